@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := strip-mlp-tiny-light_1xb64_digits-32px
+DEMO_DIR := work_dirs/$(DEMO)
+
+.PHONY: install demo test lint clean
+
+install: $(INSTALLED)
+
+# Rebuilt when what it installs changes; tools/install.py itself skips the steps whose work is there.
+$(INSTALLED): tools/install.py setup.py pyproject.toml $(wildcard requirements/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "mmstrip needs Python 3.10 or newer: make install PYTHON=python3.11"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "[install] creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@$(BIN)/python tools/install.py
+	@touch $@
+
+demo: install
+	$(BIN)/python tools/train.py configs/strip_mlp/$(DEMO).py --work-dir $(DEMO_DIR)
+	$(BIN)/python tools/test.py configs/strip_mlp/$(DEMO).py "$$(cat $(DEMO_DIR)/last_checkpoint)" \
+		--work-dir $(DEMO_DIR)/test --out $(DEMO_DIR)/test/predictions.pkl --show-dir pictures
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) work_dirs build *.egg-info

@@ -1,0 +1,40 @@
+"""mmstrip: Strip-MLP as an OpenMMLab backbone."""
+import re
+from importlib import import_module
+
+from .version import __version__
+
+__all__ = ['__version__']
+
+# Oldest versions that work, and what to install where none is there.
+_REQUIRED = {
+    'mmengine': ('0.10.0', 'onedl-mmengine'),
+    'mmcv': ('2.0.0', 'onedl-mmcv'),
+}
+
+
+def _check_requirements() -> None:
+    """Say plainly what to install if mmengine or mmcv is missing or too old.
+
+    Raises:
+        ImportError: One of them is missing or too old.
+    """
+    for name, (oldest, distribution) in _REQUIRED.items():
+        advice = f"install it with: pip install '{distribution}>={oldest}' (or '{name}>={oldest}' from OpenMMLab)"
+        try:
+            version = import_module(name).__version__
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            raise ImportError(f'mmstrip needs {name}>={oldest}, which is not installed; {advice}') from None
+        if _release(version) < _release(oldest):
+            raise ImportError(f'mmstrip needs {name}>={oldest}, but {version} is installed; {advice}')
+
+
+def _release(version: str) -> tuple:
+    """Major, minor and patch number: '2.0.0rc4' is (2, 0, 0)."""
+    numbers = [re.match(r'\d*', part).group() for part in version.split('.')[:3]]
+    return tuple(int(number or 0) for number in numbers)
+
+
+_check_requirements()

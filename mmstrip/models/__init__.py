@@ -1,0 +1,3 @@
+from .strip_mlp import StripMLP
+
+__all__ = ['StripMLP']

@@ -1,0 +1,56 @@
+"""Channel mixing of Strip-MLP (Section 3.1, Figure 2 of the paper)."""
+import torch
+from mmcv.cnn import build_activation_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+
+class GlobalResponseNorm(nn.Module):
+    """Global Response Normalization, GRN, of channels-last maps (Woo et al., ConvNeXt V2, CVPR 2023, Section 3.2)::
+
+        g = L2 norm of x over H and W,  y = gamma * x * g / (mean of g over channels + eps) + beta + x
+
+    gamma and beta start at 0, so that the layer starts as the identity.
+
+    Args:
+        channels (int): Channels C.
+        eps (float): Defaults to 1e-6.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.gamma = nn.Parameter(torch.zeros(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, H, W, C)."""
+        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        scale = norm / (norm.mean(dim=-1, keepdim=True) + self.eps)
+        return x + self.gamma * (x * scale) + self.beta
+
+
+class ChannelMixingBlock(BaseModule):
+    """Channel Mixing Block: depthwise 7x7, LayerNorm, linear, GELU, GRN, linear.
+
+    Args:
+        channels (int): Channels C.
+        mlp_ratio (float): Hidden channels over C. Defaults to 3.
+        act_cfg (dict): Defaults to ``dict(type='GELU')``.
+    """
+
+    def __init__(self, channels: int, mlp_ratio: float = 3., act_cfg: dict = dict(type='GELU')):
+        super().__init__()
+        hidden = int(channels * mlp_ratio)
+        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels, bias=False)
+        self.norm = nn.LayerNorm(channels)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.act = build_activation_layer(act_cfg)
+        self.grn = GlobalResponseNorm(hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the channels of (N, C, H, W)."""
+        x = self.depthwise(x).permute(0, 2, 3, 1)  # (N, H, W, C)
+        x = self.fc2(self.grn(self.act(self.fc1(self.norm(x)))))
+        return x.permute(0, 3, 1, 2)

@@ -1,0 +1,12 @@
+"""Registries of mmstrip: children of mmengine's, so that every toolbox finds ``mmstrip.X`` without custom imports.
+
+``locations`` are imported on the first look-up of a ``mmstrip.`` name.
+"""
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmstrip', locations=['mmstrip.models'])
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmstrip', locations=['mmstrip.datasets'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmstrip', locations=['mmstrip.engine'])
