@@ -25,9 +25,10 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, H, W, C)."""
-        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        # In float32, as squares overflow half precision; clamped, as the root has no gradient at 0.
+        norm = x.float().square().sum(dim=(1, 2), keepdim=True).clamp_min(1e-24).sqrt()
         scale = norm / (norm.mean(dim=-1, keepdim=True) + self.eps)
-        return x + self.gamma * (x * scale) + self.beta
+        return x + self.gamma * (x * scale.to(x.dtype)) + self.beta
 
 
 class ChannelMixingBlock(BaseModule):

@@ -21,10 +21,10 @@ class StripMLPLayer(nn.Module):
     Channels are split into ``num_patches`` patches, channel ``i * num_patches + g`` belonging to patch g. A patch owns
     its weights and its channels share them (Section 3.3). Over rows, with zeros outside the map::
 
-        y[i, g, h, w'] = bias[g, w'] + sum over k, w of weight[g, w', w, k] * x[i, g, h + k - strip_width // 2, w]
+        y[i, g, h, w'] = bias[g, w'] + sum over k, w of weight[g, k, w', w] * x[i, g, h + k - strip_width // 2, w]
 
-    and over columns the same with h and w exchanged. The layer starts like a convolution over ``strip_width * tokens``
-    inputs.
+    and over columns the same with h and w exchanged. The weights start like those of a convolution over
+    ``strip_width * tokens`` inputs.
 
     Args:
         tokens (int): Tokens of a line, L.
@@ -36,12 +36,12 @@ class StripMLPLayer(nn.Module):
     def __init__(self, tokens: int, num_patches: int, strip_width: int = 3, axis: str = 'row'):
         super().__init__()
         self.axis = axis
-        self.weight = nn.Parameter(torch.empty(num_patches, tokens, tokens, strip_width))
+        self.weight = nn.Parameter(torch.empty(num_patches, strip_width, tokens, tokens))
         self.bias = nn.Parameter(torch.empty(num_patches, tokens))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        bound = (self.weight.shape[2] * self.weight.shape[3])**-0.5
+        bound = (self.weight.shape[1] * self.weight.shape[2])**-0.5
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
@@ -49,12 +49,15 @@ class StripMLPLayer(nn.Module):
         """Mix (N, C, H, W) along the layer's axis, whose length must be ``tokens``; the other one may be any."""
         if self.axis == 'row':
             x = x.transpose(2, 3)
-        num_patches, tokens, _, strip_width = self.weight.shape
-        shape = x.shape  # (N, C, tokens, lines)
-        x = x.reshape(-1, num_patches * tokens, shape[3])
-        x = F.conv1d(x, self.weight.flatten(0, 1), self.bias.flatten(), padding=strip_width // 2, groups=num_patches)
-        x = x.view(shape)
-        return x.transpose(2, 3) if self.axis == 'row' else x
+        num_patches, strip_width, _, tokens = self.weight.shape
+        batch, channels, _, lines = x.shape
+        x = x.unflatten(1, (-1, num_patches)).permute(2, 4, 0, 1, 3).flatten(2, 3)  # (G, lines, N * C / G, tokens)
+        x = F.pad(x, (0, 0, 0, 0, strip_width // 2, strip_width // 2))
+        y = self.bias[:, None]
+        for k in range(strip_width):  # each is one matrix product per patch, on a view of x
+            y = torch.baddbmm(y, x[:, k:k + lines].flatten(1, 2), self.weight[:, k].transpose(1, 2))
+        y = y.view(num_patches, lines, batch, -1, tokens).permute(2, 3, 0, 4, 1).reshape(batch, channels, tokens, lines)
+        return y.transpose(2, 3) if self.axis == 'row' else y
 
     def resample_state_dict(self, state_dict: Dict[str, Tensor], prefix: str) -> bool:
         """Bring strip weights trained at another extent to this layer's, in place; True if there was need to.
@@ -65,19 +68,17 @@ class StripMLPLayer(nn.Module):
         weight, bias = state_dict.get(prefix + 'weight'), state_dict.get(prefix + 'bias')
         if weight is None or bias is None or weight.dim() != 4 or bias.dim() != 2:
             return False
-        old, new = weight.shape[1], self.weight.shape[1]
-        kept = (weight.shape[0], weight.shape[3]) == (self.weight.shape[0], self.weight.shape[3])
-        if old == new or not kept:
+        old, new = weight.shape[3], self.weight.shape[3]
+        if old == new or weight.shape[:2] != self.weight.shape[:2]:
             return False
-        planes = weight.float().permute(0, 3, 1, 2)  # (G, strip_width, old, old)
-        planes = F.interpolate(planes, (new, new), mode='bicubic', antialias=True) * (old / new)
-        state_dict[prefix + 'weight'] = planes.permute(0, 2, 3, 1).contiguous().to(weight.dtype)
+        planes = F.interpolate(weight.float(), (new, new), mode='bicubic', antialias=True) * (old / new)
+        state_dict[prefix + 'weight'] = planes.to(weight.dtype)
         lines = F.interpolate(bias.float()[None, :, None], (1, new), mode='bicubic', antialias=True)
         state_dict[prefix + 'bias'] = lines[0, :, 0].contiguous().to(bias.dtype)
         return True
 
     def extra_repr(self) -> str:
-        num_patches, tokens, _, strip_width = self.weight.shape
+        num_patches, strip_width, _, tokens = self.weight.shape
         return f'tokens={tokens}, num_patches={num_patches}, strip_width={strip_width}, axis={self.axis!r}'
 
 

@@ -124,11 +124,11 @@ def convert_official_state_dict(checkpoint: dict) -> Conversion:
     _compare_keys(set(official), set(to_ours))
     state_dict = {}
     for key, ours in to_ours.items():
-        value = official[key].detach().clone()
-        if value.numel() != torch.Size(expected[ours]).numel():
-            raise ValueError(f'{key} has shape {tuple(value.shape)}, which does not hold the {expected[ours]} of '
-                             f'arch {arch!r}')
-        state_dict[ours] = value.reshape(expected[ours])
+        value = _to_our_layout(key, official[key], expected[ours])
+        if value.shape != expected[ours]:
+            raise ValueError(f'{key} has shape {tuple(official[key].shape)}, which does not give the '
+                             f'{expected[ours]} of arch {arch!r}')
+        state_dict[ours] = value.clone()
     return Conversion(kind, arch, backbone, state_dict, skipped)
 
 
@@ -196,6 +196,13 @@ def _official_names(kind: str, depths: Tuple[int, ...]) -> Dict[str, str]:
 def _official_key(ours: str, names: Dict[str, str]) -> str:
     module, _, tensor = ours.rpartition('.')
     return f'{names[module]}.{"embeddings_table" if tensor == "table" else tensor}'
+
+
+def _to_our_layout(key: str, value: Tensor, shape: Tuple[int, ...]) -> Tensor:
+    """Strip weights from grouped convolution kernels (G * L, L, 1, k) to (G, k, L, L); biases and GRN by shape."""
+    if len(shape) == 4 and re.search(r'\.pro[jh]_[hw]\.weight$', key):
+        return value.flatten(1).unflatten(1, (-1, shape[1])).unflatten(0, (shape[0], -1)).permute(0, 3, 1, 2)
+    return value.reshape(shape) if value.numel() == torch.Size(shape).numel() else value
 
 
 def _compare_keys(found: set, expected: set) -> None:
