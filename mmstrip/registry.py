@@ -5,8 +5,10 @@
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmstrip', locations=['mmstrip.models'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmstrip', locations=['mmstrip.datasets'])
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmstrip', locations=['mmstrip.datasets'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmstrip', locations=['mmstrip.engine'])

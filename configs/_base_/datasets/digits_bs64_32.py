@@ -1,0 +1,38 @@
+# scikit-learn's handwritten digits, enlarged from 8 x 8 to 32 x 32 pixels.
+data_preprocessor = dict(num_classes=10, mean=[77.9] * 3, std=[95.9] * 3, to_rgb=False)
+
+train_pipeline = [
+    dict(type='Resize', scale=32, interpolation='bicubic'),
+    dict(type='RandomCrop', crop_size=32, padding=3),
+    dict(type='PackInputs'),
+]
+test_pipeline = [
+    dict(type='Resize', scale=32, interpolation='bicubic'),
+    dict(type='PackInputs'),
+]
+
+# tools/test.py --tta: the digit enlarged in two ways, as mirroring would make another character of it
+tta_model = dict(type='AverageClsScoreTTA')
+tta_pipeline = [
+    dict(
+        type='TestTimeAug',
+        transforms=[[dict(type='Resize', scale=32, interpolation=how) for how in ('bicubic', 'bilinear')],
+                    [dict(type='PackInputs')]])
+]
+
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=0,
+    drop_last=True,
+    dataset=dict(type='mmstrip.Digits', split='train', pipeline=train_pipeline),
+    sampler=dict(type='DefaultSampler', shuffle=True))
+
+val_dataloader = dict(
+    batch_size=120,
+    num_workers=0,
+    dataset=dict(type='mmstrip.Digits', split='test', pipeline=test_pipeline),
+    sampler=dict(type='DefaultSampler', shuffle=False))
+val_evaluator = dict(type='Accuracy', topk=(1, 5))
+
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator

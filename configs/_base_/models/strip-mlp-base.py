@@ -1,0 +1,3 @@
+_base_ = ['./strip-mlp.py']
+
+model = dict(backbone=dict(arch='base'), head=dict(in_channels=896))

@@ -1,0 +1,3 @@
+_base_ = ['./strip-mlp.py']
+
+model = dict(backbone=dict(arch='tiny'), head=dict(in_channels=640))

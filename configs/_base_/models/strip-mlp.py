@@ -1,0 +1,13 @@
+# Shared by the four variants; they set the arch and the channels of their last stage.
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='mmstrip.StripMLP', arch='tiny', img_size=224, drop_path_rate=0.1),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=1000,
+        in_channels=640,
+        init_cfg=None,  # PyTorch's own, as the authors
+        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
+        cal_acc=False),
+    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]))

@@ -1,0 +1,19 @@
+# The authors' recipe, the same for ImageNet-1K and for the small datasets: 300 epochs, 20 of them warm-up from 5e-7,
+# cosine to 5e-6. Their base learning rate goes with 8 x 128 images.
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)),
+    # No decay on biases and 1-D parameters; the authors' GRN parameters are 4-D, so they have it.
+    paramwise_cfg=dict(bias_decay_mult=0., flat_decay_mult=0., custom_keys={'.grn.': dict(decay_mult=1.)}),
+    clip_grad=dict(max_norm=5.0))
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=5e-6, by_epoch=True, begin=20, convert_to_iter_based=True),
+]
+
+train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+
+auto_scale_lr = dict(base_batch_size=1024)

@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/strip-mlp-base.py',
+    '../_base_/datasets/imagenet_bs128_224.py',
+    '../_base_/schedules/adamw_300e.py',
+    '../_base_/default_runtime.py',
+]

@@ -1,0 +1,11 @@
+_base_ = [
+    '../_base_/models/strip-mlp-tiny.py',
+    '../_base_/datasets/caltech101_bs128_224.py',
+    '../_base_/schedules/adamw_finetune.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny_in1k.pth', prefix='backbone.')),
+    head=dict(num_classes=101))

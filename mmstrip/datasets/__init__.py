@@ -1,0 +1,11 @@
+from .loading import LoadImage
+
+__all__ = ['LoadImage']
+
+try:
+    from .digits import Digits
+except ModuleNotFoundError as error:  # detectors and segmentors run without mmpretrain
+    if error.name != 'mmpretrain':
+        raise
+else:
+    __all__ += ['Digits']

@@ -1,0 +1,3 @@
+from .report_hook import ClassificationReportHook
+
+__all__ = ['ClassificationReportHook']

@@ -1,0 +1,118 @@
+"""A report that people can look at, at the end of a classification run."""
+from pathlib import Path
+from typing import List, Optional
+
+import numpy as np
+from mmengine.dist import collect_results, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from ..registry import HOOKS
+from ..utils.plots import plot_confusion, plot_curves, plot_predictions
+
+
+@HOOKS.register_module()
+class ClassificationReportHook(Hook):
+    """Draw training curves, confusion matrix and a sheet of predictions, and say where they are.
+
+    After training: of the last validation; after testing: of the test. The PNG files go to the run's log folder,
+    ``{work_dir}/{timestamp}/``. Needs data samples with ``pred_label`` and ``gt_label``, as mmpretrain's for one label an image;
+    without them it stays silent.
+
+    Args:
+        sheet_size (int): Images on the sheet: wrong predictions first, at most half of it where there are right ones
+            to fill the rest. Defaults to 60.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, sheet_size: int = 60):
+        self.sheet_size = sheet_size
+        self._clear()
+
+    def _clear(self) -> None:
+        self.pairs: List[tuple] = []  # (true, predicted) of every sample
+        self.right: List[tuple] = []  # (image, predicted, true) of the first ones
+        self.wrong: List[tuple] = []
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._clear()
+
+    before_test_epoch = before_val_epoch
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list) -> None:
+        model, images = runner.model, data_batch['inputs']
+        if isinstance(model, BaseTTAModel):
+            images = images[0]  # the first augmentation of each image
+        while hasattr(model, 'module'):
+            model = model.module
+        bgr = getattr(model.data_preprocessor, 'to_rgb', False)
+        for image, sample in zip(images, outputs):
+            if 'pred_label' not in sample or 'gt_label' not in sample or sample.gt_label.numel() != 1:
+                return
+            true, predicted = int(sample.gt_label), int(sample.pred_label)
+            self.pairs.append((true, predicted))
+            kept = self.right if true == predicted else self.wrong
+            if len(kept) < self.sheet_size:
+                image = image.permute(1, 2, 0).cpu().numpy()
+                kept.append((image[..., ::-1] if bgr else image, predicted, true))
+
+    after_test_iter = after_val_iter
+
+    def after_train(self, runner: Runner) -> None:
+        folder = self._folder(runner)
+        if is_main_process():
+            curves = folder / 'curves.png'
+            self._draw_curves(runner, curves)
+            runner.logger.info(f'Training curves: {curves}')
+            if (Path(runner.work_dir) / 'last_checkpoint').is_file():
+                runner.logger.info(f'Checkpoint: {(Path(runner.work_dir) / "last_checkpoint").read_text()}')
+        if runner.val_loop is not None:
+            self._report(runner, runner.val_dataloader.dataset, folder)
+
+    def after_test_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
+        self._report(runner, runner.test_dataloader.dataset, self._folder(runner))
+
+    @staticmethod
+    def _folder(runner: Runner) -> Path:
+        folder = Path(runner.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _report(self, runner: Runner, dataset, folder: Path) -> None:
+        pairs = collect_results(self.pairs, len(dataset), device='cpu')
+        if not pairs:
+            return
+        labels, predictions = np.array(pairs).T
+        classes = dataset.metainfo.get('classes') or [str(i) for i in range(max(labels.max(), predictions.max()) + 1)]
+        accuracy = f'top-1 {np.mean(labels == predictions):.2%} ({np.sum(labels == predictions)} of {len(labels)} images)'
+        confusion, sheet = folder / 'confusion_matrix.png', folder / 'predictions.png'
+        plot_confusion(labels, predictions, classes, confusion)
+        half = self.sheet_size - min(len(self.right), self.sheet_size // 2)
+        samples = self.wrong[:half]
+        samples += self.right[:self.sheet_size - len(samples)]
+        plot_predictions([(image, classes[predicted], classes[true]) for image, predicted, true in samples], accuracy,
+                         sheet)
+        runner.logger.info(f'Confusion matrix: {confusion}')
+        runner.logger.info(f'Images with predictions: {sheet}')
+        runner.logger.info(f'Test {accuracy}')
+
+    @staticmethod
+    def _draw_curves(runner: Runner, path: Path) -> None:
+        """Curves over epochs (or iterations) from the message hub, which survives resuming."""
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        scale = len(runner.train_dataloader) if by_epoch else 1
+        last = runner.epoch if by_epoch else runner.iter
+
+        def curve(name, per_iteration):
+            values = np.array(runner.message_hub.get_scalar(name).data[0], dtype=float)
+            x = np.arange(1, len(values) + 1) / (scale if per_iteration else len(values) / last)
+            return x, values
+
+        panels = {'loss': {'training': curve('train/loss', True)}, 'learning rate': {'': curve('train/lr', True)}}
+        metrics = {name[len('val/'):]: curve(name, False) for name in runner.message_hub.log_scalars
+                   if name.startswith('val/') and not name.endswith('time')}
+        if metrics:
+            panels['validation'] = metrics
+        plot_curves(panels, 'epoch' if by_epoch else 'iteration', path)

@@ -1,0 +1,102 @@
+"""From a config file to a Runner: what the command-line tools share."""
+import difflib
+import inspect
+import os
+from pathlib import Path
+from typing import Optional, Sequence
+
+import torch
+import torch.distributed
+from mmengine.config import Config
+from mmengine.registry import DATASETS, RUNNERS, init_default_scope
+from mmengine.runner import Runner
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+def load_config(path: str, options: Optional[dict] = None) -> Config:
+    """Read a config file and override parts of it.
+
+    Args:
+        path: Config file.
+        options: Dotted keys and their values, as of ``--cfg-options``.
+
+    Raises:
+        FileNotFoundError: There is no such file; names that come close are proposed.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no config at {path}' + _proposal(Path(path)))
+    config = Config.fromfile(path)
+    if options:
+        config.merge_from_dict(options)
+    return config
+
+
+def _proposal(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f': there is no folder {path.parent}'
+    names = [file.name for file in path.parent.glob('*.py')]
+    close = difflib.get_close_matches(path.name, names, n=3)
+    return f'; did you mean {" or ".join(close)}?' if close else ''
+
+
+def set_work_dir(config: Config, work_dir: Optional[str], path: str) -> None:
+    """Command line before config file before ``./work_dirs/{name of the config}``."""
+    config.work_dir = work_dir or config.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
+
+
+def check_data(config: Config, loaders: Sequence[str]) -> None:
+    """Look for the data folders before anything is built.
+
+    Args:
+        config: A whole config.
+        loaders: Keys of the dataloaders that will be used, such as 'train_dataloader'.
+
+    Raises:
+        FileNotFoundError: A ``data_root`` is missing, and its dataset does not download it.
+    """
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    for loader in loaders:
+        dataset = (config.get(loader) or {}).get('dataset', {})
+        key = f'{loader}.dataset'
+        while 'dataset' in dataset:  # wrappers such as RepeatDataset
+            dataset, key = dataset['dataset'], f'{key}.dataset'
+        root = dataset.get('data_root')
+        if root and '://' not in root and not Path(root).is_dir() and not _downloads(dataset):
+            raise FileNotFoundError(f'{key}.data_root: no folder {root}; put the data there, or name its place with '
+                                    f'--cfg-options {key}.data_root=FOLDER')
+
+
+def _downloads(dataset: dict) -> bool:
+    parameters = inspect.signature(DATASETS.get(dataset['type'])).parameters
+    return 'download' in parameters and dataset.get('download', True)
+
+
+def build_runner(config: Config, launcher: str = 'none') -> Runner:
+    """The Runner of a config, in a process group if there is a launcher: NCCL with CUDA, else gloo.
+
+    Args:
+        config: A whole config.
+        launcher: 'none', 'pytorch' (torchrun), 'slurm' or 'mpi'.
+
+    Raises:
+        ValueError: Distributed running without CUDA by a launcher other than torchrun.
+    """
+    config.launcher = launcher
+    if launcher != 'none' and not torch.cuda.is_available():
+        _prepare_gloo(config, launcher)
+    runner_type = config.get('runner_type')
+    return Runner.from_cfg(config) if runner_type is None else RUNNERS.build(config)
+
+
+def _prepare_gloo(config: Config, launcher: str) -> None:
+    """mmengine's own start-up selects CUDA devices, so on CPUs the group and the model's wrapper come from here."""
+    if launcher != 'pytorch':
+        raise ValueError(f"launcher must be 'pytorch' (torchrun) on machines without CUDA, but got {launcher!r}")
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=config.get('find_unused_parameters', False))
+    config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper

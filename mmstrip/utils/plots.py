@@ -1,0 +1,72 @@
+"""Pictures of a classification run, drawn with matplotlib and written as PNG files."""
+from pathlib import Path
+from typing import Dict, List, Sequence, Tuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay
+
+Curve = Tuple[Sequence[float], Sequence[float]]  # x and y
+
+
+def plot_curves(panels: Dict[str, Dict[str, Curve]], x_label: str, path: Path) -> None:
+    """One panel a quantity, side by side.
+
+    Args:
+        panels: Title of each panel -> label of each curve in it -> its points.
+        x_label: Shared label of the x axes.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(5 * len(panels), 4), layout='constrained')
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        for label, (x, y) in curves.items():
+            axes.plot(x, y, label=label, marker='o' if len(x) < 40 else None, markersize=3)
+        axes.set(title=title, xlabel=x_label)
+        axes.grid(alpha=0.3)
+        if len(curves) > 1:
+            axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], path: Path) -> None:
+    """Confusion matrix; class names and counts are written in up to 30 classes.
+
+    Args:
+        labels, predictions: Class indices (N, ).
+        classes: Name of each class.
+        path: PNG file to write.
+    """
+    few = len(classes) <= 30
+    side = max(6, 0.45 * len(classes)) if few else 10
+    figure = Figure(figsize=(side, side), layout='constrained')
+    axes = figure.subplots()
+    shown = dict(display_labels=classes) if few else {}
+    ConfusionMatrixDisplay.from_predictions(
+        labels, predictions, labels=range(len(classes)), include_values=few, cmap='Blues', colorbar=not few, ax=axes,
+        xticks_rotation='vertical' if max(map(len, classes)) > 3 else 'horizontal', **shown)
+    if not few:
+        axes.set(xticks=[], yticks=[])
+    axes.set_title(f'{np.mean(labels == predictions):.2%} of {len(labels)} right')
+    figure.savefig(path, dpi=120)
+
+
+def plot_predictions(samples: List[Tuple[np.ndarray, str, str]], title: str, path: Path, columns: int = 10) -> None:
+    """Sheet of images, each with its prediction; wrong ones in red, with the true class.
+
+    Args:
+        samples: Image (H, W, 3) in RGB from 0 to 255, predicted and true class of each.
+        title: Title of the sheet.
+        path: PNG file to write.
+        columns: Images in a row. Defaults to 10.
+    """
+    rows = -(-len(samples) // columns)
+    figure = Figure(figsize=(1.3 * columns, 1.55 * rows + 0.5), layout='constrained')
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in grid:
+        axes.axis('off')
+    for axes, (image, predicted, true) in zip(grid, samples):
+        axes.imshow(image.astype(np.uint8))
+        right = predicted == true
+        axes.set_title(predicted if right else f'{predicted} (is {true})', fontsize=9, color='green' if right else 'red')
+    figure.savefig(path, dpi=120)

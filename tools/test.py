@@ -1,0 +1,89 @@
+"""Test a classifier, detector or segmentor: print its metrics, save its predictions, draw them."""
+import argparse
+import os
+
+from mmengine.config import ConfigDict, DictAction
+
+from mmstrip.utils.launch import LAUNCHERS, build_runner, check_data, load_config, set_work_dir
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='folder for logs (default: work_dirs/NAME_OF_CONFIG)')
+    parser.add_argument('--out', metavar='FILE.pkl', help='save all predictions')
+    parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions there')
+    parser.add_argument('--interval', type=int, default=1, help='with --show-dir: draw every n-th image (default: 1)')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config')
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how the processes were started')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def apply_args(config, args: argparse.Namespace) -> None:
+    """Write the command line into the config.
+
+    Raises:
+        FileNotFoundError: The checkpoint is missing.
+        ValueError: ``--out`` does not name a pickle file, or the config lacks what an option needs.
+    """
+    set_work_dir(config, args.work_dir, args.config)
+    if not os.path.isfile(args.checkpoint):
+        raise FileNotFoundError(f'no checkpoint at {args.checkpoint}')
+    config.load_from = args.checkpoint
+    if args.out:
+        save_predictions(config, args.out)
+    if args.show_dir:
+        draw_predictions(config, args.show_dir, args.interval)
+    if args.tta:
+        augment_tests(config, args.config)
+
+
+def save_predictions(config, path: str) -> None:
+    if not path.endswith(('.pkl', '.pickle')):
+        raise ValueError(f'--out must end in .pkl or .pickle, but got {path!r}')
+    evaluators = config.test_evaluator
+    evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
+    config.test_evaluator = evaluators + [dict(type='DumpResults', out_file_path=path)]
+
+
+def draw_predictions(config, folder: str, interval: int) -> None:
+    """Switch on the toolbox's own visualization hook; mmpretrain's and those of mmdet and mmseg differ in words."""
+    hook = config.default_hooks.get('visualization')
+    if hook is None:
+        raise ValueError('--show-dir: the config has no default_hooks.visualization')
+    if hook.type.endswith('DetVisualizationHook'):
+        hook.update(draw=True, interval=interval, test_out_dir=os.path.abspath(folder))
+    elif hook.type.endswith('SegVisualizationHook'):
+        hook.update(draw=True, interval=interval)
+        config.visualizer.save_dir = folder
+    else:
+        hook.update(enable=True, interval=interval, out_dir=folder)
+
+
+def augment_tests(config, path: str) -> None:
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in config]
+    if missing:
+        raise ValueError(f'--tta: {path} has no {" and no ".join(missing)}')
+    dataset = config.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = config.tta_pipeline
+    config.model = ConfigDict(**config.tta_model, module=config.model)
+
+
+def main() -> None:
+    args = parse_args()
+    config = load_config(args.config, args.cfg_options)
+    apply_args(config, args)
+    check_data(config, ['test_dataloader'])
+    build_runner(config, args.launcher).test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,81 @@
+"""Train a classifier, detector or segmentor from its config."""
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+from mmstrip.utils.launch import LAUNCHERS, build_runner, check_data, load_config, set_work_dir
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint; without a path, or with "auto", from the newest one in the work dir')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument('--no-validate', action='store_true', help='do not validate during training')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the real total batch size over auto_scale_lr.base_batch_size')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config')
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how the processes were started')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def apply_args(config, args: argparse.Namespace) -> None:
+    """Write the command line into the config.
+
+    Raises:
+        FileNotFoundError: The checkpoint to resume is missing.
+        ValueError: The config lacks what an option needs.
+    """
+    set_work_dir(config, args.work_dir, args.config)
+    if args.resume == 'auto':
+        config.resume, config.load_from = True, None
+    elif args.resume:
+        if not os.path.isfile(args.resume):
+            raise FileNotFoundError(f'--resume: no checkpoint at {args.resume}')
+        config.resume, config.load_from = True, args.resume
+    if args.amp:
+        use_amp(config)
+    if args.no_validate:
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
+        config.default_hooks.checkpoint.pop('save_best', None)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+            raise ValueError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
+        config.auto_scale_lr.enable = True
+
+
+def use_amp(config) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError('--amp needs a GPU, and there is none')
+    wrapper = config.optim_wrapper.get('type', 'OptimWrapper')
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(f"--amp needs optim_wrapper.type 'OptimWrapper', but got {wrapper!r}")
+    config.optim_wrapper.type = 'AmpOptimWrapper'
+    config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def main() -> None:
+    args = parse_args()
+    config = load_config(args.config, args.cfg_options)
+    apply_args(config, args)
+    check_data(config, ['train_dataloader', 'val_dataloader'])
+    build_runner(config, args.launcher).train()
+
+
+if __name__ == '__main__':
+    main()
