@@ -25,8 +25,9 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, H, W, C)."""
-        # In float32, as squares overflow half precision; clamped, as the root has no gradient at 0.
-        norm = x.float().square().sum(dim=(1, 2), keepdim=True).clamp_min(1e-24).sqrt()
+        # At least float32, as squares overflow half precision; clamped, as the root has no gradient at 0.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        norm = wide.square().sum(dim=(1, 2), keepdim=True).clamp_min(1e-24).sqrt()
         scale = norm / (norm.mean(dim=-1, keepdim=True) + self.eps)
         return x + self.gamma * (x * scale.to(x.dtype)) + self.beta
 

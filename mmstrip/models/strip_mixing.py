@@ -62,8 +62,8 @@ class StripMLPLayer(nn.Module):
     def resample_state_dict(self, state_dict: Dict[str, Tensor], prefix: str) -> bool:
         """Bring strip weights trained at another extent to this layer's, in place; True if there was need to.
 
-        Weights are interpolated over both token axes and scaled by old / new tokens, so that a constant map keeps its
-        output; biases over their one axis.
+        Weights are interpolated over both token axes and scaled by old / new tokens, so that their sums over a line
+        stay what they were; biases are interpolated over their one axis.
         """
         weight, bias = state_dict.get(prefix + 'weight'), state_dict.get(prefix + 'bias')
         if weight is None or bias is None or weight.dim() != 4 or bias.dim() != 2:

@@ -118,7 +118,7 @@ def convert_official_state_dict(checkpoint: dict) -> Conversion:
     expected = {f'backbone.{key}': tuple(value.shape) for key, value in StripMLP(**backbone).state_dict().items()}
     if kind == 'classification':
         classes = official['head.weight'].shape[0] if 'head.weight' in official else 1000
-        channels = backbone_channels(arch)
+        channels = StripMLP.arch_zoo[arch]['embed_dims'] * 8
         expected.update({'head.fc.weight': (classes, channels), 'head.fc.bias': (classes, )})
     to_ours = {_official_key(ours, names): ours for ours in expected}
     _compare_keys(set(official), set(to_ours))
@@ -130,11 +130,6 @@ def convert_official_state_dict(checkpoint: dict) -> Conversion:
                              f'{expected[ours]} of arch {arch!r}')
         state_dict[ours] = value.clone()
     return Conversion(kind, arch, backbone, state_dict, skipped)
-
-
-def backbone_channels(arch: str) -> int:
-    """Channels of the last stage of a named arch."""
-    return StripMLP.arch_zoo[arch]['embed_dims'] * 8
 
 
 def _strip_prefix(weights: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], int]:
@@ -217,13 +212,17 @@ def _listed(keys: List[str]) -> str:
     return ', '.join(keys[:_SHOWN]) + (', ...' if len(keys) > _SHOWN else '') if keys else 'none'
 
 
+def _write(checkpoint: dict, file) -> None:
+    torch.save(checkpoint, file)
+
+
 def _save_atomically(checkpoint: dict, target: Path) -> None:
     """Write to a temporary file beside the target, flush it to disk, then rename it."""
     temporary: Optional[str] = None
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f'.{target.name}.', delete=False) as file:
             temporary = file.name
-            torch.save(checkpoint, file)
+            _write(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

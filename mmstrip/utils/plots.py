@@ -62,7 +62,7 @@ def plot_predictions(samples: List[Tuple[np.ndarray, str, str]], title: str, pat
     rows = -(-len(samples) // columns)
     figure = Figure(figsize=(1.3 * columns, 1.55 * rows + 0.5), layout='constrained')
     figure.suptitle(title)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis('off')
     for axes, (image, predicted, true) in zip(grid, samples):

@@ -1,0 +1,58 @@
+"""The 80 / 20 split of Caltech-101 that the small-data results use."""
+import random
+from pathlib import Path
+from typing import Dict, List, Tuple, Union
+
+EXCLUDED = 'BACKGROUND_Google'
+NUM_CLASSES, NUM_IMAGES = 101, 8677
+TRAIN_SHARE = 0.8
+SEED = 1024
+
+
+def split_caltech101(root: Union[str, Path]) -> Dict[str, List[Tuple[str, int]]]:
+    """Split each class at random, the same way on every machine: listings are sorted, the seed is 1024.
+
+    Args:
+        root: Folder that holds ``101_ObjectCategories/``.
+
+    Returns:
+        'train' and 'test', each a list of (path below ``101_ObjectCategories``, class index), and 'classes', the
+        names in the order of the indices with their number of images.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It does not hold 101 classes and 8,677 images besides BACKGROUND_Google.
+    """
+    images_dir = Path(root) / '101_ObjectCategories'
+    if not images_dir.is_dir():
+        raise FileNotFoundError(f'no folder {images_dir}: {root} must hold 101_ObjectCategories/ of Caltech-101')
+    classes = sorted(folder.name for folder in images_dir.iterdir() if folder.is_dir() and folder.name != EXCLUDED)
+    files = {name: sorted(path.name for path in (images_dir / name).glob('*.jpg')) for name in classes}
+    total = sum(map(len, files.values()))
+    if (len(classes), total) != (NUM_CLASSES, NUM_IMAGES):
+        raise ValueError(f'{images_dir} must hold {NUM_CLASSES} classes and {NUM_IMAGES:,} images besides {EXCLUDED}, '
+                         f'but has {len(classes)} classes and {total:,} images')
+    generator = random.Random(SEED)
+    split = {'train': [], 'test': [], 'classes': [(name, len(files[name])) for name in classes]}
+    for index, name in enumerate(classes):
+        shuffled = list(files[name])
+        generator.shuffle(shuffled)
+        num_train = int(TRAIN_SHARE * len(shuffled))
+        split['train'] += [(f'{name}/{file}', index) for file in sorted(shuffled[:num_train])]
+        split['test'] += [(f'{name}/{file}', index) for file in sorted(shuffled[num_train:])]
+    return split
+
+
+def write_caltech101_split(root: Union[str, Path]) -> Path:
+    """Write ``meta/train.txt``, ``meta/test.txt`` ("path class" lines) and ``meta/classes.txt`` below ``root``.
+
+    Returns:
+        The ``meta`` folder.
+    """
+    split = split_caltech101(root)
+    meta = Path(root) / 'meta'
+    meta.mkdir(exist_ok=True)
+    for part in ('train', 'test'):
+        (meta / f'{part}.txt').write_text(''.join(f'{path} {index}\n' for path, index in split[part]))
+    (meta / 'classes.txt').write_text(''.join(f'{name}\n' for name, _ in split['classes']))
+    return meta

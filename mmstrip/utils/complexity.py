@@ -1,0 +1,49 @@
+"""Parameters and multiply-adds of models."""
+from typing import NamedTuple, Tuple
+
+import torch
+from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer, parameter_count
+from mmengine.analysis.print_helper import complexity_stats_table
+from torch import nn
+
+
+class Complexity(NamedTuple):
+    """What a model costs.
+
+    Attributes:
+        params: Number of parameters.
+        flops: Multiply-adds of one forward of one image, the unit that the paper calls FLOPs: of convolutions, linear
+            layers, matrix products and norms.
+        table: Both for each module, as text; empty unless asked for.
+    """
+    params: int
+    flops: int
+    table: str
+
+
+def analyze_complexity(model: nn.Module, shape: Tuple[int, int, int], depth: int = 0) -> Complexity:
+    """Count parameters and multiply-adds of a model.
+
+    Args:
+        model: A model of any of the toolboxes, or a plain module that takes one batch of images.
+        shape: Channels, height and width of the image.
+        depth: How deep the table goes into the modules; 0: no table. Defaults to 0.
+    """
+    model = model.eval()
+    images = torch.rand(1, *shape, device=next(model.parameters()).device)
+    # mmengine's models take a mode; 'tensor' is their plain forward, without losses and post-processing.
+    inputs = (images, None, 'tensor') if hasattr(model, 'data_preprocessor') else (images, )
+    flops = FlopAnalyzer(model, inputs)
+    flops.set_op_handle('aten::baddbmm', _baddbmm_flops)
+    for analyzer in (flops, activations := ActivationAnalyzer(model, inputs)):
+        analyzer.unsupported_ops_warnings(False)
+        analyzer.uncalled_modules_warnings(False)
+        analyzer.tracer_warnings('none')
+    table = complexity_stats_table(flops, max_depth=depth, activations=activations) if depth else ''
+    return Complexity(parameter_count(model)[''], int(flops.total()), table)
+
+
+def _baddbmm_flops(inputs: list, outputs: list) -> int:
+    batch, rows, inner = inputs[1].type().sizes()
+    columns = inputs[2].type().sizes()[-1]
+    return batch * rows * inner * columns

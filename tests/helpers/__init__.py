@@ -1,0 +1,45 @@
+"""What several tests share."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from mmstrip.models import StripMLP
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / 'tests' / 'data'
+SMALL_ARCH = dict(embed_dims=16, depths=(1, 1, 2, 1))
+SMALL_CONFIG = DATA / 'digits_small.py'
+
+
+def small_backbone(**arguments) -> StripMLP:
+    """A backbone that runs in milliseconds."""
+    return StripMLP(**{'arch': SMALL_ARCH, 'img_size': 64, **arguments})
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Give every parameter and BN statistic a value that matters, as 0 and 1 hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith('running_var'):
+                value.copy_(1 + torch.rand(value.shape, generator=generator))
+            elif value.is_floating_point() and not name.endswith('expanded'):
+                value.add_(0.1 * torch.randn(value.shape, generator=generator))
+    return model.train(model.training)
+
+
+def run(*command, cwd: Path = ROOT, env: dict = {}, timeout: int = 600) -> subprocess.CompletedProcess:
+    """Run a command as a user would; `python` is the one that runs the tests."""
+    python = str(Path(sys.executable).parent)
+    environment = {**os.environ, 'PATH': f'{python}{os.pathsep}{os.environ["PATH"]}', 'OMP_NUM_THREADS': '2', **env}
+    return subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, timeout=timeout, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT)
+
+
+def run_tool(tool: str, *arguments, **options) -> subprocess.CompletedProcess:
+    """Run a script below tools/."""
+    return run('python', ROOT / 'tools' / tool, *arguments, **options)

@@ -1,0 +1,128 @@
+"""Every config is whole, says the recipe, and is in the metafile."""
+from pathlib import Path
+
+import modelindex
+import pytest
+import torch
+import yaml
+from helpers import ROOT
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+
+from mmstrip.utils.complexity import analyze_complexity
+
+CONFIGS = sorted((ROOT / 'configs' / 'strip_mlp').glob('*.py'))
+NUM_CLASSES = dict(
+    in1k=1000, cifar10=10, cifar100=100, caltech101=101, flowers102=102, pets=37, cars=196, digits=10)
+ARCHS = ('tiny-light', 'tiny', 'small', 'base')
+
+
+def build_model(config):
+    init_default_scope(config.default_scope)
+    with torch.device('meta'):
+        return MODELS.build(config.model)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_config_builds(path):
+    config = Config.fromfile(path)
+    model = build_model(config)
+    name = path.stem.split('_')
+    dataset = next(key for part in name[2:] for key in NUM_CLASSES if part.split('-')[0] == key and key != name[1])
+    classes = NUM_CLASSES[dataset]
+    assert model.head.num_classes == config.data_preprocessor.num_classes == classes
+    assert model.head.in_channels == model.backbone.embed_dims * 8
+    assert f'strip-mlp-{config.model.backbone.arch}' == name[0]
+    size = {'384px': 384, '32px': 32}.get(path.stem.rpartition('-')[2], 224)
+    assert model.backbone.img_size == (size, size)
+    gpus, batch = map(int, next(part for part in name if 'xb' in part).split('xb'))
+    assert config.train_dataloader.batch_size == batch
+    assert config.auto_scale_lr.base_batch_size == gpus * batch
+    if 'in1k-pre' in name:
+        pretrained = config.model.backbone.get('init_cfg') or config.model.init_cfg
+        assert pretrained.checkpoint == f'checkpoints/{name[0]}_in1k.pth'
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        for transform in loader.dataset.pipeline:
+            TRANSFORMS.build(transform)
+    for transform in config.tta_pipeline:
+        TRANSFORMS.build(transform)
+
+
+def test_there_is_a_config_for_every_variant_and_dataset():
+    names = {path.stem for path in CONFIGS}
+    for arch in ARCHS:
+        for dataset in ('in1k', 'cifar10', 'cifar100', 'caltech101'):
+            assert f'strip-mlp-{arch}_8xb128_{dataset}' in names
+        for dataset in ('cifar10', 'cifar100', 'caltech101', 'flowers102', 'pets', 'cars'):
+            assert f'strip-mlp-{arch}_in1k-pre_8xb128_{dataset}' in names
+
+
+def test_recipe_is_the_authors():
+    config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-small_8xb128_in1k.py')
+    optimizer = config.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 5e-4, 0.05)
+    assert config.optim_wrapper.clip_grad.max_norm == 5.0
+    warmup, cosine = config.param_scheduler
+    assert (warmup.start_factor * optimizer.lr, warmup.end, cosine.eta_min) == (pytest.approx(5e-7), 20, 5e-6)
+    assert config.train_cfg.max_epochs == 300
+    assert config.model.backbone.drop_path_rate == 0.1 and not config.model.backbone.get('drop_path_ramp')
+    assert [(augment.type, augment.alpha) for augment in config.model.train_cfg.augments] == [('Mixup', .8), ('CutMix', 1.)]
+    assert config.model.head.loss.label_smooth_val == 0.1
+
+
+def test_no_decay_on_biases_and_flat_parameters_but_on_grn():
+    config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny-light_8xb128_in1k.py')
+    model = build_model(config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
+    decayed = {names[id(group['params'][0])]: group['weight_decay'] > 0 for group in groups}
+    for name, parameter in model.named_parameters():
+        # The authors hold GRN's parameters in four dimensions, and decay what has more than one.
+        assert decayed[name] == ('.grn.' in name or (parameter.ndim > 1 and not name.endswith('bias'))), name
+
+
+def test_cifar_images_are_taken_as_rgb():
+    config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_cifar10.py')
+    assert config.data_preprocessor.to_rgb is False
+    *_, augment, erase, _ = config.train_dataloader.dataset.pipeline
+    assert augment.hparams.pad_val == [124, 116, 104] and erase.fill_color == config.data_preprocessor.mean
+    imagenet = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py')
+    erase = imagenet.train_dataloader.dataset.pipeline[-2]
+    assert imagenet.data_preprocessor.to_rgb and erase.fill_color == imagenet.data_preprocessor.mean[::-1]
+
+
+class TestMetafile:
+
+    def test_it_is_valid_and_complete(self):
+        index = modelindex.load(str(ROOT / 'model-index.yml'))
+        index.build_models_with_collections()
+        configs = {model.config for model in index.models}
+        assert all((ROOT / config).is_file() for config in configs)
+        assert {f'configs/strip_mlp/strip-mlp-{arch}_8xb128_in1k.py' for arch in ARCHS} <= configs
+
+    def test_its_figures_are_those_of_the_models(self):
+        entries = yaml.safe_load((ROOT / 'configs/strip_mlp/metafile.yml').read_text())['Models']
+        for entry in entries:
+            config = Config.fromfile(ROOT / entry['Config'])
+            model = build_model(config)
+            assert sum(p.numel() for p in model.parameters()) == entry['Metadata']['Parameters'], entry['Name']
+
+    def test_flops_of_the_smallest(self):
+        entries = yaml.safe_load((ROOT / 'configs/strip_mlp/metafile.yml').read_text())['Models']
+        entry = next(entry for entry in entries if entry['Name'] == 'strip-mlp-tiny-light_8xb128_in1k')
+        config = Config.fromfile(ROOT / entry['Config'])
+        init_default_scope(config.default_scope)
+        complexity = analyze_complexity(MODELS.build(config.model), (3, 224, 224))
+        assert complexity.flops == entry['Metadata']['FLOPs']
+        assert complexity.flops / 1e9 == pytest.approx(2.5, abs=0.05)
+
+    def test_readme_has_a_row_for_every_config(self):
+        readme = (ROOT / 'configs' / 'strip_mlp' / 'README.md').read_text()
+        assert not [path.name for path in CONFIGS if f'({path.name})' not in readme]
+        assert not [name for name in _linked(readme) if not (ROOT / 'configs' / 'strip_mlp' / name).exists()]
+
+
+def _linked(text: str) -> list:
+    import re
+    return [name for name in re.findall(r'\]\(([^)#]+)\)', text) if '://' not in name and Path(name).name]

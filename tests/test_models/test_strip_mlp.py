@@ -1,0 +1,345 @@
+"""The backbone as its users meet it."""
+import copy
+import itertools
+import logging
+
+import pytest
+import torch
+from helpers import SMALL_ARCH, randomise, small_backbone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.logging import MMLogger
+from mmengine.runner import load_checkpoint
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmstrip.models import StripMLP
+from mmstrip.models.strip_mixing import RelativePosition, StripMLPLayer
+
+PAPER_PARAMS = {'tiny-light': 18_243_920, 'tiny': 24_903_920, 'small': 42_568_600, 'base': 57_216_480}
+
+
+@pytest.mark.parametrize('arch', PAPER_PARAMS)
+def test_published_sizes(arch):
+    with torch.device('meta'):
+        model = StripMLP(arch)
+    head = (model.embed_dims * 8 + 1) * 1000
+    assert sum(p.numel() for p in model.parameters()) + head == PAPER_PARAMS[arch]
+
+
+@given(height=st.integers(32, 200), width=st.integers(32, 200))
+@settings(max_examples=15)
+def test_any_size_gives_floored_strides(height, width):
+    model = small_backbone(out_indices=(0, 1, 2, 3)).eval()
+    with torch.no_grad():
+        maps = model(torch.rand(1, 3, height, width))
+    for i, feature in enumerate(maps):
+        stride = 4 * 2**i
+        assert feature.shape == (1, 16 * 2**i, height // stride, width // stride)
+        assert torch.isfinite(feature).all()
+
+
+@pytest.mark.parametrize('out_indices', [c for n in range(1, 5) for c in itertools.combinations(range(4), n)])
+def test_out_indices_choose_from_the_same_maps(out_indices):
+    full = randomise(small_backbone(out_indices=(0, 1, 2, 3))).eval()
+    model = small_backbone(out_indices=out_indices)
+    model.load_state_dict({key: value for key, value in full.state_dict().items() if key in model.state_dict()})
+    x = torch.rand(2, 3, 64, 96)
+    for i, feature in zip(out_indices, model.eval()(x)):
+        torch.testing.assert_close(feature, full(x)[i])
+    # Nothing is built that the outputs do not need, so that no parameter is left without a gradient.
+    assert len(model.stages) == max(out_indices) + 1
+    sum(feature.sum() for feature in model.train()(x)).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_negative_and_single_indices():
+    assert small_backbone(out_indices=-1).out_indices == (3, )
+    assert small_backbone(out_indices=[-4, 2]).out_indices == (0, 2)
+
+
+def test_rectangular_training_size():
+    model = small_backbone(img_size=(64, 128))
+    layers = [module for module in model.stages[0].modules() if isinstance(module, StripMLPLayer)]
+    assert [(layer.axis, layer.weight.shape[-1]) for layer in layers] == [('row', 32), ('column', 16)]
+    tables = [module.table.shape[0] for module in model.stages[0].modules() if isinstance(module, RelativePosition)]
+    assert tables == [2 * 16 + 1, 2 * 32 + 1]
+    assert model(torch.rand(2, 3, 64, 128))[0].shape == (2, 128, 2, 4)
+
+
+def test_variants_of_the_ablations():
+    x = torch.rand(2, 3, 64, 64)
+    variants = [
+        dict(strip_width=1), dict(strip_width=5), dict(num_patches=1), dict(num_patches=8),
+        dict(num_patches=(8, 16, 32, 64)), dict(cascade=False), dict(branches='cgsmm'), dict(branches=['lsmm']),
+        dict(mlp_ratio=2), dict(in_channels=1), dict(act_cfg=dict(type='ReLU')), dict(norm_cfg=dict(type='GN', num_groups=2))
+    ]
+    for variant in variants:
+        model = small_backbone(**variant)
+        out, = model(x[:, :variant.get('in_channels', 3)])
+        assert out.shape == (2, 128, 2, 2), variant
+        out.sum().backward()
+        assert all(p.grad is not None for p in model.parameters()), variant
+
+
+def test_authors_patch_rule():
+    def patches(arch):
+        with torch.device('meta'):
+            model = StripMLP(arch)
+        return [stage[0].strip_mixing.branches['cgsmm'].row.weight.shape[0] for stage in model.stages]
+
+    assert patches('tiny') == [20, 40, 80, 160]
+    assert patches('small') == [12, 24, 48, 96]
+    assert patches('base') == [14, 28, 56, 112]
+
+
+def test_gradients_reach_every_parameter():
+    model = randomise(small_backbone(out_indices=(0, 1, 2, 3), drop_path_rate=0.))
+    sum((feature * torch.randn_like(feature)).sum() for feature in model(torch.rand(2, 3, 96, 80))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_gradients_are_right():
+    """Against finite differences, through windows and all branches."""
+    model = randomise(small_backbone(arch=dict(embed_dims=8, depths=(1, 1, 1, 1)), img_size=32)).double().eval()
+    x = torch.rand(1, 3, 40, 33, dtype=torch.float64)
+    weight = torch.randn(1, 64, 1, 1, dtype=torch.float64)
+    loss = lambda: (model(x)[0] * weight).sum()  # noqa: E731
+    loss().backward()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        start, losses = parameter.detach().clone(), []
+        for step in (1e-6, -1e-6):
+            with torch.no_grad():
+                parameter.copy_(start + step * direction)
+            losses.append(loss().detach())
+        with torch.no_grad():
+            parameter.copy_(start)
+        numeric, exact = (losses[0] - losses[1]) / 2e-6, (parameter.grad * direction).sum()
+        assert abs(numeric - exact) < 1e-4 * max(1, abs(exact)), name
+
+
+def test_features_do_not_depend_on_batch_mates():
+    model = randomise(small_backbone(out_indices=(0, 1, 2, 3))).eval()
+    images = torch.rand(3, 3, 96, 72)
+    for together, alone in zip(model(images), model(images[1:2])):
+        torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointing_changes_nothing_but_memory():
+    plain = randomise(small_backbone(drop_path_rate=0.3, img_size=32))
+    saving = copy.deepcopy(plain)
+    saving.with_cp = True
+    x = torch.rand(4, 3, 32, 48)
+    for model in (plain, saving):
+        torch.manual_seed(1)
+        model(x)[0].square().sum().backward()
+    for (name, a), b in zip(plain.named_parameters(), saving.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+    for (name, a), b in zip(plain.named_buffers(), saving.buffers()):
+        torch.testing.assert_close(a, b, msg=name)  # BN statistics count the batch once
+
+
+@pytest.mark.parametrize('frozen_stages', range(-1, 5))
+def test_frozen_stages_stay_as_they_are(frozen_stages):
+    model = small_backbone(frozen_stages=frozen_stages, drop_path_rate=0.)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad] or [torch.zeros(1)], lr=0.1)
+    model.train()
+    out = model(torch.rand(4, 3, 64, 64))[0]
+    if frozen_stages < 4:
+        out.square().sum().backward()
+        optimizer.step()
+    frozen = ['patch_embed.'] if frozen_stages >= 0 else []
+    for i in range(frozen_stages):
+        frozen += [f'stages.{i}.', f'cross_stage.{i}.', f'merging.{i - 1}.']
+    frozen += ['norm.'] if frozen_stages == 4 else []
+    for name, value in model.state_dict().items():
+        still = torch.equal(value, before[name])
+        if name.startswith(tuple(frozen)):
+            assert still, name
+        elif name.endswith(('running_mean', 'weight')):
+            assert not still, name
+
+
+def test_norm_eval_keeps_all_statistics():
+    model = small_backbone(norm_eval=True).train()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    model(torch.rand(4, 3, 64, 64))
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    assert all(p.requires_grad for p in model.parameters())
+    small = small_backbone().train()
+    assert all(m.training for m in small.modules() if isinstance(m, _BatchNorm))
+
+
+def test_drop_path_rates_and_statistics():
+    rates = lambda model: [block.drop_path.drop_prob for stage in model.stages for block in stage]  # noqa: E731
+    assert rates(small_backbone(drop_path_rate=0.2)) == [0.2] * 5
+    assert rates(small_backbone(drop_path_rate=0.2, drop_path_ramp=True)) == pytest.approx([0, .05, .1, .15, .2])
+    block = small_backbone(drop_path_rate=0.25).stages[0][0].train()
+    branch = torch.ones(20_000, 1, 1, 1)
+    dropped = block.drop_path(branch)
+    assert sorted(set(dropped.flatten().tolist())) == pytest.approx([0, 1 / 0.75])
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(block.eval().drop_path(branch), branch)
+
+
+def test_layer_depths_grow_along_the_network():
+    model = small_backbone()
+    depths = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.') for name, _ in model.named_parameters()}
+    assert all(total == 7 for _, total in depths.values())
+    depth = {name: value for name, (value, _) in depths.items()}
+    assert depth['patch_embed.weight'] == 0
+    assert depth['stages.0.0.channel_mixing.fc1.weight'] == 1
+    assert depth['stages.2.1.channel_mixing.fc1.weight'] == 4
+    assert depth['merging.1.weight'] == depth['cross_stage.2.0.weight'] == 3
+    assert depth['merging.2.weight'] == depth['cross_stage.3.1.weight'] == depth['stages.3.0.channel_mixing.fc1.bias'] == 5
+    assert depth['norm.weight'] == 6 and model.get_layer_depth('head.fc.weight', 'backbone.') == (6, 7)
+
+
+def test_compiles_without_graph_breaks():
+    model = randomise(small_backbone(arch=dict(embed_dims=16, depths=(1, 1, 1, 1)), out_indices=(0, 1, 2, 3)))
+    for training, size in ((False, (64, 64)), (True, (64, 80))):
+        model.train(training)
+        x = torch.rand(2, 3, *size)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+        torch.manual_seed(0)
+        expected = model(x)
+        torch.manual_seed(0)
+        for got, plain in zip(compiled(x), expected):
+            torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_exports():
+    model = randomise(small_backbone(out_indices=(1, 3))).eval()
+    x = torch.rand(1, 3, 96, 64)
+    exported = torch.export.export(model, (x, )).module()
+    for got, plain in zip(exported(x), model(x)):
+        torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_autocast_stays_close():
+    model = randomise(small_backbone()).eval()
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)[0]
+        with torch.autocast('cpu', torch.bfloat16):
+            got = model(x)[0].float()
+    assert (got - expected).abs().mean() < 0.03 * expected.abs().mean()
+
+
+class TestLoadingAtAnotherSize:
+    """Weights of another img_size are resampled."""
+
+    def test_it_is_done_and_said(self, caplog):
+        MMLogger.get_instance('resample')
+        source, target = randomise(small_backbone(img_size=64)), small_backbone(img_size=(96, 128))
+        with caplog.at_level(logging.INFO):
+            logger = logging.getLogger('mmengine')
+            handler = caplog.handler
+            MMLogger.get_current_instance().addHandler(handler)
+            target.load_state_dict(source.state_dict())
+            MMLogger.get_current_instance().removeHandler(handler)
+        assert 'Resampled the weights of 10 strip MLP layers and 10 position tables to img_size (96, 128)' in caplog.text
+        with torch.no_grad():
+            out, = target.eval()(torch.rand(1, 3, 96, 128))
+        assert torch.isfinite(out).all()
+
+    def test_the_same_size_is_loaded_exactly(self):
+        source = randomise(small_backbone())
+        target = small_backbone()
+        target.load_state_dict(source.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values()))
+
+    @pytest.mark.parametrize('new', [4, 6, 12, 16, 24])
+    def test_strip_weights_keep_their_effect_on_smooth_maps(self, new):
+        old = 8
+        source, target = StripMLPLayer(old, 2), StripMLPLayer(new, 2)
+        grid = torch.linspace(-1, 1, old)
+        with torch.no_grad():  # a smooth kernel, as trained ones are
+            source.weight.copy_(torch.cos(grid[:, None] - 2 * grid)[None, None])
+            source.bias.copy_(grid[None])
+        state = source.state_dict()
+        assert target.resample_state_dict(state, '')
+        target.load_state_dict(state)
+        x = torch.rand(1, 2, 5, 1)
+        before, after = source(x.expand(-1, -1, -1, old)), target(x.expand(-1, -1, -1, new))
+        resized = torch.nn.functional.interpolate(before, (5, new), mode='bicubic', antialias=True)
+        assert (after - resized).abs().max() < 0.06 * resized.abs().max()
+
+    def test_tables_keep_their_ends_and_centre(self):
+        source, target = RelativePosition(3, (4, 4), 4), RelativePosition(3, (8, 8), 8)
+        state = source.state_dict()
+        assert target.resample_state_dict(state, '')
+        for old, new in ((0, 0), (2, 4), (4, 8), (8, 16)):
+            torch.testing.assert_close(state['table'][new], source.table[old])
+
+    def test_inside_a_larger_model_through_mmengine(self, tmp_path):
+        model = torch.nn.Module()
+        model.backbone = randomise(small_backbone(img_size=64))
+        torch.save({'state_dict': model.state_dict()}, tmp_path / 'c.pth')
+        pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'c.pth'), prefix='backbone.')
+        larger = small_backbone(img_size=128, init_cfg=pretrained)
+        larger.init_weights()
+        expected = model.backbone.state_dict()
+        got = larger.state_dict()
+        assert torch.equal(got['patch_embed.weight'], expected['patch_embed.weight'])
+        table = 'stages.0.0.strip_mixing.branches.cgsmm.position_row.table'
+        torch.testing.assert_close(got[table][::2], expected[table])
+
+
+class TestBadInput:
+    """One sentence that names the argument, what it got and what is allowed."""
+
+    @pytest.mark.parametrize('arguments, words', [
+        (dict(arch='huge'), "arch must be one of tiny-light, tiny, small, base, or a dict, but got 'huge'"),
+        (dict(arch=dict(embed_dims=16)), 'arch must be'),
+        (dict(arch=dict(embed_dims=15, depths=(1, 1, 1, 1))), 'embed_dims must be even'),
+        (dict(arch=dict(embed_dims=12, depths=(1, 1, 1, 1))), 'embed_dims must be such that .* split into patches of 4'),
+        (dict(arch=dict(embed_dims=-8, depths=(1, 1, 1, 1))), 'embed_dims must be a positive int, but got -8'),
+        (dict(arch=dict(embed_dims=16, depths=(1, 1, 1))), r'depths must be 4 positive ints, but got \(1, 1, 1\)'),
+        (dict(arch=dict(embed_dims=16, depths=(1, 1, 0, 1))), 'depths must be 4 positive ints'),
+        (dict(out_indices=(0, 4)), r'out_indices must be .* from -4 to 3, but got \(0, 4\)'),
+        (dict(out_indices=()), 'out_indices must be'),
+        (dict(frozen_stages=5), 'frozen_stages must be an int from -1 to 4, but got 5'),
+        (dict(strip_width=2), 'strip_width must be an odd positive int, but got 2'),
+        (dict(img_size=100), 'img_size must be .* multiples of 32 from 32 up, but got 100'),
+        (dict(img_size=(64, 16)), 'img_size must be'),
+        (dict(img_size=0), 'img_size must be'),
+        (dict(drop_path_rate=1.0), r'drop_path_rate must be a number in \[0, 1\), but got 1.0'),
+        (dict(drop_path_rate=-0.1), 'drop_path_rate must be'),
+        (dict(num_patches=3), r'num_patches must be divisors .*\(8 in stage 0\), but got 3'),
+        (dict(num_patches=(1, 1)), 'num_patches must be an int or 4 ints'),
+        (dict(branches=('cgsmm', 'mlp')), 'branches must be one or both of cgsmm, lsmm'),
+        (dict(in_channels=0), 'in_channels must be a positive int'),
+        (dict(mlp_ratio=0), 'mlp_ratio must be a positive number'),
+    ])
+    def test_arguments(self, arguments, words):
+        with pytest.raises(ValueError, match=words):
+            small_backbone(**arguments)
+
+    @pytest.mark.parametrize('shape', [(3, 64, 64), (1, 1, 64, 64), (1, 3, 31, 64), (1, 3, 64, 20)])
+    def test_images(self, shape):
+        words = rf'shape \(N, 3, H, W\) with H and W at least 32, but got \({", ".join(map(str, shape))}\)'
+        with pytest.raises(ValueError, match=words):
+            small_backbone()(torch.rand(shape))
+
+    @pytest.mark.parametrize('other, words', [
+        (dict(arch=dict(embed_dims=32, depths=(1, 1, 2, 1))), 'has embed_dims=32, .* where the model has embed_dims=16'),
+        (dict(arch=dict(embed_dims=16, depths=(1, 1, 3, 1))), r'depths\[2\]=3 where the model has depths\[2\]=2'),
+        (dict(num_patches=1), r'num_patches\[0\]=1'),
+        (dict(strip_width=1), 'strip_width=1 where the model has strip_width=3'),
+        (dict(in_channels=1), 'in_channels=1 where the model has in_channels=3'),
+    ])
+    def test_checkpoint_of_another_arch(self, other, words, tmp_path):
+        """Also through mmengine's loader, which would only warn of other shapes."""
+        model = torch.nn.Module()
+        model.backbone = small_backbone(**{'arch': SMALL_ARCH, **other})
+        torch.save({'state_dict': model.state_dict()}, tmp_path / 'other.pth')
+        model.backbone = small_backbone()
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(ValueError, match=words):
+            load_checkpoint(model, str(tmp_path / 'other.pth'))
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

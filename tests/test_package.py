@@ -1,0 +1,70 @@
+"""Installation, registries and what is imported when."""
+import shutil
+import sys
+import zipfile
+
+import pytest
+from helpers import ROOT, run
+from mmengine.config import Config
+
+import mmstrip
+
+
+def python(code: str, **options):
+    return run(sys.executable, '-c', code, **options)
+
+
+def test_the_backbone_needs_no_toolbox(tmp_path):
+    done = python(
+        'import sys; from mmstrip.models import StripMLP; '
+        'print([name for name in sys.modules if name in ("mmpretrain", "mmdet", "mmseg", "mmcv.ops")])', cwd=tmp_path)
+    assert done.stdout.strip().endswith('[]'), done.stdout
+
+
+@pytest.mark.parametrize('registry', ['mmengine.registry', 'mmpretrain.registry', 'mmdet.registry', 'mmseg.registry'])
+def test_every_toolbox_builds_it_by_name(registry, tmp_path):
+    done = python(
+        f'from {registry} import MODELS; '
+        'print(type(MODELS.build(dict(type="mmstrip.StripMLP", arch="tiny-light", img_size=32))))', cwd=tmp_path)
+    assert done.stdout.strip().endswith("<class 'mmstrip.models.strip_mlp.StripMLP'>"), done.stdout
+
+
+@pytest.mark.parametrize('name, version', [('mmengine', '0.7.4'), ('mmcv', '1.7.2')])
+def test_missing_and_old_requirements_are_said_plainly(name, version, tmp_path):
+    hidden = f'import sys; sys.modules["{name}"] = None; import mmstrip'
+    last = python(hidden, cwd=tmp_path).stdout.strip().split('\n')[-1]
+    assert last.startswith(f'ImportError: mmstrip needs {name}>=') and 'not installed' in last
+    assert f'pip install \'onedl-{name}' in last
+    old = f'import sys, types; m = types.ModuleType("{name}"); m.__version__ = "{version}"; ' \
+          f'sys.modules["{name}"] = m; import mmstrip'
+    last = python(old, cwd=tmp_path).stdout.strip().split('\n')[-1]
+    assert f'but {version} is installed' in last and 'pip install' in last
+
+
+def test_configs_are_inherited_by_other_projects(tmp_path):
+    (tmp_path / 'mine.py').write_text("_base_ = ['mmstrip::strip_mlp/strip-mlp-tiny_8xb128_in1k.py']\n"
+                                      "model = dict(head=dict(num_classes=7))\n")
+    config = Config.fromfile(tmp_path / 'mine.py')
+    assert config.model.backbone.type == 'mmstrip.StripMLP' and config.model.head.num_classes == 7
+
+
+def test_wheel_holds_configs_tools_and_index(tmp_path):
+    source = tmp_path / 'source'
+    source.mkdir()
+    for name in ('mmstrip', 'configs', 'tools', 'requirements'):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__', '.mim'))
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'model-index.yml'):
+        shutil.copy(ROOT / name, source / name)
+    done = run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', tmp_path, source)
+    assert done.returncode == 0, done.stdout
+    wheel, = tmp_path.glob('*.whl')
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        'mmstrip/.mim/model-index.yml', 'mmstrip/.mim/configs/strip_mlp/metafile.yml', 'mmstrip/.mim/tools/train.py',
+        'mmstrip/.mim/configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py', 'mmstrip/models/strip_mlp.py'
+    } <= names
+    assert not [name for name in names if name.startswith(('tests', 'configs', 'tools'))]
+
+
+def test_version():
+    assert mmstrip.__version__.count('.') == 2

@@ -1,0 +1,23 @@
+"""Convert a checkpoint of the authors (classification or MLP-DINO) to mmstrip's keys."""
+import argparse
+import sys
+
+from mmstrip.utils.official import convert_official_checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('src', help="the authors' checkpoint")
+    parser.add_argument('dst', help='file to write')
+    args = parser.parse_args()
+    try:
+        result = convert_official_checkpoint(args.src, args.dst)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f'Error: {error}')
+    skipped = f', {result.skipped} tensors outside of the backbone left out' if result.skipped else ''
+    print(f'{args.dst}: Strip-MLP {result.arch} from {result.kind}, {len(result.state_dict)} tensors{skipped}')
+    print(f'The backbone is dict(type="mmstrip.StripMLP", {", ".join(f"{k}={v!r}" for k, v in result.backbone.items())})')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# What dist_train.sh and dist_test.sh share:
+#   torchrun.sh CALLER SCRIPT FILES FILE... [GPUS] [arguments]
+# FILES is how many files come before the number of processes.
+set -euo pipefail
+caller=$1 script=$2 files=$3
+shift 3
+given=("${@:1:$files}")
+shift "$((files < $# ? files : $#))"
+if [[ ${1:-} =~ ^[0-9]+$ ]]; then GPUS=$1; shift; fi
+if [[ ${#given[@]} -lt $files || -z ${GPUS:-} ]]; then
+    sed -n 's/^#   *\(tools\)/usage: \1/p' "$caller" >&2
+    exit 2
+fi
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29500}" \
+    --nproc_per_node="$GPUS" \
+    "$(dirname "$0")/$script" "${given[@]}" --launcher pytorch "$@"
