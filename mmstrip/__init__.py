@@ -38,3 +38,5 @@ def _release(version: str) -> tuple:
 
 
 _check_requirements()
+# mmengine inherits configs, as in `_base_ = 'mmstrip::strip_mlp/...'`, only from the packages that it knows.
+import_module('mmengine.config.utils').MODULE2PACKAGE.setdefault('mmstrip', 'mmstrip')
