@@ -20,7 +20,7 @@ $(INSTALLED): tools/install.py setup.py pyproject.toml $(wildcard requirements/*
 demo: install
 	$(BIN)/python tools/train.py configs/strip_mlp/$(DEMO).py --work-dir $(DEMO_DIR)
 	$(BIN)/python tools/test.py configs/strip_mlp/$(DEMO).py "$$(cat $(DEMO_DIR)/last_checkpoint)" \
-		--work-dir $(DEMO_DIR)/test --out $(DEMO_DIR)/test/predictions.pkl --show-dir pictures
+		--work-dir $(DEMO_DIR)/test --out $(DEMO_DIR)/test/predictions.pkl --show-dir $(DEMO_DIR)/test/pictures --interval 20
 
 test: install
 	$(BIN)/python -m pytest

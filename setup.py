@@ -1,5 +1,6 @@
 """Packaging of mmstrip: `pip install .` packs configs, tools and model-index.yml under mmstrip/.mim, the place where
 OpenMMLab packages keep them, so that other projects can inherit `mmstrip::` configs."""
+
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,6 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=('mmstrip', 'mmstrip.*')),
     install_requires=requirements('runtime'),
-    extras_require={**EXTRAS, 'all': sum(EXTRAS.values(), [])},
+    extras_require={**EXTRAS, 'all': [line for lines in EXTRAS.values() for line in lines]},
     cmdclass={'build_py': BuildWithMim},
 )

@@ -1,4 +1,5 @@
 """mmstrip: Strip-MLP as an OpenMMLab backbone."""
+
 import re
 from importlib import import_module
 

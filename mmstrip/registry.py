@@ -2,6 +2,7 @@
 
 ``locations`` are imported on the first look-up of a ``mmstrip.`` name.
 """
+
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS

@@ -1,4 +1,5 @@
 """Every config is whole, says the recipe, and is in the metafile."""
+
 from pathlib import Path
 
 import modelindex
@@ -13,8 +14,7 @@ from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmstrip.utils.complexity import analyze_complexity
 
 CONFIGS = sorted((ROOT / 'configs' / 'strip_mlp').glob('*.py'))
-NUM_CLASSES = dict(
-    in1k=1000, cifar10=10, cifar100=100, caltech101=101, flowers102=102, pets=37, cars=196, digits=10)
+NUM_CLASSES = dict(in1k=1000, cifar10=10, cifar100=100, caltech101=101, flowers102=102, pets=37, cars=196, digits=10)
 ARCHS = ('tiny-light', 'tiny', 'small', 'base')
 
 
@@ -67,7 +67,8 @@ def test_recipe_is_the_authors():
     assert (warmup.start_factor * optimizer.lr, warmup.end, cosine.eta_min) == (pytest.approx(5e-7), 20, 5e-6)
     assert config.train_cfg.max_epochs == 300
     assert config.model.backbone.drop_path_rate == 0.1 and not config.model.backbone.get('drop_path_ramp')
-    assert [(augment.type, augment.alpha) for augment in config.model.train_cfg.augments] == [('Mixup', .8), ('CutMix', 1.)]
+    augments = [(augment.type, augment.alpha) for augment in config.model.train_cfg.augments]
+    assert augments == [('Mixup', 0.8), ('CutMix', 1.0)]
     assert config.model.head.loss.label_smooth_val == 0.1
 
 
@@ -93,7 +94,6 @@ def test_cifar_images_are_taken_as_rgb():
 
 
 class TestMetafile:
-
     def test_it_is_valid_and_complete(self):
         index = modelindex.load(str(ROOT / 'model-index.yml'))
         index.build_models_with_collections()
@@ -125,4 +125,5 @@ class TestMetafile:
 
 def _linked(text: str) -> list:
     import re
+
     return [name for name in re.findall(r'\]\(([^)#]+)\)', text) if '://' not in name and Path(name).name]

@@ -1,4 +1,5 @@
 """Authors' checkpoints: what is recognised, what is refused, what is written."""
+
 import os
 import pickle
 
@@ -27,7 +28,7 @@ def test_detector_checkpoints_give_their_backbone():
     assert (result.kind, result.arch, result.skipped) == ('MLP-DINO', 'tiny-light', 1)
     assert all(key.startswith('backbone.') for key in result.state_dict)
     backbone = StripMLP(**result.backbone)
-    backbone.load_state_dict({key[len('backbone.'):]: value for key, value in result.state_dict.items()})
+    backbone.load_state_dict({key[len('backbone.') :]: value for key, value in result.state_dict.items()})
 
 
 def test_patches_are_read_from_the_weights():
@@ -48,14 +49,20 @@ def test_patches_are_read_from_the_weights():
         assert result.state_dict[f'backbone.{key}'].shape == value.shape
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda w: w.pop('merging2.weight'), r'1 missing keys \(merging2.weight\)'),
-    (lambda w: [w.pop(k) for k in list(w) if 'fc_w' in k], 'missing keys .*fc_w.weight, .*, ...'),
-    (lambda w: w.update({'blocks1.0.extra.weight': torch.zeros(1)}), r'1 unexpected keys \(blocks1.0.extra.weight\)'),
-    (lambda w: [w.pop(k) for k in list(w) if k.startswith('blocks3.5.')], r'80 stage-1 channels and depths \(2, 2, 5, 2\)'),
-    (lambda w: w.update({'merging1.weight': torch.zeros(3, 3)}), r'merging1.weight has shape \(3, 3\)'),
-    (lambda w: w.pop('patch_embed.weight'), 'no patch_embed.weight'),
-])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda w: w.pop('merging2.weight'), r'1 missing keys \(merging2.weight\)'),
+        (lambda w: [w.pop(k) for k in list(w) if 'fc_w' in k], 'missing keys .*fc_w.weight, .*, ...'),
+        (
+            lambda w: w.update({'blocks1.0.extra.weight': torch.zeros(1)}),
+            r'1 unexpected keys \(blocks1.0.extra.weight\)',
+        ),
+        (lambda w: [w.pop(k) for k in list(w) if k.startswith('blocks3.5.')], r'80 .* and depths \(2, 2, 5, 2\)'),
+        (lambda w: w.update({'merging1.weight': torch.zeros(3, 3)}), r'merging1.weight has shape \(3, 3\)'),
+        (lambda w: w.pop('patch_embed.weight'), 'no patch_embed.weight'),
+    ],
+)
 def test_incomplete_or_foreign_files_write_nothing(change, words, official, tmp_path):
     weights = dict(official)
     change(weights)
@@ -67,6 +74,7 @@ def test_incomplete_or_foreign_files_write_nothing(change, words, official, tmp_
 
 def test_other_networks_are_refused(tmp_path):
     from torchvision.models import resnet18
+
     torch.save(resnet18().state_dict(), tmp_path / 'resnet.pth')
     with pytest.raises(ValueError, match='not a Strip-MLP checkpoint .* its first keys are conv1.weight'):
         convert_official_checkpoint(tmp_path / 'resnet.pth', tmp_path / 'dst.pth')

@@ -1,4 +1,5 @@
 """Splits that are the same everywhere, and image files that cannot be read."""
+
 import os
 
 import numpy as np
@@ -14,7 +15,6 @@ from mmstrip.datasets.caltech101 import NUM_CLASSES, NUM_IMAGES, split_caltech10
 
 
 class TestDigits:
-
     @staticmethod
     def build(split, **arguments):
         init_default_scope('mmpretrain')
@@ -28,7 +28,10 @@ class TestDigits:
         ids = [{dataset.get_data_info(i)['img_path'] for i in range(len(dataset))} for dataset in (train, test)]
         assert not ids[0] & ids[1] and len(ids[0] | ids[1]) == 1797
         assert [test.get_data_info(i)['img_path'] for i in (0, 1, 2, -1)] == [
-            'digit_0021', 'digit_0024', 'digit_0028', 'digit_1791'
+            'digit_0021',
+            'digit_0024',
+            'digit_0028',
+            'digit_1791',
         ]
 
     def test_images_are_scikit_learns(self):
@@ -61,7 +64,6 @@ def caltech(tmp_path_factory):
 
 
 class TestCaltech101:
-
     def test_split(self, caltech):
         split = split_caltech101(caltech)
         train, test = ({path for path, _ in split[part]} for part in ('train', 'test'))
@@ -121,7 +123,8 @@ class TestBrokenImages:
         init_default_scope('mmpretrain')
         config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py')
         dataset = DATASETS.build(
-            dict(type='CustomDataset', data_root=str(tmp_path), pipeline=config.train_dataloader.dataset.pipeline))
+            dict(type='CustomDataset', data_root=str(tmp_path), pipeline=config.train_dataloader.dataset.pipeline)
+        )
         with pytest.raises(ValueError, match='bad.jpg is not a readable image'):
             dataset[0]
 

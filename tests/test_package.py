@@ -1,4 +1,5 @@
 """Installation, registries and what is imported when."""
+
 import shutil
 import sys
 import zipfile
@@ -17,7 +18,9 @@ def python(code: str, **options):
 def test_the_backbone_needs_no_toolbox(tmp_path):
     done = python(
         'import sys; from mmstrip.models import StripMLP; '
-        'print([name for name in sys.modules if name in ("mmpretrain", "mmdet", "mmseg", "mmcv.ops")])', cwd=tmp_path)
+        'print([name for name in sys.modules if name in ("mmpretrain", "mmdet", "mmseg", "mmcv.ops")])',
+        cwd=tmp_path,
+    )
     assert done.stdout.strip().endswith('[]'), done.stdout
 
 
@@ -25,7 +28,9 @@ def test_the_backbone_needs_no_toolbox(tmp_path):
 def test_every_toolbox_builds_it_by_name(registry, tmp_path):
     done = python(
         f'from {registry} import MODELS; '
-        'print(type(MODELS.build(dict(type="mmstrip.StripMLP", arch="tiny-light", img_size=32))))', cwd=tmp_path)
+        'print(type(MODELS.build(dict(type="mmstrip.StripMLP", arch="tiny-light", img_size=32))))',
+        cwd=tmp_path,
+    )
     assert done.stdout.strip().endswith("<class 'mmstrip.models.strip_mlp.StripMLP'>"), done.stdout
 
 
@@ -34,16 +39,19 @@ def test_missing_and_old_requirements_are_said_plainly(name, version, tmp_path):
     hidden = f'import sys; sys.modules["{name}"] = None; import mmstrip'
     last = python(hidden, cwd=tmp_path).stdout.strip().split('\n')[-1]
     assert last.startswith(f'ImportError: mmstrip needs {name}>=') and 'not installed' in last
-    assert f'pip install \'onedl-{name}' in last
-    old = f'import sys, types; m = types.ModuleType("{name}"); m.__version__ = "{version}"; ' \
-          f'sys.modules["{name}"] = m; import mmstrip'
+    assert f"pip install 'onedl-{name}" in last
+    old = (
+        f'import sys, types; m = types.ModuleType("{name}"); m.__version__ = "{version}"; '
+        f'sys.modules["{name}"] = m; import mmstrip'
+    )
     last = python(old, cwd=tmp_path).stdout.strip().split('\n')[-1]
     assert f'but {version} is installed' in last and 'pip install' in last
 
 
 def test_configs_are_inherited_by_other_projects(tmp_path):
-    (tmp_path / 'mine.py').write_text("_base_ = ['mmstrip::strip_mlp/strip-mlp-tiny_8xb128_in1k.py']\n"
-                                      "model = dict(head=dict(num_classes=7))\n")
+    (tmp_path / 'mine.py').write_text(
+        "_base_ = ['mmstrip::strip_mlp/strip-mlp-tiny_8xb128_in1k.py']\nmodel = dict(head=dict(num_classes=7))\n"
+    )
     config = Config.fromfile(tmp_path / 'mine.py')
     assert config.model.backbone.type == 'mmstrip.StripMLP' and config.model.head.num_classes == 7
 
@@ -57,11 +65,14 @@ def test_wheel_holds_configs_tools_and_index(tmp_path):
         shutil.copy(ROOT / name, source / name)
     done = run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', tmp_path, source)
     assert done.returncode == 0, done.stdout
-    wheel, = tmp_path.glob('*.whl')
+    (wheel,) = tmp_path.glob('*.whl')
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
-        'mmstrip/.mim/model-index.yml', 'mmstrip/.mim/configs/strip_mlp/metafile.yml', 'mmstrip/.mim/tools/train.py',
-        'mmstrip/.mim/configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py', 'mmstrip/models/strip_mlp.py'
+        'mmstrip/.mim/model-index.yml',
+        'mmstrip/.mim/configs/strip_mlp/metafile.yml',
+        'mmstrip/.mim/tools/train.py',
+        'mmstrip/.mim/configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py',
+        'mmstrip/models/strip_mlp.py',
     } <= names
     assert not [name for name in names if name.startswith(('tests', 'configs', 'tools'))]
 

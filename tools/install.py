@@ -7,6 +7,7 @@
 Every step looks first whether its work is done, so running it again does nothing, and an interrupted run goes on
 where it stopped. A torch >= 2.4 that is already there is kept. Works with and without a GPU.
 """
+
 import argparse
 import importlib.metadata
 import importlib.util
@@ -52,8 +53,10 @@ def install_mmcv(prebuilt: bool) -> None:
     if mmcv_ops_load():
         return say(f'mmcv {version(MMCV) or version("mmcv")} with compiled ops is there')
     if version('mmcv'):
-        sys.exit(f'mmcv {version("mmcv")} (from OpenMMLab) is installed, but its compiled ops do not load; '
-                 'reinstall it for this torch, or uninstall it and run this again')
+        sys.exit(
+            f'mmcv {version("mmcv")} (from OpenMMLab) is installed, but its compiled ops do not load; '
+            'reinstall it for this torch, or uninstall it and run this again'
+        )
     if prebuilt and python_prints('import torch; print(torch.cuda.is_available())') == 'True':
         say('mmcv: looking for a prebuilt wheel for this torch and CUDA')
         if fetch_prebuilt_mmcv():
@@ -69,8 +72,10 @@ def install_mmcv(prebuilt: bool) -> None:
         pip('uninstall', '--yes', MMCV)
         build_mmcv()
     if not mmcv_ops_load():
-        sys.exit('mmcv was built, but its compiled ops do not load: '
-                 f'see the error of "{sys.executable} -c \'import mmcv.ops\'"')
+        sys.exit(
+            'mmcv was built, but its compiled ops do not load: '
+            f'see the error of "{sys.executable} -c \'import mmcv.ops\'"'
+        )
 
 
 def fetch_prebuilt_mmcv() -> bool:
@@ -83,13 +88,17 @@ def fetch_prebuilt_mmcv() -> bool:
 
 def build_mmcv() -> None:
     """Build and install mmcv, showing how far the compiler is; a wheel in pip's cache is used at once."""
-    say(f"mmcv: building its compiled ops takes about {BUILD_MINUTES} minutes on two cores "
-        "(seconds if pip's cache has the wheel)")
+    say(
+        f'mmcv: building its compiled ops takes about {BUILD_MINUTES} minutes on two cores '
+        "(seconds if pip's cache has the wheel)"
+    )
     log = Path(sys.prefix) / 'mmcv-build.log'
     started = last = time.monotonic()
     command = pip_command('install', '--verbose', '--no-build-isolation', MMCV)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process, \
-            log.open('w') as file:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+        log.open('w') as file,
+    ):
         for line in process.stdout:
             file.write(line)
             step = re.match(r'\s*\[(\d+)/(\d+)\]', line)

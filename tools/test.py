@@ -1,4 +1,5 @@
 """Test a classifier, detector or segmentor: print its metrics, save its predictions, draw them."""
+
 import argparse
 import os
 
@@ -17,7 +18,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--interval', type=int, default=1, help='with --show-dir: draw every n-th image (default: 1)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config')
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config'
+    )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how the processes were started')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
     args = parser.parse_args()
@@ -67,7 +69,7 @@ def draw_predictions(config, folder: str, interval: int) -> None:
 
 
 def augment_tests(config, path: str) -> None:
-    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in config]
+    missing = [key for key in ('tta_model', 'tta_pipeline') if not config.get(key)]
     if missing:
         raise ValueError(f'--tta: {path} has no {" and no ".join(missing)}')
     dataset = config.test_dataloader.dataset

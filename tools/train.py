@@ -1,4 +1,5 @@
 """Train a classifier, detector or segmentor from its config."""
+
 import argparse
 import os
 
@@ -16,15 +17,18 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint; without a path, or with "auto", from the newest one in the work dir')
+        help='go on from a checkpoint; without a path, or with "auto", from the newest one in the work dir',
+    )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
     parser.add_argument('--no-validate', action='store_true', help='do not validate during training')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate with the real total batch size over auto_scale_lr.base_batch_size')
+        help='scale the learning rate with the real total batch size over auto_scale_lr.base_batch_size',
+    )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config')
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config'
+    )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how the processes were started')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
     args = parser.parse_args()

@@ -7,15 +7,19 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     # pictures of predictions: tools/test.py --show-dir
-    visualization=dict(type='VisualizationHook', enable=False))
+    visualization=dict(type='VisualizationHook', enable=False),
+)
 
-# curves, confusion matrix and a sheet of predictions, at the end of training and of testing
-custom_hooks = [dict(type='mmstrip.ClassificationReportHook')]
+custom_hooks = [
+    # One set of BN statistics for all processes, the one that is validated and saved.
+    dict(type='SyncBuffersHook'),
+    # Curves, confusion matrix and a sheet of predictions, at the end of training and of testing.
+    dict(type='mmstrip.ClassificationReportHook'),
+]
 
 env_cfg = dict(
-    cudnn_benchmark=True,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')
+)
 
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)

@@ -7,5 +7,7 @@ _base_ = [
 
 model = dict(
     backbone=dict(
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-base_in1k.pth', prefix='backbone.')),
-    head=dict(num_classes=196))
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-base_in1k.pth', prefix='backbone.')
+    ),
+    head=dict(num_classes=196),
+)

@@ -7,5 +7,7 @@ _base_ = [
 
 model = dict(
     backbone=dict(
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-small_in1k.pth', prefix='backbone.')),
-    head=dict(num_classes=37))
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-small_in1k.pth', prefix='backbone.')
+    ),
+    head=dict(num_classes=37),
+)

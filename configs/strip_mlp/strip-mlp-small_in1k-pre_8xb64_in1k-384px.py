@@ -7,5 +7,5 @@ _base_ = [
 
 # Strip weights and position tables are resampled to 384 px on loading; the head comes with the checkpoint.
 model = dict(
-    backbone=dict(img_size=384),
-    init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-small_in1k.pth'))
+    backbone=dict(img_size=384), init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-small_in1k.pth')
+)

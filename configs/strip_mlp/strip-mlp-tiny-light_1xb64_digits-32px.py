@@ -9,8 +9,7 @@ _base_ = [
 model = dict(backbone=dict(img_size=32), head=dict(num_classes=10), train_cfg=None)
 
 default_hooks = dict(
-    logger=dict(interval=5),
-    checkpoint=dict(save_best=None, max_keep_ckpts=1),
-    visualization=dict(rescale_factor=8))
+    logger=dict(interval=5), checkpoint=dict(save_best=None, max_keep_ckpts=1), visualization=dict(rescale_factor=8)
+)
 
 randomness = dict(seed=0)

@@ -1,7 +1,7 @@
 """The 80 / 20 split of Caltech-101 that the small-data results use."""
+
 import random
 from pathlib import Path
-from typing import Dict, List, Tuple, Union
 
 EXCLUDED = 'BACKGROUND_Google'
 NUM_CLASSES, NUM_IMAGES = 101, 8677
@@ -9,7 +9,7 @@ TRAIN_SHARE = 0.8
 SEED = 1024
 
 
-def split_caltech101(root: Union[str, Path]) -> Dict[str, List[Tuple[str, int]]]:
+def split_caltech101(root: str | Path) -> dict[str, list[tuple[str, int]]]:
     """Split each class at random, the same way on every machine: listings are sorted, the seed is 1024.
 
     Args:
@@ -30,8 +30,10 @@ def split_caltech101(root: Union[str, Path]) -> Dict[str, List[Tuple[str, int]]]
     files = {name: sorted(path.name for path in (images_dir / name).glob('*.jpg')) for name in classes}
     total = sum(map(len, files.values()))
     if (len(classes), total) != (NUM_CLASSES, NUM_IMAGES):
-        raise ValueError(f'{images_dir} must hold {NUM_CLASSES} classes and {NUM_IMAGES:,} images besides {EXCLUDED}, '
-                         f'but has {len(classes)} classes and {total:,} images')
+        raise ValueError(
+            f'{images_dir} must hold {NUM_CLASSES} classes and {NUM_IMAGES:,} images besides {EXCLUDED}, '
+            f'but has {len(classes)} classes and {total:,} images'
+        )
     generator = random.Random(SEED)
     split = {'train': [], 'test': [], 'classes': [(name, len(files[name])) for name in classes]}
     for index, name in enumerate(classes):
@@ -43,7 +45,7 @@ def split_caltech101(root: Union[str, Path]) -> Dict[str, List[Tuple[str, int]]]
     return split
 
 
-def write_caltech101_split(root: Union[str, Path]) -> Path:
+def write_caltech101_split(root: str | Path) -> Path:
     """Write ``meta/train.txt``, ``meta/test.txt`` ("path class" lines) and ``meta/classes.txt`` below ``root``.
 
     Returns:

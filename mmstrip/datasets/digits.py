@@ -1,6 +1,6 @@
 """Handwritten digits that come with scikit-learn: real data without a download."""
+
 from functools import lru_cache
-from typing import List
 
 import numpy as np
 from mmpretrain.datasets import BaseDataset
@@ -23,7 +23,8 @@ def split_digits() -> dict:
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     train, test = train_test_split(
-        np.arange(len(images)), test_size=NUM_TEST, stratify=digits.target, random_state=SPLIT_SEED)
+        np.arange(len(images)), test_size=NUM_TEST, stratify=digits.target, random_state=SPLIT_SEED
+    )
     return {
         split: (images[ids], digits.target[ids], ids)
         for split, ids in (('train', np.sort(train)), ('test', np.sort(test)))
@@ -50,7 +51,7 @@ class Digits(BaseDataset):
         self.split = split
         super().__init__(ann_file='', test_mode=split == 'test', **kwargs)
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         images, labels, ids = split_digits()[self.split]
         return [
             dict(img=np.repeat(image[:, :, None], 3, axis=2), gt_label=int(label), img_path=f'digit_{index:04d}')

@@ -1,4 +1,5 @@
 """Loading images from files."""
+
 from mmcv.transforms import LoadImageFromFile
 
 from ..registry import TRANSFORMS

@@ -1,6 +1,6 @@
 """A report that people can look at, at the end of a classification run."""
+
 from pathlib import Path
-from typing import List, Optional
 
 import numpy as np
 from mmengine.dist import collect_results, is_main_process
@@ -17,8 +17,8 @@ class ClassificationReportHook(Hook):
     """Draw training curves, confusion matrix and a sheet of predictions, and say where they are.
 
     After training: of the last validation; after testing: of the test. The PNG files go to the run's log folder,
-    ``{work_dir}/{timestamp}/``. Needs data samples with ``pred_label`` and ``gt_label``, as mmpretrain's for one label an image;
-    without them it stays silent.
+    ``{work_dir}/{timestamp}/``. Needs data samples with ``pred_label`` and ``gt_label``, as mmpretrain's for one label
+    an image; without them it stays silent.
 
     Args:
         sheet_size (int): Images on the sheet: wrong predictions first, at most half of it where there are right ones
@@ -32,9 +32,9 @@ class ClassificationReportHook(Hook):
         self._clear()
 
     def _clear(self) -> None:
-        self.pairs: List[tuple] = []  # (true, predicted) of every sample
-        self.right: List[tuple] = []  # (image, predicted, true) of the first ones
-        self.wrong: List[tuple] = []
+        self.pairs: list[tuple] = []  # (true, predicted) of every sample
+        self.right: list[tuple] = []  # (image, predicted, true) of the first ones
+        self.wrong: list[tuple] = []
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._clear()
@@ -71,7 +71,7 @@ class ClassificationReportHook(Hook):
         if runner.val_loop is not None:
             self._report(runner, runner.val_dataloader.dataset, folder)
 
-    def after_test_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         self._report(runner, runner.test_dataloader.dataset, self._folder(runner))
 
     @staticmethod
@@ -86,14 +86,17 @@ class ClassificationReportHook(Hook):
             return
         labels, predictions = np.array(pairs).T
         classes = dataset.metainfo.get('classes') or [str(i) for i in range(max(labels.max(), predictions.max()) + 1)]
-        accuracy = f'top-1 {np.mean(labels == predictions):.2%} ({np.sum(labels == predictions)} of {len(labels)} images)'
+        accuracy = (
+            f'top-1 {np.mean(labels == predictions):.2%} ({np.sum(labels == predictions)} of {len(labels)} images)'
+        )
         confusion, sheet = folder / 'confusion_matrix.png', folder / 'predictions.png'
         plot_confusion(labels, predictions, classes, confusion)
         half = self.sheet_size - min(len(self.right), self.sheet_size // 2)
         samples = self.wrong[:half]
-        samples += self.right[:self.sheet_size - len(samples)]
-        plot_predictions([(image, classes[predicted], classes[true]) for image, predicted, true in samples], accuracy,
-                         sheet)
+        samples += self.right[: self.sheet_size - len(samples)]
+        plot_predictions(
+            [(image, classes[predicted], classes[true]) for image, predicted, true in samples], accuracy, sheet
+        )
         runner.logger.info(f'Confusion matrix: {confusion}')
         runner.logger.info(f'Images with predictions: {sheet}')
         runner.logger.info(f'Test {accuracy}')
@@ -111,8 +114,11 @@ class ClassificationReportHook(Hook):
             return x, values
 
         panels = {'loss': {'training': curve('train/loss', True)}, 'learning rate': {'': curve('train/lr', True)}}
-        metrics = {name[len('val/'):]: curve(name, False) for name in runner.message_hub.log_scalars
-                   if name.startswith('val/') and not name.endswith('time')}
+        metrics = {
+            name[len('val/') :]: curve(name, False)
+            for name in runner.message_hub.log_scalars
+            if name.startswith('val/') and not name.endswith('time')
+        }
         if metrics:
             panels['validation'] = metrics
         plot_curves(panels, 'epoch' if by_epoch else 'iteration', path)

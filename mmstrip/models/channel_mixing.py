@@ -1,4 +1,5 @@
 """Channel mixing of Strip-MLP (Section 3.1, Figure 2 of the paper)."""
+
 import torch
 from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
@@ -41,7 +42,7 @@ class ChannelMixingBlock(BaseModule):
         act_cfg (dict): Defaults to ``dict(type='GELU')``.
     """
 
-    def __init__(self, channels: int, mlp_ratio: float = 3., act_cfg: dict = dict(type='GELU')):
+    def __init__(self, channels: int, mlp_ratio: float = 3.0, act_cfg: dict = dict(type='GELU')):
         super().__init__()
         hidden = int(channels * mlp_ratio)
         self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels, bias=False)

@@ -1,8 +1,9 @@
-"""Token mixing of Strip-MLP: the boxes of Figures 2 and 3 of the paper (Cao et al., ICCV 2023, arXiv 2307.11458).
+"""Token mixing of Strip-MLP: boxes of Figures 2 and 3 of the paper (Cao et al., ICCV 2023, arXiv 2307.11458).
 
-Shapes: N images, C channels, an H x W map. Where the paper and the authors' released code differ, this follows the code.
+Shapes: N images, C channels, an H x W map. Where the paper and the authors' code differ, this follows the code.
 """
-from typing import Dict, Sequence, Tuple
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ class StripMLPLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        bound = (self.weight.shape[1] * self.weight.shape[2])**-0.5
+        bound = (self.weight.shape[1] * self.weight.shape[2]) ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
@@ -55,11 +56,11 @@ class StripMLPLayer(nn.Module):
         x = F.pad(x, (0, 0, 0, 0, strip_width // 2, strip_width // 2))
         y = self.bias[:, None]
         for k in range(strip_width):  # each is one matrix product per patch, on a view of x
-            y = torch.baddbmm(y, x[:, k:k + lines].flatten(1, 2), self.weight[:, k].transpose(1, 2))
+            y = torch.baddbmm(y, x[:, k : k + lines].flatten(1, 2), self.weight[:, k].transpose(1, 2))
         y = y.view(num_patches, lines, batch, -1, tokens).permute(2, 3, 0, 4, 1).reshape(batch, channels, tokens, lines)
         return y.transpose(2, 3) if self.axis == 'row' else y
 
-    def resample_state_dict(self, state_dict: Dict[str, Tensor], prefix: str) -> bool:
+    def resample_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> bool:
         """Bring strip weights trained at another extent to this layer's, in place; True if there was need to.
 
         Weights are interpolated over both token axes and scaled by old / new tokens, so that their sums over a line
@@ -96,7 +97,7 @@ class RelativePosition(nn.Module):
             truncated normal of standard deviation 0.02.
     """
 
-    def __init__(self, channels: int, extent: Tuple[int, int], span: int):
+    def __init__(self, channels: int, extent: tuple[int, int], span: int):
         super().__init__()
         self.extent = tuple(extent)
         self.table = nn.Parameter(torch.empty(2 * span + 1, channels))
@@ -131,7 +132,7 @@ class RelativePosition(nn.Module):
         changing = self.training or (self.table.requires_grad and torch.is_grad_enabled())
         return x + (self.expand() if changing else self.expanded)
 
-    def resample_state_dict(self, state_dict: Dict[str, Tensor], prefix: str) -> bool:
+    def resample_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> bool:
         """Bring a table trained at another extent to this one's span, in place; True if there was need to.
 
         Rows are interpolated linearly, offset 0 and both ends staying where they are.
@@ -170,14 +171,16 @@ class CascadeGroupStripMixing(BaseModule):
         act_cfg (dict): Defaults to ``dict(type='GELU')``.
     """
 
-    def __init__(self,
-                 channels: int,
-                 extent: Tuple[int, int],
-                 num_patches: int,
-                 strip_width: int = 3,
-                 cascade: bool = True,
-                 norm_cfg: dict = dict(type='BN'),
-                 act_cfg: dict = dict(type='GELU')):
+    def __init__(
+        self,
+        channels: int,
+        extent: tuple[int, int],
+        num_patches: int,
+        strip_width: int = 3,
+        cascade: bool = True,
+        norm_cfg: dict = dict(type='BN'),
+        act_cfg: dict = dict(type='GELU'),
+    ):
         super().__init__()
         height, width = self.extent = tuple(extent)
         self.cascade = cascade
@@ -219,8 +222,10 @@ class LocalStripMixing(BaseModule):
         self.tall = nn.Conv2d(channels, channels, (7, 3), padding=(3, 1), groups=channels, bias=False)
         self.wide = nn.Conv2d(channels, channels, (3, 7), padding=(1, 3), groups=channels, bias=False)
         self.reweight = nn.Sequential(
-            nn.Conv2d(channels, channels // 2, 1), build_activation_layer(act_cfg),
-            nn.Conv2d(channels // 2, 3 * channels, 1))
+            nn.Conv2d(channels, channels // 2, 1),
+            build_activation_layer(act_cfg),
+            nn.Conv2d(channels // 2, 3 * channels, 1),
+        )
 
     def forward(self, u: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
@@ -231,7 +236,7 @@ class LocalStripMixing(BaseModule):
 
 
 class StripMixingBlock(BaseModule):
-    """Strip Mixing Block (Section 3.1, Figure 2): mixes tokens with CGSMM on one half of the channels, LSMM on the other.
+    """Strip Mixing Block (Section 3.1, Figure 2): CGSMM mixes the tokens of one half of the channels, LSMM the other.
 
     BN, GELU, depthwise 3x3; 1x1 convolution, BN, GELU; the branches; concatenation and a 1x1 convolution. With one
     branch only (Table 9) it takes all channels.
@@ -247,26 +252,32 @@ class StripMixingBlock(BaseModule):
         act_cfg (dict): Defaults to ``dict(type='GELU')``.
     """
 
-    def __init__(self,
-                 channels: int,
-                 extent: Tuple[int, int],
-                 num_patches: int,
-                 strip_width: int = 3,
-                 cascade: bool = True,
-                 branches: Sequence[str] = BRANCHES,
-                 norm_cfg: dict = dict(type='BN'),
-                 act_cfg: dict = dict(type='GELU')):
+    def __init__(
+        self,
+        channels: int,
+        extent: tuple[int, int],
+        num_patches: int,
+        strip_width: int = 3,
+        cascade: bool = True,
+        branches: Sequence[str] = BRANCHES,
+        norm_cfg: dict = dict(type='BN'),
+        act_cfg: dict = dict(type='GELU'),
+    ):
         super().__init__()
         width = channels // len(branches)
         self.depthwise = nn.Sequential(
-            build_norm_layer(norm_cfg, channels)[1], build_activation_layer(act_cfg),
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False))
+            build_norm_layer(norm_cfg, channels)[1],
+            build_activation_layer(act_cfg),
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+        )
         self.project = nn.Sequential(
-            nn.Conv2d(channels, channels, 1), build_norm_layer(norm_cfg, channels)[1], build_activation_layer(act_cfg))
+            nn.Conv2d(channels, channels, 1), build_norm_layer(norm_cfg, channels)[1], build_activation_layer(act_cfg)
+        )
         self.branches = nn.ModuleDict()
         if 'cgsmm' in branches:
-            self.branches['cgsmm'] = CascadeGroupStripMixing(width, extent, num_patches, strip_width, cascade, norm_cfg,
-                                                             act_cfg)
+            self.branches['cgsmm'] = CascadeGroupStripMixing(
+                width, extent, num_patches, strip_width, cascade, norm_cfg, act_cfg
+            )
         if 'lsmm' in branches:
             self.branches['lsmm'] = LocalStripMixing(width, act_cfg)
         self.fuse = nn.Conv2d(channels, channels, 1, bias=False)

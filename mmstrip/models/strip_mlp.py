@@ -1,8 +1,9 @@
-"""Strip-MLP backbone (Cao et al., "Strip-MLP: Efficient Token Interaction for Vision MLP", ICCV 2023, arXiv 2307.11458)."""
+"""Backbone of "Strip-MLP: Efficient Token Interaction for Vision MLP" (Cao et al., ICCV 2023, arXiv 2307.11458)."""
+
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from numbers import Integral
-from typing import Dict, List, Sequence, Tuple, Union
 
 import torch
 import torch.utils.checkpoint
@@ -21,7 +22,7 @@ from .strip_mixing import BRANCHES, RelativePosition, StripMixingBlock, StripMLP
 STEM_STRIDE = 4
 NUM_STAGES = 4
 # The smallest side that leaves one token in the last stage.
-MIN_SIDE = STEM_STRIDE * 2**(NUM_STAGES - 1)
+MIN_SIDE = STEM_STRIDE * 2 ** (NUM_STAGES - 1)
 
 
 class StripMLPBlock(BaseModule):
@@ -35,8 +36,9 @@ class StripMLPBlock(BaseModule):
         **strip_mixing: Further arguments of :class:`StripMixingBlock`.
     """
 
-    def __init__(self, channels: int, extent: Tuple[int, int], mlp_ratio: float = 3., drop_path: float = 0.,
-                 **strip_mixing):
+    def __init__(
+        self, channels: int, extent: tuple[int, int], mlp_ratio: float = 3.0, drop_path: float = 0.0, **strip_mixing
+    ):
         super().__init__()
         self.strip_mixing = StripMixingBlock(channels, extent, **strip_mixing)
         self.channel_mixing = ChannelMixingBlock(channels, mlp_ratio, strip_mixing['act_cfg'])
@@ -109,24 +111,26 @@ class StripMLP(BaseModule):
         'base': dict(embed_dims=112, depths=(2, 2, 18, 2)),
     }
 
-    def __init__(self,
-                 arch: Union[str, dict] = 'tiny',
-                 img_size: Union[int, Tuple[int, int]] = 224,
-                 in_channels: int = 3,
-                 strip_width: int = 3,
-                 num_patches: Union[int, Sequence[int], None] = None,
-                 cascade: bool = True,
-                 branches: Union[str, Sequence[str]] = BRANCHES,
-                 mlp_ratio: float = 3.,
-                 drop_path_rate: float = 0.1,
-                 drop_path_ramp: bool = False,
-                 norm_cfg: dict = dict(type='BN'),
-                 act_cfg: dict = dict(type='GELU'),
-                 out_indices: Union[int, Sequence[int]] = (3, ),
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 init_cfg: Union[dict, List[dict], None] = None):
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        img_size: int | tuple[int, int] = 224,
+        in_channels: int = 3,
+        strip_width: int = 3,
+        num_patches: int | Sequence[int] | None = None,
+        cascade: bool = True,
+        branches: str | Sequence[str] = BRANCHES,
+        mlp_ratio: float = 3.0,
+        drop_path_rate: float = 0.1,
+        drop_path_ramp: bool = False,
+        norm_cfg: dict = dict(type='BN'),
+        act_cfg: dict = dict(type='GELU'),
+        out_indices: int | Sequence[int] = (3,),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ):
         super().__init__(init_cfg)
         settings = dict(num_patches=num_patches, mlp_ratio=mlp_ratio)
         settings.update(_parse_arch(arch, self.arch_zoo))
@@ -138,12 +142,20 @@ class StripMLP(BaseModule):
         branches = _parse_branches(branches)
         patches = _parse_num_patches(settings['num_patches'], self.embed_dims, branches)
         _check(isinstance(in_channels, Integral) and in_channels > 0, 'in_channels', in_channels, 'a positive int')
-        _check(isinstance(strip_width, Integral) and strip_width > 0 and strip_width % 2 == 1, 'strip_width',
-               strip_width, 'an odd positive int')
+        _check(
+            isinstance(strip_width, Integral) and strip_width > 0 and strip_width % 2 == 1,
+            'strip_width',
+            strip_width,
+            'an odd positive int',
+        )
         _check(settings['mlp_ratio'] > 0, 'mlp_ratio', settings['mlp_ratio'], 'a positive number')
         _check(0 <= drop_path_rate < 1, 'drop_path_rate', drop_path_rate, 'a number in [0, 1)')
-        _check(isinstance(frozen_stages, Integral) and -1 <= frozen_stages <= NUM_STAGES, 'frozen_stages',
-               frozen_stages, f'an int from -1 to {NUM_STAGES}')
+        _check(
+            isinstance(frozen_stages, Integral) and -1 <= frozen_stages <= NUM_STAGES,
+            'frozen_stages',
+            frozen_stages,
+            f'an int from -1 to {NUM_STAGES}',
+        )
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -155,33 +167,42 @@ class StripMLP(BaseModule):
 
         self.patch_embed = nn.Conv2d(in_channels, channels[0], STEM_STRIDE, STEM_STRIDE, bias=False)
         self.merging = nn.ModuleList(
-            nn.Conv2d(channels[i - 1], channels[i], 2, 2, bias=False) for i in range(1, num_stages))
+            nn.Conv2d(channels[i - 1], channels[i], 2, 2, bias=False) for i in range(1, num_stages)
+        )
         # Stage i receives the merged maps of stages 1 to i - 1, brought to its size one stage at a time.
         self.cross_stage = nn.ModuleList(
             nn.ModuleList(
-                nn.Conv2d(channels[i - 1], channels[i], 2, 2, groups=channels[i - 1], bias=False)
-                for _ in range(1, i)) for i in range(num_stages))
+                nn.Conv2d(channels[i - 1], channels[i], 2, 2, groups=channels[i - 1], bias=False) for _ in range(1, i)
+            )
+            for i in range(num_stages)
+        )
         self.stages = nn.ModuleList(
-            nn.Sequential(*[
-                StripMLPBlock(
-                    channels[i],
-                    extent=tuple(side // (STEM_STRIDE * 2**i) for side in self.img_size),
-                    mlp_ratio=settings['mlp_ratio'],
-                    drop_path=next(rates),
-                    num_patches=patches[i],
-                    strip_width=strip_width,
-                    cascade=cascade,
-                    branches=branches,
-                    norm_cfg=norm_cfg,
-                    act_cfg=act_cfg) for _ in range(self.depths[i])
-            ]) for i in range(num_stages))
+            nn.Sequential(
+                *[
+                    StripMLPBlock(
+                        channels[i],
+                        extent=tuple(side // (STEM_STRIDE * 2**i) for side in self.img_size),
+                        mlp_ratio=settings['mlp_ratio'],
+                        drop_path=next(rates),
+                        num_patches=patches[i],
+                        strip_width=strip_width,
+                        cascade=cascade,
+                        branches=branches,
+                        norm_cfg=norm_cfg,
+                        act_cfg=act_cfg,
+                    )
+                    for _ in range(self.depths[i])
+                ]
+            )
+            for i in range(num_stages)
+        )
         if num_stages == NUM_STAGES:
             self.norm = build_norm_layer(norm_cfg, channels[-1])[1]
         self._freeze_stages()
         # Depthwise convolutions, most of the time on small maps, are far faster in this layout.
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of images.
 
         Args:
@@ -217,8 +238,10 @@ class StripMLP(BaseModule):
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < MIN_SIDE:
-            raise ValueError(f'StripMLP takes images of shape (N, {self.in_channels}, H, W) with H and W at least '
-                             f'{MIN_SIDE}, but got {tuple(x.shape)}')
+            raise ValueError(
+                f'StripMLP takes images of shape (N, {self.in_channels}, H, W) with H and W at least '
+                f'{MIN_SIDE}, but got {tuple(x.shape)}'
+            )
 
     def train(self, mode: bool = True):
         """Set training mode, except for frozen stages and, with ``norm_eval``, BN statistics."""
@@ -248,7 +271,7 @@ class StripMLP(BaseModule):
             if isinstance(module, RelativePosition):
                 module.refresh()
 
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning rates.
 
         Args:
@@ -260,7 +283,7 @@ class StripMLP(BaseModule):
             merging and cross-stage convolutions count with the block they feed), the last is what follows the blocks.
         """
         num_depths = sum(self.depths) + 2
-        kind, *index = param_name[len(prefix):].split('.') if param_name.startswith(prefix) else ['']
+        kind, *index = param_name[len(prefix) :].split('.') if param_name.startswith(prefix) else ['']
         if kind == 'patch_embed':
             return 0, num_depths
         first = {'stages': 0, 'cross_stage': 0, 'merging': 1}
@@ -270,13 +293,15 @@ class StripMLP(BaseModule):
         block = int(index[1]) if kind == 'stages' else 0
         return 1 + sum(self.depths[:stage]) + block, num_depths
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
         """Refuse other archs; bring strip weights and position tables of another ``img_size`` to this one's."""
         self._check_arch(state_dict, prefix)
         resampled = {
             kind: sum(
-                module.resample_state_dict(state_dict, f'{prefix}{name}.') for name, module in self.named_modules()
-                if isinstance(module, kind))
+                module.resample_state_dict(state_dict, f'{prefix}{name}.')
+                for name, module in self.named_modules()
+                if isinstance(module, kind)
+            )
             for kind in (StripMLPLayer, RelativePosition)
         }
         if any(resampled.values()):
@@ -284,17 +309,18 @@ class StripMLP(BaseModule):
                 f'Resampled the weights of {resampled[StripMLPLayer]} strip MLP layers and '
                 f'{resampled[RelativePosition]} position tables to img_size {self.img_size}: the checkpoint was '
                 'trained at another one.',
-                logger='current')
+                logger='current',
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _check_arch(self, state_dict: Dict[str, Tensor], prefix: str) -> None:
+    def _check_arch(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Compare what a state dict says of its arch with this model; silent on what it does not say."""
         found, expected = {}, {}
         stem = state_dict.get(f'{prefix}patch_embed.weight')
         if stem is not None and stem.dim() == 4:
             found.update(in_channels=stem.shape[1], embed_dims=stem.shape[0])
             expected.update(in_channels=self.in_channels, embed_dims=self.embed_dims)
-        blocks = {tuple(key[len(prefix):].split('.')[1:3]) for key in state_dict if key.startswith(f'{prefix}stages.')}
+        blocks = {tuple(key[len(prefix) :].split('.')[1:3]) for key in state_dict if key.startswith(f'{prefix}stages.')}
         for i, stage in enumerate(self.stages):
             depth = sum(index == str(i) for index, _ in blocks)
             if depth:
@@ -308,10 +334,13 @@ class StripMLP(BaseModule):
                 found['strip_width'], expected['strip_width'] = weight.shape[1], module.weight.shape[1]
         if found != expected:
             different = [key for key in found if found[key] != expected[key]]
-            raise ValueError('the checkpoint is of another arch than this StripMLP: it has ' +
-                             ', '.join(f'{key}={found[key]}' for key in different) + ' where the model has ' +
-                             ', '.join(f'{key}={expected[key]}' for key in different) +
-                             ', so build the model with the arch, num_patches and strip_width of the checkpoint')
+            raise ValueError(
+                'the checkpoint is of another arch than this StripMLP: it has '
+                + ', '.join(f'{key}={found[key]}' for key in different)
+                + ' where the model has '
+                + ', '.join(f'{key}={expected[key]}' for key in different)
+                + ', so build the model with the arch, num_patches and strip_width of the checkpoint'
+            )
 
 
 @contextmanager
@@ -339,48 +368,55 @@ def _check(valid: bool, name: str, got, allowed: str) -> None:
         raise ValueError(f'{name} must be {allowed}, but got {got!r}')
 
 
-def _parse_arch(arch: Union[str, dict], zoo: Dict[str, dict]) -> dict:
+def _parse_arch(arch: str | dict, zoo: dict[str, dict]) -> dict:
     if isinstance(arch, str):
         _check(arch in zoo, 'arch', arch, f'one of {", ".join(zoo)}, or a dict')
         return zoo[arch]
     required, optional = {'embed_dims', 'depths'}, {'num_patches', 'mlp_ratio'}
     _check(
-        isinstance(arch, dict) and required <= set(arch) <= required | optional, 'arch', arch,
-        f'a name or a dict with {sorted(required)} and, if wanted, {sorted(optional)}')
+        isinstance(arch, dict) and required <= set(arch) <= required | optional,
+        'arch',
+        arch,
+        f'a name or a dict with {sorted(required)} and, if wanted, {sorted(optional)}',
+    )
     depths = arch['depths']
     _check(
-        isinstance(depths, Sequence) and len(depths) == NUM_STAGES
-        and all(isinstance(depth, Integral) and depth > 0 for depth in depths), 'depths', depths,
-        f'{NUM_STAGES} positive ints')
+        isinstance(depths, Sequence)
+        and len(depths) == NUM_STAGES
+        and all(isinstance(depth, Integral) and depth > 0 for depth in depths),
+        'depths',
+        depths,
+        f'{NUM_STAGES} positive ints',
+    )
     embed_dims = arch['embed_dims']
     _check(isinstance(embed_dims, Integral) and embed_dims > 0, 'embed_dims', embed_dims, 'a positive int')
     return arch
 
 
-def _parse_img_size(img_size: Union[int, Tuple[int, int]]) -> Tuple[int, int]:
+def _parse_img_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
     sides = to_2tuple(img_size)
     valid = len(sides) == 2 and all(
-        isinstance(side, Integral) and side >= MIN_SIDE and side % MIN_SIDE == 0 for side in sides)
+        isinstance(side, Integral) and side >= MIN_SIDE and side % MIN_SIDE == 0 for side in sides
+    )
     _check(valid, 'img_size', img_size, f'one side or (H, W) in pixels, multiples of {MIN_SIDE} from {MIN_SIDE} up')
     return tuple(int(side) for side in sides)
 
 
-def _parse_out_indices(out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
-    indices = (out_indices, ) if isinstance(out_indices, Integral) else tuple(out_indices)
+def _parse_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
+    indices = (out_indices,) if isinstance(out_indices, Integral) else tuple(out_indices)
     valid = len(indices) > 0 and all(isinstance(i, Integral) and -NUM_STAGES <= i < NUM_STAGES for i in indices)
     _check(valid, 'out_indices', out_indices, f'one or more ints from {-NUM_STAGES} to {NUM_STAGES - 1}')
     return tuple(i % NUM_STAGES for i in indices)
 
 
-def _parse_branches(branches: Union[str, Sequence[str]]) -> Tuple[str, ...]:
-    names = (branches, ) if isinstance(branches, str) else tuple(branches)
+def _parse_branches(branches: str | Sequence[str]) -> tuple[str, ...]:
+    names = (branches,) if isinstance(branches, str) else tuple(branches)
     valid = len(names) > 0 and len(set(names)) == len(names) and set(names) <= set(BRANCHES)
     _check(valid, 'branches', branches, f'one or both of {", ".join(BRANCHES)}')
     return names
 
 
-def _parse_num_patches(num_patches: Union[int, Sequence[int], None], embed_dims: int,
-                       branches: Sequence[str]) -> List[int]:
+def _parse_num_patches(num_patches: int | Sequence[int] | None, embed_dims: int, branches: Sequence[str]) -> list[int]:
     """Channel patches of each stage; the authors' rule stands in for None."""
     per_stage = list(num_patches) if isinstance(num_patches, Sequence) else [num_patches] * NUM_STAGES
     _check(len(per_stage) == NUM_STAGES, 'num_patches', num_patches, f'an int or {NUM_STAGES} ints')
@@ -391,15 +427,23 @@ def _parse_num_patches(num_patches: Union[int, Sequence[int], None], embed_dims:
         channels = embed_dims * 2**i // len(branches)
         if count is None:
             size = 2 if embed_dims * 2**i % 80 == 0 else 4
-            _check(channels % size == 0, 'embed_dims', embed_dims,
-                   f"such that CGSMM's {channels} channels of stage {i} split into patches of {size}, or come with "
-                   'num_patches')
+            _check(
+                channels % size == 0,
+                'embed_dims',
+                embed_dims,
+                f"such that CGSMM's {channels} channels of stage {i} split into patches of {size}, or come with "
+                'num_patches',
+            )
             per_stage[i] = channels // size
         else:
-            _check(isinstance(count, Integral) and count > 0 and channels % count == 0, 'num_patches', num_patches,
-                   f'divisors of the channels that CGSMM gets ({channels} in stage {i})')
+            _check(
+                isinstance(count, Integral) and count > 0 and channels % count == 0,
+                'num_patches',
+                num_patches,
+                f'divisors of the channels that CGSMM gets ({channels} in stage {i})',
+            )
     return per_stage
 
 
-def _drop_path_rates(rate: float, num_blocks: int, ramp: bool) -> List[float]:
+def _drop_path_rates(rate: float, num_blocks: int, ramp: bool) -> list[float]:
     return torch.linspace(0, rate, num_blocks).tolist() if ramp else [rate] * num_blocks

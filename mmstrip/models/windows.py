@@ -11,7 +11,9 @@ overlap. Per axis, a map of ``length`` tokens and windows of ``extent`` tokens:
 
 So every token is covered by one or two windows per axis, and cost grows linearly with the number of tokens.
 """
-from typing import Callable, NamedTuple, Tuple
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +29,14 @@ class AxisWindows(NamedTuple):
         first, last: (length,) positions, among the n * extent, of a token's copy in the first and in the last window
             that covers it; the same position twice where one window covers it.
     """
+
     count: int
     gather: Tensor
     first: Tensor
     last: Tensor
 
 
-def count_and_stride(length: int, extent: int) -> Tuple[int, int]:
+def count_and_stride(length: int, extent: int) -> tuple[int, int]:
     """Number of windows along an axis and the distance between their starts, in integer arithmetic.
 
     Args:
@@ -60,7 +63,7 @@ def axis_windows(length: int, extent: int, device: torch.device) -> AxisWindows:
     return AxisWindows(count, gather, *(window * extent + token - starts[window] for window in (first, last)))
 
 
-def run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: Tuple[int, int]) -> Tensor:
+def run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tuple[int, int]) -> Tensor:
     """Apply a function of fixed-size maps to a map of any size: all windows in one call, overlaps averaged.
 
     Args:
@@ -71,7 +74,8 @@ def run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: Tupl
     Returns:
         (N, C', H, W). With (H, W) equal to ``extent`` this is ``function(x)``.
     """
-    size = tuple(x.shape[2:])
+    # torch.jit.trace gives sizes as tensors.
+    size = tuple(map(int, x.shape[2:])) if torch.jit.is_tracing() else tuple(x.shape[2:])
     if size == tuple(extent):
         return function(x)
     pad = [max(side - length, 0) for length, side in zip(size, extent)]
@@ -79,14 +83,14 @@ def run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: Tupl
         x = F.pad(x, (0, pad[1], 0, pad[0]))
     axes = [axis_windows(length, side, x.device) if length > side else None for length, side in zip(size, extent)]
     x = _merge(function(_split(x, axes, extent)), axes, x.shape[0])
-    return x[:, :, :size[0], :size[1]]
+    return x[:, :, : size[0], : size[1]]
 
 
-def _counts(axes) -> Tuple[int, int]:
+def _counts(axes) -> tuple[int, int]:
     return tuple(1 if axis is None else axis.count for axis in axes)
 
 
-def _split(x: Tensor, axes, extent: Tuple[int, int]) -> Tensor:
+def _split(x: Tensor, axes, extent: tuple[int, int]) -> Tensor:
     """Cut (N, C, H, W) into (N * rows * columns, C, *extent)."""
     for dim, axis in zip((2, 3), axes):
         if axis is not None:

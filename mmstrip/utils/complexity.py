@@ -1,5 +1,6 @@
 """Parameters and multiply-adds of models."""
-from typing import NamedTuple, Tuple
+
+from typing import NamedTuple
 
 import torch
 from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer, parameter_count
@@ -16,12 +17,13 @@ class Complexity(NamedTuple):
             layers, matrix products and norms.
         table: Both for each module, as text; empty unless asked for.
     """
+
     params: int
     flops: int
     table: str
 
 
-def analyze_complexity(model: nn.Module, shape: Tuple[int, int, int], depth: int = 0) -> Complexity:
+def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int = 0) -> Complexity:
     """Count parameters and multiply-adds of a model.
 
     Args:
@@ -32,7 +34,7 @@ def analyze_complexity(model: nn.Module, shape: Tuple[int, int, int], depth: int
     model = model.eval()
     images = torch.rand(1, *shape, device=next(model.parameters()).device)
     # mmengine's models take a mode; 'tensor' is their plain forward, without losses and post-processing.
-    inputs = (images, None, 'tensor') if hasattr(model, 'data_preprocessor') else (images, )
+    inputs = (images, None, 'tensor') if hasattr(model, 'data_preprocessor') else (images,)
     flops = FlopAnalyzer(model, inputs)
     flops.set_op_handle('aten::baddbmm', _baddbmm_flops)
     for analyzer in (flops, activations := ActivationAnalyzer(model, inputs)):

@@ -1,9 +1,10 @@
 """From a config file to a Runner: what the command-line tools share."""
+
 import difflib
 import inspect
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 import torch
 import torch.distributed
@@ -14,7 +15,7 @@ from mmengine.runner import Runner
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
-def load_config(path: str, options: Optional[dict] = None) -> Config:
+def load_config(path: str, options: dict | None = None) -> Config:
     """Read a config file and override parts of it.
 
     Args:
@@ -40,7 +41,7 @@ def _proposal(path: Path) -> str:
     return f'; did you mean {" or ".join(close)}?' if close else ''
 
 
-def set_work_dir(config: Config, work_dir: Optional[str], path: str) -> None:
+def set_work_dir(config: Config, work_dir: str | None, path: str) -> None:
     """Command line before config file before ``./work_dirs/{name of the config}``."""
     config.work_dir = work_dir or config.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
 
@@ -63,12 +64,16 @@ def check_data(config: Config, loaders: Sequence[str]) -> None:
             dataset, key = dataset['dataset'], f'{key}.dataset'
         root = dataset.get('data_root')
         if root and '://' not in root and not Path(root).is_dir() and not _downloads(dataset):
-            raise FileNotFoundError(f'{key}.data_root: no folder {root}; put the data there, or name its place with '
-                                    f'--cfg-options {key}.data_root=FOLDER')
+            raise FileNotFoundError(
+                f'{key}.data_root: no folder {root}; put the data there, or name its place with '
+                f'--cfg-options {key}.data_root=FOLDER'
+            )
 
 
 def _downloads(dataset: dict) -> bool:
-    parameters = inspect.signature(DATASETS.get(dataset['type'])).parameters
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        dataset_type = registry.get(dataset['type'])
+    parameters = inspect.signature(dataset_type).parameters if dataset_type else {}
     return 'download' in parameters and dataset.get('download', True)
 
 
@@ -97,6 +102,8 @@ def _prepare_gloo(config: Config, launcher: str) -> None:
         torch.distributed.init_process_group('gloo')
     wrapper = dict(
         type='MMDistributedDataParallel',
+        device_ids=None,
         broadcast_buffers=False,
-        find_unused_parameters=config.get('find_unused_parameters', False))
+        find_unused_parameters=config.get('find_unused_parameters', False),
+    )
     config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper

@@ -1,9 +1,10 @@
 """The authors' checkpoints, classification and MLP-DINO, as mmstrip's: the one place that knows their keys."""
+
 import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,14 +61,15 @@ class Conversion(NamedTuple):
         state_dict: Keys of an mmpretrain ``ImageClassifier``: ``backbone.*`` and, if there is a head, ``head.fc.*``.
         skipped: Number of tensors of a detector that lie outside its backbone.
     """
+
     kind: str
     arch: str
     backbone: dict
-    state_dict: Dict[str, Tensor]
+    state_dict: dict[str, Tensor]
     skipped: int
 
 
-def convert_official_checkpoint(source: Union[str, Path], target: Union[str, Path]) -> Conversion:
+def convert_official_checkpoint(source: str | Path, target: str | Path) -> Conversion:
     """Convert a file of the authors and write it, whole or not at all.
 
     Args:
@@ -87,7 +89,7 @@ def convert_official_checkpoint(source: Union[str, Path], target: Union[str, Pat
         checkpoint = torch.load(source, map_location='cpu', weights_only=True)
     except Exception as error:
         reason = str(error).strip().split('\n')[0]
-        raise ValueError(f'{source} cannot be loaded as a file of plain weights (weights_only=True): {reason}') from error
+        raise ValueError(f'{source} cannot be loaded as plain weights (weights_only=True): {reason}') from error
     try:
         conversion = convert_official_state_dict(checkpoint)
     except ValueError as error:
@@ -119,81 +121,99 @@ def convert_official_state_dict(checkpoint: dict) -> Conversion:
     if kind == 'classification':
         classes = official['head.weight'].shape[0] if 'head.weight' in official else 1000
         channels = StripMLP.arch_zoo[arch]['embed_dims'] * 8
-        expected.update({'head.fc.weight': (classes, channels), 'head.fc.bias': (classes, )})
+        expected.update({'head.fc.weight': (classes, channels), 'head.fc.bias': (classes,)})
     to_ours = {_official_key(ours, names): ours for ours in expected}
     _compare_keys(set(official), set(to_ours))
     state_dict = {}
     for key, ours in to_ours.items():
         value = _to_our_layout(key, official[key], expected[ours])
         if value.shape != expected[ours]:
-            raise ValueError(f'{key} has shape {tuple(official[key].shape)}, which does not give the '
-                             f'{expected[ours]} of arch {arch!r}')
+            raise ValueError(
+                f'{key} has shape {tuple(official[key].shape)}, which does not give the '
+                f'{expected[ours]} of arch {arch!r}'
+            )
         state_dict[ours] = value.clone()
     return Conversion(kind, arch, backbone, state_dict, skipped)
 
 
-def _strip_prefix(weights: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], int]:
+def _strip_prefix(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
     stems = [key for key in weights if re.search(r'(^|\.)patch_embed\.weight$', key)]
     if len(stems) != 1:
-        raise ValueError('not a Strip-MLP checkpoint of the authors: it has no patch_embed.weight; its first keys are ' +
-                         _listed(list(weights)))
-    prefix = stems[0][:-len('patch_embed.weight')]
-    official = {key[len(prefix):]: value for key, value in weights.items() if key.startswith(prefix)}
+        raise ValueError(
+            'not a Strip-MLP checkpoint of the authors: it has no patch_embed.weight; '
+            f'its first keys are {_listed(list(weights))}'
+        )
+    prefix = stems[0][: -len('patch_embed.weight')]
+    official = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
     return official, len(weights) - len(official)
 
 
-def _recognise_kind(official: Dict[str, Tensor]) -> str:
+def _recognise_kind(official: dict[str, Tensor]) -> str:
     for kind, spelling in _COLUMN_SPELLINGS.items():
         if any(f'.{spelling}.' in key for key in official):
             return kind
-    raise ValueError('not a Strip-MLP checkpoint of the authors: it has neither proj_w (classification) nor proh_w '
-                     '(MLP-DINO) weights; its first keys are ' + _listed(list(official)))
+    raise ValueError(
+        'not a Strip-MLP checkpoint of the authors: it has neither proj_w (classification) nor proh_w '
+        '(MLP-DINO) weights; its first keys are ' + _listed(list(official))
+    )
 
 
-def _recognise_arch(official: Dict[str, Tensor]) -> Tuple[str, dict]:
+def _recognise_arch(official: dict[str, Tensor]) -> tuple[str, dict]:
     """Name of the arch and the arguments that build it, from tensor shapes."""
     in_channels, embed_dims = official['patch_embed.weight'].shape[1], official['patch_embed.weight'].shape[0]
     blocks = {match.groups() for match in (re.match(r'blocks(\d)\.(\d+)\.', key) for key in official) if match}
     depths = tuple(sum(stage == str(i + 1) for stage, _ in blocks) for i in range(4))
-    arch = next((name for name, settings in StripMLP.arch_zoo.items()
-                 if (settings['embed_dims'], settings['depths']) == (embed_dims, depths)), None)
+    arch = next(
+        (
+            name
+            for name, settings in StripMLP.arch_zoo.items()
+            if (settings['embed_dims'], settings['depths']) == (embed_dims, depths)
+        ),
+        None,
+    )
     if arch is None:
-        zoo = ', '.join(f'{name}: {settings["embed_dims"]} and {settings["depths"]}'
-                        for name, settings in StripMLP.arch_zoo.items())
+        zoo = ', '.join(
+            f'{name}: {settings["embed_dims"]} and {settings["depths"]}' for name, settings in StripMLP.arch_zoo.items()
+        )
         raise ValueError(f'it has {embed_dims} stage-1 channels and depths {depths}, which is none of {zoo}')
     extents, patches = [], []
     for stage in range(1, 5):
         rows, tokens = _first_shape(official, f'blocks{stage}.0.token_mixing.smlp_block.proj_h.weight')[:2]
         extents.append(tokens)
         patches.append(rows // tokens)
-    return arch, dict(arch=arch, img_size=extents[0] * 4, in_channels=in_channels, num_patches=patches,
-                      out_indices=[0, 1, 2, 3])
+    return arch, dict(
+        arch=arch, img_size=extents[0] * 4, in_channels=in_channels, num_patches=patches, out_indices=[0, 1, 2, 3]
+    )
 
 
-def _first_shape(official: Dict[str, Tensor], key: str) -> torch.Size:
+def _first_shape(official: dict[str, Tensor], key: str) -> torch.Size:
     if key not in official:
         raise ValueError(f'the checkpoint is incomplete: {key} is missing')
     return official[key].shape
 
 
-def _official_names(kind: str, depths: Tuple[int, ...]) -> Dict[str, str]:
+def _official_names(kind: str, depths: tuple[int, ...]) -> dict[str, str]:
     """Our module names -> the official ones of a kind of checkpoint."""
     other_spelling = next(spelling for name, spelling in _COLUMN_SPELLINGS.items() if name != kind)
     block = {ours: official for official, ours in _BLOCK.items() if not official.endswith(other_spelling)}
     names = {ours: official for official, ours in _REST.items()}
     for stage, depth in enumerate(depths):
         for i in range(depth):
-            names.update({f'backbone.stages.{stage}.{i}.{ours}': f'blocks{stage + 1}.{i}.{official}'
-                          for ours, official in block.items()})
+            names.update(
+                {
+                    f'backbone.stages.{stage}.{i}.{ours}': f'blocks{stage + 1}.{i}.{official}'
+                    for ours, official in block.items()
+                }
+            )
     return names
 
 
-def _official_key(ours: str, names: Dict[str, str]) -> str:
+def _official_key(ours: str, names: dict[str, str]) -> str:
     module, _, tensor = ours.rpartition('.')
     return f'{names[module]}.{"embeddings_table" if tensor == "table" else tensor}'
 
 
-def _to_our_layout(key: str, value: Tensor, shape: Tuple[int, ...]) -> Tensor:
+def _to_our_layout(key: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Strip weights from grouped convolution kernels (G * L, L, 1, k) to (G, k, L, L); biases and GRN by shape."""
     if len(shape) == 4 and re.search(r'\.pro[jh]_[hw]\.weight$', key):
         return value.flatten(1).unflatten(1, (-1, shape[1])).unflatten(0, (shape[0], -1)).permute(0, 3, 1, 2)
@@ -201,14 +221,17 @@ def _to_our_layout(key: str, value: Tensor, shape: Tuple[int, ...]) -> Tensor:
 
 
 def _compare_keys(found: set, expected: set) -> None:
-    problems = [(word, sorted(keys)) for word, keys in (('missing', expected - found), ('unexpected', found - expected))
-                if keys]
+    problems = [
+        (word, sorted(keys)) for word, keys in (('missing', expected - found), ('unexpected', found - expected)) if keys
+    ]
     if problems:
-        raise ValueError('the checkpoint is incomplete or foreign: ' + '; '.join(
-            f'{len(keys)} {word} keys ({_listed(keys)})' for word, keys in problems))
+        raise ValueError(
+            'the checkpoint is incomplete or foreign: '
+            + '; '.join(f'{len(keys)} {word} keys ({_listed(keys)})' for word, keys in problems)
+        )
 
 
-def _listed(keys: List[str]) -> str:
+def _listed(keys: list[str]) -> str:
     return ', '.join(keys[:_SHOWN]) + (', ...' if len(keys) > _SHOWN else '') if keys else 'none'
 
 
@@ -218,7 +241,7 @@ def _write(checkpoint: dict, file) -> None:
 
 def _save_atomically(checkpoint: dict, target: Path) -> None:
     """Write to a temporary file beside the target, flush it to disk, then rename it."""
-    temporary: Optional[str] = None
+    temporary: str | None = None
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f'.{target.name}.', delete=False) as file:
             temporary = file.name

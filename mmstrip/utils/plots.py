@@ -1,15 +1,16 @@
 """Pictures of a classification run, drawn with matplotlib and written as PNG files."""
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
-Curve = Tuple[Sequence[float], Sequence[float]]  # x and y
+Curve = tuple[Sequence[float], Sequence[float]]  # x and y
 
 
-def plot_curves(panels: Dict[str, Dict[str, Curve]], x_label: str, path: Path) -> None:
+def plot_curves(panels: dict[str, dict[str, Curve]], x_label: str, path: Path) -> None:
     """One panel a quantity, side by side.
 
     Args:
@@ -42,15 +43,23 @@ def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequenc
     axes = figure.subplots()
     shown = dict(display_labels=classes) if few else {}
     ConfusionMatrixDisplay.from_predictions(
-        labels, predictions, labels=range(len(classes)), include_values=few, cmap='Blues', colorbar=not few, ax=axes,
-        xticks_rotation='vertical' if max(map(len, classes)) > 3 else 'horizontal', **shown)
+        labels,
+        predictions,
+        labels=range(len(classes)),
+        include_values=few,
+        cmap='Blues',
+        colorbar=not few,
+        ax=axes,
+        xticks_rotation='vertical' if max(map(len, classes)) > 3 else 'horizontal',
+        **shown,
+    )
     if not few:
         axes.set(xticks=[], yticks=[])
     axes.set_title(f'{np.mean(labels == predictions):.2%} of {len(labels)} right')
     figure.savefig(path, dpi=120)
 
 
-def plot_predictions(samples: List[Tuple[np.ndarray, str, str]], title: str, path: Path, columns: int = 10) -> None:
+def plot_predictions(samples: list[tuple[np.ndarray, str, str]], title: str, path: Path, columns: int = 10) -> None:
     """Sheet of images, each with its prediction; wrong ones in red, with the true class.
 
     Args:
@@ -68,5 +77,7 @@ def plot_predictions(samples: List[Tuple[np.ndarray, str, str]], title: str, pat
     for axes, (image, predicted, true) in zip(grid, samples):
         axes.imshow(image.astype(np.uint8))
         right = predicted == true
-        axes.set_title(predicted if right else f'{predicted} (is {true})', fontsize=9, color='green' if right else 'red')
+        axes.set_title(
+            predicted if right else f'{predicted} (is {true})', fontsize=9, color='green' if right else 'red'
+        )
     figure.savefig(path, dpi=120)

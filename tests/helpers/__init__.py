@@ -1,4 +1,5 @@
 """What several tests share."""
+
 import os
 import subprocess
 import sys
@@ -36,8 +37,14 @@ def run(*command, cwd: Path = ROOT, env: dict = {}, timeout: int = 600) -> subpr
     python = str(Path(sys.executable).parent)
     environment = {**os.environ, 'PATH': f'{python}{os.pathsep}{os.environ["PATH"]}', 'OMP_NUM_THREADS': '2', **env}
     return subprocess.run(
-        list(map(str, command)), cwd=cwd, env=environment, timeout=timeout, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT)
+        list(map(str, command)),
+        cwd=cwd,
+        env=environment,
+        timeout=timeout,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def run_tool(tool: str, *arguments, **options) -> subprocess.CompletedProcess:

@@ -1,4 +1,5 @@
 """Parameters of the authors' networks by the rule that made tests/data/parity (see the README there)."""
+
 import json
 import zlib
 

@@ -1,4 +1,5 @@
-"""A hook for distributed tests, loaded by custom_imports: each rank writes its parameters after training."""
+"""A hook for distributed tests, loaded by custom_imports: each rank writes its weights after training."""
+
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
@@ -7,10 +8,8 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module(force=True)
 class RankDumpHook(Hook):
-
     def __init__(self, folder: str):
         self.folder = folder
 
     def after_train(self, runner) -> None:
-        parameters = {name: value.detach().clone() for name, value in runner.model.module.named_parameters()}
-        torch.save(parameters, f'{self.folder}/rank{get_rank()}.pth')
+        torch.save(runner.model.module.state_dict(), f'{self.folder}/rank{get_rank()}.pth')

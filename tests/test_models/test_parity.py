@@ -1,4 +1,5 @@
 """The same numbers as the authors' code, through the converter and a strict load."""
+
 import pytest
 import torch
 from helpers.official import PARITY_FILES, load_reference, official_weights, reference_images
@@ -36,15 +37,16 @@ def _outputs(result, checkpoint, reference) -> dict:
     init_default_scope('mmpretrain')
     if result.kind == 'classification':
         head = dict(
-            type='LinearClsHead',
-            num_classes=reference['num_classes'],
-            in_channels=reference['stage4']['shape'][1])
+            type='LinearClsHead', num_classes=reference['num_classes'], in_channels=reference['stage4']['shape'][1]
+        )
         model = MODELS.build(
             dict(
                 type='ImageClassifier',
                 backbone=dict(type='mmstrip.StripMLP', **result.backbone),
                 neck=dict(type='GlobalAveragePooling'),
-                head=head))
+                head=head,
+            )
+        )
         backbone = model.backbone
         # The published count is of the network as built, 1000 (or 100) classes included.
         assert sum(p.numel() for p in model.parameters()) == reference['params']

@@ -1,4 +1,5 @@
 """Each box of the strip mixing against its formula, written out plainly."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,8 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmstrip.models.channel_mixing import ChannelMixingBlock, GlobalResponseNorm
-from mmstrip.models.strip_mixing import (CascadeGroupStripMixing, LocalStripMixing, RelativePosition, StripMixingBlock,
-                                         StripMLPLayer)
+from mmstrip.models.strip_mixing import (
+    CascadeGroupStripMixing,
+    LocalStripMixing,
+    RelativePosition,
+    StripMixingBlock,
+    StripMLPLayer,
+)
 
 
 def strip_layer_by_formula(layer, x):
@@ -30,8 +36,13 @@ def strip_layer_by_formula(layer, x):
 
 
 @given(
-    tokens=st.integers(1, 9), lines=st.integers(1, 9), patches=st.integers(1, 4), size=st.integers(1, 3),
-    strip_width=st.sampled_from([1, 3, 5, 7]), axis=st.sampled_from(['row', 'column']))
+    tokens=st.integers(1, 9),
+    lines=st.integers(1, 9),
+    patches=st.integers(1, 4),
+    size=st.integers(1, 3),
+    strip_width=st.sampled_from([1, 3, 5, 7]),
+    axis=st.sampled_from(['row', 'column']),
+)
 @settings(max_examples=60)
 def test_strip_layer_is_the_formula(tokens, lines, patches, size, strip_width, axis):
     layer = StripMLPLayer(tokens, patches, strip_width, axis)
@@ -92,7 +103,7 @@ def test_local_strip_mixing_weighs_three_paths():
 
 def test_a_single_branch_takes_all_channels():
     for name in ('cgsmm', 'lsmm'):
-        block = StripMixingBlock(8, (4, 4), num_patches=8, branches=(name, ))
+        block = StripMixingBlock(8, (4, 4), num_patches=8, branches=(name,))
         assert list(block.branches) == [name]
         assert block(torch.randn(1, 8, 4, 4)).shape == (1, 8, 4, 4)
     assert block.branches['lsmm'].tall.out_channels == 8

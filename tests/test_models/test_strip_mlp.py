@@ -1,4 +1,5 @@
 """The backbone as its users meet it."""
+
 import copy
 import itertools
 import logging
@@ -53,7 +54,7 @@ def test_out_indices_choose_from_the_same_maps(out_indices):
 
 
 def test_negative_and_single_indices():
-    assert small_backbone(out_indices=-1).out_indices == (3, )
+    assert small_backbone(out_indices=-1).out_indices == (3,)
     assert small_backbone(out_indices=[-4, 2]).out_indices == (0, 2)
 
 
@@ -69,13 +70,22 @@ def test_rectangular_training_size():
 def test_variants_of_the_ablations():
     x = torch.rand(2, 3, 64, 64)
     variants = [
-        dict(strip_width=1), dict(strip_width=5), dict(num_patches=1), dict(num_patches=8),
-        dict(num_patches=(8, 16, 32, 64)), dict(cascade=False), dict(branches='cgsmm'), dict(branches=['lsmm']),
-        dict(mlp_ratio=2), dict(in_channels=1), dict(act_cfg=dict(type='ReLU')), dict(norm_cfg=dict(type='GN', num_groups=2))
+        dict(strip_width=1),
+        dict(strip_width=5),
+        dict(num_patches=1),
+        dict(num_patches=8),
+        dict(num_patches=(8, 16, 32, 64)),
+        dict(cascade=False),
+        dict(branches='cgsmm'),
+        dict(branches=['lsmm']),
+        dict(mlp_ratio=2),
+        dict(in_channels=1),
+        dict(act_cfg=dict(type='ReLU')),
+        dict(norm_cfg=dict(type='GN', num_groups=2)),
     ]
     for variant in variants:
         model = small_backbone(**variant)
-        out, = model(x[:, :variant.get('in_channels', 3)])
+        (out,) = model(x[:, : variant.get('in_channels', 3)])
         assert out.shape == (2, 128, 2, 2), variant
         out.sum().backward()
         assert all(p.grad is not None for p in model.parameters()), variant
@@ -93,7 +103,7 @@ def test_authors_patch_rule():
 
 
 def test_gradients_reach_every_parameter():
-    model = randomise(small_backbone(out_indices=(0, 1, 2, 3), drop_path_rate=0.))
+    model = randomise(small_backbone(out_indices=(0, 1, 2, 3), drop_path_rate=0.0))
     sum((feature * torch.randn_like(feature)).sum() for feature in model(torch.rand(2, 3, 96, 80))).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -143,7 +153,7 @@ def test_checkpointing_changes_nothing_but_memory():
 
 @pytest.mark.parametrize('frozen_stages', range(-1, 5))
 def test_frozen_stages_stay_as_they_are(frozen_stages):
-    model = small_backbone(frozen_stages=frozen_stages, drop_path_rate=0.)
+    model = small_backbone(frozen_stages=frozen_stages, drop_path_rate=0.0)
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad] or [torch.zeros(1)], lr=0.1)
     model.train()
@@ -176,7 +186,7 @@ def test_norm_eval_keeps_all_statistics():
 def test_drop_path_rates_and_statistics():
     rates = lambda model: [block.drop_path.drop_prob for stage in model.stages for block in stage]  # noqa: E731
     assert rates(small_backbone(drop_path_rate=0.2)) == [0.2] * 5
-    assert rates(small_backbone(drop_path_rate=0.2, drop_path_ramp=True)) == pytest.approx([0, .05, .1, .15, .2])
+    assert rates(small_backbone(drop_path_rate=0.2, drop_path_ramp=True)) == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
     block = small_backbone(drop_path_rate=0.25).stages[0][0].train()
     branch = torch.ones(20_000, 1, 1, 1)
     dropped = block.drop_path(branch)
@@ -194,7 +204,8 @@ def test_layer_depths_grow_along_the_network():
     assert depth['stages.0.0.channel_mixing.fc1.weight'] == 1
     assert depth['stages.2.1.channel_mixing.fc1.weight'] == 4
     assert depth['merging.1.weight'] == depth['cross_stage.2.0.weight'] == 3
-    assert depth['merging.2.weight'] == depth['cross_stage.3.1.weight'] == depth['stages.3.0.channel_mixing.fc1.bias'] == 5
+    for name in ('merging.2.weight', 'cross_stage.3.1.weight', 'stages.3.0.channel_mixing.fc1.bias'):
+        assert depth[name] == 5
     assert depth['norm.weight'] == 6 and model.get_layer_depth('head.fc.weight', 'backbone.') == (6, 7)
 
 
@@ -215,7 +226,7 @@ def test_compiles_without_graph_breaks():
 def test_exports():
     model = randomise(small_backbone(out_indices=(1, 3))).eval()
     x = torch.rand(1, 3, 96, 64)
-    exported = torch.export.export(model, (x, )).module()
+    exported = torch.export.export(model, (x,)).module()
     for got, plain in zip(exported(x), model(x)):
         torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-5)
 
@@ -237,14 +248,14 @@ class TestLoadingAtAnotherSize:
         MMLogger.get_instance('resample')
         source, target = randomise(small_backbone(img_size=64)), small_backbone(img_size=(96, 128))
         with caplog.at_level(logging.INFO):
-            logger = logging.getLogger('mmengine')
-            handler = caplog.handler
-            MMLogger.get_current_instance().addHandler(handler)
+            logger = MMLogger.get_current_instance()
+            logger.addHandler(caplog.handler)
             target.load_state_dict(source.state_dict())
-            MMLogger.get_current_instance().removeHandler(handler)
-        assert 'Resampled the weights of 10 strip MLP layers and 10 position tables to img_size (96, 128)' in caplog.text
+            logger.removeHandler(caplog.handler)
+        words = 'Resampled the weights of 10 strip MLP layers and 10 position tables to img_size (96, 128)'
+        assert words in caplog.text
         with torch.no_grad():
-            out, = target.eval()(torch.rand(1, 3, 96, 128))
+            (out,) = target.eval()(torch.rand(1, 3, 96, 128))
         assert torch.isfinite(out).all()
 
     def test_the_same_size_is_loaded_exactly(self):
@@ -293,29 +304,32 @@ class TestLoadingAtAnotherSize:
 class TestBadInput:
     """One sentence that names the argument, what it got and what is allowed."""
 
-    @pytest.mark.parametrize('arguments, words', [
-        (dict(arch='huge'), "arch must be one of tiny-light, tiny, small, base, or a dict, but got 'huge'"),
-        (dict(arch=dict(embed_dims=16)), 'arch must be'),
-        (dict(arch=dict(embed_dims=15, depths=(1, 1, 1, 1))), 'embed_dims must be even'),
-        (dict(arch=dict(embed_dims=12, depths=(1, 1, 1, 1))), 'embed_dims must be such that .* split into patches of 4'),
-        (dict(arch=dict(embed_dims=-8, depths=(1, 1, 1, 1))), 'embed_dims must be a positive int, but got -8'),
-        (dict(arch=dict(embed_dims=16, depths=(1, 1, 1))), r'depths must be 4 positive ints, but got \(1, 1, 1\)'),
-        (dict(arch=dict(embed_dims=16, depths=(1, 1, 0, 1))), 'depths must be 4 positive ints'),
-        (dict(out_indices=(0, 4)), r'out_indices must be .* from -4 to 3, but got \(0, 4\)'),
-        (dict(out_indices=()), 'out_indices must be'),
-        (dict(frozen_stages=5), 'frozen_stages must be an int from -1 to 4, but got 5'),
-        (dict(strip_width=2), 'strip_width must be an odd positive int, but got 2'),
-        (dict(img_size=100), 'img_size must be .* multiples of 32 from 32 up, but got 100'),
-        (dict(img_size=(64, 16)), 'img_size must be'),
-        (dict(img_size=0), 'img_size must be'),
-        (dict(drop_path_rate=1.0), r'drop_path_rate must be a number in \[0, 1\), but got 1.0'),
-        (dict(drop_path_rate=-0.1), 'drop_path_rate must be'),
-        (dict(num_patches=3), r'num_patches must be divisors .*\(8 in stage 0\), but got 3'),
-        (dict(num_patches=(1, 1)), 'num_patches must be an int or 4 ints'),
-        (dict(branches=('cgsmm', 'mlp')), 'branches must be one or both of cgsmm, lsmm'),
-        (dict(in_channels=0), 'in_channels must be a positive int'),
-        (dict(mlp_ratio=0), 'mlp_ratio must be a positive number'),
-    ])
+    @pytest.mark.parametrize(
+        'arguments, words',
+        [
+            (dict(arch='huge'), "arch must be one of tiny-light, tiny, small, base, or a dict, but got 'huge'"),
+            (dict(arch=dict(embed_dims=16)), 'arch must be'),
+            (dict(arch=dict(embed_dims=15, depths=(1, 1, 1, 1))), 'embed_dims must be even'),
+            (dict(arch=dict(embed_dims=12, depths=(1, 1, 1, 1))), 'embed_dims must be such .* split into patches of 4'),
+            (dict(arch=dict(embed_dims=-8, depths=(1, 1, 1, 1))), 'embed_dims must be a positive int, but got -8'),
+            (dict(arch=dict(embed_dims=16, depths=(1, 1, 1))), r'depths must be 4 positive ints, but got \(1, 1, 1\)'),
+            (dict(arch=dict(embed_dims=16, depths=(1, 1, 0, 1))), 'depths must be 4 positive ints'),
+            (dict(out_indices=(0, 4)), r'out_indices must be .* from -4 to 3, but got \(0, 4\)'),
+            (dict(out_indices=()), 'out_indices must be'),
+            (dict(frozen_stages=5), 'frozen_stages must be an int from -1 to 4, but got 5'),
+            (dict(strip_width=2), 'strip_width must be an odd positive int, but got 2'),
+            (dict(img_size=100), 'img_size must be .* multiples of 32 from 32 up, but got 100'),
+            (dict(img_size=(64, 16)), 'img_size must be'),
+            (dict(img_size=0), 'img_size must be'),
+            (dict(drop_path_rate=1.0), r'drop_path_rate must be a number in \[0, 1\), but got 1.0'),
+            (dict(drop_path_rate=-0.1), 'drop_path_rate must be'),
+            (dict(num_patches=3), r'num_patches must be divisors .*\(8 in stage 0\), but got 3'),
+            (dict(num_patches=(1, 1)), 'num_patches must be an int or 4 ints'),
+            (dict(branches=('cgsmm', 'mlp')), 'branches must be one or both of cgsmm, lsmm'),
+            (dict(in_channels=0), 'in_channels must be a positive int'),
+            (dict(mlp_ratio=0), 'mlp_ratio must be a positive number'),
+        ],
+    )
     def test_arguments(self, arguments, words):
         with pytest.raises(ValueError, match=words):
             small_backbone(**arguments)
@@ -326,13 +340,16 @@ class TestBadInput:
         with pytest.raises(ValueError, match=words):
             small_backbone()(torch.rand(shape))
 
-    @pytest.mark.parametrize('other, words', [
-        (dict(arch=dict(embed_dims=32, depths=(1, 1, 2, 1))), 'has embed_dims=32, .* where the model has embed_dims=16'),
-        (dict(arch=dict(embed_dims=16, depths=(1, 1, 3, 1))), r'depths\[2\]=3 where the model has depths\[2\]=2'),
-        (dict(num_patches=1), r'num_patches\[0\]=1'),
-        (dict(strip_width=1), 'strip_width=1 where the model has strip_width=3'),
-        (dict(in_channels=1), 'in_channels=1 where the model has in_channels=3'),
-    ])
+    @pytest.mark.parametrize(
+        'other, words',
+        [
+            (dict(arch=dict(embed_dims=32, depths=(1, 1, 2, 1))), 'has embed_dims=32, .* the model has embed_dims=16'),
+            (dict(arch=dict(embed_dims=16, depths=(1, 1, 3, 1))), r'depths\[2\]=3 where the model has depths\[2\]=2'),
+            (dict(num_patches=1), r'num_patches\[0\]=1'),
+            (dict(strip_width=1), 'strip_width=1 where the model has strip_width=3'),
+            (dict(in_channels=1), 'in_channels=1 where the model has in_channels=3'),
+        ],
+    )
     def test_checkpoint_of_another_arch(self, other, words, tmp_path):
         """Also through mmengine's loader, which would only warn of other shapes."""
         model = torch.nn.Module()

@@ -1,4 +1,5 @@
 """Windows of any map size against the rule as written, one window at a time."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ def test_layout_is_the_published_one(length, extent):
     starts = starts_by_rule(length, extent)
     assert windows.gather.view(-1, extent)[:, 0].tolist() == starts
     covering = [[i for i, start in enumerate(starts) if start <= token < start + extent] for token in range(length)]
-    assert all(1 <= len(set(starts[i] for i in ids)) <= 2 for ids in covering)
+    assert all(1 <= len({starts[i] for i in ids}) <= 2 for ids in covering)
     assert windows.first.tolist() == [ids[0] * extent + token - starts[ids[0]] for token, ids in enumerate(covering)]
     assert windows.last.tolist() == [ids[-1] * extent + token - starts[ids[-1]] for token, ids in enumerate(covering)]
 
@@ -62,7 +63,8 @@ def test_batched_windows_equal_a_loop(size, extent):
         return torch.einsum('oc,nchw->nohw', mixing, window * position) + window.sum(dim=(2, 3), keepdim=True)[:, :1]
 
     torch.testing.assert_close(
-        run_in_windows(function, x, extent), loop_over_windows(function, x, extent), rtol=1e-4, atol=1e-4)
+        run_in_windows(function, x, extent), loop_over_windows(function, x, extent), rtol=1e-4, atol=1e-4
+    )
 
 
 @given(size=st.tuples(st.integers(1, 90), st.integers(1, 90)))

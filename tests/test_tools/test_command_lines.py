@@ -1,4 +1,5 @@
 """The tools as users type them, on real digits with a small network."""
+
 import json
 import re
 
@@ -28,19 +29,30 @@ def test_training_learns_digits_and_reports(trained):
     assert top1 > 90
     assert re.search(r'eta: \d+:\d+:\d+', output)
     for name in ('curves', 'confusion_matrix', 'predictions'):
-        picture, = work_dir.glob(f'*/{name}.png')
+        (picture,) = work_dir.glob(f'*/{name}.png')
         assert str(picture) in output
         image = Image.open(picture).convert('L')
         # Not blank: something is drawn in the lower half too.
-        assert len(set(image.crop((0, image.height // 2, *image.size)).getdata())) > 20
+        assert len(set(image.crop((0, image.height // 2, *image.size)).tobytes())) > 20
     assert str(work_dir / 'epoch_4.pth') in output
 
 
 def test_testing_gives_the_same_figures_and_files(trained, tmp_path):
     work_dir, output = trained
     checkpoint = (work_dir / 'last_checkpoint').read_text()
-    done = run_tool('test.py', SMALL_CONFIG, checkpoint, '--work-dir', tmp_path, '--out', tmp_path / 'out.pkl',
-                    '--show-dir', 'pictures', '--interval', '100')
+    done = run_tool(
+        'test.py',
+        SMALL_CONFIG,
+        checkpoint,
+        '--work-dir',
+        tmp_path,
+        '--out',
+        tmp_path / 'out.pkl',
+        '--show-dir',
+        tmp_path / 'pictures',
+        '--interval',
+        '100',
+    )
     assert done.returncode == 0, done.stdout
     top1 = re.search(r'Test (top-1 .*)', output).group(1)
     assert f'Test {top1}' in done.stdout
@@ -48,7 +60,7 @@ def test_testing_gives_the_same_figures_and_files(trained, tmp_path):
     assert len(predictions) == 360
     right = sum(int(sample['pred_label']) == int(sample['gt_label']) for sample in predictions)
     assert f'({right} of 360 images)' in top1
-    pictures = list(tmp_path.glob('*/pictures/*.png'))
+    pictures = list(tmp_path.glob('pictures/*.png'))
     assert len(pictures) == 4 and min(Image.open(pictures[0]).size) >= 200
 
 
@@ -57,16 +69,25 @@ def test_test_time_augmentation(trained, tmp_path):
     done = run_tool('test.py', SMALL_CONFIG, checkpoint, '--work-dir', tmp_path, '--tta')
     assert done.returncode == 0, done.stdout
     assert float(re.search(r'Test top-1 ([\d.]+)%', done.stdout).group(1)) > 90
-    without = run_tool('test.py', SMALL_CONFIG, checkpoint, '--work-dir', tmp_path, '--tta', '--cfg-options',
-                       'tta_model=None')
+    without = run_tool(
+        'test.py', SMALL_CONFIG, checkpoint, '--work-dir', tmp_path, '--tta', '--cfg-options', 'tta_model=None'
+    )
     assert 'no tta_model' in last_line(without.stdout)
 
 
 def test_resuming_goes_on_from_the_last_checkpoint(tmp_path):
     first = run_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epochs=1')
     assert first.returncode == 0, first.stdout
-    second = run_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--resume', '--no-validate', '--cfg-options',
-                      'train_cfg.max_epochs=2')
+    second = run_tool(
+        'train.py',
+        SMALL_CONFIG,
+        '--work-dir',
+        tmp_path,
+        '--resume',
+        '--no-validate',
+        '--cfg-options',
+        'train_cfg.max_epochs=2',
+    )
     assert second.returncode == 0, second.stdout
     assert 'Epoch(train) [2]' in second.stdout and 'Epoch(train) [1]' not in second.stdout
     assert 'Epoch(val)' not in second.stdout
@@ -74,9 +95,19 @@ def test_resuming_goes_on_from_the_last_checkpoint(tmp_path):
 
 
 def test_auto_scale_lr(tmp_path):
-    done = run_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--auto-scale-lr', '--no-validate',
-                    '--cfg-options', 'train_cfg.max_epochs=1', 'auto_scale_lr.base_batch_size=128',
-                    'default_hooks.logger.interval=1', 'param_scheduler=None')
+    done = run_tool(
+        'train.py',
+        SMALL_CONFIG,
+        '--work-dir',
+        tmp_path,
+        '--auto-scale-lr',
+        '--no-validate',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'auto_scale_lr.base_batch_size=128',
+        'default_hooks.logger.interval=1',
+        'param_scheduler=None',
+    )
     assert done.returncode == 0, done.stdout
     scalars = next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()
     assert json.loads(scalars[-1])['lr'] == pytest.approx(3e-3 / 2)
@@ -96,15 +127,24 @@ class TestBadInput:
     def test_config_with_a_typo(self):
         done = run_tool('train.py', ROOT / 'configs/strip_mlp/strip-mlp-tinny_8xb128_in1k.py')
         assert done.returncode != 0
-        assert re.search(r'FileNotFoundError: no config at .*tinny.*; did you mean strip-mlp-tiny_8xb128_in1k.py',
-                         last_line(done.stdout))
+        assert re.search(
+            r'FileNotFoundError: no config at .*tinny.*; did you mean strip-mlp-tiny_8xb128_in1k.py',
+            last_line(done.stdout),
+        )
 
     def test_missing_data(self, tmp_path):
         config = ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py'
-        done = run_tool('train.py', config, '--work-dir', tmp_path, '--cfg-options',
-                        f'train_dataloader.dataset.data_root={tmp_path}/gone')
-        assert re.search(r'FileNotFoundError: train_dataloader.dataset.data_root: no folder .*/gone',
-                         last_line(done.stdout))
+        done = run_tool(
+            'train.py',
+            config,
+            '--work-dir',
+            tmp_path,
+            '--cfg-options',
+            f'train_dataloader.dataset.data_root={tmp_path}/gone',
+        )
+        assert re.search(
+            r'FileNotFoundError: train_dataloader.dataset.data_root: no folder .*/gone', last_line(done.stdout)
+        )
 
     def test_missing_checkpoints(self, tmp_path):
         done = run_tool('test.py', SMALL_CONFIG, tmp_path / 'none.pth', '--work-dir', tmp_path)
@@ -118,8 +158,9 @@ class TestBadInput:
         assert 'the checkpoint is of another arch than this StripMLP: it has embed_dims=32' in last_line(done.stdout)
 
     def test_bad_argument_in_a_config(self, tmp_path):
-        done = run_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--cfg-options',
-                        'model.backbone.strip_width=4')
+        done = run_tool(
+            'train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--cfg-options', 'model.backbone.strip_width=4'
+        )
         assert 'strip_width must be an odd positive int, but got 4' in last_line(done.stdout)
 
     def test_out_file_of_another_kind(self, trained, tmp_path):

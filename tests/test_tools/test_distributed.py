@@ -1,4 +1,5 @@
 """Several processes on one machine."""
+
 import re
 import socket
 
@@ -21,12 +22,22 @@ def launch(script, *arguments, **env):
 
 def test_two_processes_train_one_model_and_test_it(tmp_path):
     config = tmp_path / 'two.py'
-    config.write_text(f"_base_ = [{str(SMALL_CONFIG)!r}]\n"
-                      "custom_imports = dict(imports=['rank_dump'])\n"
-                      f"custom_hooks = [dict(type='RankDumpHook', folder={str(tmp_path)!r}),\n"
-                      "                dict(type='mmstrip.ClassificationReportHook')]\n")
-    done = launch('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work', '--cfg-options',
-                  'train_cfg.max_epochs=1', 'train_dataloader.batch_size=32')
+    config.write_text(
+        f'_base_ = [{str(SMALL_CONFIG)!r}]\n'
+        "custom_imports = dict(imports=['rank_dump'])\n"
+        'custom_hooks = _base_.custom_hooks\n'
+        f"custom_hooks.append(dict(type='RankDumpHook', folder={str(tmp_path)!r}))\n"
+    )
+    done = launch(
+        'dist_train.sh',
+        config,
+        2,
+        '--work-dir',
+        tmp_path / 'work',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'train_dataloader.batch_size=32',
+    )
     assert done.returncode == 0, done.stdout
     assert 'Distributed launcher: pytorch' in done.stdout
     ranks = [torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2)]
@@ -44,9 +55,12 @@ def test_two_processes_train_one_model_and_test_it(tmp_path):
 
 
 def test_usage_is_shown():
-    for script, words in (('dist_train.sh', 'CONFIG GPUS'), ('dist_test.sh', 'CONFIG CHECKPOINT GPUS'),
-                          ('slurm_train.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR'),
-                          ('slurm_test.sh', 'PARTITION JOB_NAME CONFIG CHECKPOINT')):
+    for script, words in (
+        ('dist_train.sh', 'CONFIG GPUS'),
+        ('dist_test.sh', 'CONFIG CHECKPOINT GPUS'),
+        ('slurm_train.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR'),
+        ('slurm_test.sh', 'PARTITION JOB_NAME CONFIG CHECKPOINT'),
+    ):
         done = run('bash', ROOT / 'tools' / script)
         assert done.returncode == 2 and f'tools/{script} {words}' in done.stdout
 
@@ -56,6 +70,7 @@ def test_slurm_scripts_give_srun_the_tools_arguments(tmp_path):
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\necho "$@"\n')
     srun.chmod(0o755)
-    done = run('bash', '-c', f'PATH={tmp_path}:$PATH GPUS=16 SRUN_ARGS="--qos high" tools/slurm_train.sh gpu job c.py out --amp')
+    settings = f'PATH={tmp_path}:$PATH GPUS=16 SRUN_ARGS="--qos high"'
+    done = run('bash', '-c', f'{settings} tools/slurm_train.sh gpu job c.py out --amp')
     assert '--partition=gpu --job-name=job --gres=gpu:8 --ntasks=16' in done.stdout
     assert re.search(r'--qos high python -u .*/train.py c.py --work-dir out --amp --launcher slurm', done.stdout)

@@ -1,4 +1,5 @@
 """Parameters and FLOPs (multiply-adds, as the paper counts) of a config's model."""
+
 import argparse
 
 from mmengine.config import DictAction
@@ -12,12 +13,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        '--shape', type=int, nargs='+', default=[224], metavar=('H', 'W'), help='image size (default: 224)')
+        '--shape', type=int, nargs='+', default=[224], metavar=('H', 'W'), help='image size (default: 224)'
+    )
     parser.add_argument('--channels', type=int, default=3, help='image channels (default: 3)')
     parser.add_argument('--table', action='store_true', help='print a table of all modules too')
     parser.add_argument('--depth', type=int, default=3, help='how deep the table goes (default: 3)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config')
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config'
+    )
     args = parser.parse_args()
     if len(args.shape) > 2:
         parser.error(f'--shape takes one side or H W, but got {args.shape}')

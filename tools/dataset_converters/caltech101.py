@@ -1,4 +1,5 @@
 """Write the 80 / 20 split of Caltech-101 (each class, seed 1024, without BACKGROUND_Google) to ROOT/meta."""
+
 import argparse
 import sys
 

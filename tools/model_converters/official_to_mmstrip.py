@@ -1,4 +1,5 @@
 """Convert a checkpoint of the authors (classification or MLP-DINO) to mmstrip's keys."""
+
 import argparse
 import sys
 
@@ -16,7 +17,8 @@ def main() -> None:
         sys.exit(f'Error: {error}')
     skipped = f', {result.skipped} tensors outside of the backbone left out' if result.skipped else ''
     print(f'{args.dst}: Strip-MLP {result.arch} from {result.kind}, {len(result.state_dict)} tensors{skipped}')
-    print(f'The backbone is dict(type="mmstrip.StripMLP", {", ".join(f"{k}={v!r}" for k, v in result.backbone.items())})')
+    arguments = ', '.join(f'{name}={value!r}' for name, value in result.backbone.items())
+    print(f"The backbone is dict(type='mmstrip.StripMLP', {arguments})")
 
 
 if __name__ == '__main__':

@@ -16,8 +16,11 @@ tta_model = dict(type='AverageClsScoreTTA')
 tta_pipeline = [
     dict(
         type='TestTimeAug',
-        transforms=[[dict(type='Resize', scale=32, interpolation=how) for how in ('bicubic', 'bilinear')],
-                    [dict(type='PackInputs')]])
+        transforms=[
+            [dict(type='Resize', scale=32, interpolation=how) for how in ('bicubic', 'bilinear')],
+            [dict(type='PackInputs')],
+        ],
+    )
 ]
 
 train_dataloader = dict(
@@ -25,13 +28,15 @@ train_dataloader = dict(
     num_workers=0,
     drop_last=True,
     dataset=dict(type='mmstrip.Digits', split='train', pipeline=train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 
 val_dataloader = dict(
     batch_size=120,
     num_workers=0,
     dataset=dict(type='mmstrip.Digits', split='test', pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 
 test_dataloader = val_dataloader

@@ -8,14 +8,16 @@ train_dataloader = dict(
     persistent_workers=True,
     drop_last=True,
     dataset=dict(type='Flowers102', data_root='data/flowers102', split='trainval', pipeline=_base_.train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,
     persistent_workers=True,
     dataset=dict(type='Flowers102', data_root='data/flowers102', split='test', pipeline=_base_.test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 
 test_dataloader = val_dataloader

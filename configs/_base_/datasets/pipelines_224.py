@@ -1,10 +1,6 @@
 # The authors' augmentation and test crop at 224 px. Their configuration also names a colour jitter of 0.4, but the timm
 # they use leaves colour jitter out where RandAugment is on, so their training has none.
-data_preprocessor = dict(
-    num_classes=1000,
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    to_rgb=True)
+data_preprocessor = dict(num_classes=1000, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 
 bgr_mean = data_preprocessor['mean'][::-1]
 bgr_std = data_preprocessor['std'][::-1]
@@ -20,7 +16,8 @@ train_pipeline = [
         total_level=10,
         magnitude_level=9,
         magnitude_std=0.5,
-        hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation='bicubic')),
+        hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation='bicubic'),
+    ),
     dict(
         type='RandomErasing',
         erase_prob=0.25,
@@ -28,7 +25,8 @@ train_pipeline = [
         min_area_ratio=0.02,
         max_area_ratio=1 / 3,
         fill_color=bgr_mean,
-        fill_std=bgr_std),
+        fill_std=bgr_std,
+    ),
     dict(type='PackInputs'),
 ]
 
@@ -42,5 +40,6 @@ test_pipeline = [
 # tools/test.py --tta: the image and its mirror image
 tta_model = dict(type='AverageClsScoreTTA')
 flips = dict(
-    type='TestTimeAug', transforms=[[dict(type='RandomFlip', prob=p) for p in (0., 1.)], [dict(type='PackInputs')]])
+    type='TestTimeAug', transforms=[[dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)], [dict(type='PackInputs')]]
+)
 tta_pipeline = test_pipeline[:-1] + [flips]

@@ -4,8 +4,9 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)),
     # No decay on biases and 1-D parameters; the authors' GRN parameters are 4-D, so they have it.
-    paramwise_cfg=dict(bias_decay_mult=0., flat_decay_mult=0., custom_keys={'.grn.': dict(decay_mult=1.)}),
-    clip_grad=dict(max_norm=5.0))
+    paramwise_cfg=dict(bias_decay_mult=0.0, flat_decay_mult=0.0, custom_keys={'.grn.': dict(decay_mult=1.0)}),
+    clip_grad=dict(max_norm=5.0),
+)
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),

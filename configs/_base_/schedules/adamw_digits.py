@@ -1,9 +1,10 @@
 optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0))
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0)
+)
 
-param_scheduler = [dict(type='OneCycleLR', eta_max=1e-3, by_epoch=True, total_steps=10, convert_to_iter_based=True)]
+param_scheduler = [dict(type='OneCycleLR', eta_max=1e-3, by_epoch=True, total_steps=9, convert_to_iter_based=True)]
 
-train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=1)
+train_cfg = dict(by_epoch=True, max_epochs=9, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 
