@@ -8,8 +8,10 @@ import torch
 import yaml
 from helpers import ROOT
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmengine.runner import Runner
 
 from mmstrip.utils.complexity import analyze_complexity
 
@@ -127,3 +129,40 @@ def _linked(text: str) -> list:
     import re
 
     return [name for name in re.findall(r'\]\(([^)#]+)\)', text) if '://' not in name and Path(name).name]
+
+
+def test_learning_rate_over_the_epochs(tmp_path):
+    """Warm-up from 5e-7 to 5e-4 in 20 epochs, cosine to 5e-6 in 300, as the Runner builds it."""
+    config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py')
+    init_default_scope('mmengine')
+    steps = 3  # iterations of an epoch
+    runner = Runner(
+        model=_Tiny(),
+        work_dir=str(tmp_path),
+        train_dataloader=dict(batch_size=1, dataset=[torch.zeros(1)] * steps, sampler=dict(type='DefaultSampler')),
+        train_cfg=config.train_cfg,
+        optim_wrapper=dict(optimizer=config.optim_wrapper.optimizer),
+        param_scheduler=config.param_scheduler,
+    )
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    rates = []
+    for _ in range(300 * steps):
+        rates.append(runner.optim_wrapper.get_lr()['lr'][0])
+        runner.optim_wrapper.optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert rates[0] == pytest.approx(5e-7)
+    assert max(rates) == rates[20 * steps] == pytest.approx(5e-4)
+    assert rates[160 * steps] == pytest.approx((5e-4 + 5e-6) / 2, rel=1e-3)
+    assert rates[-1] == pytest.approx(5e-6, rel=1e-3)
+
+
+class _Tiny(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.layer(inputs)

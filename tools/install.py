@@ -24,6 +24,7 @@ BUILD_TOOLS = ['setuptools', 'wheel', 'ninja', 'psutil', 'packaging']
 TOOLBOXES = ['classification', 'detection', 'segmentation', 'tests']
 MMCV = 'onedl-mmcv'
 BUILD_MINUTES = 15  # on two idle cores
+OLDEST_TORCH = (2, 4)
 
 
 def main() -> None:
@@ -41,11 +42,16 @@ def main() -> None:
 
 
 def install_torch() -> None:
-    if all(has(name) for name in ('torch', 'torchvision')):
-        return say(f'torch {version("torch")} is there')
-    say('torch and torchvision: about 3 GB to fetch, 3 minutes on a fast line')
-    # They come as a pair: a torchvision built for CUDA does not load beside a CPU-only torch.
-    pip('install', *([] if has('torch') else ['torch']), 'torchvision')
+    """torch and torchvision as a pair: a torchvision built for CUDA does not load beside a CPU-only torch."""
+    torch, torchvision = version('torch'), version('torchvision')
+    if torch is None:
+        say('torch and torchvision: about 3 GB to fetch, 3 minutes on a fast line')
+        return pip('install', 'torch', 'torchvision')
+    if tuple(map(int, torch.split('.')[:2])) < OLDEST_TORCH:
+        sys.exit(f'mmstrip needs torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} or newer, but {torch} is installed')
+    if torchvision is None:
+        sys.exit(f'torch {torch} is installed without torchvision: install the torchvision that was built with it')
+    say(f'torch {torch} is there')
 
 
 def install_mmcv(prebuilt: bool) -> None:
@@ -79,10 +85,9 @@ def install_mmcv(prebuilt: bool) -> None:
 
 
 def fetch_prebuilt_mmcv() -> bool:
-    mim = subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '-c', str(TESTED), 'onedl-mim'])
-    if mim.returncode:
+    if subprocess.run(pip_command('install', '--quiet', 'onedl-mim')).returncode:
         return False
-    command = [sys.executable, '-m', 'mim', 'install', '--only-binary', MMCV, '-c', str(TESTED), MMCV]
+    command = [sys.executable, '-m', 'mim', 'install', '--only-binary', MMCV, *constraints(), MMCV]
     return subprocess.run(command).returncode == 0 and mmcv_ops_load()
 
 
@@ -153,9 +158,15 @@ def python_prints(code: str) -> str:
     return result.stdout.strip().split('\n')[-1] if result.returncode == 0 else ''
 
 
+def constraints() -> list:
+    """The tested versions, unless the environment came with another torch and so has a life of its own."""
+    tested = re.search(r'^torch==(.*)$', TESTED.read_text(), re.MULTILINE).group(1)
+    return ['-c', str(TESTED)] if (version('torch') or tested).split('+')[0] == tested else []
+
+
 def pip_command(*args: str) -> list:
-    constraints = ['-c', str(TESTED)] if args[0] == 'install' else []
-    return [sys.executable, '-m', 'pip', '--disable-pip-version-check', *args, *constraints]
+    options = constraints() if args[0] == 'install' else []
+    return [sys.executable, '-m', 'pip', '--disable-pip-version-check', *args, *options]
 
 
 def pip(*args: str) -> None:

@@ -141,21 +141,13 @@ class StripMLP(BaseModule):
         self.out_indices = _parse_out_indices(out_indices)
         branches = _parse_branches(branches)
         patches = _parse_num_patches(settings['num_patches'], self.embed_dims, branches)
-        _check(isinstance(in_channels, Integral) and in_channels > 0, 'in_channels', in_channels, 'a positive int')
-        _check(
-            isinstance(strip_width, Integral) and strip_width > 0 and strip_width % 2 == 1,
-            'strip_width',
-            strip_width,
-            'an odd positive int',
-        )
+        odd = _is_positive_int(strip_width) and strip_width % 2 == 1
+        freezable = isinstance(frozen_stages, Integral) and -1 <= frozen_stages <= NUM_STAGES
+        _check(_is_positive_int(in_channels), 'in_channels', in_channels, 'a positive int')
+        _check(odd, 'strip_width', strip_width, 'an odd positive int')
         _check(settings['mlp_ratio'] > 0, 'mlp_ratio', settings['mlp_ratio'], 'a positive number')
         _check(0 <= drop_path_rate < 1, 'drop_path_rate', drop_path_rate, 'a number in [0, 1)')
-        _check(
-            isinstance(frozen_stages, Integral) and -1 <= frozen_stages <= NUM_STAGES,
-            'frozen_stages',
-            frozen_stages,
-            f'an int from -1 to {NUM_STAGES}',
-        )
+        _check(freezable, 'frozen_stages', frozen_stages, f'an int from -1 to {NUM_STAGES}')
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -176,26 +168,22 @@ class StripMLP(BaseModule):
             )
             for i in range(num_stages)
         )
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                *[
-                    StripMLPBlock(
-                        channels[i],
-                        extent=tuple(side // (STEM_STRIDE * 2**i) for side in self.img_size),
-                        mlp_ratio=settings['mlp_ratio'],
-                        drop_path=next(rates),
-                        num_patches=patches[i],
-                        strip_width=strip_width,
-                        cascade=cascade,
-                        branches=branches,
-                        norm_cfg=norm_cfg,
-                        act_cfg=act_cfg,
-                    )
-                    for _ in range(self.depths[i])
-                ]
-            )
-            for i in range(num_stages)
+        shared = dict(
+            mlp_ratio=settings['mlp_ratio'],
+            strip_width=strip_width,
+            cascade=cascade,
+            branches=branches,
+            norm_cfg=norm_cfg,
+            act_cfg=act_cfg,
         )
+        self.stages = nn.ModuleList()
+        for i in range(num_stages):
+            extent = tuple(side // (STEM_STRIDE * 2**i) for side in self.img_size)
+            blocks = [
+                StripMLPBlock(channels[i], extent, drop_path=next(rates), num_patches=patches[i], **shared)
+                for _ in range(self.depths[i])
+            ]
+            self.stages.append(nn.Sequential(*blocks))
         if num_stages == NUM_STAGES:
             self.norm = build_norm_layer(norm_cfg, channels[-1])[1]
         self._freeze_stages()
@@ -368,36 +356,27 @@ def _check(valid: bool, name: str, got, allowed: str) -> None:
         raise ValueError(f'{name} must be {allowed}, but got {got!r}')
 
 
+def _is_positive_int(value) -> bool:
+    return isinstance(value, Integral) and value > 0
+
+
 def _parse_arch(arch: str | dict, zoo: dict[str, dict]) -> dict:
     if isinstance(arch, str):
         _check(arch in zoo, 'arch', arch, f'one of {", ".join(zoo)}, or a dict')
         return zoo[arch]
     required, optional = {'embed_dims', 'depths'}, {'num_patches', 'mlp_ratio'}
-    _check(
-        isinstance(arch, dict) and required <= set(arch) <= required | optional,
-        'arch',
-        arch,
-        f'a name or a dict with {sorted(required)} and, if wanted, {sorted(optional)}',
-    )
-    depths = arch['depths']
-    _check(
-        isinstance(depths, Sequence)
-        and len(depths) == NUM_STAGES
-        and all(isinstance(depth, Integral) and depth > 0 for depth in depths),
-        'depths',
-        depths,
-        f'{NUM_STAGES} positive ints',
-    )
-    embed_dims = arch['embed_dims']
-    _check(isinstance(embed_dims, Integral) and embed_dims > 0, 'embed_dims', embed_dims, 'a positive int')
+    known = isinstance(arch, dict) and required <= set(arch) <= required | optional
+    _check(known, 'arch', arch, f'a name or a dict with {sorted(required)} and, if wanted, {sorted(optional)}')
+    embed_dims, depths = arch['embed_dims'], arch['depths']
+    four = isinstance(depths, Sequence) and len(depths) == NUM_STAGES and all(map(_is_positive_int, depths))
+    _check(four, 'depths', depths, f'{NUM_STAGES} positive ints')
+    _check(_is_positive_int(embed_dims), 'embed_dims', embed_dims, 'a positive int')
     return arch
 
 
 def _parse_img_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
     sides = to_2tuple(img_size)
-    valid = len(sides) == 2 and all(
-        isinstance(side, Integral) and side >= MIN_SIDE and side % MIN_SIDE == 0 for side in sides
-    )
+    valid = len(sides) == 2 and all(_is_positive_int(side) and side % MIN_SIDE == 0 for side in sides)
     _check(valid, 'img_size', img_size, f'one side or (H, W) in pixels, multiples of {MIN_SIDE} from {MIN_SIDE} up')
     return tuple(int(side) for side in sides)
 
@@ -420,28 +399,21 @@ def _parse_num_patches(num_patches: int | Sequence[int] | None, embed_dims: int,
     """Channel patches of each stage; the authors' rule stands in for None."""
     per_stage = list(num_patches) if isinstance(num_patches, Sequence) else [num_patches] * NUM_STAGES
     _check(len(per_stage) == NUM_STAGES, 'num_patches', num_patches, f'an int or {NUM_STAGES} ints')
-    _check(embed_dims % len(branches) == 0, 'embed_dims', embed_dims, 'even, to be halved between CGSMM and LSMM')
+    halves = embed_dims % len(branches) == 0 and embed_dims // len(branches) >= 2
+    _check(halves, 'embed_dims', embed_dims, 'even and at least 4, to be halved between CGSMM and LSMM')
     if 'cgsmm' not in branches:
         return per_stage
     for i, count in enumerate(per_stage):
         channels = embed_dims * 2**i // len(branches)
         if count is None:
             size = 2 if embed_dims * 2**i % 80 == 0 else 4
-            _check(
-                channels % size == 0,
-                'embed_dims',
-                embed_dims,
-                f"such that CGSMM's {channels} channels of stage {i} split into patches of {size}, or come with "
-                'num_patches',
-            )
+            splits = f"such that CGSMM's {channels} channels of stage {i} split into patches of {size}"
+            _check(channels % size == 0, 'embed_dims', embed_dims, f'{splits}, or come with num_patches')
             per_stage[i] = channels // size
         else:
-            _check(
-                isinstance(count, Integral) and count > 0 and channels % count == 0,
-                'num_patches',
-                num_patches,
-                f'divisors of the channels that CGSMM gets ({channels} in stage {i})',
-            )
+            valid = _is_positive_int(count) and channels % count == 0
+            allowed = f'divisors of the channels that CGSMM gets ({channels} in stage {i})'
+            _check(valid, 'num_patches', num_patches, allowed)
     return per_stage
 
 
