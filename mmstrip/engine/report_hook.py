@@ -86,9 +86,9 @@ class ClassificationReportHook(Hook):
             return
         labels, predictions = np.array(pairs).T
         classes = dataset.metainfo.get('classes') or [str(i) for i in range(max(labels.max(), predictions.max()) + 1)]
-        accuracy = (
-            f'top-1 {np.mean(labels == predictions):.2%} ({np.sum(labels == predictions)} of {len(labels)} images)'
-        )
+        split = getattr(dataset, 'split', None) or 'held-out'
+        right = np.sum(labels == predictions)
+        accuracy = f'{split.capitalize()} top-1 {right / len(labels):.2%} ({right} of {len(labels)} images)'
         confusion, sheet = folder / 'confusion_matrix.png', folder / 'predictions.png'
         plot_confusion(labels, predictions, classes, confusion)
         half = self.sheet_size - min(len(self.right), self.sheet_size // 2)
@@ -99,7 +99,7 @@ class ClassificationReportHook(Hook):
         )
         runner.logger.info(f'Confusion matrix: {confusion}')
         runner.logger.info(f'Images with predictions: {sheet}')
-        runner.logger.info(f'Test {accuracy}')
+        runner.logger.info(accuracy)
 
     @staticmethod
     def _draw_curves(runner: Runner, path: Path) -> None:
