@@ -14,6 +14,8 @@ from mmstrip.utils.official import convert_official_checkpoint, convert_official
 CLASSIFICATION = next(file for file in PARITY_FILES if 'tiny-light_224' in file.stem)
 DENSE = next(file for file in PARITY_FILES if '320x448' in file.stem)
 
+STRIP = 'blocks1.0.token_mixing.smlp_block.proj_w.weight'
+
 
 @pytest.fixture(scope='module')
 def official():
@@ -60,6 +62,7 @@ def test_patches_are_read_from_the_weights():
         ),
         (lambda w: [w.pop(k) for k in list(w) if k.startswith('blocks3.5.')], r'80 .* and depths \(2, 2, 5, 2\)'),
         (lambda w: w.update({'merging1.weight': torch.zeros(3, 3)}), r'merging1.weight has shape \(3, 3\)'),
+        (lambda w: w.update({STRIP: torch.zeros(1120, 55, 1, 3)}), r'proj_w.weight has shape \(1120, 55, 1, 3\)'),
         (lambda w: w.pop('patch_embed.weight'), 'no patch_embed.weight'),
     ],
 )

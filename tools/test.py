@@ -3,9 +3,9 @@
 import argparse
 import os
 
-from mmengine.config import ConfigDict, DictAction
+from mmengine.config import ConfigDict
 
-from mmstrip.utils.launch import LAUNCHERS, build_runner, check_data, load_config, set_work_dir
+from mmstrip.utils.launch import build_runner, check_data, load_config, parse_with_launcher, set_work_dir
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,14 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions there')
     parser.add_argument('--interval', type=int, default=1, help='with --show-dir: draw every n-th image (default: 1)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config'
-    )
-    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how the processes were started')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parse_with_launcher(parser)
 
 
 def apply_args(config, args: argparse.Namespace) -> None:

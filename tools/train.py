@@ -3,9 +3,7 @@
 import argparse
 import os
 
-from mmengine.config import DictAction
-
-from mmstrip.utils.launch import LAUNCHERS, build_runner, check_data, load_config, set_work_dir
+from mmstrip.utils.launch import build_runner, check_data, load_config, parse_with_launcher, set_work_dir
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,14 +24,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='scale the learning rate with the real total batch size over auto_scale_lr.base_batch_size',
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config'
-    )
-    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how the processes were started')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parse_with_launcher(parser)
 
 
 def apply_args(config, args: argparse.Namespace) -> None:

@@ -181,9 +181,7 @@ def _recognise_arch(official: dict[str, Tensor]) -> tuple[str, dict]:
         rows, tokens = _first_shape(official, f'blocks{stage}.0.token_mixing.smlp_block.proj_h.weight')[:2]
         extents.append(tokens)
         patches.append(rows // tokens)
-    return arch, dict(
-        arch=arch, img_size=extents[0] * 4, in_channels=in_channels, num_patches=patches, out_indices=[0, 1, 2, 3]
-    )
+    return arch, dict(arch=arch, img_size=extents[0] * 4, in_channels=in_channels, num_patches=patches)
 
 
 def _first_shape(official: dict[str, Tensor], key: str) -> torch.Size:
@@ -215,8 +213,10 @@ def _official_key(ours: str, names: dict[str, str]) -> str:
 
 def _to_our_layout(key: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Strip weights from grouped convolution kernels (G * L, L, 1, k) to (G, k, L, L); biases and GRN by shape."""
-    if len(shape) == 4 and re.search(r'\.pro[jh]_[hw]\.weight$', key):
-        return value.flatten(1).unflatten(1, (-1, shape[1])).unflatten(0, (shape[0], -1)).permute(0, 3, 1, 2)
+    if re.search(r'\.pro[jh]_[hw]\.weight$', key):
+        groups, strip_width, tokens, _ = shape
+        fits = value.shape == (groups * tokens, tokens, 1, strip_width)
+        return value.view(groups, tokens, tokens, strip_width).permute(0, 3, 1, 2) if fits else value
     return value.reshape(shape) if value.numel() == torch.Size(shape).numel() else value
 
 

@@ -42,7 +42,7 @@ def _outputs(result, checkpoint, reference) -> dict:
         model = MODELS.build(
             dict(
                 type='ImageClassifier',
-                backbone=dict(type='mmstrip.StripMLP', **result.backbone),
+                backbone=dict(type='mmstrip.StripMLP', out_indices=(0, 1, 2, 3), **result.backbone),
                 neck=dict(type='GlobalAveragePooling'),
                 head=head,
             )
@@ -52,7 +52,7 @@ def _outputs(result, checkpoint, reference) -> dict:
         assert sum(p.numel() for p in model.parameters()) == reference['params']
     else:
         model = torch.nn.Module()
-        model.backbone = backbone = StripMLP(**result.backbone)
+        model.backbone = backbone = StripMLP(out_indices=(0, 1, 2, 3), **result.backbone)
     load_checkpoint(model, str(checkpoint), strict=True)
     model.eval()
     before_norm = []
