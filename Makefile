@@ -5,9 +5,11 @@ INSTALLED := $(VENV)/.installed
 DEMO := strip-mlp-tiny-light_1xb64_digits-32px
 DEMO_DIR := work_dirs/$(DEMO)
 
+# make install, make demo and make test all work from nothing; see README.md.
 .PHONY: install demo test lint clean
 
 install: $(INSTALLED)
+	@echo "[install] ready in $(VENV)"
 
 # Rebuilt when what it installs changes; tools/install.py itself skips the steps whose work is there.
 $(INSTALLED): tools/install.py setup.py pyproject.toml $(wildcard requirements/*.txt)
