@@ -9,6 +9,7 @@ import torch
 from . import DATA
 
 PARITY_FILES = sorted((DATA / 'parity').glob('*.json'))
+assert len(PARITY_FILES) == 4, f'reference outputs are missing from {DATA / "parity"}'
 # The dense files share one state dict, which stands in one of them.
 DENSE_SHAPES = DATA / 'parity' / 'dense_tiny-light_320x448.json'
 
