@@ -98,7 +98,7 @@ def build_mmcv() -> None:
         "(seconds if pip's cache has the wheel)"
     )
     log = Path(sys.prefix) / 'mmcv-build.log'
-    started = last = time.monotonic()
+    started = last = first = time.monotonic()
     command = pip_command('install', '--verbose', '--no-build-isolation', MMCV)
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
@@ -107,12 +107,16 @@ def build_mmcv() -> None:
         for line in process.stdout:
             file.write(line)
             step = re.match(r'\s*\[(\d+)/(\d+)\]', line)
+            if step is None:
+                continue
             now = time.monotonic()
-            if step and now - last > 20:
-                last, spent = now, now - started
-                compiled, total = map(int, step.groups())
-                left = spent * (total - compiled) / compiled
-                say(f'mmcv: {compiled} of {total} files compiled in {minutes(spent)}, about {minutes(left)} left')
+            compiled, total = map(int, step.groups())
+            if compiled == 1:
+                first = now  # what came before, unpacking and configuring, says nothing of the rest
+            elif now - last > 60:
+                last, left = now, (now - first) * (total - compiled) / (compiled - 1)
+                spent = minutes(now - started)
+                say(f'mmcv: {compiled} of {total} files compiled in {spent}, about {minutes(left)} left')
     if process.returncode:
         sys.exit(f'mmcv could not be built, see {log}')
 

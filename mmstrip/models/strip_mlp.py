@@ -335,15 +335,15 @@ class StripMLP(BaseModule):
 def _still_statistics(module: nn.Module):
     """Run BN layers in their present mode, but leave their running statistics as they are."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta):
+        for norm, (momentum, count) in zip(norms, before):
             norm.momentum = momentum
-            norm.num_batches_tracked -= 1
+            norm.num_batches_tracked.copy_(count)
 
 
 def _recompute_contexts(block: nn.Module):
