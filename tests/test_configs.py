@@ -3,15 +3,18 @@
 from pathlib import Path
 
 import modelindex
+import numpy as np
 import pytest
 import torch
 import yaml
 from helpers import ROOT
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner import Runner
+from PIL import Image
 
 from mmstrip.utils.complexity import analyze_complexity
 
@@ -93,6 +96,25 @@ def test_cifar_images_are_taken_as_rgb():
     imagenet = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py')
     erase = imagenet.train_dataloader.dataset.pipeline[-2]
     assert imagenet.data_preprocessor.to_rgb and erase.fill_color == imagenet.data_preprocessor.mean[::-1]
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['8xb128_in1k', 'in1k-pre_8xb64_in1k-384px', '8xb128_cifar10', 'in1k-pre_8xb128_cifar100', '8xb128_caltech101'],
+)
+def test_pipelines_give_images_of_the_models_size(name, tmp_path):
+    config = Config.fromfile(ROOT / f'configs/strip_mlp/strip-mlp-tiny_{name}.py')
+    init_default_scope(config.default_scope)
+    side = config.model.backbone.img_size
+    image = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / 'image.png')
+    for pipeline in (config.train_pipeline, config.test_pipeline, config.tta_pipeline):
+        packed = Compose(pipeline)(dict(img=image.copy(), img_path=str(tmp_path / 'image.png'), gt_label=3))
+        views = packed['inputs'] if isinstance(packed['inputs'], list) else [packed['inputs']]
+        assert [tuple(view.shape) for view in views] == [(3, side, side)] * len(views)
+        assert len(views) == (2 if pipeline is config.tta_pipeline else 1)
+        samples = packed['data_samples']
+        assert all(sample.gt_label == 3 for sample in (samples if isinstance(samples, list) else [samples]))
 
 
 class TestMetafile:
