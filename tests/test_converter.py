@@ -63,7 +63,7 @@ def test_patches_are_read_from_the_weights():
         (lambda w: [w.pop(k) for k in list(w) if k.startswith('blocks3.5.')], r'80 .* and depths \(2, 2, 5, 2\)'),
         (lambda w: w.update({'merging1.weight': torch.zeros(3, 3)}), r'merging1.weight has shape \(3, 3\)'),
         (lambda w: w.update({STRIP: torch.zeros(1120, 55, 1, 3)}), r'proj_w.weight has shape \(1120, 55, 1, 3\)'),
-        (lambda w: w.pop('patch_embed.weight'), 'no patch_embed.weight'),
+        (lambda w: w.pop('patch_embed.weight'), r'no \(4-D\) patch_embed.weight'),
     ],
 )
 def test_incomplete_or_foreign_files_write_nothing(change, words, official, tmp_path):
@@ -99,9 +99,12 @@ class Malicious:
 def test_code_in_a_file_does_not_run(tmp_path):
     torch.save({'model': Malicious(tmp_path / 'ran')}, tmp_path / 'evil.pth')
     (tmp_path / 'evil.pkl').write_bytes(pickle.dumps(Malicious(tmp_path / 'ran')))
-    for name in ('evil.pth', 'evil.pkl'):
-        with pytest.raises(ValueError, match='weights_only'):
+    for name, words in (('evil.pth', 'it holds .*open, which would run code'), ('evil.pkl', 'weights_only')):
+        with pytest.raises(ValueError, match=words):
             convert_official_checkpoint(tmp_path / name, tmp_path / 'dst.pth')
+    (tmp_path / 'text.pth').write_text('no checkpoint')
+    with pytest.raises(ValueError, match='damaged or another kind of file'):
+        convert_official_checkpoint(tmp_path / 'text.pth', tmp_path / 'dst.pth')
     assert not (tmp_path / 'ran').exists() and not (tmp_path / 'dst.pth').exists()
 
 
@@ -128,6 +131,8 @@ def test_command_line(official, tmp_path):
     checkpoint = torch.load(tmp_path / 'dst.pth', weights_only=True)
     assert checkpoint['meta']['arch'] == 'tiny-light' and 'head.fc.weight' in checkpoint['state_dict']
 
+    failed = run_tool('model_converters/official_to_mmstrip.py', tmp_path / 'src.pth', tmp_path)
+    assert failed.stdout.strip() == f'Error: {tmp_path} is a folder, but must be the file to write'
     failed = run_tool('model_converters/official_to_mmstrip.py', tmp_path / 'none.pth', tmp_path / 'dst2.pth')
     assert failed.returncode == 1
     assert failed.stdout.strip() == f'Error: no checkpoint at {tmp_path / "none.pth"}'

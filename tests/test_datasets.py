@@ -86,11 +86,15 @@ class TestCaltech101:
         config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_caltech101.py')
         init_default_scope('mmpretrain')
         for loader, share in ((config.train_dataloader, 0.8), (config.val_dataloader, 0.2)):
-            loader.dataset.update(data_root=str(caltech), classes=str(caltech / 'meta' / 'classes.txt'))
+            loader.dataset.data_root = str(caltech)
             dataset = DATASETS.build(loader.dataset)
             assert len(dataset) == pytest.approx(share * NUM_IMAGES, rel=0.05)
             assert len(dataset.metainfo['classes']) == config.model.head.num_classes == NUM_CLASSES
             assert dataset[0]['inputs'].shape == (3, 224, 224)
+
+    def test_missing_split(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match='write the split with .*caltech101.py'):
+            DATASETS.build(dict(type='mmstrip.Caltech101', data_root=str(tmp_path)))
 
     def test_wrong_folders(self, caltech, tmp_path):
         with pytest.raises(FileNotFoundError, match='must hold 101_ObjectCategories/'):

@@ -123,26 +123,24 @@ def build_mmcv() -> None:
 
 def install_toolboxes() -> None:
     files = [ROOT / 'requirements' / f'{name}.txt' for name in ['runtime', 'mminstall', *TOOLBOXES]]
-    wanted = [line for file in files for line in file.read_text().split('\n') if line]
-    missing = [requirement for requirement in wanted if not has(re.split('[<>=]', requirement)[0])]
-    if not missing:
-        return say('the toolboxes are there')
-    say(f'installing {", ".join(missing)}')
-    pip('install', '--no-build-isolation', *missing)
+    lines = [line for file in files for line in file.read_text().split('\n') if line]
+    wanted = [line for line in lines if not has_original(re.split('[<>=]', line)[0])]
+    say('the toolboxes and their requirements')
+    pip('install', '--quiet', '--no-build-isolation', *wanted)  # no time where the versions are right
 
 
 def install_mmstrip() -> None:
-    if has('mmstrip') and (ROOT / 'mmstrip' / '.mim').is_dir():
+    if version('mmstrip') and (ROOT / 'mmstrip' / '.mim').is_dir():
         return say(f'mmstrip {version("mmstrip")} is there')
     say('installing mmstrip itself, in editable form')
     pip('install', *BUILD_TOOLS)
     pip('install', '--no-deps', '--no-build-isolation', '--editable', str(ROOT))
 
 
-def has(distribution: str) -> bool:
-    """Whether a distribution is installed, under its own name or the original one of OpenMMLab."""
+def has_original(distribution: str) -> bool:
+    """Whether OpenMMLab's own distribution stands where this onedl one would go."""
     original = {'onedl-mmdetection': 'mmdet'}.get(distribution, distribution.removeprefix('onedl-'))
-    return version(distribution) is not None or version(original) is not None
+    return original != distribution and version(original) is not None
 
 
 def version(distribution: str):

@@ -5,7 +5,7 @@ import os
 
 from mmengine.config import ConfigDict
 
-from mmstrip.utils.launch import build_runner, check_data, load_config, parse_with_launcher, set_work_dir
+from mmstrip.utils.launch import build_runner, check_data, leaf_datasets, load_config, parse_with_launcher, set_work_dir
 
 
 def parse_args() -> argparse.Namespace:
@@ -15,7 +15,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', help='folder for logs (default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument('--out', metavar='FILE.pkl', help='save all predictions')
     parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions there')
-    parser.add_argument('--interval', type=int, default=1, help='with --show-dir: draw every n-th image (default: 1)')
+    parser.add_argument('--interval', type=int, default=1, help='draw every n-th image, for classifiers (default: 1)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config')
     return parse_with_launcher(parser)
 
@@ -31,6 +31,7 @@ def apply_args(config, args: argparse.Namespace) -> None:
     if not os.path.isfile(args.checkpoint):
         raise FileNotFoundError(f'no checkpoint at {args.checkpoint}')
     config.load_from = args.checkpoint
+    config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='mmstrip.CompleteCheckpointHook')]
     if args.out:
         save_predictions(config, args.out)
     if args.show_dir:
@@ -42,6 +43,8 @@ def apply_args(config, args: argparse.Namespace) -> None:
 def save_predictions(config, path: str) -> None:
     if not path.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--out must end in .pkl or .pickle, but got {path!r}')
+    if not config.get('test_evaluator'):
+        raise ValueError('--out: the config has no test_evaluator')
     evaluators = config.test_evaluator
     evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
     config.test_evaluator = evaluators + [dict(type='DumpResults', out_file_path=path)]
@@ -49,12 +52,14 @@ def save_predictions(config, path: str) -> None:
 
 def draw_predictions(config, folder: str, interval: int) -> None:
     """Switch on the toolbox's own visualization hook; mmpretrain's and those of mmdet and mmseg differ in words."""
-    hook = config.default_hooks.get('visualization')
+    hook = config.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise ValueError('--show-dir: the config has no default_hooks.visualization')
     if hook.type.endswith('DetVisualizationHook'):
         hook.update(draw=True, interval=interval, test_out_dir=os.path.abspath(folder))
     elif hook.type.endswith('SegVisualizationHook'):
+        if not config.get('visualizer'):
+            raise ValueError('--show-dir: the config has no visualizer')
         hook.update(draw=True, interval=interval)
         config.visualizer.save_dir = folder
     else:
@@ -65,10 +70,8 @@ def augment_tests(config, path: str) -> None:
     missing = [key for key in ('tta_model', 'tta_pipeline') if not config.get(key)]
     if missing:
         raise ValueError(f'--tta: {path} has no {" and no ".join(missing)}')
-    dataset = config.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    dataset.pipeline = config.tta_pipeline
+    for _, dataset in leaf_datasets(config.test_dataloader.dataset, 'test_dataloader.dataset'):
+        dataset.pipeline = config.tta_pipeline
     config.model = ConfigDict(**config.tta_model, module=config.model)
 
 

@@ -45,7 +45,7 @@ def apply_args(config, args: argparse.Namespace) -> None:
         use_amp(config)
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
-        config.default_hooks.checkpoint.pop('save_best', None)
+        config.get('default_hooks', {}).get('checkpoint', {}).pop('save_best', None)
     if args.auto_scale_lr:
         if 'base_batch_size' not in config.get('auto_scale_lr', {}):
             raise ValueError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')

@@ -3,6 +3,10 @@
 import random
 from pathlib import Path
 
+from mmpretrain.datasets import CustomDataset
+
+from ..registry import DATASETS
+
 EXCLUDED = 'BACKGROUND_Google'
 NUM_CLASSES, NUM_IMAGES = 101, 8677
 TRAIN_SHARE = 0.8
@@ -58,3 +62,38 @@ def write_caltech101_split(root: str | Path) -> Path:
         (meta / f'{part}.txt').write_text(''.join(f'{path} {index}\n' for path, index in split[part]))
     (meta / 'classes.txt').write_text(''.join(f'{name}\n' for name, _ in split['classes']))
     return meta
+
+
+@DATASETS.register_module()
+class Caltech101(CustomDataset):
+    """Caltech-101 in the split that :func:`write_caltech101_split` wrote: 101 classes.
+
+    mmpretrain's dataset of this name has 102 classes and 30 training images of each.
+
+    Args:
+        data_root (str): Folder that holds ``101_ObjectCategories/`` and ``meta/``.
+        split (str): 'train' or 'test'. Defaults to 'train'.
+        **kwargs: Further arguments of :class:`mmpretrain.datasets.CustomDataset`, such as ``pipeline``.
+
+    Raises:
+        FileNotFoundError: The split has not been written.
+        ValueError: ``split`` is another word.
+    """
+
+    def __init__(self, data_root: str, split: str = 'train', **kwargs):
+        if split not in ('train', 'test'):
+            raise ValueError(f"split must be 'train' or 'test', but got {split!r}")
+        classes = Path(data_root) / 'meta' / 'classes.txt'
+        if not classes.is_file():
+            raise FileNotFoundError(
+                f'no {classes}: write the split with "python tools/dataset_converters/caltech101.py {data_root}"'
+            )
+        self.split = split
+        super().__init__(
+            data_root=data_root,
+            data_prefix='101_ObjectCategories',
+            ann_file=f'meta/{split}.txt',
+            classes=str(classes),
+            test_mode=split == 'test',
+            **kwargs,
+        )

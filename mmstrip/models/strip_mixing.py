@@ -70,7 +70,8 @@ class StripMLPLayer(nn.Module):
         if weight is None or bias is None or weight.dim() != 4 or bias.dim() != 2:
             return False
         old, new = weight.shape[3], self.weight.shape[3]
-        if old == new or weight.shape[:2] != self.weight.shape[:2]:
+        square = weight.shape[2] == weight.shape[3] == bias.shape[1]
+        if old == new or not square or weight.shape[:2] != self.weight.shape[:2]:
             return False
         planes = F.interpolate(weight.float(), (new, new), mode='bicubic', antialias=True) * (old / new)
         state_dict[prefix + 'weight'] = planes.to(weight.dtype)
@@ -87,8 +88,8 @@ class RelativePosition(nn.Module):
     """Relative positions added to the input of a strip layer: position (h, w) gets ``table[clip(w - h) + span]``.
 
     While the table can change (training, or a gradient is wanted) it is expanded in each forward. Otherwise the
-    expanded map is kept, and renewed by ``eval()`` and by loading a state dict; after writing to the table by any
-    other way in eval mode, call :meth:`refresh`.
+    expanded map is kept, and renewed by ``eval()``, by loading a state dict and after in-place changes of the table;
+    after writing to ``table.data`` in eval mode, call :meth:`refresh`.
 
     Args:
         channels (int): Channels C of the map.
@@ -116,6 +117,11 @@ class RelativePosition(nn.Module):
     def refresh(self) -> None:
         """Renew the kept map from the table."""
         self.expanded = self.expand()
+        self._expanded_version = self._table_version()
+
+    def _table_version(self) -> int | None:
+        """Counts in-place changes of the table, such as optimizer steps; None where that is not to be known."""
+        return None if torch.compiler.is_compiling() or self.table.is_inference() else self.table._version
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -130,7 +136,11 @@ class RelativePosition(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add the positions to (N, C, H, W)."""
         changing = self.training or (self.table.requires_grad and torch.is_grad_enabled())
-        return x + (self.expand() if changing else self.expanded)
+        if changing:
+            return x + self.expand()
+        if self._table_version() not in (None, self._expanded_version):
+            self.refresh()
+        return x + self.expanded
 
     def resample_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> bool:
         """Bring a table trained at another extent to this one's span, in place; True if there was need to.

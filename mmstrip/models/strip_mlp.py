@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 import torch.utils.checkpoint
@@ -142,11 +142,13 @@ class StripMLP(BaseModule):
         branches = _parse_branches(branches)
         patches = _parse_num_patches(settings['num_patches'], self.embed_dims, branches)
         odd = _is_positive_int(strip_width) and strip_width % 2 == 1
-        freezable = isinstance(frozen_stages, Integral) and -1 <= frozen_stages <= NUM_STAGES
+        freezable = _is_int(frozen_stages) and -1 <= frozen_stages <= NUM_STAGES
         _check(_is_positive_int(in_channels), 'in_channels', in_channels, 'a positive int')
         _check(odd, 'strip_width', strip_width, 'an odd positive int')
-        _check(settings['mlp_ratio'] > 0, 'mlp_ratio', settings['mlp_ratio'], 'a positive number')
-        _check(0 <= drop_path_rate < 1, 'drop_path_rate', drop_path_rate, 'a number in [0, 1)')
+        ratio, rate = settings['mlp_ratio'], drop_path_rate
+        wide = isinstance(ratio, Real) and self.embed_dims * ratio >= 1
+        _check(wide, 'mlp_ratio', ratio, 'a number that leaves at least one hidden channel')
+        _check(isinstance(rate, Real) and 0 <= rate < 1, 'drop_path_rate', rate, 'a number in [0, 1)')
         _check(freezable, 'frozen_stages', frozen_stages, f'an int from -1 to {NUM_STAGES}')
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
@@ -187,8 +189,10 @@ class StripMLP(BaseModule):
         if num_stages == NUM_STAGES:
             self.norm = build_norm_layer(norm_cfg, channels[-1])[1]
         self._freeze_stages()
-        # Depthwise convolutions, most of the time on small maps, are far faster in this layout.
-        self.to(memory_format=torch.channels_last)
+        # Convolutions only: strip weights are four-dimensional too, but no images.
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of images.
@@ -270,7 +274,7 @@ class StripMLP(BaseModule):
             The parameter's depth and the number of depths: 0 is the patch embedding, then one for each block (patch
             merging and cross-stage convolutions count with the block they feed), the last is what follows the blocks.
         """
-        num_depths = sum(self.depths) + 2
+        num_depths = sum(map(len, self.stages)) + 2
         kind, *index = param_name[len(prefix) :].split('.') if param_name.startswith(prefix) else ['']
         if kind == 'patch_embed':
             return 0, num_depths
@@ -299,29 +303,32 @@ class StripMLP(BaseModule):
                 'trained at another one.',
                 logger='current',
             )
+        self._check_shapes(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check_arch(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Compare what a state dict says of its arch with this model; silent on what it does not say."""
-        found, expected = {}, {}
         stem = state_dict.get(f'{prefix}patch_embed.weight')
-        if stem is not None and stem.dim() == 4:
-            found.update(in_channels=stem.shape[1], embed_dims=stem.shape[0])
-            expected.update(in_channels=self.in_channels, embed_dims=self.embed_dims)
+        if not prefix and state_dict and not set(state_dict) & set(self.state_dict()):
+            raise ValueError(
+                f'the checkpoint holds nothing of this StripMLP, its first keys are {", ".join(list(state_dict)[:5])}; '
+                "that of a whole model needs prefix='backbone.', that of the authors the converter"
+            )
+        if stem is None or stem.dim() != 4:
+            return
+        found = dict(in_channels=stem.shape[1], embed_dims=stem.shape[0])
+        expected = dict(in_channels=self.in_channels, embed_dims=self.embed_dims)
         blocks = {tuple(key[len(prefix) :].split('.')[1:3]) for key in state_dict if key.startswith(f'{prefix}stages.')}
         for i, stage in enumerate(self.stages):
-            depth = sum(index == str(i) for index, _ in blocks)
-            if depth:
-                found[f'depths[{i}]'], expected[f'depths[{i}]'] = depth, len(stage)
+            found[f'depths[{i}]'], expected[f'depths[{i}]'] = sum(index == str(i) for index, _ in blocks), len(stage)
         for name, module in self.named_modules():
             weight = state_dict.get(f'{prefix}{name}.weight')
             if isinstance(module, StripMLPLayer) and weight is not None and weight.dim() == 4:
-                stage = name.split('.')[1]
-                key = f'num_patches[{stage}]'
+                key = f'num_patches[{name.split(".")[1]}]'
                 found[key], expected[key] = weight.shape[0], module.weight.shape[0]
                 found['strip_width'], expected['strip_width'] = weight.shape[1], module.weight.shape[1]
-        if found != expected:
-            different = [key for key in found if found[key] != expected[key]]
+        different = [key for key in found if found[key] != expected[key]]
+        if different:
             raise ValueError(
                 'the checkpoint is of another arch than this StripMLP: it has '
                 + ', '.join(f'{key}={found[key]}' for key in different)
@@ -329,6 +336,16 @@ class StripMLP(BaseModule):
                 + ', '.join(f'{key}={expected[key]}' for key in different)
                 + ', so build the model with the arch, num_patches and strip_width of the checkpoint'
             )
+
+    def _check_shapes(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Refuse what only mlp_ratio, branches or damage can explain, as loaders that are not strict just go on."""
+        for key, value in self.state_dict().items():
+            found = state_dict.get(prefix + key, value)
+            if found.shape != value.shape:
+                raise ValueError(
+                    f'the checkpoint is of another arch than this StripMLP: {key} has shape {tuple(found.shape)} '
+                    f'where the model has {tuple(value.shape)}'
+                )
 
 
 @contextmanager
@@ -356,8 +373,12 @@ def _check(valid: bool, name: str, got, allowed: str) -> None:
         raise ValueError(f'{name} must be {allowed}, but got {got!r}')
 
 
+def _is_int(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _is_positive_int(value) -> bool:
-    return isinstance(value, Integral) and value > 0
+    return _is_int(value) and value > 0
 
 
 def _parse_arch(arch: str | dict, zoo: dict[str, dict]) -> dict:
@@ -382,14 +403,14 @@ def _parse_img_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _parse_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
-    indices = (out_indices,) if isinstance(out_indices, Integral) else tuple(out_indices)
-    valid = len(indices) > 0 and all(isinstance(i, Integral) and -NUM_STAGES <= i < NUM_STAGES for i in indices)
+    indices = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices,)
+    valid = len(indices) > 0 and all(_is_int(i) and -NUM_STAGES <= i < NUM_STAGES for i in indices)
     _check(valid, 'out_indices', out_indices, f'one or more ints from {-NUM_STAGES} to {NUM_STAGES - 1}')
     return tuple(i % NUM_STAGES for i in indices)
 
 
 def _parse_branches(branches: str | Sequence[str]) -> tuple[str, ...]:
-    names = (branches,) if isinstance(branches, str) else tuple(branches)
+    names = tuple(branches) if isinstance(branches, Sequence) and not isinstance(branches, str) else (branches,)
     valid = len(names) > 0 and len(set(names)) == len(names) and set(names) <= set(BRANCHES)
     _check(valid, 'branches', branches, f'one or both of {", ".join(BRANCHES)}')
     return names

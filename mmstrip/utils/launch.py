@@ -4,7 +4,7 @@ import argparse
 import difflib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -69,23 +69,35 @@ def check_data(config: Config, loaders: Sequence[str]) -> None:
     Raises:
         FileNotFoundError: A ``data_root`` is missing, and its dataset does not download it.
     """
-    init_default_scope(config.get('default_scope', 'mmengine'))
+    init_default_scope(config.get('default_scope') or 'mmengine')
     for loader in loaders:
-        dataset = (config.get(loader) or {}).get('dataset', {})
-        key = f'{loader}.dataset'
-        while 'dataset' in dataset:  # wrappers such as RepeatDataset
-            dataset, key = dataset['dataset'], f'{key}.dataset'
-        root = dataset.get('data_root')
-        if root and '://' not in root and not Path(root).is_dir() and not _downloads(dataset):
-            raise FileNotFoundError(
-                f'{key}.data_root: no folder {root}; put the data there, or name its place with '
-                f'--cfg-options {key}.data_root=FOLDER'
-            )
+        for key, dataset in leaf_datasets((config.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
+            root = dataset.get('data_root')
+            if root and '://' not in root and not Path(root).is_dir() and not _downloads(dataset):
+                raise FileNotFoundError(
+                    f'{key}.data_root: no folder {root}; put the data there, or name its place with '
+                    f'--cfg-options {key}.data_root=FOLDER'
+                )
+
+
+def leaf_datasets(dataset, key: str) -> Iterator[tuple[str, dict]]:
+    """The datasets inside wrappers such as RepeatDataset and ConcatDataset, each with its dotted key."""
+    if isinstance(dataset, (list, tuple)):
+        for i, item in enumerate(dataset):
+            yield from leaf_datasets(item, f'{key}.{i}')
+    elif isinstance(dataset, dict):
+        inner = [name for name in ('dataset', 'datasets') if name in dataset]
+        for name in inner:
+            yield from leaf_datasets(dataset[name], f'{key}.{name}')
+        if not inner:
+            yield key, dataset
 
 
 def _downloads(dataset: dict) -> bool:
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        dataset_type = registry.get(dataset['type'])
+    dataset_type = dataset['type']
+    if isinstance(dataset_type, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            dataset_type = registry.get(dataset_type)
     parameters = inspect.signature(dataset_type).parameters if dataset_type else {}
     return 'download' in parameters and dataset.get('download', True)
 

@@ -85,10 +85,13 @@ def convert_official_checkpoint(source: str | Path, target: str | Path) -> Conve
         raise FileNotFoundError(f'no checkpoint at {source}')
     if not target.parent.is_dir():
         raise FileNotFoundError(f'no folder {target.parent} to write {target.name} to')
+    if target.is_dir():
+        raise ValueError(f'{target} is a folder, but must be the file to write')
     try:
         checkpoint = torch.load(source, map_location='cpu', weights_only=True)
     except Exception as error:
-        reason = str(error).strip().split('\n')[0]
+        objects = re.findall(r'GLOBAL (\S+)', str(error))
+        reason = f'it holds {objects[0]}, which would run code' if objects else 'it is damaged or another kind of file'
         raise ValueError(f'{source} cannot be loaded as plain weights (weights_only=True): {reason}') from error
     try:
         conversion = convert_official_state_dict(checkpoint)
@@ -111,7 +114,9 @@ def convert_official_state_dict(checkpoint: dict) -> Conversion:
             of another shape.
     """
     weights = checkpoint.get('model', checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    ):
         raise ValueError("not a checkpoint of the authors: expected {'model': state dict} or a state dict")
     official, skipped = _strip_prefix(weights)
     kind = _recognise_kind(official)
@@ -138,9 +143,9 @@ def convert_official_state_dict(checkpoint: dict) -> Conversion:
 
 def _strip_prefix(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
     stems = [key for key in weights if re.search(r'(^|\.)patch_embed\.weight$', key)]
-    if len(stems) != 1:
+    if len(stems) != 1 or weights[stems[0]].dim() != 4:
         raise ValueError(
-            'not a Strip-MLP checkpoint of the authors: it has no patch_embed.weight; '
+            'not a Strip-MLP checkpoint of the authors: it has no (4-D) patch_embed.weight; '
             f'its first keys are {_listed(list(weights))}'
         )
     prefix = stems[0][: -len('patch_embed.weight')]

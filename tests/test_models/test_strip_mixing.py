@@ -74,6 +74,9 @@ def test_kept_positions_follow_the_table():
     position.requires_grad_(False)
     position.table.data.mul_(3)
     torch.testing.assert_close(position.eval()(zeros)[0], position.expand())
+    with torch.no_grad():  # an optimizer step in eval mode
+        position.table.add_(1)
+    torch.testing.assert_close(position(zeros)[0], position.expand())
     position.load_state_dict({'table': torch.randn(9, 5)})
     torch.testing.assert_close(position(zeros)[0], position.expand())
     assert position.double()(zeros.double()).dtype == torch.float64

@@ -327,7 +327,12 @@ class TestBadInput:
             (dict(num_patches=(1, 1)), 'num_patches must be an int or 4 ints'),
             (dict(branches=('cgsmm', 'mlp')), 'branches must be one or both of cgsmm, lsmm'),
             (dict(in_channels=0), 'in_channels must be a positive int'),
-            (dict(mlp_ratio=0), 'mlp_ratio must be a positive number'),
+            (dict(mlp_ratio=0.01), 'mlp_ratio must be a number that leaves at least one hidden channel, but got 0.01'),
+            (dict(mlp_ratio='3'), "mlp_ratio must be .* but got '3'"),
+            (dict(drop_path_rate='0.1'), "drop_path_rate must be .* but got '0.1'"),
+            (dict(out_indices=None), 'out_indices must be .* but got None'),
+            (dict(branches=None), 'branches must be .* but got None'),
+            (dict(frozen_stages=True), 'frozen_stages must be .* but got True'),
         ],
     )
     def test_arguments(self, arguments, words):
@@ -348,6 +353,8 @@ class TestBadInput:
             (dict(num_patches=1), r'num_patches\[0\]=1'),
             (dict(strip_width=1), 'strip_width=1 where the model has strip_width=3'),
             (dict(in_channels=1), 'in_channels=1 where the model has in_channels=3'),
+            (dict(mlp_ratio=2), r'fc1.weight has shape \(32, 16\) where the model has \(48, 16\)'),
+            (dict(branches='lsmm'), r'lsmm.tall.weight has shape \(16, 1, 7, 3\)'),
         ],
     )
     def test_checkpoint_of_another_arch(self, other, words, tmp_path):
@@ -360,3 +367,27 @@ class TestBadInput:
         with pytest.raises(ValueError, match=words):
             load_checkpoint(model, str(tmp_path / 'other.pth'))
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+    def test_checkpoint_of_another_network(self, tmp_path):
+        torch.save({'state_dict': {'conv1.weight': torch.zeros(64, 3, 7, 7)}}, tmp_path / 'resnet.pth')
+        with pytest.raises(ValueError, match='holds nothing of this StripMLP, its first keys are conv1.weight'):
+            load_checkpoint(small_backbone(), str(tmp_path / 'resnet.pth'))
+        # A whole model's checkpoint without the prefix of its backbone would leave the weights at random too.
+        whole = {f'backbone.{key}': value for key, value in small_backbone().state_dict().items()}
+        torch.save({'state_dict': whole}, tmp_path / 'whole.pth')
+        pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'whole.pth'))
+        with pytest.raises(ValueError, match="needs prefix='backbone.'"):
+            small_backbone(init_cfg=pretrained).init_weights()
+
+    def test_misshapen_strip_weights_are_not_resampled(self):
+        state = small_backbone().state_dict()
+        key = 'stages.0.0.strip_mixing.branches.cgsmm.row.weight'
+        state[key] = state[key][:, :, :5, :7]
+        with pytest.raises(ValueError, match=r'row.weight has shape \(2, 3, 5, 7\)'):
+            small_backbone().load_state_dict(state)
+
+    def test_parts_of_a_state_dict_are_welcome(self):
+        model = small_backbone()
+        part = {'stages.2.1.channel_mixing.fc1.bias': torch.ones(192)}
+        model.load_state_dict(part, strict=False)
+        assert torch.equal(model.stages[2][1].channel_mixing.fc1.bias, torch.ones(192))

@@ -157,6 +157,11 @@ class TestBadInput:
         done = run_tool('test.py', config, trained[0] / 'epoch_4.pth', '--work-dir', tmp_path)
         assert 'the checkpoint is of another arch than this StripMLP: it has embed_dims=32' in last_line(done.stdout)
 
+    def test_checkpoint_of_another_network(self, tmp_path):
+        torch.save({'model': {'patch_embed.weight': torch.zeros(80, 3, 4, 4)}}, tmp_path / 'theirs.pth')
+        done = run_tool('test.py', SMALL_CONFIG, tmp_path / 'theirs.pth', '--work-dir', tmp_path)
+        assert 'ValueError: the checkpoint lacks' in last_line(done.stdout)
+
     def test_bad_argument_in_a_config(self, tmp_path):
         done = run_tool(
             'train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--cfg-options', 'model.backbone.strip_width=4'

@@ -12,7 +12,7 @@ def main() -> None:
     root = parser.parse_args().root
     try:
         meta = write_caltech101_split(root)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f'Error: {error}')
     for name in ('train', 'test', 'classes'):
         file = meta / f'{name}.txt'

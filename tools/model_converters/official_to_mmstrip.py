@@ -13,7 +13,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         result = convert_official_checkpoint(args.src, args.dst)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f'Error: {error}')
     skipped = f', {result.skipped} tensors outside of the backbone left out' if result.skipped else ''
     print(f'{args.dst}: Strip-MLP {result.arch} from {result.kind}, {len(result.state_dict)} tensors{skipped}')

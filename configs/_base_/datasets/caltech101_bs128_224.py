@@ -4,12 +4,7 @@ _base_ = ['./pipelines_224.py', './loaders_bs128.py']
 
 data_preprocessor = dict(num_classes=101)
 
-dataset = dict(
-    type='CustomDataset',
-    data_root='data/caltech101',
-    data_prefix='101_ObjectCategories',
-    classes='data/caltech101/meta/classes.txt',
-)
-train_dataloader = dict(dataset=dict(ann_file='meta/train.txt', pipeline=_base_.train_pipeline, **dataset))
-val_dataloader = dict(dataset=dict(ann_file='meta/test.txt', pipeline=_base_.test_pipeline, **dataset))
+dataset = dict(type='mmstrip.Caltech101', data_root='data/caltech101')
+train_dataloader = dict(dataset=dict(split='train', pipeline=_base_.train_pipeline, **dataset))
+val_dataloader = dict(dataset=dict(split='test', pipeline=_base_.test_pipeline, **dataset))
 test_dataloader = val_dataloader
