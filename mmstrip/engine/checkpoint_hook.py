@@ -14,7 +14,11 @@ class CompleteCheckpointHook(Hook):
         ValueError: Tensors of the model are missing in the checkpoint.
     """
 
+    def __init__(self):
+        self.problem = None
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Look for missing tensors; the loading itself comes after this and may have more to say."""
         model = runner.model
         while hasattr(model, 'module'):  # DDP, test-time augmentation
             model = model.module
@@ -22,7 +26,11 @@ class CompleteCheckpointHook(Hook):
         wanted = list(model.state_dict())
         missing = [key for key in wanted if key not in weights and f'module.{key}' not in weights]
         if missing:
-            raise ValueError(
+            self.problem = (
                 f"the checkpoint lacks {len(missing)} of the model's {len(wanted)} tensors, first of all "
                 f'{", ".join(missing[:5])}; its own first keys are {", ".join(list(weights)[:5])}'
             )
+
+    def before_test(self, runner: Runner) -> None:
+        if self.problem:
+            raise ValueError(self.problem)
