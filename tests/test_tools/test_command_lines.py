@@ -7,7 +7,10 @@ import mmengine
 import pytest
 import torch
 from helpers import ROOT, SMALL_CONFIG, run_tool
+from mmengine.config import Config
 from PIL import Image
+
+from mmstrip.utils.launch import check_data
 
 
 def last_line(output: str) -> str:
@@ -176,3 +179,14 @@ class TestBadInput:
     def test_amp_without_a_gpu(self, tmp_path):
         done = run_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--amp')
         assert last_line(done.stdout) == 'ValueError: --amp needs a GPU, and there is none'
+
+    def test_missing_data_inside_wrappers(self, tmp_path):
+        inner = [dict(type='CustomDataset', data_root=str(tmp_path)), dict(type='CustomDataset', data_root='/gone')]
+        concat = dict(type='RepeatDataset', dataset=dict(type='ConcatDataset', datasets=inner))
+        config = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=concat)))
+        words = r'train_dataloader.dataset.dataset.datasets.1.data_root: no folder /gone'
+        with pytest.raises(FileNotFoundError, match=words):
+            check_data(config, ['train_dataloader', 'val_dataloader'])
+        inner[1]['data_root'] = str(tmp_path)
+        config = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=concat)))
+        check_data(config, ['train_dataloader', 'val_dataloader'])
