@@ -4,6 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..registry import HOOKS
+from ..utils.wrappers import unwrap_model
 
 
 @HOOKS.register_module()
@@ -19,11 +20,8 @@ class CompleteCheckpointHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Look for missing tensors; the loading itself comes after this and may have more to say."""
-        model = runner.model
-        while hasattr(model, 'module'):  # DDP, test-time augmentation
-            model = model.module
         weights = checkpoint.get('state_dict', checkpoint)
-        wanted = list(model.state_dict())
+        wanted = list(unwrap_model(runner.model).state_dict())
         missing = [key for key in wanted if key not in weights and f'module.{key}' not in weights]
         if missing:
             self.problem = (

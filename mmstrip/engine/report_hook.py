@@ -10,6 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..registry import HOOKS
 from ..utils.plots import plot_confusion, plot_curves, plot_predictions
+from ..utils.wrappers import unwrap_model
 
 
 @HOOKS.register_module()
@@ -42,12 +43,10 @@ class ClassificationReportHook(Hook):
     before_test_epoch = before_val_epoch
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list) -> None:
-        model, images = runner.model, data_batch['inputs']
-        if isinstance(model, BaseTTAModel):
+        images = data_batch['inputs']
+        if isinstance(runner.model, BaseTTAModel):
             images = images[0]  # the first augmentation of each image
-        while hasattr(model, 'module'):
-            model = model.module
-        bgr = getattr(model.data_preprocessor, 'to_rgb', False)
+        bgr = getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False)
         for image, sample in zip(images, outputs):
             if 'pred_label' not in sample or 'gt_label' not in sample or sample.gt_label.numel() != 1:
                 return
