@@ -1,7 +1,7 @@
 """mmstrip: Strip-MLP as an OpenMMLab backbone."""
 
 import re
-from importlib import import_module
+from importlib import import_module, metadata
 
 from .version import __version__
 
@@ -38,6 +38,25 @@ def _release(version: str) -> tuple:
     return tuple(int(number or 0) for number in numbers)
 
 
+def _let_configs_be_inherited() -> None:
+    """mmengine inherits configs, as in `_base_ = 'mmstrip::strip_mlp/...'`, only from packages on its own list.
+
+    There mmseg belongs to the distribution mmsegmentation; where that name is not installed, as with the `onedl-*`
+    continuations, the import name leads to it, as it does for mmdet and mmpretrain.
+    """
+    packages = import_module('mmengine.config.utils').MODULE2PACKAGE
+    packages.setdefault('mmstrip', 'mmstrip')
+    if not _is_distribution(packages['mmseg']):
+        packages['mmseg'] = 'mmseg'
+
+
+def _is_distribution(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 _check_requirements()
-# mmengine inherits configs, as in `_base_ = 'mmstrip::strip_mlp/...'`, only from the packages that it knows.
-import_module('mmengine.config.utils').MODULE2PACKAGE.setdefault('mmstrip', 'mmstrip')
+_let_configs_be_inherited()

@@ -1,6 +1,9 @@
 """Splits that are the same everywhere, and image files that cannot be read."""
 
+import itertools
+import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -8,10 +11,13 @@ from helpers import ROOT, run_tool
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
+from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 
-from mmstrip.datasets import LoadImage
+from mmstrip.datasets import LoadImage, PlaceDigit
 from mmstrip.datasets.caltech101 import NUM_CLASSES, NUM_IMAGES, split_caltech101
+from mmstrip.datasets.digit_scenes import write_digit_scenes
+from mmstrip.datasets.digit_split import split_digits
 
 
 class TestDigits:
@@ -136,3 +142,130 @@ class TestBrokenImages:
         Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(tmp_path / 'good.png')
         results = LoadImage()(dict(img_path=str(tmp_path / 'good.png')))
         assert results['img'].shape == (5, 7, 3) and results['ori_shape'] == (5, 7)
+
+
+class TestDigitScenes:
+    @pytest.fixture(scope='class')
+    @staticmethod
+    def scenes(tmp_path_factory):
+        folder = tmp_path_factory.mktemp('scenes')
+        write_digit_scenes(folder, num_train=30, num_val=20)
+        return folder
+
+    def test_the_same_seed_gives_the_same_files(self, scenes, tmp_path):
+        for name, seed in (('same', 0), ('other', 1)):
+            write_digit_scenes(tmp_path / name, num_train=30, num_val=20, seed=seed)
+        files = sorted(path.relative_to(scenes) for path in scenes.rglob('*') if path.is_file())
+        assert len(files) == 2 * (30 + 20) + 2
+        equal = lambda name: [  # noqa: E731
+            (scenes / file).read_bytes() == (tmp_path / name / file).read_bytes() for file in files
+        ]
+        assert all(equal('same')) and not any(equal('other'))
+
+    def test_no_digit_of_val_is_in_train(self, scenes):
+        used = {
+            split: {annotation['digit_id'] for annotation in self.load(scenes, split)['annotations']}
+            for split in ('train', 'val')
+        }
+        digits = split_digits()
+        assert used['train'] and used['train'] <= set(digits['train'][2].tolist())
+        assert used['val'] and used['val'] <= set(digits['test'][2].tolist())
+        assert not set(digits['train'][2]) & set(digits['test'][2])
+
+    def test_boxes_masks_and_label_maps_agree(self, scenes):
+        coco = COCO(str(scenes / 'annotations' / 'val.json'))
+        assert [category['name'] for category in coco.loadCats(coco.getCatIds())] == [str(i) for i in range(10)]
+        sides, overlaps, counts = [], 0, []
+        for image in coco.loadImgs(coco.getImgIds()):
+            labels = np.array(Image.open(scenes / 'labels' / 'val' / image['file_name']))
+            assert np.array(Image.open(scenes / 'val' / image['file_name'])).shape == (96, 96, 3) == (*labels.shape, 3)
+            drawn = np.zeros_like(labels)
+            annotations = coco.loadAnns(coco.getAnnIds(image['id']))
+            counts.append(len(annotations))
+            boxes = []
+            for annotation in annotations:
+                mask = coco.annToMask(annotation).astype(bool)
+                assert not drawn[mask].any() and mask.sum() == annotation['area'] >= 10
+                drawn[mask] = annotation['category_id']
+                rows, columns = np.where(mask)
+                x, y, width, height = annotation['bbox']
+                assert (x, y, x + width, y + height) == (
+                    columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+                )  # fmt: skip
+                sides.append(max(width, height))
+                boxes.append((x, y, x + width, y + height))
+            assert np.array_equal(drawn, labels)
+            overlaps += any(
+                a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in itertools.combinations(boxes, 2)
+            )
+        assert min(counts) >= 1 and max(counts) >= 4 and overlaps >= 3
+        assert min(sides) < 20 and 40 < max(sides) <= 60
+
+    @staticmethod
+    def load(folder, split):
+        return json.loads((folder / 'annotations' / f'{split}.json').read_text())
+
+    def test_one_digit_for_a_classifier(self):
+        image = np.repeat(split_digits()['train'][0][0][:, :, None], 3, axis=2)
+        np.random.seed(0)
+        first, second = (PlaceDigit(size=48)(dict(img=image))['img'] for _ in range(2))
+        assert first.shape == (48, 48, 3) and first.dtype == np.uint8 and not np.array_equal(first, second)
+
+    def test_wrong_counts_are_refused(self, tmp_path):
+        done = run_tool('dataset_converters/digit_scenes.py', tmp_path / 'out', '--val', '0')
+        assert done.returncode != 0 and 'num_val must be at least 1, but got 0' in done.stdout
+        assert not (tmp_path / 'out').exists()
+
+    def test_broken_annotations_are_named(self, scenes, tmp_path):
+        shutil.copytree(scenes, tmp_path / 'data')
+        file = tmp_path / 'data' / 'annotations' / 'val.json'
+        text = file.read_text()
+        for broken, words in (
+            (text[: len(text) // 2], 'is not an annotation file as COCO has them (JSONDecodeError'),
+            ('{"images": [{"id": 1}]}', 'is not an annotation file as COCO has them'),
+            ('[]', 'is not an annotation file as COCO has them'),
+            (text.replace('"name": "7"', '"name": "seven"'), 'but only 9 of them are there'),
+        ):
+            file.write_text(broken)
+            with pytest.raises(ValueError) as error:
+                self.build('detection/retinanet_strip-mlp-tiny-light_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
+            assert str(file) in str(error.value) and words in str(error.value)
+        file.unlink()
+        with pytest.raises(FileNotFoundError, match=f'no annotation file {file}'):
+            self.build('detection/retinanet_strip-mlp-tiny-light_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
+
+    @staticmethod
+    def build(name, data_root):
+        config = Config.fromfile(ROOT / 'configs' / name)
+        init_default_scope(config.default_scope)
+        return DATASETS.build(dict(config.val_dataloader.dataset, data_root=str(data_root)))
+
+    def test_missing_image_is_named(self, scenes, tmp_path):
+        shutil.copytree(scenes, tmp_path / 'data')
+        (tmp_path / 'data' / 'val' / '00002.png').unlink()
+        dataset = self.build('detection/retinanet_strip-mlp-tiny-light_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
+        assert dataset[0]['inputs'].shape == (3, 96, 96)
+        with pytest.raises(FileNotFoundError, match='no image file at .*val/00002.png'):
+            dataset[1]
+
+    def test_broken_label_maps_are_named(self, scenes, tmp_path):
+        shutil.copytree(scenes, tmp_path / 'data')
+        dataset = self.build('segmentation/strip-mlp-tiny-light_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
+        file = tmp_path / 'data' / 'labels' / 'val' / '00001.png'
+        labels = np.array(Image.open(file))
+        assert np.array_equal(dataset[0]['data_samples'].gt_sem_seg.data[0], labels)
+        labels[3, 4], labels[5, 6] = 11, 255
+        Image.fromarray(labels).save(file)
+        with pytest.raises(ValueError, match='val/00001.png must hold labels from 0 to 10, or 255 .* but has 11$'):
+            dataset[0]
+        Image.fromarray(labels[:50]).save(file)
+        with pytest.raises(ValueError, match=r'val/00001.png must be a label map of \(96, 96\) pixels'):
+            dataset[0]
+        file.write_text('no image')
+        with pytest.raises(ValueError, match='val/00001.png is not a readable label map'):
+            dataset[0]
+        file.unlink()
+        with pytest.raises(
+            FileNotFoundError, match='no label map .*labels/val/00001.png for the image .*val/00001.png'
+        ):
+            dataset[0]

@@ -5,14 +5,10 @@ import sys
 import zipfile
 
 import pytest
-from helpers import ROOT, run
+from helpers import ROOT, python, run
 from mmengine.config import Config
 
 import mmstrip
-
-
-def python(code: str, **options):
-    return run(sys.executable, '-c', code, **options)
 
 
 def test_the_backbone_needs_no_toolbox(tmp_path):

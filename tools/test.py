@@ -15,7 +15,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', help='folder for logs (default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument('--out', metavar='FILE.pkl', help='save all predictions')
     parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions there')
-    parser.add_argument('--interval', type=int, default=1, help='draw every n-th image, for classifiers (default: 1)')
+    parser.add_argument('--interval', type=int, default=1, help='draw every n-th image (default: 1)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config')
     return parse_with_launcher(parser)
 
@@ -31,7 +31,7 @@ def apply_args(config, args: argparse.Namespace) -> None:
     if not os.path.isfile(args.checkpoint):
         raise FileNotFoundError(f'no checkpoint at {args.checkpoint}')
     config.load_from = args.checkpoint
-    config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='mmstrip.CompleteCheckpointHook')]
+    add_hook(config, dict(type='mmstrip.CompleteCheckpointHook'))
     if args.out:
         save_predictions(config, args.out)
     if args.show_dir:
@@ -51,19 +51,20 @@ def save_predictions(config, path: str) -> None:
 
 
 def draw_predictions(config, folder: str, interval: int) -> None:
-    """Switch on the toolbox's own visualization hook; mmpretrain's and those of mmdet and mmseg differ in words."""
-    hook = config.get('default_hooks', {}).get('visualization')
-    if hook is None:
-        raise ValueError('--show-dir: the config has no default_hooks.visualization')
-    if hook.type.endswith('DetVisualizationHook'):
-        hook.update(draw=True, interval=interval, test_out_dir=os.path.abspath(folder))
-    elif hook.type.endswith('SegVisualizationHook'):
-        if not config.get('visualizer'):
-            raise ValueError('--show-dir: the config has no visualizer')
-        hook.update(draw=True, interval=interval)
-        config.visualizer.save_dir = folder
-    else:
+    """Classifiers' predictions are drawn by mmpretrain's own hook, those of detectors and segmentors by one of ours."""
+    if config.get('default_scope') == 'mmpretrain':
+        hook = config.get('default_hooks', {}).get('visualization')
+        if hook is None:
+            raise ValueError('--show-dir: the config has no default_hooks.visualization')
         hook.update(enable=True, interval=interval, out_dir=folder)
+        return
+    if not config.get('visualizer'):
+        raise ValueError('--show-dir: the config has no visualizer')
+    add_hook(config, dict(type='mmstrip.PredictionPicturesHook', out_dir=folder, interval=interval))
+
+
+def add_hook(config, hook: dict) -> None:
+    config.custom_hooks = [*(config.get('custom_hooks') or []), hook]
 
 
 def augment_tests(config, path: str) -> None:

@@ -13,7 +13,8 @@ default_hooks = dict(
 custom_hooks = [
     # One set of BN statistics for all processes, the one that is validated and saved.
     dict(type='SyncBuffersHook'),
-    # Curves, confusion matrix and a sheet of predictions, at the end of training and of testing.
+    # Pictures: curves at the end of training, a confusion matrix and a sheet of predictions also after testing.
+    dict(type='mmstrip.TrainingCurvesHook'),
     dict(type='mmstrip.ClassificationReportHook'),
 ]
 

@@ -1,4 +1,6 @@
 from .checkpoint_hook import CompleteCheckpointHook
+from .curves_hook import TrainingCurvesHook
+from .pictures_hook import PredictionPicturesHook
 from .report_hook import ClassificationReportHook
 
-__all__ = ['ClassificationReportHook', 'CompleteCheckpointHook']
+__all__ = ['ClassificationReportHook', 'CompleteCheckpointHook', 'PredictionPicturesHook', 'TrainingCurvesHook']

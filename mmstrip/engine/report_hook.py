@@ -1,21 +1,20 @@
 """A report that people can look at, at the end of a classification run."""
 
-from pathlib import Path
-
 import numpy as np
-from mmengine.dist import collect_results, is_main_process
+from mmengine.dist import collect_results
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 
 from ..registry import HOOKS
-from ..utils.plots import plot_confusion, plot_curves, plot_predictions
+from ..utils.plots import plot_confusion, plot_predictions
 from ..utils.wrappers import unwrap_model
+from .curves_hook import log_folder
 
 
 @HOOKS.register_module()
 class ClassificationReportHook(Hook):
-    """Draw training curves, confusion matrix and a sheet of predictions, and say where they are.
+    """Draw the confusion matrix and a sheet of predictions, and say where they are.
 
     After training: of the last validation; after testing: of the test. The PNG files go to the run's log folder,
     ``{work_dir}/{timestamp}/``. Needs data samples with ``pred_label`` and ``gt_label``, as mmpretrain's for one label
@@ -60,26 +59,13 @@ class ClassificationReportHook(Hook):
     after_test_iter = after_val_iter
 
     def after_train(self, runner: Runner) -> None:
-        folder = self._folder(runner)
-        if is_main_process():
-            curves = folder / 'curves.png'
-            self._draw_curves(runner, curves)
-            runner.logger.info(f'Training curves: {curves}')
-            if (Path(runner.work_dir) / 'last_checkpoint').is_file():
-                runner.logger.info(f'Checkpoint: {(Path(runner.work_dir) / "last_checkpoint").read_text()}')
         if runner.val_loop is not None:
-            self._report(runner, runner.val_dataloader.dataset, folder)
+            self._report(runner, runner.val_dataloader.dataset)
 
     def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        self._report(runner, runner.test_dataloader.dataset, self._folder(runner))
+        self._report(runner, runner.test_dataloader.dataset)
 
-    @staticmethod
-    def _folder(runner: Runner) -> Path:
-        folder = Path(runner.log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def _report(self, runner: Runner, dataset, folder: Path) -> None:
+    def _report(self, runner: Runner, dataset) -> None:
         pairs = collect_results(self.pairs, len(dataset), device='cpu')
         if not pairs:
             return
@@ -88,6 +74,7 @@ class ClassificationReportHook(Hook):
         split = getattr(dataset, 'split', None) or 'held-out'
         right = np.sum(labels == predictions)
         accuracy = f'{split.capitalize()} top-1 {right / len(labels):.2%} ({right} of {len(labels)} images)'
+        folder = log_folder(runner)
         confusion, sheet = folder / 'confusion_matrix.png', folder / 'predictions.png'
         plot_confusion(labels, predictions, classes, confusion)
         half = self.sheet_size - min(len(self.right), self.sheet_size // 2)
@@ -99,25 +86,3 @@ class ClassificationReportHook(Hook):
         runner.logger.info(f'Confusion matrix: {confusion}')
         runner.logger.info(f'Images with predictions: {sheet}')
         runner.logger.info(accuracy)
-
-    @staticmethod
-    def _draw_curves(runner: Runner, path: Path) -> None:
-        """Curves over epochs (or iterations) from the message hub, which survives resuming."""
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        scale = len(runner.train_dataloader) if by_epoch else 1
-        last = runner.epoch if by_epoch else runner.iter
-
-        def curve(name, per_iteration):
-            values = np.array(runner.message_hub.get_scalar(name).data[0], dtype=float)
-            x = np.arange(1, len(values) + 1) / (scale if per_iteration else len(values) / last)
-            return x, values
-
-        panels = {'loss': {'training': curve('train/loss', True)}, 'learning rate': {'': curve('train/lr', True)}}
-        metrics = {
-            name[len('val/') :]: curve(name, False)
-            for name in runner.message_hub.log_scalars
-            if name.startswith('val/') and not name.endswith('time')
-        }
-        if metrics:
-            panels['validation'] = metrics
-        plot_curves(panels, 'epoch' if by_epoch else 'iteration', path)

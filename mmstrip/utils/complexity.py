@@ -1,10 +1,13 @@
 """Parameters and multiply-adds of models."""
 
+import sys
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
 from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer, parameter_count
 from mmengine.analysis.print_helper import complexity_stats_table
+from mmengine.structures import InstanceData
 from torch import nn
 
 
@@ -34,7 +37,7 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
     model = model.eval()
     images = torch.rand(1, *shape, device=next(model.parameters()).device)
     # mmengine's models take a mode; 'tensor' is their plain forward, without losses and post-processing.
-    inputs = (images, None, 'tensor') if hasattr(model, 'data_preprocessor') else (images,)
+    inputs = (images, _data_samples(model, shape), 'tensor') if hasattr(model, 'data_preprocessor') else (images,)
     flops = FlopAnalyzer(model, inputs)
     flops.set_op_handle('aten::baddbmm', _baddbmm_flops)
     for analyzer in (flops, activations := ActivationAnalyzer(model, inputs)):
@@ -43,6 +46,16 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
         analyzer.tracer_warnings('none')
     table = complexity_stats_table(flops, max_depth=depth, activations=activations) if depth else ''
     return Complexity(parameter_count(model)[''], int(flops.total()), table)
+
+
+def _data_samples(model: nn.Module, shape: tuple[int, int, int]) -> list | None:
+    """Detectors with proposals or queries ask for the image's size, and for objects, of which there are none here."""
+    if 'mmdet' not in sys.modules or not isinstance(model, import_module('mmdet.models').BaseDetector):
+        return None
+    size = tuple(shape[1:])
+    sizes = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
+    nothing = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    return [import_module('mmdet.structures').DetDataSample(metainfo=sizes, gt_instances=nothing)]
 
 
 def _baddbmm_flops(inputs: list, outputs: list) -> int:

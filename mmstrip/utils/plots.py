@@ -81,3 +81,22 @@ def plot_predictions(samples: list[tuple[np.ndarray, str, str]], title: str, pat
             predicted if right else f'{predicted} (is {true})', fontsize=9, color='green' if right else 'red'
         )
     figure.savefig(path, dpi=120)
+
+
+def plot_pictures(rows: dict[str, list[np.ndarray]], path: Path) -> None:
+    """Rows of pictures.
+
+    Args:
+        rows: Title of each row -> its pictures, each (H, W, 3) in RGB from 0 to 255.
+        path: PNG file to write.
+    """
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(5 * columns, 2.7 * len(rows)), layout='constrained')
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.axis('off')
+    for line, (title, pictures) in zip(grid, rows.items()):
+        line[0].set_title(title, loc='left', fontsize=11)
+        for axes, picture in zip(line, pictures):
+            axes.imshow(picture)
+    figure.savefig(path, dpi=80)

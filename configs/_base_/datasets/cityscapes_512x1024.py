@@ -1,0 +1,23 @@
+_base_ = ['mmseg::_base_/datasets/cityscapes.py']
+
+crop_size = (512, 1024)
+
+train_pipeline = [
+    dict(type='mmstrip.LoadImage'),
+    dict(type='mmstrip.LoadSegMap', num_classes=19),
+    dict(type='RandomResize', scale=(2048, 1024), ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='mmstrip.LoadImage'),
+    dict(type='Resize', scale=(2048, 1024), keep_ratio=True),
+    dict(type='mmstrip.LoadSegMap', num_classes=19),
+    dict(type='PackSegInputs'),
+]
+
+train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

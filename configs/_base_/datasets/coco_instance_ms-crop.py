@@ -1,0 +1,23 @@
+# COCO with short sides from 480 to 800, half of the images cropped first: DETR's augmentation, of the 3x recipes.
+_base_ = ['./coco_instance.py']
+
+resize = dict(type='RandomChoiceResize', scales=[(short, 1333) for short in range(480, 801, 32)], keep_ratio=True)
+train_pipeline = [
+    dict(type='mmstrip.LoadImage'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(
+        type='RandomChoice',
+        transforms=[
+            [resize],
+            [
+                dict(type='RandomChoiceResize', scales=[(400, 1333), (500, 1333), (600, 1333)], keep_ratio=True),
+                dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True),
+                resize,
+            ],
+        ],
+    ),
+    dict(type='PackDetInputs'),
+]
+
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -1,0 +1,34 @@
+# Scenes of scikit-learn's digits, 96 x 96 pixels: tools/dataset_converters/digit_scenes.py data/digit_scenes
+dataset = dict(
+    type='BaseSegDataset',
+    data_root='data/digit_scenes/',
+    metainfo=dict(classes=('background', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9')),
+    reduce_zero_label=False,
+    img_suffix='.png',
+)
+
+pipeline = [
+    dict(type='mmstrip.LoadImage'),
+    dict(type='mmstrip.LoadSegMap', num_classes=11),
+    dict(type='PackSegInputs'),
+]
+
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(data_prefix=dict(img_path='train', seg_map_path='labels/train'), pipeline=pipeline, **dataset),
+)
+val_dataloader = dict(
+    batch_size=10,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        data_prefix=dict(img_path='val', seg_map_path='labels/val'), test_mode=True, pipeline=pipeline, **dataset
+    ),
+)
+test_dataloader = val_dataloader
+
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator

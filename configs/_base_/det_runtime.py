@@ -1,0 +1,11 @@
+# Detectors.
+_base_ = ['./default_runtime.py']
+
+default_scope = 'mmdet'
+
+default_hooks = dict(logger=dict(interval=50), visualization=dict(_delete_=True, type='DetVisualizationHook'))
+
+curves = ['coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50']
+custom_hooks = [dict(type='SyncBuffersHook'), dict(type='mmstrip.TrainingCurvesHook', metrics=curves)]
+
+visualizer = dict(type='DetLocalVisualizer', name='visualizer')

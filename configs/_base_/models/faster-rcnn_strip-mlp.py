@@ -1,0 +1,12 @@
+_base_ = ['mmdet::_base_/models/faster-rcnn_r50_fpn.py']
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmstrip.StripMLP',
+        arch='tiny-light',
+        out_indices=(0, 1, 2, 3),
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
+    ),
+    neck=dict(in_channels=[80, 160, 320, 640]),
+)

@@ -1,0 +1,14 @@
+_base_ = ['mmseg::_base_/models/upernet_r50.py']
+
+model = dict(
+    pretrained=None,
+    backbone=dict(
+        _delete_=True,
+        type='mmstrip.StripMLP',
+        arch='tiny-light',
+        out_indices=(0, 1, 2, 3),
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
+    ),
+    decode_head=dict(in_channels=[80, 160, 320, 640]),
+    auxiliary_head=dict(in_channels=320),
+)

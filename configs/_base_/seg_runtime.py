@@ -1,0 +1,17 @@
+# Segmentors, trained by iterations.
+_base_ = ['./default_runtime.py']
+
+default_scope = 'mmseg'
+
+default_hooks = dict(
+    logger=dict(interval=50, log_metric_by_epoch=False),
+    checkpoint=dict(by_epoch=False, interval=8000, save_best='mIoU'),
+    visualization=dict(_delete_=True, type='SegVisualizationHook'),
+)
+
+custom_hooks = [dict(type='SyncBuffersHook'), dict(type='mmstrip.TrainingCurvesHook')]
+
+visualizer = dict(type='SegLocalVisualizer', name='visualizer')
+log_processor = dict(by_epoch=False)
+
+tta_model = dict(type='SegTTAModel')

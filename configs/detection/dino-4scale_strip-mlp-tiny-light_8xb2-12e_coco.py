@@ -1,0 +1,21 @@
+# The setting of MLP-DINO (IJCAI 2024): strides 8, 16 and 32, BN of the backbone frozen and its learning rate a tenth.
+_base_ = ['mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py']
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmstrip.StripMLP',
+        arch='tiny-light',
+        out_indices=(1, 2, 3),
+        norm_cfg=dict(type='BN', requires_grad=False),
+        norm_eval=True,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
+    ),
+    neck=dict(in_channels=[160, 320, 640]),
+)
+
+train_dataloader = dict(dataset=dict(type='mmstrip.CocoDataset'))
+val_dataloader = dict(dataset=dict(type='mmstrip.CocoDataset'))
+test_dataloader = val_dataloader
+
+custom_hooks = [dict(type='mmstrip.TrainingCurvesHook', metrics=['coco/bbox_mAP', 'coco/bbox_mAP_50'])]

@@ -1,0 +1,30 @@
+_base_ = [
+    '../_base_/models/semantic-fpn_strip-mlp.py',
+    '../_base_/datasets/digit_scenes_segmentation.py',
+    '../_base_/schedules/adamw_digit_scenes.py',
+    '../_base_/seg_runtime.py',
+]
+
+norm_cfg = dict(type='BN')
+model = dict(
+    data_preprocessor=dict(mean=[77.9] * 3, std=[95.9] * 3, size=(96, 96)),  # normalised as for the digits classifier
+    backbone=dict(
+        _delete_=True,
+        type='mmstrip.StripMLP',
+        arch='tiny-light',
+        img_size=32,
+        drop_path_rate=0.0,
+        out_indices=(0, 1, 2, 3),
+    ),
+    neck=dict(out_channels=96, norm_cfg=norm_cfg),
+    decode_head=dict(in_channels=[96] * 4, channels=96, num_classes=11, norm_cfg=norm_cfg),
+)
+
+default_hooks = dict(
+    logger=dict(interval=10, log_metric_by_epoch=True),
+    checkpoint=dict(by_epoch=True, interval=1, save_best=None, max_keep_ckpts=1),
+)
+
+log_processor = dict(by_epoch=True)
+
+randomness = dict(seed=0)

@@ -1,0 +1,63 @@
+"""Training curves as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from ..registry import HOOKS
+from ..utils.plots import plot_curves
+
+
+def log_folder(runner: Runner) -> Path:
+    """The run's log folder, ``{work_dir}/{timestamp}/``, made if it is not there."""
+    folder = Path(runner.log_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@HOOKS.register_module()
+class TrainingCurvesHook(Hook):
+    """At the end of training, draw loss, learning rate and validation metrics to ``curves.png`` in the log folder.
+
+    Args:
+        metrics (Sequence[str], optional): Validation metrics to draw, such as 'coco/bbox_mAP'. Defaults to all.
+    """
+
+    # After the hook that saves the last checkpoint, whose place is named here too.
+    priority = 'LOWEST'
+
+    def __init__(self, metrics: Sequence[str] | None = None):
+        self.metrics = metrics
+
+    @master_only
+    def after_train(self, runner: Runner) -> None:
+        path = log_folder(runner) / 'curves.png'
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        plot_curves(self._panels(runner, by_epoch), 'epoch' if by_epoch else 'iteration', path)
+        runner.logger.info(f'Training curves: {path}')
+        last = Path(runner.work_dir) / 'last_checkpoint'
+        if last.is_file():
+            runner.logger.info(f'Checkpoint: {last.read_text()}')
+
+    def _panels(self, runner: Runner, by_epoch: bool) -> dict:
+        """Curves over epochs (or iterations) from the message hub, which survives resuming."""
+        scale = len(runner.train_dataloader) if by_epoch else 1
+        last = runner.epoch if by_epoch else runner.iter
+
+        def curve(name, per_iteration):
+            values = np.array(runner.message_hub.get_scalar(name).data[0], dtype=float)
+            x = np.arange(1, len(values) + 1) / (scale if per_iteration else len(values) / last)
+            return x, values
+
+        panels = {'loss': {'training': curve('train/loss', True)}, 'learning rate': {'': curve('train/lr', True)}}
+        names = [name for name in runner.message_hub.log_scalars if name.startswith('val/')]
+        drawn = {name.removeprefix('val/'): curve(name, False) for name in names if not name.endswith('time')}
+        if self.metrics is not None:
+            drawn = {name: drawn[name] for name in self.metrics if name in drawn}
+        if drawn:
+            panels['validation'] = drawn
+        return panels
