@@ -18,7 +18,7 @@ def main() -> None:
         '--backbones',
         nargs='+',
         choices=BACKBONES,
-        default=['strip-mlp-tiny-light'],
+        default=['strip-mlp-nano'],
         metavar='NAME',
         help=f'any of {", ".join(BACKBONES)} (default: the first)',
     )

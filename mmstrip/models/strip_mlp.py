@@ -201,8 +201,8 @@ class StripMLP(BaseModule):
             x: (N, in_channels, H, W), H and W at least 32.
 
         Returns:
-            One map (N, embed_dims * 2^i, H / (4 * 2^i), W / (4 * 2^i)) for each stage i of ``out_indices``, in their
-            order; sizes are floored at each stride.
+            One contiguous map (N, embed_dims * 2^i, H / (4 * 2^i), W / (4 * 2^i)) for each stage i of
+            ``out_indices``, in their order; sizes are floored at each stride.
         """
         self._check_input(x)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -220,7 +220,8 @@ class StripMLP(BaseModule):
             maps.append(x)
         if hasattr(self, 'norm'):
             maps[-1] = self.norm(x)
-        return tuple(maps[i] for i in self.out_indices)
+        # mmcv's compiled operators, RoIAlign among them, read memory as NCHW whatever the strides say.
+        return tuple(maps[i].contiguous() for i in self.out_indices)
 
     def _run_block(self, block: StripMLPBlock, x: Tensor) -> Tensor:
         if self.with_cp and x.requires_grad:

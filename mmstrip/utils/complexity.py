@@ -8,7 +8,8 @@ import torch
 from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer, parameter_count
 from mmengine.analysis.print_helper import complexity_stats_table
 from mmengine.structures import InstanceData
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 class Complexity(NamedTuple):
@@ -36,8 +37,9 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
     """
     model = model.eval()
     images = torch.rand(1, *shape, device=next(model.parameters()).device)
-    # mmengine's models take a mode; 'tensor' is their plain forward, without losses and post-processing.
-    inputs = (images, _data_samples(model, shape), 'tensor') if hasattr(model, 'data_preprocessor') else (images,)
+    if hasattr(model, 'data_preprocessor'):
+        model = PlainForward(model, _data_samples(model, shape))
+    inputs = (images,)
     flops = FlopAnalyzer(model, inputs)
     flops.set_op_handle('aten::baddbmm', _baddbmm_flops)
     for analyzer in (flops, activations := ActivationAnalyzer(model, inputs)):
@@ -46,6 +48,19 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
         analyzer.tracer_warnings('none')
     table = complexity_stats_table(flops, max_depth=depth, activations=activations) if depth else ''
     return Complexity(parameter_count(model)[''], int(flops.total()), table)
+
+
+class PlainForward(nn.Module):
+    """A toolbox's model as a function of images alone: its 'tensor' mode, without losses, giving only tensors."""
+
+    def __init__(self, model: nn.Module, data_samples: list | None):
+        super().__init__()
+        self.model = model
+        self.data_samples = data_samples
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.model(images, self.data_samples, mode='tensor')
+        return tuple(output for output in tree_leaves(outputs) if isinstance(output, Tensor))
 
 
 def _data_samples(model: nn.Module, shape: tuple[int, int, int]) -> list | None:

@@ -19,7 +19,7 @@ from .plots import plot_curves, plot_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = next(path for path in (ROOT.parent / 'configs', ROOT / '.mim' / 'configs') if path.is_dir())
-CLASSIFIER = CONFIGS / 'strip_mlp' / 'strip-mlp-tiny-light_1xb64_digits-32px.py'
+CLASSIFIER = CONFIGS / 'strip_mlp' / 'strip-mlp-nano_1xb64_digits-64px.py'
 
 
 class Task(NamedTuple):
@@ -37,7 +37,7 @@ class Task(NamedTuple):
 # The first metric of each task is the one that is drawn.
 TASKS = {
     'detection': Task(
-        CONFIGS / 'detection' / 'mask-rcnn_strip-mlp-tiny-light_fpn_1xb8_digit-scenes.py',
+        CONFIGS / 'detection' / 'mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py',
         {
             'box AP50': ('coco/bbox_mAP_50', 1),
             'box AP': ('coco/bbox_mAP', 1),
@@ -46,7 +46,7 @@ TASKS = {
         },
     ),
     'segmentation': Task(
-        CONFIGS / 'segmentation' / 'strip-mlp-tiny-light_fpn_1xb8_digit-scenes.py',
+        CONFIGS / 'segmentation' / 'strip-mlp-nano_fpn_1xb8_digit-scenes.py',
         {'mIoU': ('mIoU', 100)},
     ),
 }
@@ -66,16 +66,16 @@ class Backbone(NamedTuple):
 
 
 BACKBONES = {
-    'strip-mlp-tiny-light': Backbone(None, (80, 160, 320, 640)),
+    'strip-mlp-nano': Backbone(None, (48, 96, 192, 384)),
     'resnet18': Backbone(dict(type='mmpretrain.ResNet', depth=18), (64, 128, 256, 512)),
-    'swin-tiny': Backbone(dict(type='mmpretrain.SwinTransformer', arch='tiny', img_size=32), (96, 192, 384, 768)),
+    'swin-tiny': Backbone(dict(type='mmpretrain.SwinTransformer', arch='tiny', img_size=64), (96, 192, 384, 768)),
 }
 
 
 def compare_transfer(
     work_dir: str | Path = 'work_dirs/transfer',
     data_root: str | Path = 'data/digit_scenes',
-    backbones: Sequence[str] = ('strip-mlp-tiny-light',),
+    backbones: Sequence[str] = ('strip-mlp-nano',),
     tasks: Sequence[str] = tuple(TASKS),
     starts: Sequence[str] = STARTS,
     options: dict | None = None,

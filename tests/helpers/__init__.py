@@ -55,3 +55,7 @@ def run_tool(tool: str, *arguments, **options) -> subprocess.CompletedProcess:
 def python(code: str, **options) -> subprocess.CompletedProcess:
     """Run code in a fresh process."""
     return run(sys.executable, '-c', code, **options)
+
+
+def last_line(output: str) -> str:
+    return output.strip().split('\n')[-1]

@@ -6,15 +6,11 @@ import re
 import mmengine
 import pytest
 import torch
-from helpers import ROOT, SMALL_CONFIG, run_tool
+from helpers import ROOT, SMALL_CONFIG, last_line, run_tool
 from mmengine.config import Config
 from PIL import Image
 
 from mmstrip.utils.launch import check_data
-
-
-def last_line(output: str) -> str:
-    return output.strip().split('\n')[-1]
 
 
 @pytest.fixture(scope='module')

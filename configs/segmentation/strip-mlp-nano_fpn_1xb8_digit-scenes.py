@@ -11,13 +11,13 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='mmstrip.StripMLP',
-        arch='tiny-light',
-        img_size=32,
+        arch=dict(embed_dims=48, depths=(1, 1, 4, 1)),
+        img_size=64,
         drop_path_rate=0.0,
         out_indices=(0, 1, 2, 3),
     ),
-    neck=dict(out_channels=96, norm_cfg=norm_cfg),
-    decode_head=dict(in_channels=[96] * 4, channels=96, num_classes=11, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[48, 96, 192, 384], out_channels=64, norm_cfg=norm_cfg),
+    decode_head=dict(in_channels=[64] * 4, channels=64, num_classes=11, norm_cfg=norm_cfg),
 )
 
 default_hooks = dict(

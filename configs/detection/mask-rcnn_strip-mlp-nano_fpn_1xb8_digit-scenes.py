@@ -12,12 +12,12 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='mmstrip.StripMLP',
-        arch='tiny-light',
-        img_size=32,
+        arch=dict(embed_dims=48, depths=(1, 1, 4, 1)),
+        img_size=64,
         drop_path_rate=0.0,
         out_indices=(0, 1, 2, 3),
     ),
-    neck=dict(out_channels=64, num_outs=4, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[48, 96, 192, 384], out_channels=64, num_outs=4, norm_cfg=norm_cfg),
     rpn_head=dict(
         in_channels=64, feat_channels=64, anchor_generator=dict(scales=[2.5], ratios=[1.0, 2.0], strides=[4, 8, 16, 32])
     ),
