@@ -5,8 +5,8 @@ INSTALLED := $(VENV)/.installed
 DEMO := strip-mlp-tiny-light_1xb64_digits-32px
 DEMO_DIR := work_dirs/$(DEMO)
 
-# make install, make demo and make test all work from nothing; see README.md.
-.PHONY: install demo test lint clean
+# make install, make demo, make transfer and make test all work from nothing; see README.md.
+.PHONY: install demo transfer test lint clean
 
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
@@ -23,6 +23,9 @@ demo: install
 	$(BIN)/python tools/train.py configs/strip_mlp/$(DEMO).py --work-dir $(DEMO_DIR)
 	$(BIN)/python tools/test.py configs/strip_mlp/$(DEMO).py "$$(cat $(DEMO_DIR)/last_checkpoint)" \
 		--work-dir $(DEMO_DIR)/test --out $(DEMO_DIR)/test/predictions.pkl --show-dir $(DEMO_DIR)/test/pictures --interval 20
+
+transfer: install
+	$(BIN)/python tools/transfer.py
 
 test: install
 	$(BIN)/python -m pytest

@@ -22,8 +22,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmstrip.utils.complexity import analyze_complexity
 
 CONFIGS = sorted((ROOT / 'configs' / 'strip_mlp').glob('*.py'))
+DENSE = sorted(path for task in ('detection', 'segmentation') for path in (ROOT / 'configs' / task).glob('*.py'))
 NUM_CLASSES = dict(in1k=1000, cifar10=10, cifar100=100, caltech101=101, flowers102=102, pets=37, cars=196, digits=10)
 ARCHS = ('tiny-light', 'tiny', 'small', 'base')
+
+
+def listed_figures() -> dict:
+    """What the metafiles say of each config."""
+    files = [ROOT / name for name in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']]
+    entries = [entry for file in files for entry in yaml.safe_load(file.read_text())['Models']]
+    return {entry['Config']: entry['Metadata'] for entry in entries}
+
+
+LISTED = listed_figures()
+
+
+def check_listed_size(path, model):
+    listed = LISTED.get(str(path.relative_to(ROOT)))
+    assert listed is None or sum(p.numel() for p in model.parameters()) == listed['Parameters']
 
 
 def build_model(config):
@@ -36,13 +52,15 @@ def build_model(config):
 def test_config_builds(path):
     config = Config.fromfile(path)
     model = build_model(config)
+    check_listed_size(path, model)
     name = path.stem.split('_')
     dataset = next(key for part in name[2:] for key in NUM_CLASSES if part.split('-')[0] == key and key != name[1])
     classes = NUM_CLASSES[dataset]
     assert model.head.num_classes == config.data_preprocessor.num_classes == classes
     assert model.head.in_channels == model.backbone.embed_dims * 8
-    assert f'strip-mlp-{config.model.backbone.arch}' == name[0]
-    size = {'384px': 384, '32px': 32}.get(path.stem.rpartition('-')[2], 224)
+    arch = config.model.backbone.arch
+    assert f'strip-mlp-{arch if isinstance(arch, str) else "nano"}' == name[0]
+    size = {'384px': 384, '64px': 64, '32px': 32}.get(path.stem.rpartition('-')[2], 224)
     assert model.backbone.img_size == (size, size)
     gpus, batch = map(int, next(part for part in name if 'xb' in part).split('xb'))
     assert config.train_dataloader.batch_size == batch
@@ -128,31 +146,27 @@ class TestMetafile:
         assert all((ROOT / config).is_file() for config in configs)
         assert {f'configs/strip_mlp/strip-mlp-{arch}_8xb128_in1k.py' for arch in ARCHS} <= configs
 
-    def test_its_figures_are_those_of_the_models(self):
-        entries = yaml.safe_load((ROOT / 'configs/strip_mlp/metafile.yml').read_text())['Models']
-        for entry in entries:
-            config = Config.fromfile(ROOT / entry['Config'])
-            model = build_model(config)
-            assert sum(p.numel() for p in model.parameters()) == entry['Metadata']['Parameters'], entry['Name']
-
     def test_flops_of_the_smallest(self):
-        entries = yaml.safe_load((ROOT / 'configs/strip_mlp/metafile.yml').read_text())['Models']
-        entry = next(entry for entry in entries if entry['Name'] == 'strip-mlp-tiny-light_8xb128_in1k')
-        config = Config.fromfile(ROOT / entry['Config'])
+        name = 'configs/strip_mlp/strip-mlp-tiny-light_8xb128_in1k.py'
+        config = Config.fromfile(ROOT / name)
         init_default_scope(config.default_scope)
         complexity = analyze_complexity(MODELS.build(config.model), (3, 224, 224))
-        assert complexity.flops == entry['Metadata']['FLOPs']
+        assert complexity.flops == LISTED[name]['FLOPs']
         assert complexity.flops / 1e9 == pytest.approx(2.5, abs=0.05)
 
-    def test_readme_has_a_row_for_every_config(self):
-        readme = (ROOT / 'configs' / 'strip_mlp' / 'README.md').read_text()
-        assert not [path.name for path in CONFIGS if f'({path.name})' not in readme]
-        assert not [name for name in _linked(readme) if not (ROOT / 'configs' / 'strip_mlp' / name).exists()]
+    def test_readmes_and_metafiles_have_every_config(self):
+        for path in CONFIGS + DENSE:
+            assert f'({path.name})' in (path.parent / 'README.md').read_text(), path.name
+            assert 'xb128_' not in path.name or str(path.relative_to(ROOT)) in LISTED
+            assert path in CONFIGS or str(path.relative_to(ROOT)) in LISTED
+
+    def test_links_lead_somewhere(self):
+        for readme in [ROOT / 'README.md', *ROOT.glob('configs/*/README.md'), *ROOT.glob('docs/*.md')]:
+            text = readme.read_text()
+            assert not [name for name in _linked(text) if not (readme.parent / name).exists()], readme
 
 
 def _linked(text: str) -> list:
-    import re
-
     return [name for name in re.findall(r'\]\(([^)#]+)\)', text) if '://' not in name and Path(name).name]
 
 
@@ -193,16 +207,14 @@ class _Tiny(BaseModel):
         return self.layer(inputs)
 
 
-DENSE = sorted(path for task in ('detection', 'segmentation') for path in (ROOT / 'configs' / task).glob('*.py'))
-
-
 @pytest.mark.parametrize('path', DENSE, ids=lambda path: path.stem)
 def test_dense_config_builds(path):
     config = Config.fromfile(path)
     model = build_model(config)
+    check_listed_size(path, model)
     backbone = config.model.backbone
-    arch = re.search(r'strip-mlp-(tiny-light|tiny|small|base)_', path.stem).group(1)
-    assert backbone.type == 'mmstrip.StripMLP' and backbone.arch == arch
+    arch = re.search(r'strip-mlp-(nano|tiny-light|tiny|small|base)_', path.stem).group(1)
+    assert backbone.type == 'mmstrip.StripMLP' and (backbone.arch == arch or arch == 'nano')
     channels = [model.backbone.embed_dims * 2**i for i in backbone.out_indices]
     if 'neck' in config.model:
         assert config.model.neck.in_channels == channels
@@ -265,7 +277,7 @@ def test_dino_is_in_the_setting_of_mlp_dino():
     assert model.backbone.out_indices == (1, 2, 3) and config.train_cfg.max_epochs == 24
     optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
     rates = {id(parameter): group['lr'] for group in optimizer.param_groups for parameter in group['params']}
-    assert {rates[id(p)] for p in model.backbone.parameters()} == {1e-5}
+    assert {rates[id(p)] for p in model.backbone.parameters() if p.requires_grad} == {1e-5}
     assert {rates[id(p)] for p in model.encoder.parameters()} == {1e-4}
     assert {group['weight_decay'] for group in optimizer.param_groups} == {1e-4}
     assert config.optim_wrapper.clip_grad.max_norm == 0.1

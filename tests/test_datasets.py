@@ -228,11 +228,11 @@ class TestDigitScenes:
         ):
             file.write_text(broken)
             with pytest.raises(ValueError) as error:
-                self.build('detection/retinanet_strip-mlp-tiny-light_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
+                self.build('detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
             assert str(file) in str(error.value) and words in str(error.value)
         file.unlink()
         with pytest.raises(FileNotFoundError, match=f'no annotation file {file}'):
-            self.build('detection/retinanet_strip-mlp-tiny-light_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
+            self.build('detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
 
     @staticmethod
     def build(name, data_root):
@@ -243,14 +243,14 @@ class TestDigitScenes:
     def test_missing_image_is_named(self, scenes, tmp_path):
         shutil.copytree(scenes, tmp_path / 'data')
         (tmp_path / 'data' / 'val' / '00002.png').unlink()
-        dataset = self.build('detection/retinanet_strip-mlp-tiny-light_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
+        dataset = self.build('detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
         assert dataset[0]['inputs'].shape == (3, 96, 96)
         with pytest.raises(FileNotFoundError, match='no image file at .*val/00002.png'):
             dataset[1]
 
     def test_broken_label_maps_are_named(self, scenes, tmp_path):
         shutil.copytree(scenes, tmp_path / 'data')
-        dataset = self.build('segmentation/strip-mlp-tiny-light_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
+        dataset = self.build('segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
         file = tmp_path / 'data' / 'labels' / 'val' / '00001.png'
         labels = np.array(Image.open(file))
         assert np.array_equal(dataset[0]['data_samples'].gt_sem_seg.data[0], labels)

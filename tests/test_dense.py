@@ -1,5 +1,6 @@
 """The backbone in detectors and segmentors: each kind trains a step and predicts; zoo configs take it by name."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from helpers import ROOT, python, small_backbone
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 
@@ -139,3 +141,17 @@ def test_zoo_configs_take_the_backbone_by_name(toolbox, tmp_path):
         cwd=tmp_path,
     )
     assert done.stdout.count('got StripMLP torch.') == len(ZOO[toolbox]), done.stdout
+
+
+def test_the_readmes_five_lines_make_a_detector(tmp_path):
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    (code,) = (block for block in blocks if 'fcos' in block)
+    assert code.count('\n') == 5
+    (tmp_path / 'mine.py').write_text(code)
+    config = Config.fromfile(tmp_path / 'mine.py')
+    init_default_scope(config.default_scope)
+    config.model.backbone.init_cfg = None  # there is no such checkpoint here
+    model = MODELS.build(config.model)
+    for sample in step_and_predict(model, [detection_sample()]):
+        assert torch.isfinite(sample.pred_instances.bboxes).all()
+    build_optim_wrapper(model, config.optim_wrapper)

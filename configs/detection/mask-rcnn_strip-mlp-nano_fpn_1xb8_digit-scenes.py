@@ -22,7 +22,7 @@ model = dict(
         in_channels=64, feat_channels=64, anchor_generator=dict(scales=[2.5], ratios=[1.0, 2.0], strides=[4, 8, 16, 32])
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64, featmap_strides=[4, 8, 16], finest_scale=14),
+        bbox_roi_extractor=dict(out_channels=64, featmap_strides=[4, 8, 16], finest_scale=28),
         bbox_head=dict(
             type='ConvFCBBoxHead',
             num_shared_convs=1,
@@ -34,7 +34,7 @@ model = dict(
             num_classes=10,
             reg_class_agnostic=True,
         ),
-        mask_roi_extractor=dict(out_channels=64, featmap_strides=[4, 8, 16], finest_scale=14),
+        mask_roi_extractor=dict(out_channels=64, featmap_strides=[4, 8, 16], finest_scale=28),
         mask_head=dict(
             num_convs=2, norm_cfg=norm_cfg, in_channels=64, conv_out_channels=48, num_classes=10, class_agnostic=True
         ),

@@ -1,6 +1,6 @@
 # Scenes of scikit-learn's digits, 96 x 96 pixels: tools/dataset_converters/digit_scenes.py data/digit_scenes
 dataset = dict(
-    type='CocoDataset',
+    type='mmstrip.CocoDataset',
     data_root='data/digit_scenes/',
     metainfo=dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')),
 )
