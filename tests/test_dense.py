@@ -12,6 +12,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 
+from mmstrip.utils.transfer import BACKBONES, TASKS, task_config
+
 DETECTORS = (
     'retinanet_strip-mlp-tiny-light_fpn_1x_coco',
     'faster-rcnn_strip-mlp-tiny-light_fpn_1x_coco',
@@ -155,3 +157,15 @@ def test_the_readmes_five_lines_make_a_detector(tmp_path):
     for sample in step_and_predict(model, [detection_sample()]):
         assert torch.isfinite(sample.pred_instances.bboxes).all()
     build_optim_wrapper(model, config.optim_wrapper)
+
+
+@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('backbone', BACKBONES)
+def test_backbones_to_compare_fit_into_the_same_models(backbone, task):
+    config = task_config(backbone, task, 'nowhere')
+    init_default_scope(config.default_scope)
+    model = MODELS.build(config.model).eval()
+    features = model.backbone(torch.rand(2, 3, 96, 96))
+    assert [feature.shape[1] for feature in features] == list(BACKBONES[backbone].channels)
+    assert [feature.shape[2] for feature in features] == [24, 12, 6, 3]
+    assert all(feature.shape[1] == 64 for feature in model.neck(features))

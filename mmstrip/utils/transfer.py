@@ -18,7 +18,7 @@ from .launch import build_runner, load_config
 from .plots import plot_curves, plot_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = next(path for path in (ROOT.parent / 'configs', ROOT / '.mim' / 'configs') if path.is_dir())
+CONFIGS = next(path for path in (ROOT / '.mim' / 'configs', ROOT.parent / 'configs') if path.is_dir())
 CLASSIFIER = CONFIGS / 'strip_mlp' / 'strip-mlp-nano_1xb64_digits-64px.py'
 
 
@@ -68,7 +68,9 @@ class Backbone(NamedTuple):
 BACKBONES = {
     'strip-mlp-nano': Backbone(None, (48, 96, 192, 384)),
     'resnet18': Backbone(dict(type='mmpretrain.ResNet', depth=18), (64, 128, 256, 512)),
-    'swin-tiny': Backbone(dict(type='mmpretrain.SwinTransformer', arch='tiny', img_size=64), (96, 192, 384, 768)),
+    'swin-tiny': Backbone(
+        dict(type='mmpretrain.SwinTransformer', arch='tiny', img_size=64, pad_small_map=True), (96, 192, 384, 768)
+    ),
 }
 
 
@@ -119,7 +121,7 @@ def compare_transfer(
         folder = work_dir / backbone
         checkpoint = _train_classifier(backbone, folder / 'classifier', options) if start == 'classifier' else None
         print_log(f'Run {number} of {len(runs)}: {backbone}, {task} from {start}', logger='current')
-        config = _task_config(backbone, task, str(data_root), checkpoint, options)
+        config = task_config(backbone, task, str(data_root), checkpoint, options)
         metrics = _run(config, folder / f'{task}-from-{start}', TASKS[task].metrics)
         results.append(dict(backbone=backbone, task=task, start=start, **metrics))
     (work_dir / 'results.json').write_text(json.dumps(results, indent=1))
@@ -131,14 +133,25 @@ def compare_transfer(
 def _train_classifier(backbone: str, folder: Path, options: dict | None) -> str:
     """Path of the checkpoint of the digits classifier, trained if it is not there."""
     config = load_config(str(CLASSIFIER), options)
-    _use_backbone(config, backbone)
+    use_backbone(config, backbone)
     _run(config, folder, {'top-1': ('accuracy/top1', 100)})
     return (folder / 'last_checkpoint').read_text()
 
 
-def _task_config(backbone: str, task: str, data_root: str, checkpoint: str | None, options: dict | None) -> Config:
+def task_config(
+    backbone: str, task: str, data_root: str, checkpoint: str | None = None, options: dict | None = None
+) -> Config:
+    """The config of a run.
+
+    Args:
+        backbone: Name from ``BACKBONES``.
+        task: Name from ``TASKS``.
+        data_root: Folder of the scenes.
+        checkpoint: Classifier to start from; None: from scratch.
+        options: Dotted keys and values that override parts of the config.
+    """
     config = load_config(str(TASKS[task].config), options)
-    _use_backbone(config, backbone)
+    use_backbone(config, backbone)
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
         loader.dataset.data_root = data_root
     for evaluator in (config.val_evaluator, config.test_evaluator):
@@ -149,7 +162,8 @@ def _task_config(backbone: str, task: str, data_root: str, checkpoint: str | Non
     return config
 
 
-def _use_backbone(config: Config, name: str) -> None:
+def use_backbone(config: Config, name: str) -> None:
+    """Put another backbone into a config, with its channels."""
     backbone, channels = BACKBONES[name]
     if backbone is None:
         return

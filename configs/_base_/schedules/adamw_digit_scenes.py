@@ -1,7 +1,7 @@
 # Short enough for two CPU cores: heads learn fast, and what a classifier has taught the backbone is kept.
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
     paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.5)}),
     clip_grad=dict(max_norm=5.0),
 )
