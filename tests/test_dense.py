@@ -38,12 +38,13 @@ def load(task, name):
 
 
 def step_and_predict(model, samples):
-    """One training step of SGD, then predictions; every trainable parameter must have got a gradient."""
+    """A training step, in which all of the backbone gets a gradient, then predictions."""
     data = dict(inputs=[torch.randint(0, 255, (3, *SIZE), dtype=torch.uint8) for _ in samples], data_samples=samples)
     model.train()
     losses = model(**model.data_preprocessor(data, training=True), mode='loss')
     loss, _ = model.parse_losses(losses)
     loss.backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4).step()
     backbone = [p for p in model.backbone.parameters() if p.requires_grad]
     assert torch.isfinite(loss) and all(p.grad is not None for p in backbone)
     model.eval()
@@ -147,7 +148,7 @@ def test_zoo_configs_take_the_backbone_by_name(toolbox, tmp_path):
 
 def test_the_readmes_five_lines_make_a_detector(tmp_path):
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
-    (code,) = (block for block in blocks if 'fcos' in block)
+    (code,) = (block for block in blocks if 'gfl' in block)
     assert code.count('\n') == 5
     (tmp_path / 'mine.py').write_text(code)
     config = Config.fromfile(tmp_path / 'mine.py')
@@ -156,7 +157,10 @@ def test_the_readmes_five_lines_make_a_detector(tmp_path):
     model = MODELS.build(config.model)
     for sample in step_and_predict(model, [detection_sample()]):
         assert torch.isfinite(sample.pred_instances.bboxes).all()
-    build_optim_wrapper(model, config.optim_wrapper)
+    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
+    assert {(group['lr'], group['weight_decay']) for group in groups} == {(1e-4, 0.05)}
+    imagenet = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py').data_preprocessor
+    assert config.model.data_preprocessor.std == imagenet.std and config.model.data_preprocessor.bgr_to_rgb
 
 
 @pytest.mark.parametrize('task', TASKS)

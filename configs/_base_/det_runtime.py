@@ -8,4 +8,4 @@ default_hooks = dict(logger=dict(interval=50), visualization=dict(_delete_=True,
 curves = ['coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50']
 custom_hooks = [dict(type='SyncBuffersHook'), dict(type='mmstrip.TrainingCurvesHook', metrics=curves)]
 
-visualizer = dict(type='DetLocalVisualizer', name='visualizer')
+visualizer = dict(type='DetLocalVisualizer')

@@ -11,7 +11,7 @@ default_hooks = dict(
 
 custom_hooks = [dict(type='SyncBuffersHook'), dict(type='mmstrip.TrainingCurvesHook')]
 
-visualizer = dict(type='SegLocalVisualizer', name='visualizer')
+visualizer = dict(type='SegLocalVisualizer')
 log_processor = dict(by_epoch=False)
 
 tta_model = dict(type='SegTTAModel')

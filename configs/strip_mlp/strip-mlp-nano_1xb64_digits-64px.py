@@ -15,6 +15,9 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
+enlarged = [dict(type='Resize', scale=64, interpolation=how) for how in ('bicubic', 'bilinear')]
+tta_pipeline = [dict(type='TestTimeAug', transforms=[enlarged, [dict(type='PackInputs')]])]
+
 param_scheduler = [dict(type='OneCycleLR', eta_max=2e-3, by_epoch=True, total_steps=12, convert_to_iter_based=True)]
 
 train_cfg = dict(max_epochs=12, val_interval=4)

@@ -51,7 +51,7 @@ def write_digit_scenes(
     1 to 10; ``digit_id`` is the digit's place in scikit-learn's data).
 
     Args:
-        out: Folder to write to; files of an earlier run are overwritten.
+        out: Folder to write to; scenes of an earlier run are replaced.
         num_train: Scenes to train on. Defaults to 1000.
         num_val: Scenes to validate on. Defaults to 200.
         size: Side of the scenes in pixels, at least 32. Defaults to 96.
@@ -59,6 +59,7 @@ def write_digit_scenes(
 
     Raises:
         ValueError: A count is not positive, or ``size`` is below 32.
+        OSError: A file cannot be written.
     """
     for name, value, least in (('num_train', num_train, 1), ('num_val', num_val, 1), ('size', size, 32)):
         if value < least:
@@ -161,6 +162,8 @@ def _place(image: np.ndarray, size: int, placed: list[PlacedDigit], generator: n
 def _write_split(out: Path, split: str, digits: tuple, count: int, size: int, generator) -> None:
     for folder in (out / split, out / 'labels' / split, out / 'annotations'):
         folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob('*.png'):  # segmentation takes all images that it finds
+            old.unlink()
     images, annotations = [], []
     for number in track(range(1, count + 1), f'Drawing {split}', console=Console(stderr=True)):
         scene, placed = draw_scene(digits, size, generator)
@@ -169,12 +172,17 @@ def _write_split(out: Path, split: str, digits: tuple, count: int, size: int, ge
         for digit in placed:
             label_map[digit.mask] = digit.label + 1
             annotations.append(_annotation(digit, len(annotations) + 1, number))
-        cv2.imwrite(str(out / split / name), scene[..., ::-1])
-        cv2.imwrite(str(out / 'labels' / split / name), label_map)
+        _write(out / split / name, scene[..., ::-1])
+        _write(out / 'labels' / split / name, label_map)
         images.append(dict(id=number, file_name=name, width=size, height=size))
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(DIGITS)]
     content = dict(images=images, annotations=annotations, categories=categories)
     (out / 'annotations' / f'{split}.json').write_text(json.dumps(content))
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f'cannot write {path}')
 
 
 def _annotation(digit: PlacedDigit, number: int, image: int) -> dict:

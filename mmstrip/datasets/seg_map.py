@@ -39,9 +39,11 @@ class LoadSegMap(LoadAnnotations):
             raise ValueError(
                 f'{path} must be a label map of {tuple(shape)} pixels as its image, but has {labels.shape}'
             )
-        wrong = np.setdiff1d(labels, [*range(self.num_classes), IGNORED])
+        present = np.flatnonzero(np.bincount(labels.ravel(), minlength=IGNORED + 1))
+        wrong = present[(present >= self.num_classes) & (present != IGNORED)]
         if wrong.size:
+            reduced = ' once its zero label is taken off' if self.reduce_zero_label else ''
             raise ValueError(
                 f'{path} must hold labels from 0 to {self.num_classes - 1}, or {IGNORED} to ignore a pixel, but has '
-                f'{", ".join(map(str, wrong[:5]))}'
+                f'{", ".join(map(str, wrong[:5]))}{reduced}'
             )

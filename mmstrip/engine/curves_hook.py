@@ -19,6 +19,20 @@ def log_folder(runner: Runner) -> Path:
     return folder
 
 
+def validation_curve(runner: Runner, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs (or iterations) and values of a validation metric, at the end of training.
+
+    A run that was resumed may lack the validation after the checkpoint it went on from, so places count from the end.
+
+    Args:
+        runner: The runner that has trained.
+        name: Name in the message hub, such as 'val/mIoU'.
+    """
+    values = np.array(runner.message_hub.get_scalar(name).data[0], dtype=float)
+    last = runner.epoch if isinstance(runner.train_loop, EpochBasedTrainLoop) else runner.iter
+    return last - runner.train_loop.val_interval * np.arange(len(values) - 1, -1, -1), values
+
+
 @HOOKS.register_module()
 class TrainingCurvesHook(Hook):
     """At the end of training, draw loss, learning rate and validation metrics to ``curves.png`` in the log folder.
@@ -46,16 +60,14 @@ class TrainingCurvesHook(Hook):
     def _panels(self, runner: Runner, by_epoch: bool) -> dict:
         """Curves over epochs (or iterations) from the message hub, which survives resuming."""
         scale = len(runner.train_dataloader) if by_epoch else 1
-        last = runner.epoch if by_epoch else runner.iter
 
-        def curve(name, per_iteration):
+        def curve(name):
             values = np.array(runner.message_hub.get_scalar(name).data[0], dtype=float)
-            x = np.arange(1, len(values) + 1) / (scale if per_iteration else len(values) / last)
-            return x, values
+            return np.arange(1, len(values) + 1) / scale, values
 
-        panels = {'loss': {'training': curve('train/loss', True)}, 'learning rate': {'': curve('train/lr', True)}}
+        panels = {'loss': {'training': curve('train/loss')}, 'learning rate': {'': curve('train/lr')}}
         names = [name for name in runner.message_hub.log_scalars if name.startswith('val/')]
-        drawn = {name.removeprefix('val/'): curve(name, False) for name in names if not name.endswith('time')}
+        drawn = {name.removeprefix('val/'): validation_curve(runner, name) for name in names if 'time' not in name}
         if self.metrics is not None:
             drawn = {name: drawn[name] for name in self.metrics if name in drawn}
         if drawn:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import mmcv
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -13,7 +14,8 @@ from ..registry import HOOKS
 class PredictionPicturesHook(Hook):
     """Save pictures of a test's predictions beside the truth, drawn by the toolbox's own visualizer.
 
-    Those of mmdet and mmseg have hooks that do so too, one without an interval, the other into the log folder.
+    mmdet and mmseg have hooks that do so too, one without an interval, the other into the log folder. With several
+    processes, the first one draws its share of the images.
 
     Args:
         out_dir (str): Folder to write to; a picture is named as its image, numbered if that name is taken.
@@ -29,6 +31,8 @@ class PredictionPicturesHook(Hook):
         self.names: set[str] = set()
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list) -> None:
+        if not is_main_process():
+            return
         for sample in outputs:
             if self.seen % self.interval == 0:
                 image = mmcv.imread(sample.img_path, channel_order='rgb')

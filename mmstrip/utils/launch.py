@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
@@ -132,3 +133,17 @@ def _prepare_gloo(config: Config, launcher: str) -> None:
         find_unused_parameters=config.get('find_unused_parameters', False),
     )
     config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper
+    if _replace_sync_bn(config.model):
+        print_log(
+            'SyncBN is not there for CPUs: each process keeps its own BN statistics in training', logger='current'
+        )
+
+
+def _replace_sync_bn(node) -> int:
+    """Turn SyncBN into BN wherever a model's config names it; the number of places."""
+    if isinstance(node, dict):
+        found = int(node.get('type') == 'SyncBN')
+        if found:
+            node['type'] = 'BN'
+        return found + sum(_replace_sync_bn(value) for value in node.values())
+    return sum(_replace_sync_bn(value) for value in node) if isinstance(node, (list, tuple)) else 0

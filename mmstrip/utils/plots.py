@@ -1,4 +1,4 @@
-"""Pictures of a classification run, drawn with matplotlib and written as PNG files."""
+"""Pictures of runs, drawn with matplotlib and written as PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path

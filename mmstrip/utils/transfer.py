@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mmcv
-import numpy as np
 from mmengine.config import Config
 from mmengine.logging import print_log
 from rich.console import Console
 from rich.table import Table
 
 from ..datasets.digit_scenes import write_digit_scenes
+from ..engine.curves_hook import validation_curve
 from .launch import build_runner, load_config
 from .plots import plot_curves, plot_pictures
 
@@ -98,11 +98,11 @@ def compare_transfer(
         options: Dotted keys and values that override parts of all configs.
 
     Returns:
-        One dict for each run of a task: 'backbone', 'task', 'start', 'seconds', the metrics of the task (0 to 1), and
-        'curve', the epochs and values of its first metric.
+        One dict for each run of a task: 'backbone', 'task', 'start', 'seconds' (of training; None if it was resumed),
+        the metrics of the task (0 to 1), and 'curve', the epochs and values of its first metric.
 
     Raises:
-        ValueError: A name is not known.
+        ValueError: A name is not known, or ``work_dir`` holds runs with other settings.
     """
     for argument, names, known in (
         ('backbones', backbones, BACKBONES),
@@ -122,7 +122,8 @@ def compare_transfer(
         checkpoint = _train_classifier(backbone, folder / 'classifier', options) if start == 'classifier' else None
         print_log(f'Run {number} of {len(runs)}: {backbone}, {task} from {start}', logger='current')
         config = task_config(backbone, task, str(data_root), checkpoint, options)
-        metrics = _run(config, folder / f'{task}-from-{start}', TASKS[task].metrics)
+        settings = dict(data_root=str(data_root), options=options)
+        metrics = _run(config, folder / f'{task}-from-{start}', TASKS[task].metrics, settings)
         results.append(dict(backbone=backbone, task=task, start=start, **metrics))
     (work_dir / 'results.json').write_text(json.dumps(results, indent=1))
     _draw(results, work_dir)
@@ -134,7 +135,7 @@ def _train_classifier(backbone: str, folder: Path, options: dict | None) -> str:
     """Path of the checkpoint of the digits classifier, trained if it is not there."""
     config = load_config(str(CLASSIFIER), options)
     use_backbone(config, backbone)
-    _run(config, folder, {'top-1': ('accuracy/top1', 100)})
+    _run(config, folder, {'top-1': ('accuracy/top1', 100)}, dict(options=options))
     return (folder / 'last_checkpoint').read_text()
 
 
@@ -176,11 +177,18 @@ def use_backbone(config: Config, name: str) -> None:
         model.head.in_channels = channels[-1]
 
 
-def _run(config: Config, folder: Path, metrics: dict[str, tuple[str, float]]) -> dict:
+def _run(config: Config, folder: Path, metrics: dict[str, tuple[str, float]], settings: dict) -> dict:
     """Train and test in ``folder``, or read what an earlier run found there."""
     result_file = folder / 'result.json'
     if result_file.is_file():
-        return json.loads(result_file.read_text())
+        result = json.loads(result_file.read_text())
+        if result['settings'] != settings:
+            raise ValueError(
+                f'{folder} holds a run with other settings, {result["settings"]} instead of {settings}: name another '
+                '--work-dir'
+            )
+        print_log(f'Keeping the results in {folder}', logger='current')
+        return result
     config.work_dir = str(folder)
     config.resume = (folder / 'last_checkpoint').is_file()
     if config.default_scope != 'mmpretrain':
@@ -192,10 +200,10 @@ def _run(config: Config, folder: Path, metrics: dict[str, tuple[str, float]]) ->
     seconds = time.monotonic() - began
     final = runner.test()
     key, unit = next(iter(metrics.values()))
-    values = np.array(runner.message_hub.get_scalar(f'val/{key}').data[0], dtype=float) / unit
-    epochs = np.linspace(0, runner.max_epochs, len(values) + 1)[1:]
+    epochs, values = validation_curve(runner, f'val/{key}')
     result = {name: final[key] / unit for name, (key, unit) in metrics.items()}
-    result |= dict(seconds=round(seconds), epochs=runner.max_epochs, curve=[epochs.tolist(), values.tolist()])
+    result |= dict(seconds=None if config.resume else round(seconds), epochs=runner.max_epochs)
+    result |= dict(curve=[epochs.tolist(), (values / unit).tolist()], settings=settings)
     result_file.write_text(json.dumps(result))
     return result
 
@@ -219,7 +227,7 @@ def _print_table(results: list[dict], work_dir: Path) -> None:
         table.add_column(column)
     for result in results:
         values = [f'{result[name]:.3f}' if name in result else '' for name in metrics]
-        minutes = f'{result["seconds"] / 60:.1f}'
+        minutes = f'{result["seconds"] / 60:.1f}' if result['seconds'] else 'resumed'
         table.add_row(result['backbone'], result['task'], result['start'], *values, minutes)
     console = Console()
     console.print(table)

@@ -113,14 +113,16 @@ def test_broken_data_are_named(scenes, tmp_path):
 
 
 def test_flops_of_detectors_and_segmentors():
-    for name, shape in (
-        ('detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py', ('96', '128')),
-        ('detection/dino-4scale_strip-mlp-tiny-light_8xb2-12e_coco.py', ('64', '96')),
-        ('segmentation/strip-mlp-tiny-light_upernet_8xb2-160k_ade20k-512x512.py', ('64', '64')),
+    """With proposals, with queries, and as the table of configs/segmentation has it."""
+    for name, shape, flops in (
+        ('detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py', ('96', '128'), None),
+        ('detection/dino-4scale_strip-mlp-tiny-light_8xb2-12e_coco.py', ('64', '96'), None),
+        ('segmentation/strip-mlp-tiny-light_fpn_8xb2-80k_ade20k-512x512.py', ('512',), 36),
     ):
         done = run_tool('analysis_tools/get_flops.py', ROOT / 'configs' / name, '--shape', *shape)
         assert done.returncode == 0, done.stdout
-        assert float(re.search(r'FLOPs: +([\d.]+) G', done.stdout).group(1)) > 0.1
+        counted = float(re.search(r'FLOPs: +([\d.]+) G', done.stdout).group(1))
+        assert counted > 0.1 if flops is None else round(counted) == flops
 
 
 def test_transfer_is_compared_in_a_table_and_pictures(scenes, tmp_path):
@@ -135,11 +137,13 @@ def test_transfer_is_compared_in_a_table_and_pictures(scenes, tmp_path):
         ('segmentation', 'scratch'),
     ]
     assert all(0 < result['mIoU'] < 1 for result in results)
-    assert results[0]['mIoU'] != results[1]['mIoU']
+    assert done.stdout.count('load backbone. in model from:') == 1
     for name in ('curves.png', 'predictions.png'):
         assert Image.open(tmp_path / name).height > 300 and name in done.stdout
     again = run_tool(*arguments, *short)
     assert again.returncode == 0 and 'Epoch(train)' not in again.stdout
     assert json.loads((tmp_path / 'results.json').read_text()) == results
+    other = run_tool(*arguments)
+    assert 'holds a run with other settings' in last_line(other.stdout)
     wrong = run_tool(*arguments, '--backbones', 'resnet5')
     assert wrong.returncode != 0 and 'resnet18' in last_line(wrong.stdout)

@@ -6,6 +6,8 @@ import socket
 import torch
 from helpers import ROOT, SMALL_CONFIG, run
 
+from mmstrip.datasets.digit_scenes import write_digit_scenes
+
 
 def free_port() -> int:
     with socket.socket() as server:
@@ -52,6 +54,28 @@ def test_two_processes_train_one_model_and_test_it(tmp_path):
     assert test.returncode == 0, test.stdout
     expected = re.search(r'Test (top-1 .*of 360 images\))', done.stdout).group(1)
     assert f'Test {expected}' in test.stdout
+
+
+def test_two_processes_train_a_segmentor(tmp_path):
+    """No parameter is left unused, and SyncBN, which CPUs do not have, is replaced."""
+    write_digit_scenes(tmp_path / 'data', num_train=16, num_val=2, size=64)
+    config = tmp_path / 'two.py'
+    config.write_text(
+        f'_base_ = [{str(ROOT / "configs/segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py")!r}]\n'
+        "custom_imports = dict(imports=['rank_dump'])\n"
+        f"custom_hooks = [dict(type='RankDumpHook', folder={str(tmp_path)!r}), dict(type='SyncBuffersHook')]\n"
+        f'train_dataloader = dict(batch_size=4, dataset=dict(data_root={str(tmp_path / "data")!r}))\n'
+        "model = dict(backbone=dict(norm_cfg=dict(type='SyncBN'), out_indices=(0, 1, 2)), neck=dict(num_outs=3))\n"
+        'model.update(decode_head=dict(in_index=[0, 1, 2], in_channels=[64] * 3, feature_strides=[4, 8, 16]))\n'
+        'model["neck"]["in_channels"] = [48, 96, 192]\n'
+        'train_cfg = dict(max_epochs=1)\n'
+    )
+    done = launch('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work', '--no-validate')
+    assert done.returncode == 0, done.stdout
+    assert 'SyncBN is not there for CPUs' in done.stdout
+    ranks = [torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2)]
+    weights = [name for name in ranks[0] if name.endswith(('weight', 'bias', 'table'))]
+    assert len(weights) > 100 and all(torch.equal(ranks[0][name], ranks[1][name]) for name in weights)
 
 
 def test_usage_is_shown():

@@ -6,6 +6,7 @@ model = dict(
         type='mmstrip.StripMLP',
         arch='tiny-light',
         out_indices=(0, 1, 2, 3),
+        norm_eval=True,  # BN statistics of two images a GPU are poor
         init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
     ),
     neck=dict(in_channels=[80, 160, 320, 640]),
