@@ -201,7 +201,7 @@ def _run(config: Config, folder: Path, metrics: dict[str, tuple[str, float]], se
     final = runner.test()
     key, unit = next(iter(metrics.values()))
     epochs, values = validation_curve(runner, f'val/{key}')
-    result = {name: final[key] / unit for name, (key, unit) in metrics.items()}
+    result = {name: float(final[key]) / unit for name, (key, unit) in metrics.items()}
     result |= dict(seconds=None if config.resume else round(seconds), epochs=runner.max_epochs)
     result |= dict(curve=[epochs.tolist(), (values / unit).tolist()], settings=settings)
     result_file.write_text(json.dumps(result))
