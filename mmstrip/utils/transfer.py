@@ -229,7 +229,7 @@ def _print_table(results: list[dict], work_dir: Path) -> None:
         values = [f'{result[name]:.3f}' if name in result else '' for name in metrics]
         minutes = f'{result["seconds"] / 60:.1f}' if result['seconds'] else 'resumed'
         table.add_row(result['backbone'], result['task'], result['start'], *values, minutes)
-    console = Console()
+    console = Console(width=max(Console().width, 110))  # the whole table, in a pipe too
     console.print(table)
     for name in ('curves.png', 'predictions.png', 'results.json'):
         console.print(f'{work_dir / name}')
