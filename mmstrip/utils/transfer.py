@@ -18,7 +18,8 @@ from .launch import build_runner, load_config
 from .plots import plot_curves, plot_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = next(path for path in (ROOT / '.mim' / 'configs', ROOT.parent / 'configs') if path.is_dir())
+# In a package that was installed, or in the repository.
+CONFIGS = (ROOT / '.mim' if (ROOT / '.mim').is_dir() else ROOT.parent) / 'configs'
 CLASSIFIER = CONFIGS / 'strip_mlp' / 'strip-mlp-nano_1xb64_digits-64px.py'
 
 
