@@ -1,7 +1,9 @@
+import random
 import sys
 from pathlib import Path
 
 import hypothesis
+import numpy
 import pytest
 import torch
 
@@ -14,4 +16,5 @@ hypothesis.settings.load_profile('tests')
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    torch.manual_seed(0)
+    for seed in (torch.manual_seed, numpy.random.seed, random.seed):
+        seed(0)

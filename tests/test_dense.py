@@ -37,6 +37,14 @@ def load(task, name):
     return config
 
 
+def build(config):
+    """A model with the weights that a run without a checkpoint starts from; some are undefined until then."""
+    config.backbone.init_cfg = None
+    model = MODELS.build(config)
+    model.init_weights()
+    return model
+
+
 def step_and_predict(model, samples):
     """A training step, in which all of the backbone gets a gradient, then predictions."""
     data = dict(inputs=[torch.randint(0, 255, (3, *SIZE), dtype=torch.uint8) for _ in samples], data_samples=samples)
@@ -86,7 +94,7 @@ def with_few_candidates(model):
 
 @pytest.mark.parametrize('name', DETECTORS)
 def test_detector_trains_and_predicts(name):
-    model = MODELS.build(with_few_candidates(load('detection', name).model))
+    model = build(with_few_candidates(load('detection', name).model))
     for sample in step_and_predict(model, [detection_sample(), detection_sample()]):
         boxes = sample.pred_instances.bboxes
         assert boxes.shape[1] == 4 and torch.isfinite(boxes).all()
@@ -104,7 +112,7 @@ def test_segmentor_trains_and_predicts(name, mode):
     config.model.test_cfg = (
         dict(mode='whole') if mode == 'whole' else dict(mode=mode, crop_size=(64, 64), stride=(48, 48))
     )
-    model = MODELS.build(config.model)
+    model = build(config.model)
     labels = torch.randint(0, config.model.decode_head.num_classes, (1, *SIZE))
     meta = dict(img_shape=SIZE, ori_shape=SIZE)
     samples = [SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=meta) for _ in range(2)]
@@ -165,8 +173,7 @@ def test_the_readmes_five_lines_make_a_detector(tmp_path):
     (tmp_path / 'mine.py').write_text(code)
     config = Config.fromfile(tmp_path / 'mine.py')
     init_default_scope(config.default_scope)
-    config.model.backbone.init_cfg = None  # there is no such checkpoint here
-    model = MODELS.build(config.model)
+    model = build(config.model)
     for sample in step_and_predict(model, [detection_sample()]):
         assert torch.isfinite(sample.pred_instances.bboxes).all()
     groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
