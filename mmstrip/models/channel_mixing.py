@@ -1,9 +1,12 @@
 """Channel mixing of Strip-MLP (Section 3.1, Figure 2 of the paper)."""
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+
+from . import ops
 
 
 class GlobalResponseNorm(nn.Module):
@@ -26,11 +29,7 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, H, W, C)."""
-        # At least float32, as squares overflow half precision; clamped, as the root has no gradient at 0.
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        norm = wide.square().sum(dim=(1, 2), keepdim=True).clamp_min(1e-24).sqrt()
-        scale = norm / (norm.mean(dim=-1, keepdim=True) + self.eps)
-        return x + self.gamma * (x * scale.to(x.dtype)) + self.beta
+        return ops.response_norm(x, self.gamma, self.eps) + self.beta
 
 
 class ChannelMixingBlock(BaseModule):
@@ -54,6 +53,12 @@ class ChannelMixingBlock(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the channels of (N, C, H, W)."""
-        x = self.depthwise(x).permute(0, 2, 3, 1)  # (N, H, W, C)
-        x = self.fc2(self.grn(self.act(self.fc1(self.norm(x)))))
-        return x.permute(0, 3, 1, 2)
+        x = ops.depthwise(x, self.depthwise.weight).permute(0, 2, 3, 1)  # (N, H, W, C)
+        x = self.fc1(self.norm(x))
+        if ops.is_gelu(self.act):
+            x = ops.gelu_response_norm(x, self.grn.gamma, self.grn.eps)
+        else:
+            x = ops.response_norm(self.act(x), self.grn.gamma, self.grn.eps)
+        # The shift of GRN, passed on by fc2, is a part of its bias.
+        bias = self.fc2.bias + self.fc2.weight @ self.grn.beta
+        return F.linear(x, self.fc2.weight, bias).permute(0, 3, 1, 2)

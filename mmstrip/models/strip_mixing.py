@@ -11,6 +11,7 @@ from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from . import ops
 from .windows import run_in_windows
 
 BRANCHES = ('cgsmm', 'lsmm')
@@ -46,19 +47,12 @@ class StripMLPLayer(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix (N, C, H, W) along the layer's axis, whose length must be ``tokens``; the other one may be any."""
-        if self.axis == 'row':
-            x = x.transpose(2, 3)
-        num_patches, strip_width, _, tokens = self.weight.shape
-        batch, channels, _, lines = x.shape
-        x = x.unflatten(1, (-1, num_patches)).permute(2, 4, 0, 1, 3).flatten(2, 3)  # (G, lines, N * C / G, tokens)
-        x = F.pad(x, (0, 0, 0, 0, strip_width // 2, strip_width // 2))
-        y = self.bias[:, None]
-        for k in range(strip_width):  # each is one matrix product per patch, on a view of x
-            y = torch.baddbmm(y, x[:, k : k + lines].flatten(1, 2), self.weight[:, k].transpose(1, 2))
-        y = y.view(num_patches, lines, batch, -1, tokens).permute(2, 3, 0, 4, 1).reshape(batch, channels, tokens, lines)
-        return y.transpose(2, 3) if self.axis == 'row' else y
+    def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
+        """Mix (N, C, H, W), plus positions (C, H, W) if there are any, along the layer's axis.
+
+        That side must be ``tokens`` long; the other one may be any.
+        """
+        return ops.strip_layer(x, self.weight, self.bias, self.axis, position)
 
     def resample_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> bool:
         """Bring strip weights trained at another extent to this layer's, in place; True if there was need to.
@@ -133,14 +127,13 @@ class RelativePosition(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         self.refresh()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the positions to (N, C, H, W)."""
-        changing = self.training or (self.table.requires_grad and torch.is_grad_enabled())
-        if changing:
-            return x + self.expand()
+    def forward(self) -> Tensor:
+        """The positions, as a map (C, H, W)."""
+        if self.training or (self.table.requires_grad and torch.is_grad_enabled()):
+            return self.expand()
         if self._table_version() not in (None, self._expanded_version):
             self.refresh()
-        return x + self.expanded
+        return self.expanded
 
     def resample_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> bool:
         """Bring a table trained at another extent to this one's span, in place; True if there was need to.
@@ -205,15 +198,15 @@ class CascadeGroupStripMixing(BaseModule):
 
     def mix_window(self, u: Tensor) -> Tensor:
         """Row and column mixing of windows (M, C, *extent): c, or [v, c] in parallel form."""
-        row = self.row(self.position_row(u))
-        v = self.act(self.norm(self.fuse_row(torch.cat([row, u], dim=1))))
-        column = self.column(self.position_column(v if self.cascade else u))
+        row = self.row(u, self.position_row())
+        v = ops.activate(self.act, self.norm(ops.pointwise((row, u), self.fuse_row.weight)))
+        column = self.column(v if self.cascade else u, self.position_column())
         return column if self.cascade else torch.cat([v, column], dim=1)
 
     def forward(self, u: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
         mixed = run_in_windows(self.mix_window, u, self.extent)
-        return self.fuse_column(torch.cat([u, mixed], dim=1) if self.cascade else mixed)
+        return ops.pointwise((u, mixed) if self.cascade else (mixed,), self.fuse_column.weight)
 
 
 class LocalStripMixing(BaseModule):
@@ -239,10 +232,12 @@ class LocalStripMixing(BaseModule):
 
     def forward(self, u: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
-        tall, wide = self.tall(u), self.wide(u)
-        average = (tall + wide + u).mean(dim=(2, 3), keepdim=True)
+        paths = ops.depthwise(u, self.tall.weight), ops.depthwise(u, self.wide.weight), u
+        # One sum a path is cheaper than adding the paths first, and its gradient takes no memory.
+        total = sum(ops.sum_tokens(path.permute(0, 2, 3, 1)) for path in paths).permute(0, 3, 1, 2)
+        average = (total / (u.shape[2] * u.shape[3])).to(u.dtype)
         weights = self.reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)  # (N, C, 3, 1, 1)
-        return tall * weights[:, :, 0] + wide * weights[:, :, 1] + u * weights[:, :, 2]
+        return ops.weighted_sum(paths, weights.to(u.dtype).unbind(dim=2))
 
 
 class StripMixingBlock(BaseModule):
@@ -294,7 +289,11 @@ class StripMixingBlock(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
-        x = self.project(self.depthwise(x))
-        parts = x.chunk(len(self.branches), dim=1)
+        norm, act, depthwise = self.depthwise
+        x = ops.depthwise(ops.activate(act, norm(x)), depthwise.weight)
+        conv, norm, act = self.project
+        x = norm(ops.pointwise((x,), conv.weight, conv.bias))
+        # Activating the halves apart lays each out densely.
+        parts = [act(part) for part in x.chunk(len(self.branches), dim=1)]
         mixed = [branch(part) for branch, part in zip(self.branches.values(), parts)]
-        return self.fuse(torch.cat(mixed, dim=1))
+        return ops.pointwise(mixed, self.fuse.weight)

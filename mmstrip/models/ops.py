@@ -1,0 +1,296 @@
+"""Fast forms of what Strip-MLP computes most, each equal to the plain formula beside it.
+
+Shapes: N images, C channels, an H x W map. Maps are read and written in channels_last memory, where a map is a matrix
+of pixels x channels. In eager mode hand-written gradients save passes over memory and what is kept for the backward
+pass; a compiler fuses the plain formulas itself, so it gets those.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+# The weight gradient of wider depthwise kernels takes a path without vector code on CPUs (oneDNN), 10 to 20 times slower.
+FAST_KERNEL_WIDTH = 3
+
+
+def _plain() -> bool:
+    """Whether a graph is being recorded, in which hand-written gradients are only in the way."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def pointwise(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """1x1 convolution of concatenated maps, without the concatenation: one matrix product a part, accumulated.
+
+    Args:
+        parts: Maps (N, C_i, H, W).
+        weight: (O, sum of C_i, 1, 1).
+        bias: (O, ), optional.
+
+    Returns:
+        (N, O, H, W).
+    """
+    batch, _, height, width = parts[0].shape
+    out = None
+    for part, columns in zip(parts, weight.flatten(1).split([part.shape[1] for part in parts], dim=1)):
+        pixels = part.permute(0, 2, 3, 1).flatten(0, 2)
+        if out is None:
+            out = F.linear(pixels, columns, bias)
+        elif _plain():
+            out = out + F.linear(pixels, columns)
+        else:
+            out.addmm_(pixels.to(out.dtype), columns.to(out.dtype).t())
+    return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def weighted_sum(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Sum of maps (N, C, H, W), each times its weights (N, C, 1, 1)."""
+    out = parts[0] * weights[0]
+    for part, weight in zip(parts[1:], weights[1:]):
+        out = torch.addcmul(out, part, weight) if _plain() else out.addcmul_(part, weight)
+    return out
+
+
+def depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    """Depthwise convolution of (N, C, H, W) with (C, 1, K_h, K_w), odd sides, the map's size kept."""
+    kernel, width = weight.shape[3], x.shape[3]
+    slow = x.device.type == 'cpu' and x.dtype == torch.float32 and kernel in (5, 7) and width > FAST_KERNEL_WIDTH
+    if slow and _wants_gradient(weight) and not torch.is_autocast_enabled('cpu'):
+        return _WideDepthwise.apply(x, weight)
+    return F.conv2d(x, weight, padding=_same(weight), groups=x.shape[1])
+
+
+def _same(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[2] // 2, weight.shape[3] // 2
+
+
+class _WideDepthwise(Function):
+    """Depthwise convolution whose weight gradient is taken a few columns of the kernel at a time."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=_same(weight), groups=x.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        padding = _same(weight)
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _convolution_backward(grad, x, weight, padding, (True, False, False))[0]
+        if ctx.needs_input_grad[1]:
+            parts = []
+            side = (weight.shape[3] - FAST_KERNEL_WIDTH) // 2
+            for left, columns in zip((padding[1], 1, -2), weight.split((side, FAST_KERNEL_WIDTH, side), dim=3)):
+                # Columns beside the middle see the map moved; the middle ones see it padded as it is.
+                middle = columns.shape[3] == FAST_KERNEL_WIDTH
+                moved = x if middle else F.pad(x, (left, side - 1 - left))
+                inner = (padding[0], int(middle))
+                parts.append(_convolution_backward(grad, moved, columns, inner, (False, True, False))[1])
+            grad_weight = torch.cat(parts, dim=3)
+        return grad_x, grad_weight
+
+
+def _convolution_backward(grad, x, weight, padding, wanted):
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, (1, 1), padding, (1, 1), False, (0, 0), x.shape[1], wanted
+    )
+
+
+def strip_layer(x: Tensor, weight: Tensor, bias: Tensor, axis: str, position: Tensor | None = None) -> Tensor:
+    """The strip MLP layer's sum (Section 3.2) over x plus its positions; see :class:`.strip_mixing.StripMLPLayer`.
+
+    Args:
+        x: (N, C, H, W), the side that ``axis`` mixes along being the layer's tokens.
+        weight: (G, strip_width, tokens, tokens).
+        bias: (G, tokens), or a map (C, H, W).
+        axis: 'row' or 'column'.
+        position: Added to x first, (C, H, W), optional.
+
+    Returns:
+        (N, C, H, W).
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    if position is not None:
+        x = x + position.to(x.dtype)
+    if _plain():
+        return _plain_strip_layer(x, weight, bias, axis)
+    if _wants_gradient(x, weight, bias):
+        return _StripLayer.apply(x, weight, bias, axis)
+    return _strip_layer(x, weight, bias, axis)[0]
+
+
+def _plain_strip_layer(x: Tensor, weight: Tensor, bias: Tensor, axis: str) -> Tensor:
+    patches, strip_width, tokens, _ = weight.shape
+    lines = _lines_first(x, axis, patches)
+    shape = lines.shape
+    padded = F.pad(lines.flatten(2, 3), (0, 0, 0, 0, strip_width // 2, strip_width // 2))
+    y = _bias_lines(bias, axis, patches).expand(shape).flatten(1, 3)
+    for k in range(strip_width):
+        y = torch.baddbmm(y, padded[:, k : k + shape[1]].flatten(1, 2), weight[:, k].transpose(1, 2))
+    return _lines_back(y.view(shape), axis)
+
+
+def _lines_first(x: Tensor, axis: str, patches: int) -> Tensor:
+    """(N, C, H, W) seen as (patches, lines, N, C / patches, tokens)."""
+    x = x.transpose(2, 3) if axis == 'row' else x
+    return x.unflatten(1, (-1, patches)).permute(2, 4, 0, 1, 3)
+
+
+def _lines_back(y: Tensor, axis: str) -> Tensor:
+    """The inverse of _lines_first, in channels_last memory."""
+    order = (2, 1, 4, 3, 0) if axis == 'row' else (2, 4, 1, 3, 0)
+    return y.permute(order).flatten(3).permute(0, 3, 1, 2)
+
+
+def _bias_lines(bias: Tensor, axis: str, patches: int) -> Tensor:
+    """A bias (G, tokens) or a map (C, H, W), to be broadcast to (patches, lines, N, C / patches, tokens)."""
+    return bias[:, None, None, None] if bias.dim() == 2 else _lines_first(bias[None], axis, patches)
+
+
+def _padded_rows(x: Tensor, axis: str, patches: int, pad: int) -> tuple[Tensor, torch.Size, int]:
+    """Lines of (N, C, H, W) as rows (patches, lines * M, tokens), ``pad`` lines of zeros before and after them.
+
+    Also the shape of the lines, (patches, lines, N, C / patches, tokens), and their M rows.
+    """
+    lines = _lines_first(x, axis, patches)
+    shape = lines.shape
+    padded = x.new_empty(patches, shape[1] + 2 * pad, *shape[2:])
+    if pad:
+        padded[:, :pad] = 0
+        padded[:, -pad:] = 0
+    padded.narrow(1, pad, shape[1]).copy_(lines)
+    return padded.view(patches, -1, shape[4]), shape, shape[2] * shape[3]
+
+
+def _strip_layer(x: Tensor, weight: Tensor, bias: Tensor, axis: str) -> tuple[Tensor, Tensor]:
+    """The layer's output and its input as padded rows. Products add up in place, which is quick on dense memory."""
+    patches, strip_width, tokens, _ = weight.shape
+    rows, shape, step = _padded_rows(x, axis, patches, strip_width // 2)
+    count = shape[1] * step
+    y = x.new_empty(shape)
+    y.copy_(_bias_lines(bias, axis, patches))
+    out = y.view(patches, count, tokens)
+    for k in range(strip_width):
+        out.baddbmm_(rows.narrow(1, k * step, count), weight[:, k].transpose(1, 2))
+    return _lines_back(y, axis), rows
+
+
+class _StripLayer(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, axis: str) -> Tensor:
+        y, rows = _strip_layer(x, weight, bias, axis)
+        ctx.save_for_backward(rows, weight)
+        ctx.axis, ctx.bias_dim = axis, bias.dim()
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        patches, strip_width, tokens, _ = weight.shape
+        pad = strip_width // 2
+        padded_grad, shape, step = _padded_rows(grad, ctx.axis, patches, pad)
+        count = shape[1] * step
+        grad_rows = padded_grad.narrow(1, pad * step, count)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.bmm(padded_grad.narrow(1, 2 * pad * step, count), weight[:, 0])
+            for k in range(1, strip_width):
+                grad_x.baddbmm_(padded_grad.narrow(1, (2 * pad - k) * step, count), weight[:, k])
+            grad_x = _lines_back(grad_x.view(shape), ctx.axis)
+        if ctx.needs_input_grad[1]:
+            products = [grad_rows.transpose(1, 2) @ rows.narrow(1, k * step, count) for k in range(strip_width)]
+            grad_weight = torch.stack(products, dim=1)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_rows.sum(1) if ctx.bias_dim == 2 else grad.sum(0)
+        return grad_x, grad_weight, grad_bias, None
+
+
+def is_gelu(act: nn.Module) -> bool:
+    """Whether an activation is the GELU that :func:`gelu_response_norm` computes."""
+    return isinstance(act, nn.GELU) and act.approximate == 'none'
+
+
+def activate(act: nn.Module, x: Tensor) -> Tensor:
+    """``act(x)``, in the memory of x where it is GELU and no gradient is wanted: x is lost then."""
+    if is_gelu(act) and not _plain() and not _wants_gradient(x):
+        return torch.ops.aten.gelu_(x)
+    return act(x)
+
+
+def gelu_response_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    """GELU, then GRN without its shift, of (N, H, W, C), keeping x alone for the backward pass.
+
+    Where no gradient is wanted it is written to the memory of x: x is lost then.
+    """
+    if _plain():
+        return response_norm(F.gelu(x), gamma, eps)
+    if _wants_gradient(x, gamma):
+        return _GELUResponseNorm.apply(x, gamma, eps)
+    y = torch.ops.aten.gelu_(x)
+    return y.mul_(_multiplier(_token_norm(y), gamma, eps).to(y.dtype))
+
+
+def response_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    """GRN of (N, H, W, C) without its shift; see :class:`.channel_mixing.GlobalResponseNorm`."""
+    return x * _multiplier(_token_norm(x), gamma, eps).to(x.dtype)
+
+
+def _multiplier(norm: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    return 1 + gamma * (norm / (norm.mean(dim=-1, keepdim=True) + eps))
+
+
+def _token_norm(x: Tensor) -> Tensor:
+    """L2 norm over H and W of (N, H, W, C): (N, 1, 1, C), in at least float32."""
+    # Squares overflow half precision; clamped, as the root has no gradient at 0.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return sum_tokens(wide.square()).clamp_min(1e-24).sqrt()
+
+
+def sum_tokens(x: Tensor) -> Tensor:
+    """Sum over H and W of (N, H, W, C): (N, 1, 1, C), in at least float32."""
+    if x.device.type != 'cpu' or x.dtype != torch.float32 or torch.is_autocast_enabled('cpu') or _plain():
+        return x.sum(dim=(1, 2), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    # CPUs add along strides slowly, and multiply matrices fast.
+    tokens = x.flatten(1, 2)
+    return (x.new_ones(1, 1, tokens.shape[1]).expand(len(tokens), -1, -1) @ tokens)[:, None]
+
+
+class _GELUResponseNorm(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, gamma: Tensor, eps: float) -> Tensor:
+        y = F.gelu(x)
+        norm = _token_norm(y)
+        ctx.save_for_backward(x, gamma, norm)
+        ctx.eps = eps
+        return y.mul_(_multiplier(norm, gamma, eps).to(y.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, norm = ctx.saved_tensors
+        y = F.gelu(x)
+        mean = norm.mean(dim=-1, keepdim=True) + ctx.eps
+        scale = norm / mean
+        # Gradients of the multiplier, per image and channel; then of the norm, through its mean too.
+        spare = grad * y
+        product = sum_tokens(spare)
+        grad_gamma = (product * scale).sum(dim=(0, 1, 2)).to(gamma.dtype)
+        grad_scale = product * gamma
+        grad_norm = (grad_scale - (grad_scale * scale).mean(dim=-1, keepdim=True)) / mean
+        grad_y = torch.mul(grad, (1 + gamma * scale).to(grad.dtype), out=spare)
+        grad_y.addcmul_(y, (grad_norm / norm).to(y.dtype))
+        return torch.ops.aten.gelu_backward(grad_y, x), grad_gamma, None
