@@ -59,6 +59,19 @@ class ChannelMixingBlock(BaseModule):
             x = ops.gelu_response_norm(x, self.grn.gamma, self.grn.eps)
         else:
             x = ops.response_norm(self.act(x), self.grn.gamma, self.grn.eps)
-        # The shift of GRN, passed on by fc2, is a part of its bias.
-        bias = self.fc2.bias + self.fc2.weight @ self.grn.beta
-        return F.linear(x, self.fc2.weight, bias).permute(0, 3, 1, 2)
+        return F.linear(x, self.fc2.weight, self._shifted_bias()).permute(0, 3, 1, 2)
+
+    def _shifted_bias(self) -> Tensor:
+        """The bias of fc2 with what fc2 makes of GRN's shift."""
+        return self.fc2.bias if self.grn.beta is None else self.fc2.bias + self.fc2.weight @ self.grn.beta
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        """Fold the affine part of LayerNorm into fc1 and the shift of GRN into fc2."""
+        if self.grn.beta is None:
+            return
+        self.fc2.bias.copy_(self._shifted_bias())
+        self.grn.beta = None
+        self.fc1.bias.add_(self.fc1.weight @ self.norm.bias)
+        self.fc1.weight.mul_(self.norm.weight)
+        self.norm = nn.LayerNorm(self.norm.normalized_shape, self.norm.eps, elementwise_affine=False)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import ops
 from .windows import run_in_windows
@@ -53,6 +55,11 @@ class StripMLPLayer(nn.Module):
         That side must be ``tokens`` long; the other one may be any.
         """
         return ops.strip_layer(x, self.weight, self.bias, self.axis, position)
+
+    @torch.no_grad()
+    def fold_position(self, position: Tensor) -> None:
+        """Take what the layer makes of positions (C, H, W), and its bias, as a bias map (C, H, W) from now on."""
+        self.bias = nn.Parameter(self(position[None])[0].contiguous())
 
     def resample_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> bool:
         """Bring strip weights trained at another extent to this layer's, in place; True if there was need to.
@@ -198,15 +205,33 @@ class CascadeGroupStripMixing(BaseModule):
 
     def mix_window(self, u: Tensor) -> Tensor:
         """Row and column mixing of windows (M, C, *extent): c, or [v, c] in parallel form."""
-        row = self.row(u, self.position_row())
-        v = ops.activate(self.act, self.norm(ops.pointwise((row, u), self.fuse_row.weight)))
-        column = self.column(v if self.cascade else u, self.position_column())
+        row = self.row(u, self.position_row and self.position_row())
+        v = ops.activate(self.act, self.norm(ops.pointwise((row, u), self.fuse_row.weight, self.fuse_row.bias)))
+        column = self.column(v if self.cascade else u, self.position_column and self.position_column())
         return column if self.cascade else torch.cat([v, column], dim=1)
+
+    def mix(self, u: Tensor) -> tuple[Tensor, ...]:
+        """All but the last fusion of (N, C, H, W), of any H and W: the maps that it fuses, 2 C channels in all."""
+        mixed = run_in_windows(self.mix_window, u, self.extent)
+        return (u, mixed) if self.cascade else (mixed,)
 
     def forward(self, u: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
-        mixed = run_in_windows(self.mix_window, u, self.extent)
-        return ops.pointwise((u, mixed) if self.cascade else (mixed,), self.fuse_column.weight)
+        return ops.pointwise(self.mix(u), self.fuse_column.weight)
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> Tensor:
+        """Fold positions into the biases of the strip layers and BN into ``fuse_row``.
+
+        Returns:
+            The weights of the last fusion, (C, 2 C), for the layer that takes it over: :meth:`mix` is left.
+        """
+        self.row.fold_position(self.position_row())
+        self.column.fold_position(self.position_column())
+        self.position_row = self.position_column = None
+        self.fuse_row, self.norm = _fold_norm(self.fuse_row, self.norm)
+        fuse_column, self.fuse_column = self.fuse_column, None
+        return fuse_column.weight.flatten(1)
 
 
 class LocalStripMixing(BaseModule):
@@ -286,6 +311,7 @@ class StripMixingBlock(BaseModule):
         if 'lsmm' in branches:
             self.branches['lsmm'] = LocalStripMixing(width, act_cfg)
         self.fuse = nn.Conv2d(channels, channels, 1, bias=False)
+        self.deployed = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
@@ -295,5 +321,28 @@ class StripMixingBlock(BaseModule):
         x = norm(ops.pointwise((x,), conv.weight, conv.bias))
         # Activating the halves apart lays each out densely.
         parts = [act(part) for part in x.chunk(len(self.branches), dim=1)]
-        mixed = [branch(part) for branch, part in zip(self.branches.values(), parts)]
+        mixed = []
+        for (name, branch), part in zip(self.branches.items(), parts):
+            mixed += branch.mix(part) if self.deployed and name == 'cgsmm' else (branch(part),)
         return ops.pointwise(mixed, self.fuse.weight)
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        """Fold BN into ``project``, what CGSMM can fold, and its last fusion into ``fuse``."""
+        if self.deployed:
+            return
+        self.project[0], self.project[1] = _fold_norm(*self.project[:2])
+        if 'cgsmm' in self.branches:
+            weight = self.fuse.weight.flatten(1)
+            last = self.branches['cgsmm'].switch_to_deploy()
+            folded = torch.cat([weight[:, : len(last)] @ last, weight[:, len(last) :]], dim=1)
+            self.fuse = nn.Conv2d(folded.shape[1], len(folded), 1, bias=False, device=folded.device, dtype=folded.dtype)
+            self.fuse.weight.copy_(folded[:, :, None, None])
+        self.deployed = True
+
+
+def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
+    """A convolution and the norm behind it, which goes into it if it is BN: other norms depend on the input."""
+    if not (isinstance(norm, _BatchNorm) and norm.track_running_stats):
+        return conv, norm
+    return fuse_conv_bn_eval(conv.eval(), norm.eval()), nn.Identity()

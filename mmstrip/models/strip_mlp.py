@@ -85,6 +85,8 @@ class StripMLP(BaseModule):
         norm_eval (bool): Keep all BN statistics still in training. Defaults to False.
         with_cp (bool): Recompute the blocks' activations in the backward pass instead of keeping them.
             Defaults to False.
+        deploy (bool): Build the form that :meth:`switch_to_deploy` gives, to load its checkpoints.
+            Defaults to False.
         init_cfg (dict, optional): Initialization, as of :class:`mmengine.model.BaseModule`. The default is the
             authors': PyTorch's for all layers, a truncated normal (std 0.02) for position tables, 0 for GRN.
 
@@ -129,6 +131,7 @@ class StripMLP(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
@@ -154,6 +157,7 @@ class StripMLP(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
+        self.deploy = False
 
         num_stages = max(self.out_indices) + 1
         channels = [self.embed_dims * 2**i for i in range(num_stages)]
@@ -193,6 +197,22 @@ class StripMLP(BaseModule):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)
+        if deploy:
+            self.switch_to_deploy()
+
+    def switch_to_deploy(self) -> None:
+        """Fold all that inference can do without: same features (but for rounding), fewer steps.
+
+        BN goes into the 1x1 convolution before it, positions into the biases of the strip layers, LayerNorm's affine
+        part and GRN's shift into the linear layers behind them, CGSMM's last fusion into that of its block. For
+        inference: there is no way back, and batch statistics are gone. Checkpoints of this form load into a model
+        built with ``deploy=True`` and the same ``img_size``.
+        """
+        for stage in self.stages:
+            for block in stage:
+                block.strip_mixing.switch_to_deploy()
+                block.channel_mixing.switch_to_deploy()
+        self.deploy = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of images.
@@ -320,6 +340,9 @@ class StripMLP(BaseModule):
         found = dict(in_channels=stem.shape[1], embed_dims=stem.shape[0])
         expected = dict(in_channels=self.in_channels, embed_dims=self.embed_dims)
         blocks = {tuple(key[len(prefix) :].split('.')[1:3]) for key in state_dict if key.startswith(f'{prefix}stages.')}
+        if blocks:
+            trained = any(key.startswith(f'{prefix}stages.') and key.endswith('.grn.beta') for key in state_dict)
+            found['deploy'], expected['deploy'] = not trained, self.deploy
         for i, stage in enumerate(self.stages):
             found[f'depths[{i}]'], expected[f'depths[{i}]'] = sum(index == str(i) for index, _ in blocks), len(stage)
         for name, module in self.named_modules():
@@ -335,7 +358,7 @@ class StripMLP(BaseModule):
                 + ', '.join(f'{key}={found[key]}' for key in different)
                 + ' where the model has '
                 + ', '.join(f'{key}={expected[key]}' for key in different)
-                + ', so build the model with the arch, num_patches and strip_width of the checkpoint'
+                + ', so build the model with the arch, num_patches, strip_width and deploy of the checkpoint'
             )
 
     def _check_shapes(self, state_dict: dict[str, Tensor], prefix: str) -> None:
