@@ -58,6 +58,11 @@ def weighted_sum(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     return out
 
 
+def add_residual(x: Tensor, branch: Tensor) -> Tensor:
+    """``x + branch``, in the memory of the branch where no gradient is wanted: the branch is lost then."""
+    return x + branch if _plain() or _wants_gradient(x, branch) else branch.add_(x)
+
+
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise convolution of (N, C, H, W) with (C, 1, K_h, K_w), odd sides, the map's size kept."""
     kernel, width = weight.shape[3], x.shape[3]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..registry import MODELS
+from . import ops
 from .channel_mixing import ChannelMixingBlock
 from .strip_mixing import BRANCHES, RelativePosition, StripMixingBlock, StripMLPLayer
 
@@ -45,8 +46,8 @@ class StripMLPBlock(BaseModule):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.strip_mixing(x))
-        return x + self.drop_path(self.channel_mixing(x))
+        x = ops.add_residual(x, self.drop_path(self.strip_mixing(x)))
+        return ops.add_residual(x, self.drop_path(self.channel_mixing(x)))
 
 
 @MODELS.register_module()

@@ -35,10 +35,10 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
         shape: Channels, height and width of the image.
         depth: How deep the table goes into the modules; 0: no table. Defaults to 0.
     """
-    model = model.eval()
+    model.eval()
     images = torch.rand(1, *shape, device=next(model.parameters()).device)
     if hasattr(model, 'data_preprocessor'):
-        model = PlainForward(model, _data_samples(model, shape))
+        model = PlainForward(model, data_samples(model, shape))
     inputs = (images,)
     flops = FlopAnalyzer(model, inputs)
     flops.set_op_handle('aten::baddbmm', _baddbmm_flops)
@@ -63,14 +63,15 @@ class PlainForward(nn.Module):
         return tuple(output for output in tree_leaves(outputs) if isinstance(output, Tensor))
 
 
-def _data_samples(model: nn.Module, shape: tuple[int, int, int]) -> list | None:
-    """Detectors with proposals or queries ask for the image's size, and for objects, of which there are none here."""
+def data_samples(model: nn.Module, shape: tuple[int, int, int], batch: int = 1) -> list | None:
+    """What a model's 'tensor' mode asks for beside images: for some detectors sizes, and objects, here none."""
     if 'mmdet' not in sys.modules or not isinstance(model, import_module('mmdet.models').BaseDetector):
         return None
     size = tuple(shape[1:])
     sizes = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
     nothing = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
-    return [import_module('mmdet.structures').DetDataSample(metainfo=sizes, gt_instances=nothing)]
+    sample = import_module('mmdet.structures').DetDataSample
+    return [sample(metainfo=sizes, gt_instances=nothing) for _ in range(batch)]
 
 
 def _baddbmm_flops(inputs: list, outputs: list) -> int:

@@ -1,0 +1,85 @@
+"""The formulas of :mod:`mmstrip.models.ops` written out with ordinary layers: what tests and benchmarks compare with.
+
+Concatenations, grouped convolutions for the strip layers and PyTorch's own gradients, as the network is usually
+written. Nothing here is fast.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import ops
+
+
+def pointwise(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.conv2d(torch.cat(list(parts), dim=1), weight, bias)
+
+
+def depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, padding=(weight.shape[2] // 2, weight.shape[3] // 2), groups=x.shape[1])
+
+
+def weighted_sum(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    return sum(part * weight for part, weight in zip(parts, weights))
+
+
+def add_residual(x: Tensor, branch: Tensor) -> Tensor:
+    return x + branch
+
+
+def sum_tokens(x: Tensor) -> Tensor:
+    return x.sum(dim=(1, 2), keepdim=True)
+
+
+def strip_layer(x: Tensor, weight: Tensor, bias: Tensor, axis: str, position: Tensor | None = None) -> Tensor:
+    """Tokens become channels, groups of them patches: a strip is then a grouped convolution over lines."""
+    if position is not None:
+        x = x + position
+    if axis == 'row':
+        x = x.transpose(2, 3)
+    patches, strip_width, tokens, _ = weight.shape
+    batch, channels, _, lines = x.shape
+    x = x.reshape(batch * channels // patches, patches * tokens, 1, lines)
+    kernel = weight.permute(0, 2, 3, 1).reshape(patches * tokens, tokens, 1, strip_width)
+    shared = bias.flatten() if bias.dim() == 2 else None
+    y = F.conv2d(x, kernel, shared, padding=(0, strip_width // 2), groups=patches)
+    y = y.reshape(batch, channels, tokens, lines)
+    y = y.transpose(2, 3) if axis == 'row' else y
+    return y if bias.dim() == 2 else y + bias
+
+
+def activate(act: nn.Module, x: Tensor) -> Tensor:
+    return act(x)
+
+
+def response_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    norm = x.square().sum(dim=(1, 2), keepdim=True).clamp_min(1e-24).sqrt()
+    return x + gamma * (x * (norm / (norm.mean(dim=-1, keepdim=True) + eps)))
+
+
+def gelu_response_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    return response_norm(F.gelu(x), gamma, eps)
+
+
+FORMULAS = (
+    pointwise,
+    depthwise,
+    weighted_sum,
+    add_residual,
+    sum_tokens,
+    strip_layer,
+    activate,
+    response_norm,
+    gelu_response_norm,
+)
+
+
+@contextmanager
+def plain_formulas() -> Iterator[None]:
+    """Within it every Strip-MLP runs on the plain formulas, forward and (if the step ends within it) backward."""
+    with patch.multiple(ops, **{formula.__name__: formula for formula in FORMULAS}):
+        yield
