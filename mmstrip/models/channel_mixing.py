@@ -55,11 +55,12 @@ class ChannelMixingBlock(BaseModule):
         """Mix the channels of (N, C, H, W)."""
         x = ops.depthwise(x, self.depthwise.weight).permute(0, 2, 3, 1)  # (N, H, W, C)
         x = self.fc1(self.norm(x))
+        weight, bias = self.fc2.weight, self._shifted_bias()
         if ops.is_gelu(self.act):
-            x = ops.gelu_response_norm(x, self.grn.gamma, self.grn.eps)
+            x = ops.gelu_response_norm_linear(x, self.grn.gamma, self.grn.eps, weight, bias)
         else:
-            x = ops.response_norm(self.act(x), self.grn.gamma, self.grn.eps)
-        return F.linear(x, self.fc2.weight, self._shifted_bias()).permute(0, 3, 1, 2)
+            x = F.linear(ops.response_norm(self.act(x), self.grn.gamma, self.grn.eps), weight, bias)
+        return x.permute(0, 3, 1, 2)
 
     def _shifted_bias(self) -> Tensor:
         """The bias of fc2 with what fc2 makes of GRN's shift."""

@@ -225,28 +225,61 @@ class _StripLayer(Function):
 
 
 def is_gelu(act: nn.Module) -> bool:
-    """Whether an activation is the GELU that :func:`gelu_response_norm` computes."""
+    """Whether an activation is the exact GELU, which is what the functions here compute."""
     return isinstance(act, nn.GELU) and act.approximate == 'none'
 
 
-def activate(act: nn.Module, x: Tensor) -> Tensor:
-    """``act(x)``, in the memory of x where it is GELU and no gradient is wanted: x is lost then."""
-    if is_gelu(act) and not _plain() and not _wants_gradient(x):
-        return torch.ops.aten.gelu_(x)
-    return act(x)
+def norm_activate(norm: nn.Module, act: nn.Module, x: Tensor, parts: int = 1) -> list[Tensor]:
+    """``act(norm(x))`` of (N, C, H, W), cut into equal parts of the channels, each dense in memory.
+
+    BN and GELU keep x alone for the backward pass, in which they normalise once more.
+    """
+    bn = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
+    if not (bn and is_gelu(act)) or _plain() or not _wants_gradient(x, *norm.parameters()):
+        x = norm(x)
+        fresh = is_gelu(act) and parts == 1 and not _plain() and not _wants_gradient(x)
+        return [torch.ops.aten.gelu_(x)] if fresh else [act(part) for part in x.chunk(parts, dim=1)]
+    if norm.training:
+        norm.num_batches_tracked.add_(1)
+    statistics = norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
+    return list(_NormGELU.apply(x, norm.weight, norm.bias, statistics, parts))
 
 
-def gelu_response_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
-    """GELU, then GRN without its shift, of (N, H, W, C), keeping x alone for the backward pass.
+class _NormGELU(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, statistics: tuple, parts: int) -> tuple[Tensor, ...]:
+        y, mean, inverse = torch.native_batch_norm(x, weight, bias, *statistics)
+        running_mean, running_var, ctx.training, _, ctx.eps = statistics
+        if not ctx.training:
+            mean, inverse = running_mean.clone(), (running_var + ctx.eps).rsqrt()
+        ctx.save_for_backward(x, weight, bias, mean, inverse)
+        return tuple(F.gelu(part) for part in y.chunk(parts, dim=1))
 
-    Where no gradient is wanted it is written to the memory of x: x is lost then.
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, inverse = ctx.saved_tensors
+        variance = inverse.square().reciprocal() - ctx.eps
+        y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=ctx.eps)
+        chunks = zip(grads, y.chunk(len(grads), dim=1))
+        grad = [torch.ops.aten.gelu_backward(grad, part) for grad, part in chunks]
+        grad = grad[0] if len(grad) == 1 else torch.cat(grad, dim=1)
+        backward = torch.ops.aten.native_batch_norm_backward
+        wanted = list(ctx.needs_input_grad[:3])
+        return *backward(grad, x, weight, mean, variance, mean, inverse, ctx.training, ctx.eps, wanted), None, None
+
+
+def gelu_response_norm_linear(x: Tensor, gamma: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU, GRN without its shift, and a linear layer (O, C), of (N, H, W, C): only x is kept for the backward pass.
+
+    Where no gradient is wanted the memory of x is used: x is lost then.
     """
     if _plain():
-        return response_norm(F.gelu(x), gamma, eps)
-    if _wants_gradient(x, gamma):
-        return _GELUResponseNorm.apply(x, gamma, eps)
+        return F.linear(response_norm(F.gelu(x), gamma, eps), weight, bias)
+    if _wants_gradient(x, gamma, weight, bias):
+        return _GELUResponseNormLinear.apply(x, gamma, eps, weight.to(x.dtype), bias.to(x.dtype))
     y = torch.ops.aten.gelu_(x)
-    return y.mul_(_multiplier(_token_norm(y), gamma, eps).to(y.dtype))
+    return F.linear(y.mul_(_multiplier(_token_norm(y), gamma, eps).to(y.dtype)), weight, bias)
 
 
 def response_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
@@ -274,28 +307,32 @@ def sum_tokens(x: Tensor) -> Tensor:
     return (x.new_ones(1, 1, tokens.shape[1]).expand(len(tokens), -1, -1) @ tokens)[:, None]
 
 
-class _GELUResponseNorm(Function):
+class _GELUResponseNormLinear(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    def forward(ctx, x: Tensor, gamma: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
         y = F.gelu(x)
         norm = _token_norm(y)
-        ctx.save_for_backward(x, gamma, norm)
+        ctx.save_for_backward(x, gamma, norm, weight)
         ctx.eps = eps
-        return y.mul_(_multiplier(norm, gamma, eps).to(y.dtype))
+        return F.linear(y.mul_(_multiplier(norm, gamma, eps).to(y.dtype)), weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, gamma, norm = ctx.saved_tensors
+        x, gamma, norm, weight = ctx.saved_tensors
         y = F.gelu(x)
         mean = norm.mean(dim=-1, keepdim=True) + ctx.eps
         scale = norm / mean
+        multiplier = (1 + gamma * scale).to(x.dtype)
+        spare = y * multiplier  # what the linear layer has read
+        flat = grad.reshape(-1, grad.shape[-1])
+        grad_weight = flat.t() @ spare.flatten(0, 2)
+        grad_bias = flat.sum(0)
+        grad = (flat @ weight).view(x.shape)
         # Gradients of the multiplier, per image and channel; then of the norm, through its mean too.
-        spare = grad * y
-        product = sum_tokens(spare)
+        product = sum_tokens(torch.mul(grad, y, out=spare))
         grad_gamma = (product * scale).sum(dim=(0, 1, 2)).to(gamma.dtype)
         grad_scale = product * gamma
         grad_norm = (grad_scale - (grad_scale * scale).mean(dim=-1, keepdim=True)) / mean
-        grad_y = torch.mul(grad, (1 + gamma * scale).to(grad.dtype), out=spare)
-        grad_y.addcmul_(y, (grad_norm / norm).to(y.dtype))
-        return torch.ops.aten.gelu_backward(grad_y, x), grad_gamma, None
+        grad.mul_(multiplier).addcmul_(y, (grad_norm / norm).to(y.dtype))
+        return torch.ops.aten.gelu_backward(grad, x), grad_gamma, None, grad_weight, grad_bias

@@ -52,8 +52,8 @@ def strip_layer(x: Tensor, weight: Tensor, bias: Tensor, axis: str, position: Te
     return y if bias.dim() == 2 else y + bias
 
 
-def activate(act: nn.Module, x: Tensor) -> Tensor:
-    return act(x)
+def norm_activate(norm: nn.Module, act: nn.Module, x: Tensor, parts: int = 1) -> list[Tensor]:
+    return list(act(norm(x)).chunk(parts, dim=1))
 
 
 def response_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
@@ -61,8 +61,8 @@ def response_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
     return x + gamma * (x * (norm / (norm.mean(dim=-1, keepdim=True) + eps)))
 
 
-def gelu_response_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
-    return response_norm(F.gelu(x), gamma, eps)
+def gelu_response_norm_linear(x: Tensor, gamma: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(response_norm(F.gelu(x), gamma, eps), weight, bias)
 
 
 FORMULAS = (
@@ -72,9 +72,9 @@ FORMULAS = (
     add_residual,
     sum_tokens,
     strip_layer,
-    activate,
+    norm_activate,
     response_norm,
-    gelu_response_norm,
+    gelu_response_norm_linear,
 )
 
 

@@ -206,7 +206,8 @@ class CascadeGroupStripMixing(BaseModule):
     def mix_window(self, u: Tensor) -> Tensor:
         """Row and column mixing of windows (M, C, *extent): c, or [v, c] in parallel form."""
         row = self.row(u, self.position_row and self.position_row())
-        v = ops.activate(self.act, self.norm(ops.pointwise((row, u), self.fuse_row.weight, self.fuse_row.bias)))
+        fused = ops.pointwise((row, u), self.fuse_row.weight, self.fuse_row.bias)
+        (v,) = ops.norm_activate(self.norm, self.act, fused)
         column = self.column(v if self.cascade else u, self.position_column and self.position_column())
         return column if self.cascade else torch.cat([v, column], dim=1)
 
@@ -316,11 +317,11 @@ class StripMixingBlock(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
         norm, act, depthwise = self.depthwise
-        x = ops.depthwise(ops.activate(act, norm(x)), depthwise.weight)
+        (x,) = ops.norm_activate(norm, act, x)
+        x = ops.depthwise(x, depthwise.weight)
         conv, norm, act = self.project
-        x = norm(ops.pointwise((x,), conv.weight, conv.bias))
-        # Activating the halves apart lays each out densely.
-        parts = [act(part) for part in x.chunk(len(self.branches), dim=1)]
+        x = ops.pointwise((x,), conv.weight, conv.bias)
+        parts = ops.norm_activate(norm, act, x, parts=len(self.branches))
         mixed = []
         for (name, branch), part in zip(self.branches.items(), parts):
             mixed += branch.mix(part) if self.deployed and name == 'cgsmm' else (branch(part),)
