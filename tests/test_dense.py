@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, python, small_backbone
+from helpers import ROOT, python, randomise, small_backbone
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
+from torch.utils._pytree import tree_leaves
 
 from mmstrip.utils.transfer import BACKBONES, TASKS, task_config
 
@@ -119,6 +120,20 @@ def test_segmentor_trains_and_predicts(name, mode):
     for sample in step_and_predict(model, samples):
         assert sample.pred_sem_seg.shape == SIZE
         assert sample.pred_sem_seg.data.max() < config.model.decode_head.num_classes
+
+
+@pytest.mark.parametrize('task, name', [('detection', DETECTORS[0]), ('segmentation', SEGMENTORS[1])])
+def test_deploy_form_in_dense_models(task, name):
+    config = load(task, name)
+    if task == 'segmentation':
+        config.model.data_preprocessor.size = SIZE
+    model = randomise(build(config.model)).eval()
+    images = torch.rand(2, 3, *SIZE)
+    with torch.no_grad():
+        expected = tree_leaves(model(images, mode='tensor'))
+        model.backbone.switch_to_deploy()
+        for got, plain in zip(tree_leaves(model(images, mode='tensor')), expected):
+            torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-4 * max(1, plain.abs().max().item()))
 
 
 BACKBONE = "dict(_delete_=True, type='mmstrip.StripMLP', arch='tiny-light', out_indices=(0, 1, 2, 3))"

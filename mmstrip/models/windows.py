@@ -43,12 +43,12 @@ def count_and_stride(length: int, extent: int) -> tuple[int, int]:
         length: Tokens along the axis, more than ``extent``.
         extent: Tokens of a window.
     """
-    whole, rest = divmod(length, extent)
-    count = whole + (1 if rest or whole % 2 else 0)
-    overlap, rest = divmod(count * extent - length, count - 1)
-    if rest == 0 and overlap % 2:
-        overlap -= 1
-    return count, extent - overlap
+    # Without branches, so that a compiler needs no other graph for another length.
+    pairs, rest = length // (2 * extent), length % (2 * extent)
+    count = 2 * pairs + (rest + 2 * extent - 1) // (2 * extent) + rest // extent
+    overlap, rest = (count * extent - length) // (count - 1), (count * extent - length) % (count - 1)
+    exact = 1 - (rest + count - 2) // (count - 1)
+    return count, extent - overlap + exact * (overlap % 2)
 
 
 def axis_windows(length: int, extent: int, device: torch.device) -> AxisWindows:

@@ -1,0 +1,152 @@
+"""Fast forms against plain formulas: values and gradients, whatever the sizes."""
+
+import pytest
+import torch
+from helpers import randomise, small_backbone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mmstrip.models import ops, plain_ops
+
+
+def assert_same(name, inputs, *rest, rtol=1e-4, atol=1e-4, **keywords):
+    """An operation and its plain form give the same, and the same gradients of all inputs; without gradients too."""
+    results = []
+    for module in (ops, plain_ops):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        out = getattr(module, name)(*leaves, *rest, **keywords)
+        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        results.append((out, *torch.autograd.grad((out * upstream).sum(), leaves)))
+    for fast, plain in zip(*results):
+        torch.testing.assert_close(fast, plain, rtol=rtol, atol=atol * max(1, plain.abs().max().item()))
+    with torch.no_grad():
+        out = getattr(ops, name)(*[tensor.clone() for tensor in inputs], *rest, **keywords)
+    torch.testing.assert_close(out, results[1][0], rtol=rtol, atol=atol * max(1, out.abs().max().item()))
+
+
+@given(
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    kernel=st.sampled_from([(3, 3), (7, 3), (3, 7), (7, 7), (5, 5), (1, 7)]),
+    dense=st.booleans(),
+)
+@settings(max_examples=60)
+def test_depthwise(height, width, kernel, dense):
+    x = torch.randn(2, 5, height, width)
+    x = x.contiguous(memory_format=torch.channels_last) if dense else x
+    assert_same('depthwise', [x, torch.randn(5, 1, *kernel)])
+
+
+@given(
+    tokens=st.integers(1, 9),
+    lines=st.integers(1, 9),
+    patches=st.integers(1, 4),
+    size=st.integers(1, 3),
+    strip_width=st.sampled_from([1, 3, 5, 7]),
+    axis=st.sampled_from(['row', 'column']),
+    bias_map=st.booleans(),
+)
+@settings(max_examples=60)
+def test_strip_layer(tokens, lines, patches, size, strip_width, axis, bias_map):
+    height, width = (lines, tokens) if axis == 'row' else (tokens, lines)
+    x = torch.randn(2, patches * size, height, width)
+    weight = torch.randn(patches, strip_width, tokens, tokens)
+    bias = torch.randn(patches * size, height, width) if bias_map else torch.randn(patches, tokens)
+    position = torch.randn(patches * size, height, width)
+    assert_same('strip_layer', [x, weight, bias], axis)
+    results = [module.strip_layer(x, weight, bias, axis, position) for module in (ops, plain_ops)]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_pointwise_sums_over_parts():
+    x, y = torch.randn(2, 3, 5, 4), torch.randn(2, 6, 5, 4).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(7, 9, 1, 1), torch.randn(7)
+    results = []
+    for module in (ops, plain_ops):
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, y, weight, bias)]
+        out = module.pointwise(leaves[:2], *leaves[2:])
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for fast, plain in zip(*results):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+
+
+@given(size=st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)), channels=st.integers(1, 9))
+@settings(max_examples=30)
+def test_gelu_response_norm_linear(size, channels):
+    x, gamma = torch.randn(*size, channels), torch.randn(channels)
+    weight, bias = torch.randn(4, channels), torch.randn(4)
+    results = []
+    for module in (ops, plain_ops):
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, gamma, weight, bias)]
+        out = module.gelu_response_norm_linear(*leaves[:2], 1e-6, *leaves[2:])
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for fast, plain in zip(*results):
+        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4 * max(1, plain.abs().max().item()))
+    with torch.no_grad():
+        torch.testing.assert_close(ops.gelu_response_norm_linear(x.clone(), gamma, 1e-6, weight, bias), results[1][0])
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('parts', [1, 2])
+def test_norm_activate(training, parts):
+    results = []
+    for module in (ops, plain_ops):
+        norm = nn.BatchNorm2d(6).train(training)
+        for tensor in (norm.weight, norm.bias, norm.running_mean):
+            nn.init.normal_(tensor, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(3, 6, 4, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        outs = module.norm_activate(norm, nn.GELU(), x, parts)
+        loss = sum(((i + 1) * out).square().sum() for i, out in enumerate(outs))
+        gradients = torch.autograd.grad(loss, (x, norm.weight, norm.bias))
+        results.append((*outs, *gradients, norm.running_mean, norm.running_var, norm.num_batches_tracked))
+    for fast, plain in zip(*results):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('arguments', [{}, dict(cascade=False), dict(norm_cfg=dict(type='GN', num_groups=2))])
+@pytest.mark.parametrize('size', [(64, 64), (97, 75)])
+def test_whole_network(arguments, size):
+    """A training step and inference, on maps that are windows, in windows and padded."""
+    x = torch.rand(2, 3, *size)
+    results = []
+    for context in (torch.enable_grad, plain_ops.plain_formulas):
+        torch.manual_seed(0)
+        model = randomise(small_backbone(out_indices=(0, 1, 2, 3), drop_path_rate=0.0, **arguments))
+        with context():
+            features = model(x)
+            sum(feature.square().mean() for feature in features).backward()
+            gradients = [parameter.grad for parameter in model.parameters()]
+            model.eval()
+            with torch.no_grad():
+                results.append((*features, *gradients, *model(x)))
+    for fast, plain in zip(*results):
+        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4 * max(1, plain.abs().max().item()))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close(dtype):
+    model = randomise(small_backbone(drop_path_rate=0.0))
+    x = torch.rand(2, 3, 64, 64)
+    gradients = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast('cpu', dtype, enabled=enabled):
+            out = model(x)[0]
+        out.float().square().mean().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+def test_inference_leaves_its_input_alone():
+    """Memory is reused inside of blocks, never that of images or of features given out."""
+    model = randomise(small_backbone(out_indices=(0, 1, 2, 3))).eval()
+    x = torch.rand(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    before = x.clone()
+    with torch.no_grad():
+        first = model(x)
+        kept = [feature.clone() for feature in first]
+        model(torch.rand_like(x))
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+    for feature, copy in zip(first, kept):
+        torch.testing.assert_close(feature, copy, rtol=0, atol=0)
