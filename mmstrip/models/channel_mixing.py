@@ -64,7 +64,9 @@ class ChannelMixingBlock(BaseModule):
 
     def _shifted_bias(self) -> Tensor:
         """The bias of fc2 with what fc2 makes of GRN's shift."""
-        return self.fc2.bias if self.grn.beta is None else self.fc2.bias + self.fc2.weight @ self.grn.beta
+        if self.grn.beta is None:
+            return self.fc2.bias
+        return torch.addmv(self.fc2.bias, self.fc2.weight, self.grn.beta)
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:

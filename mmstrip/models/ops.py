@@ -60,14 +60,15 @@ def weighted_sum(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
 
 def add_residual(x: Tensor, branch: Tensor) -> Tensor:
     """``x + branch``, in the memory of the branch where no gradient is wanted: the branch is lost then."""
-    return x + branch if _plain() or _wants_gradient(x, branch) else branch.add_(x)
+    fresh = x.dtype == branch.dtype and not _plain() and not _wants_gradient(x, branch)
+    return branch.add_(x) if fresh else x + branch
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise convolution of (N, C, H, W) with (C, 1, K_h, K_w), odd sides, the map's size kept."""
     kernel, width = weight.shape[3], x.shape[3]
     slow = x.device.type == 'cpu' and x.dtype == torch.float32 and kernel in (5, 7) and width > FAST_KERNEL_WIDTH
-    if slow and _wants_gradient(weight) and not torch.is_autocast_enabled('cpu'):
+    if slow and _wants_gradient(weight) and not torch.is_autocast_enabled('cpu') and not torch.jit.is_tracing():
         return _WideDepthwise.apply(x, weight)
     return F.conv2d(x, weight, padding=_same(weight), groups=x.shape[1])
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -206,7 +206,13 @@ def run_benchmark(specs: Sequence[Spec], settings: Settings) -> dict:
     Returns:
         A dict for JSON: ``environment``, ``settings``, ``ceiling_gflops`` and ``results``, one per model, mode and
         shape (:class:`Result`).
+
+    Raises:
+        ValueError: Two models have one label.
     """
+    labels = [spec.label for spec in specs]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f'models need labels of their own (LABEL=MODEL), but got {", ".join(labels)}')
     candidates = [Candidate(spec, settings) for spec in specs]
     results, ceilings = [], []
     cases = [(mode, tuple(shape)) for mode in settings.modes for shape in settings.shapes]
@@ -224,7 +230,7 @@ def run_benchmark(specs: Sequence[Spec], settings: Settings) -> dict:
                     progress.update(task, advance=1, description=f'{mode} {shape[0]}x{shape[1]}')
             for candidate in candidates:
                 results.append(_summarise(candidate, mode, shape, seconds[candidate.spec.label]))
-    ceiling = sorted(ceilings)[len(ceilings) // 2]
+    ceiling = median(ceilings)
     for result in results:
         result.of_ceiling = result.gflops / ceiling
     return dict(
@@ -257,7 +263,7 @@ def _ceiling(settings: Settings) -> float:
 
 def _summarise(candidate: Candidate, mode: str, shape: tuple[int, int], seconds: list[float]) -> Result:
     settings, spec = candidate.settings, candidate.spec
-    q1, median, q3 = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    q1, middle, q3 = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     peak = peak_memory(candidate.step(mode, shape), settings.device)
     complexity = analyze_complexity(spec.build(), (settings.channels, *shape))
     work = 2 * complexity.flops * settings.batch * (3 if mode == 'train' else 1)
@@ -267,13 +273,13 @@ def _summarise(candidate: Candidate, mode: str, shape: tuple[int, int], seconds:
         shape=shape,
         seconds=seconds,
         q1=q1,
-        median=median,
+        median=middle,
         q3=q3,
-        images_per_second=settings.batch / median,
+        images_per_second=settings.batch / middle,
         peak_mib=peak / 2**20,
         params=complexity.params,
         flops=complexity.flops,
-        gflops=work / median / 1e9,
+        gflops=work / middle / 1e9,
         of_ceiling=float('nan'),
     )
 
@@ -355,9 +361,7 @@ def print_report(report: dict) -> None:
 
 def paired_ratio(first: dict, other: dict) -> float:
     """How many times as fast ``other`` is as ``first``: the median over rounds, each compared with itself."""
-    ratios = sorted(a / b for a, b in zip(first['seconds'], other['seconds']))
-    middle = len(ratios) // 2
-    return ratios[middle] if len(ratios) % 2 else (ratios[middle - 1] + ratios[middle]) / 2
+    return median(a / b for a, b in zip(first['seconds'], other['seconds']))
 
 
 def _by_case(report: dict) -> dict[tuple, list[dict]]:

@@ -8,7 +8,7 @@ from helpers import SMALL_CONFIG, last_line, run_tool
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
-from mmstrip.utils.benchmark import Settings, Spec, peak_memory
+from mmstrip.utils.benchmark import Settings, Spec, peak_memory, run_benchmark
 from mmstrip.utils.deploy import convert_to_deploy
 from mmstrip.utils.launch import load_config
 
@@ -74,6 +74,11 @@ def test_profile_names_modules():
 def test_models_that_cannot_be(model, words):
     with pytest.raises(ValueError, match=words):
         Spec.parse(model).build()
+
+
+def test_models_need_labels_of_their_own():
+    with pytest.raises(ValueError, match='LABEL=MODEL'):
+        run_benchmark([Spec.parse(STRIP), Spec.parse(STRIP)], Settings())
 
 
 def test_benchmark_says_what_is_wrong():
