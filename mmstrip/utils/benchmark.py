@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -158,6 +159,8 @@ class Candidate:
         self.memory_format = memory_format
         self.model = spec.build().to(settings.device, memory_format=memory_format)
         self.call = self.model
+        # Of a fresh copy, once for all modes.
+        self.complexity = cache(lambda shape: analyze_complexity(spec.build(), (settings.channels, *shape)))
         if 'compile' in spec.forms:
             mode = 'reduce-overhead' if 'cudagraphs' in spec.forms else None
             self.call = torch.compile(self.model, dynamic=True if 'dynamic' in spec.forms else None, mode=mode)
@@ -265,7 +268,7 @@ def _summarise(candidate: Candidate, mode: str, shape: tuple[int, int], seconds:
     settings, spec = candidate.settings, candidate.spec
     q1, middle, q3 = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     peak = peak_memory(candidate.step(mode, shape), settings.device)
-    complexity = analyze_complexity(spec.build(), (settings.channels, *shape))
+    complexity = candidate.complexity(shape)
     work = 2 * complexity.flops * settings.batch * (3 if mode == 'train' else 1)
     return Result(
         label=spec.label,
