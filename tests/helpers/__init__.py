@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from hypothesis import strategies as st
 
 from mmstrip.models import StripMLP
 
@@ -13,6 +14,17 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / 'tests' / 'data'
 SMALL_ARCH = dict(embed_dims=16, depths=(1, 1, 2, 1))
 SMALL_CONFIG = DATA / 'digits_small.py'
+
+
+# Sizes of a strip MLP layer and of the map it mixes, for hypothesis.
+STRIP_LAYERS = dict(
+    tokens=st.integers(1, 9),
+    lines=st.integers(1, 9),
+    patches=st.integers(1, 4),
+    size=st.integers(1, 3),
+    strip_width=st.sampled_from([1, 3, 5, 7]),
+    axis=st.sampled_from(['row', 'column']),
+)
 
 
 def small_backbone(**arguments) -> StripMLP:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import randomise, small_backbone
+from helpers import STRIP_LAYERS, randomise, small_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -38,15 +38,7 @@ def test_depthwise(height, width, kernel, dense):
     assert_same('depthwise', [x, torch.randn(5, 1, *kernel)])
 
 
-@given(
-    tokens=st.integers(1, 9),
-    lines=st.integers(1, 9),
-    patches=st.integers(1, 4),
-    size=st.integers(1, 3),
-    strip_width=st.sampled_from([1, 3, 5, 7]),
-    axis=st.sampled_from(['row', 'column']),
-    bias_map=st.booleans(),
-)
+@given(**STRIP_LAYERS, bias_map=st.booleans())
 @settings(max_examples=60)
 def test_strip_layer(tokens, lines, patches, size, strip_width, axis, bias_map):
     height, width = (lines, tokens) if axis == 'row' else (tokens, lines)
