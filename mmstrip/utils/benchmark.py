@@ -155,9 +155,9 @@ class Candidate:
 
     def __init__(self, spec: Spec, settings: Settings):
         self.spec, self.settings = spec, settings
-        memory_format = torch.channels_last if 'channels_last' in spec.forms else torch.contiguous_format
-        self.memory_format = memory_format
-        self.model = spec.build().to(settings.device, memory_format=memory_format)
+        # Unless asked for, weights stay in the layout that their model gave them.
+        self.memory_format = torch.channels_last if 'channels_last' in spec.forms else torch.preserve_format
+        self.model = spec.build().to(settings.device, memory_format=self.memory_format)
         self.call = self.model
         # Of a fresh copy, once for all modes.
         self.complexity = cache(lambda shape: analyze_complexity(spec.build(), (settings.channels, *shape)))
@@ -169,7 +169,7 @@ class Candidate:
         """A forward pass, in training with the backward pass of a sum, on fixed random images."""
         settings = self.settings
         images = torch.rand(settings.batch, settings.channels, *shape, device=settings.device)
-        images = images.contiguous(memory_format=self.memory_format)
+        images = images.to(memory_format=self.memory_format)
         self.model.train(mode == 'train')
         samples = data_samples(self.model, (settings.channels, *shape), settings.batch)
         forward = PlainForward(self.call, samples) if hasattr(self.model, 'data_preprocessor') else self.call
