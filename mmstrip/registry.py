@@ -3,8 +3,11 @@
 ``locations`` are imported on the first look-up of a ``mmstrip.`` name.
 """
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
@@ -13,3 +16,6 @@ MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmstrip', locations=['
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmstrip', locations=['mmstrip.datasets'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmstrip', locations=['mmstrip.datasets'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmstrip', locations=['mmstrip.engine'])
+LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmstrip', locations=['mmstrip.engine'])
+DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmstrip', locations=['mmstrip.datasets'])
+FUNCTIONS = Registry('function', parent=MMENGINE_FUNCTIONS, scope='mmstrip', locations=['mmstrip.datasets'])

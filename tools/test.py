@@ -4,6 +4,7 @@ import argparse
 import os
 
 from mmengine.config import ConfigDict
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmstrip.utils.launch import build_runner, check_data, leaf_datasets, load_config, parse_with_launcher, set_work_dir
 
@@ -76,12 +77,13 @@ def augment_tests(config, path: str) -> None:
     config.model = ConfigDict(**config.tta_model, module=config.model)
 
 
+@record
 def main() -> None:
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
     apply_args(config, args)
     check_data(config, ['test_dataloader'])
-    build_runner(config, args.launcher).test()
+    build_runner(config, args.launcher, args.trust_checkpoints).test()
 
 
 if __name__ == '__main__':

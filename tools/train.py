@@ -3,6 +3,8 @@
 import argparse
 import os
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from mmstrip.utils.launch import build_runner, check_data, load_config, parse_with_launcher, set_work_dir
 
 
@@ -64,12 +66,13 @@ def use_amp(config) -> None:
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
+@record
 def main() -> None:
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
     apply_args(config, args)
     check_data(config, ['train_dataloader', 'val_dataloader'])
-    build_runner(config, args.launcher).train()
+    build_runner(config, args.launcher, args.trust_checkpoints).train()
 
 
 if __name__ == '__main__':

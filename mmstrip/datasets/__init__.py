@@ -3,9 +3,10 @@
 from importlib import import_module
 
 from .digit_scenes import PlaceDigit
+from .drawing import SeededSampler, shield_worker
 from .loading import LoadImage
 
-__all__ = ['LoadImage', 'PlaceDigit']
+__all__ = ['LoadImage', 'PlaceDigit', 'SeededSampler', 'shield_worker']
 
 _NEEDS_TOOLBOX = {
     'mmpretrain': {'caltech101': 'Caltech101', 'digits': 'Digits'},

@@ -5,6 +5,10 @@ from mmcv.transforms import LoadImageFromFile
 from ..registry import TRANSFORMS
 
 
+class UnreadableImageError(ValueError):
+    """A file that cannot be read as an image."""
+
+
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
     """Load an image file as mmcv does, with the file's name in every error.
@@ -13,7 +17,7 @@ class LoadImage(LoadImageFromFile):
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read as an image.
+        UnreadableImageError: The file cannot be read as an image; a ValueError.
     """
 
     def transform(self, results: dict) -> dict:
@@ -23,4 +27,4 @@ class LoadImage(LoadImageFromFile):
             raise FileNotFoundError(f'no image file at {results["img_path"]}') from None
         except Exception as error:
             reason = str(error).strip().split('\n')[0] or type(error).__name__
-            raise ValueError(f'{results["img_path"]} is not a readable image: {reason}') from error
+            raise UnreadableImageError(f'{results["img_path"]} is not a readable image: {reason}') from error

@@ -1,6 +1,19 @@
-from .checkpoint_hook import CompleteCheckpointHook
+from .checkpoint_hook import CompleteCheckpointHook, SafeCheckpointHook
 from .curves_hook import TrainingCurvesHook
+from .data_hooks import BadImagesHook, InvalidLossHook
+from .loops import ResumableEpochLoop
 from .pictures_hook import PredictionPicturesHook
 from .report_hook import ClassificationReportHook
+from .seed_hook import SeedHook
 
-__all__ = ['ClassificationReportHook', 'CompleteCheckpointHook', 'PredictionPicturesHook', 'TrainingCurvesHook']
+__all__ = [
+    'BadImagesHook',
+    'ClassificationReportHook',
+    'CompleteCheckpointHook',
+    'InvalidLossHook',
+    'PredictionPicturesHook',
+    'ResumableEpochLoop',
+    'SafeCheckpointHook',
+    'SeedHook',
+    'TrainingCurvesHook',
+]

@@ -6,18 +6,20 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
+from .checkpoints import load_plain_weights_only, write_checkpoint
 from .launch import load_config
 
 TOLERANCE = 1e-4
 
 
-def convert_to_deploy(config: str, src: str, dst: str) -> float:
+def convert_to_deploy(config: str, src: str, dst: str, trusted: bool = False) -> float:
     """Write the deploy form of a trained model, after a comparison of both forms on random images.
 
     Args:
         config: Config file of the model, a toolbox's with a backbone that has ``switch_to_deploy()``.
         src: Checkpoint that fills the model.
         dst: File to write: a state dict for the same config with ``model.backbone.deploy=True``.
+        trusted: Run the code that ``src`` may ask for. Defaults to False.
 
     Returns:
         The largest difference between the features of both forms, relative to the largest feature.
@@ -38,6 +40,7 @@ def convert_to_deploy(config: str, src: str, dst: str) -> float:
     model = MODELS.build(settings.model).eval()
     if not hasattr(model.backbone, 'switch_to_deploy'):
         raise ValueError(f'{config}: {type(model.backbone).__name__} has no deploy form')
+    load_plain_weights_only(trusted)
     checkpoint = load_checkpoint(model, src, map_location='cpu')
     missing = sorted(set(model.state_dict()) - set(checkpoint.get('state_dict', checkpoint)))
     if missing:
@@ -50,5 +53,5 @@ def convert_to_deploy(config: str, src: str, dst: str) -> float:
     error = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(expected, features))
     if not error < TOLERANCE:
         raise ValueError(f'{src}: the deploy form differs by {error:.1e}, more than {TOLERANCE:g}; nothing was written')
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(deploy=True)), dst)
+    write_checkpoint(dict(state_dict=model.state_dict(), meta=dict(deploy=True)), dst)
     return error

@@ -14,6 +14,9 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
+from .checkpoints import load_plain_weights_only
+from .resumable import choose_checkpoint, make_resumable
+
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
@@ -24,6 +27,11 @@ def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how the processes were started')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
+    parser.add_argument(
+        '--trust-checkpoints',
+        action='store_true',
+        help='load checkpoints that run code when they are read; only if you trust their makers',
+    )
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
@@ -103,16 +111,25 @@ def _downloads(dataset: dict) -> bool:
     return 'download' in parameters and dataset.get('download', True)
 
 
-def build_runner(config: Config, launcher: str = 'none') -> Runner:
+def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool = False) -> Runner:
     """The Runner of a config, in a process group if there is a launcher: NCCL with CUDA, else gloo.
+
+    A training can be stopped and resumed anywhere, see :func:`mmstrip.utils.resumable.make_resumable`; from here on,
+    the process loads checkpoints without running any code in them.
 
     Args:
         config: A whole config.
         launcher: 'none', 'pytorch' (torchrun), 'slurm' or 'mpi'.
+        trust_checkpoints: Run the code that checkpoints may ask for. Defaults to False.
 
     Raises:
-        ValueError: Distributed running without CUDA by a launcher other than torchrun.
+        ValueError: Distributed running without CUDA by a launcher other than torchrun, or a checkpoint to resume that
+            cannot be read.
     """
+    load_plain_weights_only(trust_checkpoints)
+    make_resumable(config)
+    if config.get('resume'):
+        choose_checkpoint(config, trust_checkpoints)
     config.launcher = launcher
     if launcher != 'none' and not torch.cuda.is_available():
         _prepare_gloo(config, launcher)
@@ -126,6 +143,7 @@ def _prepare_gloo(config: Config, launcher: str) -> None:
         raise ValueError(f"launcher must be 'pytorch' (torchrun) on machines without CUDA, but got {launcher!r}")
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
+        print_log('No CUDA: the processes talk by gloo', logger='current')
     wrapper = dict(
         type='MMDistributedDataParallel',
         device_ids=None,

@@ -1,8 +1,6 @@
 """The authors' checkpoints, classification and MLP-DINO, as mmstrip's: the one place that knows their keys."""
 
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +8,8 @@ import torch
 from torch import Tensor
 
 from mmstrip.models import StripMLP
+
+from .checkpoints import read_checkpoint, write_checkpoint
 
 # Official name of each module -> ours. Within a block, then outside of the blocks.
 _BLOCK = {
@@ -69,36 +69,30 @@ class Conversion(NamedTuple):
     skipped: int
 
 
-def convert_official_checkpoint(source: str | Path, target: str | Path) -> Conversion:
+def convert_official_checkpoint(source: str | Path, target: str | Path, trusted: bool = False) -> Conversion:
     """Convert a file of the authors and write it, whole or not at all.
 
     Args:
-        source: The authors' checkpoint. It is read without running any code in it (``weights_only``).
+        source: The authors' checkpoint.
         target: Where the result goes: ``{'state_dict': ..., 'meta': ...}``.
+        trusted: Run the code that ``source`` may ask for. Defaults to False.
 
     Raises:
         FileNotFoundError: ``source`` or the folder of ``target`` is missing.
         ValueError: ``source`` cannot be read safely, or is not a complete checkpoint of a Strip-MLP.
     """
     source, target = Path(source), Path(target)
-    if not source.is_file():
-        raise FileNotFoundError(f'no checkpoint at {source}')
     if not target.parent.is_dir():
         raise FileNotFoundError(f'no folder {target.parent} to write {target.name} to')
     if target.is_dir():
         raise ValueError(f'{target} is a folder, but must be the file to write')
-    try:
-        checkpoint = torch.load(source, map_location='cpu', weights_only=True)
-    except Exception as error:
-        objects = re.findall(r'GLOBAL (\S+)', str(error))
-        reason = f'it holds {objects[0]}, which would run code' if objects else 'it is damaged or another kind of file'
-        raise ValueError(f'{source} cannot be loaded as plain weights (weights_only=True): {reason}') from error
+    checkpoint = read_checkpoint(source, trusted=trusted)
     try:
         conversion = convert_official_state_dict(checkpoint)
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from error
     meta = dict(source=conversion.kind, arch=conversion.arch, backbone=conversion.backbone)
-    _save_atomically(dict(state_dict=conversion.state_dict, meta=meta), target)
+    write_checkpoint(dict(state_dict=conversion.state_dict, meta=meta), target)
     return conversion
 
 
@@ -238,24 +232,3 @@ def _compare_keys(found: set, expected: set) -> None:
 
 def _listed(keys: list[str]) -> str:
     return ', '.join(keys[:_SHOWN]) + (', ...' if len(keys) > _SHOWN else '') if keys else 'none'
-
-
-def _write(checkpoint: dict, file) -> None:
-    torch.save(checkpoint, file)
-
-
-def _save_atomically(checkpoint: dict, target: Path) -> None:
-    """Write to a temporary file beside the target, flush it to disk, then rename it."""
-    temporary: str | None = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f'.{target.name}.', delete=False) as file:
-            temporary = file.name
-            _write(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise

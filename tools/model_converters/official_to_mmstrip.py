@@ -10,9 +10,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('src', help="the authors' checkpoint")
     parser.add_argument('dst', help='file to write')
+    parser.add_argument('--trust-checkpoints', action='store_true', help='run the code that SRC may ask for')
     args = parser.parse_args()
     try:
-        result = convert_official_checkpoint(args.src, args.dst)
+        result = convert_official_checkpoint(args.src, args.dst, args.trust_checkpoints)
     except (OSError, ValueError) as error:
         sys.exit(f'Error: {error}')
     skipped = f', {result.skipped} tensors outside of the backbone left out' if result.skipped else ''

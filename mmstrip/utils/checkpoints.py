@@ -1,0 +1,232 @@
+"""Checkpoint files: written whole or not at all, of plain values only, and read without running any code in them."""
+
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
+
+_PLAIN = (str, bytes, int, float, bool, type(None))
+_HISTORY = {'history', 'counts', 'max_length'}
+
+
+class UnsafeCheckpointError(ValueError):
+    """A checkpoint that cannot be read without running code in it."""
+
+
+def write_file(path: str | Path, write: Callable) -> None:
+    """Write a file whole or not at all: to a temporary file beside it, flushed to the disk, then renamed.
+
+    Args:
+        path: The file; an older one stays as it is until the new one is complete.
+        write: Called with the open binary file.
+
+    Raises:
+        OSError: It cannot be written, because the disk is full for instance; the older file is still there.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp', delete=False) as file:
+            temporary = file.name
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        reason = _write_error(error)
+        if reason is None:
+            raise
+        raise OSError(
+            reason.errno, f'cannot write {path}: {reason.strerror or reason}; nothing else is lost'
+        ) from error
+
+
+def _write_error(error: BaseException) -> OSError | None:
+    """The error of the file system behind an error; torch.save reports its own, at closing its archive."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the renaming itself last, where the system has that."""
+    if os.name == 'posix':
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what processes that were killed while they wrote have left in a folder."""
+    for file in Path(folder).glob('.*.tmp'):
+        file.unlink(missing_ok=True)
+
+
+def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Args:
+        checkpoint: Nested dicts, lists and tuples of tensors, numbers and strings, as :func:`to_plain` gives them.
+        path: File to write.
+
+    Raises:
+        OSError: It cannot be written; an older file of that name is still there.
+    """
+    write_file(path, lambda file: torch.save(checkpoint, file))
+
+
+class _LeftOut:
+    """Stands for a value that is no plain one."""
+
+
+def to_plain(checkpoint: dict) -> dict:
+    """A checkpoint of values that can be loaded without running code; :func:`restore_histories` undoes it.
+
+    Histories become dicts of tensors and NumPy values become tensors and numbers. Other objects, such as the functions
+    among the attributes of a scheduler, are left out, which is logged.
+    """
+    left_out: list[str] = []
+    content = _plain(checkpoint, '', left_out)
+    if left_out:
+        print_log(f'Not in the checkpoint, as no plain values: {", ".join(left_out)}', 'current', logging.DEBUG)
+    return content
+
+
+def _plain(value, name: str, left_out: list[str]):
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, HistoryBuffer):
+        history, counts = (torch.from_numpy(np.array(part, dtype=float)) for part in value.data)
+        return dict(history=history, counts=counts, max_length=value.max_length)
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        if value and all(isinstance(part, Tensor) for part in value.values()):
+            return value  # a state dict, with its _metadata
+        parts = {key: _plain(part, f'{name}.{key}'.strip('.'), left_out) for key, part in value.items()}
+        return {key: part for key, part in parts.items() if part is not _LeftOut}
+    if isinstance(value, (list, tuple, set)):
+        parts = [_plain(part, f'{name}.{i}', left_out) for i, part in enumerate(value)]
+        parts = [part for part in parts if part is not _LeftOut]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    if type(value) in _PLAIN:
+        return value
+    left_out.append(name)
+    return _LeftOut
+
+
+def restore_histories(value):
+    """Histories again where :func:`to_plain` made dicts of them, in nested dicts."""
+    if not isinstance(value, dict):
+        return value
+    if set(value) == _HISTORY:
+        return HistoryBuffer(value['history'].numpy(), value['counts'].numpy(), value['max_length'])
+    return {key: restore_histories(part) for key, part in value.items()}
+
+
+def read_checkpoint(path: str | Path, map_location='cpu', trusted: bool = False):
+    """Read a checkpoint without running any code in it.
+
+    Histories and NumPy arrays, as in the checkpoints of OpenMMLab's model zoos, are allowed beside plain values.
+
+    Args:
+        path: File to read.
+        map_location: Where tensors go, as of :func:`torch.load`. Defaults to 'cpu'.
+        trusted: Run what code the file asks for; only for files whose makers you trust. Defaults to False.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnsafeCheckpointError: It holds objects that need code to be run.
+        ValueError: It is damaged or another kind of file.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'no checkpoint at {path}')
+    _allow_data_classes()
+    try:
+        return torch.load(path, map_location=map_location, weights_only=not trusted)
+    except Exception as error:
+        start = f'{path} cannot be loaded as plain weights (weights_only=True): it'
+        objects = re.findall(r'GLOBAL (\S+)', str(error))
+        if objects:
+            raise UnsafeCheckpointError(
+                f'{start} holds {objects[0]}, which would run code; --trust-checkpoints loads what you trust'
+            ) from error
+        raise ValueError(f'{start} is damaged or another kind of file') from error
+
+
+def _allow_data_classes() -> None:
+    """Classes that only hold data and that the checkpoints of the model zoos use."""
+    core = np._core if hasattr(np, '_core') else np.core
+    numbers = {type(np.dtype(kind)) for kind in ('uint8', 'int32', 'uint32', 'int64', 'float32', 'float64')}
+    functions = [core.multiarray._reconstruct, core.multiarray.scalar]
+    torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, *functions, *numbers])
+
+
+def load_plain_weights_only(trusted: bool = False) -> None:
+    """Let this process load checkpoints without running any code in them, wherever mmengine or PyTorch do it.
+
+    Args:
+        trusted: Run what code the files ask for, instead. Defaults to False.
+    """
+    switches = ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
+    os.environ.pop(switches[not trusted], None)
+    os.environ[switches[trusted]] = '1'
+    _allow_data_classes()
+
+    def load_from_local(filename: str, map_location):
+        return read_checkpoint(filename, map_location, trusted)
+
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+
+
+def newest_checkpoint(folder: str | Path, trusted: bool = False) -> tuple[str, dict] | None:
+    """The newest checkpoint of a training that can be read, and its content; None where there is none.
+
+    Args:
+        folder: Work dir of the training. The file that ``last_checkpoint`` names comes first, then the others by their
+            time; those that cannot be read are logged.
+        trusted: As of :func:`read_checkpoint`.
+
+    Raises:
+        ValueError: There are checkpoints, but none can be read.
+    """
+    problems = []
+    for path in _by_age(Path(folder)):
+        try:
+            checkpoint = read_checkpoint(path, trusted=trusted)
+            if not isinstance(checkpoint, dict) or 'optimizer' not in checkpoint:
+                raise ValueError(f'{path} is no checkpoint to resume: it has no state of an optimizer')
+        except ValueError as error:
+            problems.append(str(error))
+            print_log(f'Cannot resume from this one, going back to the one before: {error}', 'current', logging.WARNING)
+            continue
+        return str(path), checkpoint
+    if problems:
+        raise ValueError(f'no checkpoint in {folder} can be read: {"; ".join(problems)}')
+    return None
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """Training checkpoints of a work dir, the one of ``last_checkpoint`` first, then the newest first."""
+    pointer = folder / 'last_checkpoint'
+    last = Path(pointer.read_text().strip()) if pointer.is_file() else folder
+    folder = folder if (folder / last.name).is_file() else last.parent
+    files = [file for name in ('epoch_*.pth', 'iter_*.pth', 'interrupted.pth') for file in folder.glob(name)]
+    return sorted(files, key=lambda file: (file.name == last.name, file.stat().st_mtime_ns), reverse=True)

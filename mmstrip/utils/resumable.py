@@ -1,0 +1,76 @@
+"""What makes the training of any config survive stops: the parts of ours that take the place of mmengine's."""
+
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from .checkpoints import newest_checkpoint, read_checkpoint
+
+
+def make_resumable(config: Config) -> None:
+    """Put samplers, loops and hooks into a config that make its training resumable; nothing of its own is changed else.
+
+    Args:
+        config: A whole config with ``work_dir``. Its key ``skip_bad_images`` is the largest share of training images
+            that may be skipped because they cannot be read; without it, the first one stops the run.
+
+    Raises:
+        ValueError: ``skip_bad_images`` is no share.
+    """
+    hooks = [dict(type='mmstrip.SeedHook'), dict(type='mmstrip.InvalidLossHook')]
+    share = config.get('skip_bad_images')
+    bad_images = None
+    if share is not None:
+        if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise ValueError(f'skip_bad_images must be a share from 0 to 1, but got {share!r}')
+        bad_images = str(Path(config.work_dir).absolute() / 'bad_images.txt')
+        hooks.append(dict(type='mmstrip.BadImagesHook', path=bad_images, max_share=share))
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = config.get(name)
+        if loader and loader.get('num_workers'):
+            loader.setdefault('worker_init_fn', dict(type='mmstrip.shield_worker'))
+    if config.get('train_dataloader'):
+        sampler = config.train_dataloader.sampler
+        config.train_dataloader.sampler = dict(type='mmstrip.SeededSampler', sampler=sampler, bad_images=bad_images)
+    if config.get('train_cfg'):
+        _replace_loop(config.train_cfg)
+        config.custom_hooks = [*(config.get('custom_hooks') or []), *hooks]
+    checkpoint = config.setdefault('default_hooks', {}).setdefault(
+        'checkpoint', dict(type='CheckpointHook', interval=1)
+    )
+    if checkpoint and checkpoint.get('type') == 'CheckpointHook':
+        checkpoint['type'] = 'mmstrip.SafeCheckpointHook'
+
+
+def _replace_loop(loop: dict) -> None:
+    if loop.get('by_epoch') or loop.get('type') == 'EpochBasedTrainLoop':
+        loop.pop('by_epoch', None)
+        loop['type'] = 'mmstrip.ResumableEpochLoop'
+
+
+def choose_checkpoint(config: Config, trusted: bool = False) -> None:
+    """Find the checkpoint of a run to be resumed: ``load_from``, or the newest one in the work dir that can be read.
+
+    The run goes on with the seed in it; where there is no checkpoint yet, it begins anew.
+
+    Args:
+        config: A whole config with ``work_dir`` and ``resume=True``.
+        trusted: As of :func:`mmstrip.utils.checkpoints.read_checkpoint`.
+
+    Raises:
+        FileNotFoundError, ValueError: The checkpoint, or every one in the work dir, cannot be read.
+    """
+    if config.get('load_from'):
+        found = config.load_from, read_checkpoint(config.load_from, trusted=trusted)
+    else:
+        found = newest_checkpoint(config.work_dir, trusted)
+    if found is None:
+        print_log(f'No checkpoint in {config.work_dir} yet: the training begins anew', logger='current')
+        config.resume = False
+        return
+    config.load_from, checkpoint = found
+    print_log(f'Resuming from {config.load_from}', logger='current')
+    seed = checkpoint['meta'].get('seed')
+    if seed is not None:
+        config.randomness = dict(config.get('randomness') or {}, seed=seed)

@@ -1,0 +1,103 @@
+"""Trainings that are killed, starved of disk or asked to stop, and go on as if nothing had happened."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.runs import finish, log, start
+
+from mmstrip.engine.checkpoint_hook import STOPPED
+
+EPOCHS = 24
+SETTINGS = {'randomness.seed': 5, 'train_cfg.max_epochs': EPOCHS}
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory) -> dict:
+    """The last checkpoint of a run that nobody disturbs."""
+    return finish(tmp_path_factory.mktemp('undisturbed'), **SETTINGS)
+
+
+def assert_same_end(checkpoint: dict, expected: dict) -> None:
+    """Weights, their average, optimizer, schedules and what was validated are the same, bit for bit."""
+    for part in ('state_dict', 'ema_state_dict'):
+        assert checkpoint[part].keys() == expected[part].keys()
+        different = [name for name, value in expected[part].items() if not torch.equal(value, checkpoint[part][name])]
+        assert not different
+    for index, state in expected['optimizer']['state'].items():
+        for name, value in state.items():
+            assert torch.equal(value, checkpoint['optimizer']['state'][index][name])
+    assert checkpoint['param_schedulers'] == expected['param_schedulers']
+    for name in ('train/loss', 'val/accuracy/top1'):
+        one, other = (part['message_hub']['log_scalars'][name]['history'] for part in (checkpoint, expected))
+        assert torch.equal(one, other), name
+
+
+def unfinished(folder: Path) -> list[Path]:
+    return list(folder.glob('.*.tmp'))
+
+
+def wait_until(condition, process, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while process.is_alive() and not condition() and time.monotonic() < end:
+        time.sleep(0.0005)
+
+
+def steps(folder: Path) -> int:
+    return log(folder).count('Epoch(train)')
+
+
+def start_and_train(folder: Path, iterations: int):
+    """A process that goes on with the run and has trained so many more iterations."""
+    goal = steps(folder) + iterations
+    process = start(folder, **SETTINGS)
+    wait_until(lambda: steps(folder) >= goal, process)
+    return process
+
+
+def test_twenty_kills_change_nothing(tmp_path, undisturbed):
+    """kill -9 at random moments and, every other time, in the middle of writing a checkpoint."""
+    moments, during_save = random.Random(0), 0
+    for number in range(20):
+        process = start_and_train(tmp_path, moments.randint(1, 4))
+        if number % 2:
+            wait_until(lambda: unfinished(tmp_path), process)
+        else:
+            time.sleep(moments.uniform(0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        during_save += bool(unfinished(tmp_path))
+    assert during_save >= 3
+    last = finish(tmp_path, **SETTINGS)
+    assert log(tmp_path).count('Resuming from') >= 10
+    assert_same_end(last, undisturbed)
+    # What the kills have left is gone, and old checkpoints are too.
+    assert not unfinished(tmp_path)
+    assert {file.name for file in tmp_path.glob('epoch_*')} == {f'epoch_{EPOCHS - 1}.pth', f'epoch_{EPOCHS}.pth'}
+    assert len(list(tmp_path.glob('best_*'))) == 1
+
+
+def test_sigterm_saves_inside_an_epoch(tmp_path, undisturbed):
+    """Also where the cluster sends it to the workers of the dataloader, and again and again."""
+    inside = 0
+    for iterations in (4, 4, 5):
+        process = start_and_train(tmp_path, iterations)
+        for child in children(process.pid):
+            os.kill(child, signal.SIGTERM)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(60)
+        assert process.exitcode == STOPPED == 143, log(tmp_path)[-2000:]
+        assert 'SIGTERM: saving interrupted.pth' in log(tmp_path)
+        inside += 'batches_done' in torch.load(tmp_path / 'interrupted.pth', weights_only=True)['meta']
+    assert inside  # others may have waited for the end of a validation
+    assert_same_end(finish(tmp_path, **SETTINGS), undisturbed)
+    assert not (tmp_path / 'interrupted.pth').exists()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
