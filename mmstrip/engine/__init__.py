@@ -1,7 +1,7 @@
 from .checkpoint_hook import CompleteCheckpointHook, SafeCheckpointHook
 from .curves_hook import TrainingCurvesHook
 from .data_hooks import BadImagesHook, InvalidLossHook
-from .loops import ResumableEpochLoop
+from .loops import ResumableEpochLoop, ResumableIterLoop
 from .pictures_hook import PredictionPicturesHook
 from .report_hook import ClassificationReportHook
 from .seed_hook import SeedHook
@@ -13,6 +13,7 @@ __all__ = [
     'InvalidLossHook',
     'PredictionPicturesHook',
     'ResumableEpochLoop',
+    'ResumableIterLoop',
     'SafeCheckpointHook',
     'SeedHook',
     'TrainingCurvesHook',

@@ -1,9 +1,27 @@
-"""A training loop that goes on in the middle of an epoch."""
+"""Training loops that go on in the middle of an epoch and explain why data stopped coming."""
 
-from mmengine.runner import EpochBasedTrainLoop
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch import nn
 
 from ..datasets.drawing import remaining_batches
 from ..registry import LOOPS
+
+
+@contextmanager
+def explained_worker_death() -> Iterator[None]:
+    """Say what to do when the system has killed a process that loads data."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if type(error) is RuntimeError and 'DataLoader worker' not in str(error):
+            raise
+        raise RuntimeError(
+            f'a process that loads data was killed ({error}). Mostly the memory was full: lower '
+            'train_dataloader.num_workers, or give the job more memory (in containers, more shared memory as well)'
+        ) from error
 
 
 @LOOPS.register_module()
@@ -12,9 +30,16 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
     Attributes:
         batches_done (int): Batches of the coming epoch that are skipped; 0 but for a resumed run.
+
+    Raises:
+        RuntimeError: A process that loads data was killed.
     """
 
     batches_done = 0
+
+    def run(self) -> nn.Module:
+        with explained_worker_death():
+            return super().run()
 
     def run_epoch(self) -> None:
         self.runner.call_hook('before_train_epoch')
@@ -25,3 +50,16 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
+
+
+@LOOPS.register_module()
+class ResumableIterLoop(IterBasedTrainLoop):
+    """mmengine's loop over iterations, which goes on at any of them.
+
+    Raises:
+        RuntimeError: A process that loads data was killed.
+    """
+
+    def run(self) -> nn.Module:
+        with explained_worker_death():
+            return super().run()

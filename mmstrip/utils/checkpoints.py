@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import re
 import tempfile
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.utils import digit_version
 from torch import Tensor
 
 _PLAIN = (str, bytes, int, float, bool, type(None))
@@ -177,6 +179,15 @@ def _allow_data_classes() -> None:
     numbers = {type(np.dtype(kind)) for kind in ('uint8', 'int32', 'uint32', 'int64', 'float32', 'float64')}
     functions = [core.multiarray._reconstruct, core.multiarray.scalar]
     torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, *functions, *numbers])
+    if digit_version(torch.__version__) >= digit_version('2.6'):  # functions under another name
+        torch.serialization.add_safe_globals([(_history_method, 'builtins.getattr')])
+
+
+def _history_method(owner: type, name: str) -> Callable:
+    """Stands in for getattr, by which histories name their own methods."""
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr of {owner}')
+    return getattr(HistoryBuffer, name)
 
 
 def load_plain_weights_only(trusted: bool = False) -> None:
@@ -226,7 +237,8 @@ def newest_checkpoint(folder: str | Path, trusted: bool = False) -> tuple[str, d
 def _by_age(folder: Path) -> list[Path]:
     """Training checkpoints of a work dir, the one of ``last_checkpoint`` first, then the newest first."""
     pointer = folder / 'last_checkpoint'
-    last = Path(pointer.read_text().strip()) if pointer.is_file() else folder
-    folder = folder if (folder / last.name).is_file() else last.parent
+    last = Path(pointer.read_text().strip()) if pointer.is_file() else folder / 'none'
+    if last.is_file() and not (folder / last.name).is_file():
+        folder = last.parent  # checkpoints outside of the work dir
     files = [file for name in ('epoch_*.pth', 'iter_*.pth', 'interrupted.pth') for file in folder.glob(name)]
     return sorted(files, key=lambda file: (file.name == last.name, file.stat().st_mtime_ns), reverse=True)

@@ -44,9 +44,9 @@ def make_resumable(config: Config) -> None:
 
 
 def _replace_loop(loop: dict) -> None:
-    if loop.get('by_epoch') or loop.get('type') == 'EpochBasedTrainLoop':
-        loop.pop('by_epoch', None)
-        loop['type'] = 'mmstrip.ResumableEpochLoop'
+    by_epoch = loop.pop('by_epoch', loop.get('type') == 'EpochBasedTrainLoop')
+    if loop.get('type') in (None, 'EpochBasedTrainLoop', 'IterBasedTrainLoop'):
+        loop['type'] = 'mmstrip.ResumableEpochLoop' if by_epoch else 'mmstrip.ResumableIterLoop'
 
 
 def choose_checkpoint(config: Config, trusted: bool = False) -> None:

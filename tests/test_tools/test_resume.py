@@ -2,13 +2,14 @@
 
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.runs import finish, log, start
+from helpers.runs import children, fail, finish, log, start
 
 from mmstrip.engine.checkpoint_hook import STOPPED
 
@@ -19,7 +20,7 @@ SETTINGS = {'randomness.seed': 5, 'train_cfg.max_epochs': EPOCHS}
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory) -> dict:
     """The last checkpoint of a run that nobody disturbs."""
-    return finish(tmp_path_factory.mktemp('undisturbed'), **SETTINGS)
+    return finish(tmp_path_factory.mktemp('undisturbed'), SETTINGS)
 
 
 def assert_same_end(checkpoint: dict, expected: dict) -> None:
@@ -54,7 +55,7 @@ def steps(folder: Path) -> int:
 def start_and_train(folder: Path, iterations: int):
     """A process that goes on with the run and has trained so many more iterations."""
     goal = steps(folder) + iterations
-    process = start(folder, **SETTINGS)
+    process = start(folder, SETTINGS)
     wait_until(lambda: steps(folder) >= goal, process)
     return process
 
@@ -73,7 +74,7 @@ def test_twenty_kills_change_nothing(tmp_path, undisturbed):
         assert process.exitcode == -signal.SIGKILL
         during_save += bool(unfinished(tmp_path))
     assert during_save >= 3
-    last = finish(tmp_path, **SETTINGS)
+    last = finish(tmp_path, SETTINGS)
     assert log(tmp_path).count('Resuming from') >= 10
     assert_same_end(last, undisturbed)
     # What the kills have left is gone, and old checkpoints are too.
@@ -95,9 +96,36 @@ def test_sigterm_saves_inside_an_epoch(tmp_path, undisturbed):
         assert 'SIGTERM: saving interrupted.pth' in log(tmp_path)
         inside += 'batches_done' in torch.load(tmp_path / 'interrupted.pth', weights_only=True)['meta']
     assert inside  # others may have waited for the end of a validation
-    assert_same_end(finish(tmp_path, **SETTINGS), undisturbed)
+    assert_same_end(finish(tmp_path, SETTINGS), undisturbed)
     assert not (tmp_path / 'interrupted.pth').exists()
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+def test_full_disk_and_damaged_checkpoints(tmp_path, undisturbed):
+    process = start_and_train(tmp_path, 8)
+    process.kill()
+    process.join()
+    before = {file.name: file.read_bytes() for file in tmp_path.glob('*.pth')}
+    # The system refuses files above 64 KiB, as a full disk would.
+    output = fail(tmp_path, SETTINGS, file_limit=2**16)
+    name = re.search(r'OSError: .*cannot write .*/(epoch_\d+.pth): File too large; nothing else is lost', output).group(
+        1
+    )
+    assert name not in before
+    assert {file.name: file.read_bytes() for file in tmp_path.glob('*.pth')} == before
+    assert not unfinished(tmp_path)
+
+    newest = Path((tmp_path / 'last_checkpoint').read_text())
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    (tmp_path / 'iter_9.pth').write_text('no checkpoint')
+    last = finish(tmp_path, SETTINGS)
+    for damaged in (newest, tmp_path / 'iter_9.pth'):
+        assert f'going back to the one before: {damaged} cannot be loaded' in log(tmp_path)
+    assert_same_end(last, undisturbed)
+
+
+def test_only_damaged_checkpoints(tmp_path):
+    """Nothing is overwritten by a training that would begin anew."""
+    (tmp_path / 'epoch_3.pth').write_text('no checkpoint')
+    output = fail(tmp_path, SETTINGS)
+    assert f'ValueError: no checkpoint in {tmp_path} can be read: {tmp_path}/epoch_3.pth cannot be loaded' in output
+    assert (tmp_path / 'epoch_3.pth').read_text() == 'no checkpoint'
