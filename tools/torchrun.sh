@@ -12,10 +12,11 @@ if [[ ${#given[@]} -lt $files || -z ${GPUS:-} ]]; then
     sed -n 's/^#   *\(tools\)/usage: \1/p' "$caller" >&2
     exit 2
 fi
-exec "${PYTHON:-python}" -m torch.distributed.run \
+exec "${PYTHON:-python}" "$(dirname "$0")/torchrun.py" \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \
     --master_port="${PORT:-29500}" \
     --nproc_per_node="$GPUS" \
+    --max_restarts="${MAX_RESTARTS:-0}" \
     "$(dirname "$0")/$script" "${given[@]}" --launcher pytorch "$@"

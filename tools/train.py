@@ -19,7 +19,13 @@ def parse_args() -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='go on from a checkpoint; without a path, or with "auto", from the newest one in the work dir',
     )
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='float16',
+        choices=('float16', 'bfloat16'),
+        help='automatic mixed precision (GPU): float16 (default) with loss scaling, or bfloat16',
+    )
     parser.add_argument('--no-validate', action='store_true', help='do not validate during training')
     parser.add_argument(
         '--auto-scale-lr',
@@ -44,7 +50,7 @@ def apply_args(config, args: argparse.Namespace) -> None:
             raise FileNotFoundError(f'--resume: no checkpoint at {args.resume}')
         config.resume, config.load_from = True, args.resume
     if args.amp:
-        use_amp(config)
+        use_amp(config, args.amp)
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
         config.get('default_hooks', {}).get('checkpoint', {}).pop('save_best', None)
@@ -54,7 +60,7 @@ def apply_args(config, args: argparse.Namespace) -> None:
         config.auto_scale_lr.enable = True
 
 
-def use_amp(config) -> None:
+def use_amp(config, dtype: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
@@ -62,8 +68,9 @@ def use_amp(config) -> None:
     wrapper = config.optim_wrapper.get('type', 'OptimWrapper')
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(f"--amp needs optim_wrapper.type 'OptimWrapper', but got {wrapper!r}")
-    config.optim_wrapper.type = 'AmpOptimWrapper'
-    config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    # bfloat16 has the range of float32, so that its gradients need no scaling.
+    config.optim_wrapper.update(type='AmpOptimWrapper', dtype=dtype)
+    config.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'float16' else 1.0)
 
 
 @record

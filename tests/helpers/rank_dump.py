@@ -1,4 +1,8 @@
-"""A hook for distributed tests, loaded by custom_imports: each rank writes its weights after training."""
+"""Hooks for distributed tests, loaded by custom_imports."""
+
+import os
+import signal
+from pathlib import Path
 
 import torch
 from mmengine.dist import get_rank
@@ -8,8 +12,33 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module(force=True)
 class RankDumpHook(Hook):
+    """Each rank writes its weights after training."""
+
     def __init__(self, folder: str):
         self.folder = folder
 
     def after_train(self, runner) -> None:
         torch.save(runner.model.module.state_dict(), f'{self.folder}/rank{get_rank()}.pth')
+
+
+@HOOKS.register_module(force=True)
+class DieHook(Hook):
+    """Rank 1 fails at an iteration: by a signal, as if the system had killed it, or with an error.
+
+    Args:
+        iteration: Place in the training.
+        once: File that marks that it has happened; None to raise an error each time instead.
+    """
+
+    def __init__(self, iteration: int, once: str | None = None):
+        self.iteration = iteration
+        self.once = once and Path(once)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if get_rank() != 1 or runner.iter != self.iteration:
+            return
+        if self.once is None:
+            raise OSError('the network card melted')
+        if not self.once.exists():
+            self.once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,10 +1,18 @@
-"""Several processes on one machine."""
+"""Several processes, and nodes, on one machine."""
 
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from helpers import ROOT, SMALL_CONFIG, run
+from helpers.runs import CONFIG
 
 from mmstrip.datasets.digit_scenes import write_digit_scenes
 
@@ -15,11 +23,23 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def environment(**settings) -> dict[str, str]:
+    """gloo, as on a machine without GPUs, so that the test is the same everywhere."""
+    paths = f'{ROOT / "tests" / "helpers"}{os.pathsep}{ROOT / "tests"}'
+    return dict(PORT=str(free_port()), PYTHONPATH=paths, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', **settings)
+
+
 def launch(script, *arguments, **env):
-    helpers = str(ROOT / 'tests' / 'helpers')
-    # gloo, as on a machine without GPUs, so that the test is the same everywhere.
-    settings = dict(PORT=str(free_port()), PYTHONPATH=helpers, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', **env)
-    return run('bash', ROOT / 'tools' / script, *arguments, env=settings)
+    return run('bash', ROOT / 'tools' / script, *arguments, env={**environment(), **env})
+
+
+def weights_of_ranks(folder) -> list[dict]:
+    return [torch.load(folder / f'rank{rank}.pth') for rank in range(2)]
+
+
+def assert_equal_weights(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys() and len(one) > 100
+    assert not [name for name, value in one.items() if not torch.equal(value, other[name])]
 
 
 def test_two_processes_train_one_model_and_test_it(tmp_path):
@@ -42,12 +62,10 @@ def test_two_processes_train_one_model_and_test_it(tmp_path):
     )
     assert done.returncode == 0, done.stdout
     assert 'Distributed launcher: pytorch' in done.stdout
-    ranks = [torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2)]
-    start = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)['state_dict']
-    assert len(ranks[0]) > 100
-    for name, value in ranks[0].items():
-        assert torch.equal(value, ranks[1][name]), name
-        assert torch.equal(value, start[name]), name
+    assert 'No CUDA: the processes talk by gloo' in done.stdout
+    ranks = weights_of_ranks(tmp_path)
+    assert_equal_weights(*ranks)
+    assert_equal_weights(ranks[0], torch.load(tmp_path / 'work' / 'epoch_1.pth')['state_dict'])
 
     # 360 images over two processes: nothing counted twice or dropped.
     test = launch('dist_test.sh', config, tmp_path / 'work' / 'epoch_1.pth', '--work-dir', tmp_path / 'test', GPUS='2')
@@ -73,9 +91,93 @@ def test_two_processes_train_a_segmentor(tmp_path):
     done = launch('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work', '--no-validate')
     assert done.returncode == 0, done.stdout
     assert 'SyncBN is not there for CPUs' in done.stdout
-    ranks = [torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2)]
+    ranks = weights_of_ranks(tmp_path)
     weights = [name for name in ranks[0] if name.endswith(('weight', 'bias', 'table'))]
     assert len(weights) > 100 and all(torch.equal(ranks[0][name], ranks[1][name]) for name in weights)
+
+
+def tiny(folder, *hooks: str) -> str:
+    """A config of three epochs of two iterations, after which the ranks write their weights to the folder."""
+    folder.mkdir(exist_ok=True)
+    config, dump = folder / 'tiny.py', f"dict(type='RankDumpHook', folder={str(folder)!r})"
+    config.write_text(
+        f'_base_ = [{str(CONFIG)!r}]\n'
+        "custom_imports = dict(imports=['rank_dump'])\n"
+        f"custom_hooks = [dict(type='SyncBuffersHook'), {dump}, {', '.join(hooks)}]\n"
+        'train_dataloader = dict(batch_size=6)\n'
+        'train_cfg = dict(max_epochs=3)\n'
+        'randomness = dict(seed=7)\n'
+    )
+    return str(config)
+
+
+@pytest.fixture(scope='module')
+def two_nodes(tmp_path_factory) -> dict:
+    """Weights that two nodes with one process each have trained, both started by hand."""
+    folder = tmp_path_factory.mktemp('nodes')
+    config, port = tiny(folder), str(free_port())
+
+    def node(rank: int):
+        nodes = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', PORT=port)
+        return launch('dist_train.sh', config, 1, '--work-dir', folder / 'work', **nodes)
+
+    with ThreadPoolExecutor() as pool:
+        for done in pool.map(node, range(2)):
+            assert done.returncode == 0, done.stdout
+    ranks = weights_of_ranks(folder)
+    assert_equal_weights(*ranks)
+    return ranks[0]
+
+
+def test_a_rank_that_was_killed_is_started_again(tmp_path, two_nodes):
+    """And the job ends as if nothing had happened, here with the processes on one node."""
+    config = tiny(tmp_path, f"dict(type='DieHook', iteration=3, once={str(tmp_path / 'died')!r})")
+    done = launch('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work', '--resume', MAX_RESTARTS='1')
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / 'died').exists()
+    assert 'No checkpoint in' in done.stdout and f'Resuming from {tmp_path}/work/epoch_1.pth' in done.stdout
+    ranks = weights_of_ranks(tmp_path)
+    assert_equal_weights(*ranks)
+    assert_equal_weights(ranks[0], two_nodes)
+
+
+def test_a_rank_with_an_error_ends_the_job(tmp_path):
+    began = time.monotonic()
+    config = tiny(tmp_path, "dict(type='DieHook', iteration=1)")
+    done = launch('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work')
+    assert done.returncode == 1 and time.monotonic() - began < 120
+    assert 'OSError: the network card melted' in done.stdout
+    assert re.search(r'Root Cause.*rank +: 1 .*melted', done.stdout, re.DOTALL)
+
+
+def test_sigterm_ends_all_ranks_with_a_checkpoint(tmp_path):
+    config = tiny(tmp_path)
+    command = [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', tmp_path / 'work']
+    options = ['--cfg-options', 'train_cfg.max_epochs=1000']
+    with (tmp_path / 'output.txt').open('w') as output:
+        settings = {**os.environ, **environment(PYTHON=sys.executable)}
+        job = subprocess.Popen(['bash', *command, *options], env=settings, stdout=output, stderr=output)
+        while 'Epoch(train)' not in (tmp_path / 'output.txt').read_text() and job.poll() is None:
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 128 + signal.SIGTERM, (tmp_path / 'output.txt').read_text()
+    assert (tmp_path / 'work' / 'last_checkpoint').read_text().endswith('interrupted.pth')
+
+
+def test_two_processes_give_the_gradients_and_metrics_of_one(tmp_path):
+    """Of an odd number of samples, so that one process has more: nothing is counted twice or dropped."""
+    write_digit_scenes(tmp_path / 'scenes', num_train=1, num_val=7)
+    script = ROOT / 'tests/helpers/rank_checks.py'
+    alone = run('python', script, tmp_path / 'scenes', tmp_path / 'one.pth', env=environment())
+    assert alone.returncode == 0, alone.stdout
+    torchrun = ['python', ROOT / 'tools/torchrun.py', '--nproc_per_node=2', f'--master_port={free_port()}']
+    both = run(*torchrun, script, tmp_path / 'scenes', tmp_path / 'two.pth', env=environment())
+    assert both.returncode == 0, both.stdout
+    one, two = (torch.load(tmp_path / f'{name}.pth', weights_only=False) for name in ('one', 'two'))
+    for task, metric in (('accuracy', 'accuracy/top1'), ('detection', 'coco/bbox_mAP'), ('segmentation', 'mIoU')):
+        assert one[task] == two[task] and one[task][metric] > 0.1
+    for name, gradient in one['gradients'].items():
+        torch.testing.assert_close(two['gradients'][name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max())
 
 
 def test_usage_is_shown():
