@@ -8,7 +8,7 @@ STRIP := Strip-MLP-T=mmstrip.StripMLP:arch=tiny
 OTHERS := Swin-T=mmpretrain.SwinTransformer:arch=tiny ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny ResNet-50=mmpretrain.ResNet:depth=50
 
 # make install, demo, transfer, benchmark and test all work from nothing; see README.md.
-.PHONY: install demo transfer benchmark test lint clean
+.PHONY: install demo transfer benchmark soak test lint clean
 
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
@@ -34,6 +34,9 @@ benchmark: install
 		--modes inference train --out work_dirs/benchmark/224
 	$(BIN)/python tools/analysis_tools/benchmark.py $(STRIP) $(STRIP)@deploy \
 		--batch 2 --shapes 224 448 800x1216 --rounds 5 --out work_dirs/benchmark/dense
+
+soak: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
 test: install
 	$(BIN)/python -m pytest

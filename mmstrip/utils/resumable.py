@@ -36,11 +36,11 @@ def make_resumable(config: Config) -> None:
     if config.get('train_cfg'):
         _replace_loop(config.train_cfg)
         config.custom_hooks = [*(config.get('custom_hooks') or []), *hooks]
-    checkpoint = config.setdefault('default_hooks', {}).setdefault(
-        'checkpoint', dict(type='CheckpointHook', interval=1)
-    )
+    default_hooks = dict(config.get('default_hooks') or {})
+    checkpoint = default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if checkpoint and checkpoint.get('type') == 'CheckpointHook':
         checkpoint['type'] = 'mmstrip.SafeCheckpointHook'
+    config.default_hooks = default_hooks
 
 
 def _replace_loop(loop: dict) -> None:

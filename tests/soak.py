@@ -1,0 +1,68 @@
+"""A long run, watched: python tests/soak.py [EPOCHS]   (make soak)
+
+Trains the tiny digits classifier (3 iterations and a validation an epoch; 700 epochs by default) and reports the slope
+of its memory, how right the announced time left was, and which files are left. Not part of the test suite.
+"""
+
+import datetime
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from helpers.runs import children, log, start
+from rich.progress import track
+
+STATUS = re.compile(r'^(\S+ \S+) - .*Epoch\(train\) +\[(\d+)\].* eta: (\d+):(\d+):(\d+)', re.MULTILINE)
+
+
+def resident(pid: int) -> float:
+    """Memory of a process in MiB."""
+    status = Path(f'/proc/{pid}/status').read_text()
+    return int(re.search(r'^VmRSS:\s+(\d+) kB', status, re.MULTILINE).group(1)) / 1024
+
+
+def watch(folder: Path, epochs: int) -> list[tuple[int, float]]:
+    """Epoch and MiB of the training and its workers, about once a second."""
+    options = {'train_cfg.max_epochs': epochs, 'default_hooks.logger.interval': 3, 'randomness.seed': 0}
+    process, memory = start(folder, options), []
+    for epoch in track(range(1, epochs + 1), 'Training'):
+        while process.is_alive() and log(folder).count('Saving checkpoint') < epoch:
+            time.sleep(0.5)
+        if process.is_alive():
+            memory.append((epoch, resident(process.pid) + sum(map(resident, children(process.pid)))))
+    process.join()
+    assert process.exitcode == 0, log(folder)[-2000:]
+    return memory
+
+
+def report_time_left(text: str) -> None:
+    lines = [(_moment(stamp), int(epoch), [int(part) for part in left]) for stamp, epoch, *left in STATUS.findall(text)]
+    end = lines[-1][0]
+    for share in (0.25, 0.5, 0.75):
+        moment, epoch, (hours, minutes, seconds) = lines[int(share * len(lines))]
+        announced, real = 3600 * hours + 60 * minutes + seconds, (end - moment).total_seconds()
+        print(f'Time left at epoch {epoch}: announced {announced} s, real {real:.0f} s ({announced / real - 1:+.0%})')
+
+
+def _moment(stamp: str) -> datetime.datetime:
+    return datetime.datetime.strptime(stamp, '%m/%d %H:%M:%S')
+
+
+def main(epochs: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        memory = np.array(watch(folder, epochs)[epochs // 10 :])
+        slope, _ = np.polyfit(3 * memory[:, 0], memory[:, 1], 1)
+        print(f'{3 * epochs} iterations; memory {memory[0, 1]:.0f} MiB at 10 %, {memory[-1, 1]:.0f} MiB at the end')
+        print(f'Slope {1024 * slope:+.3f} KiB an iteration, which is {slope * 1e6 / 1024:+.2f} GiB in a million')
+        report_time_left(log(folder))
+        for file in sorted(folder.rglob('*')):
+            if file.is_file():
+                print(f'{file.relative_to(folder)}: {file.stat().st_size / 1024:.0f} KiB')
+
+
+if __name__ == '__main__':
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 700)
