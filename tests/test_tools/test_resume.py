@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.runs import children, fail, finish, log, start
+from helpers.runs import CONFIG, children, fail, finish, log, start
 
 from mmstrip.engine.checkpoint_hook import STOPPED
 
@@ -98,6 +98,33 @@ def test_sigterm_saves_inside_an_epoch(tmp_path, undisturbed):
     assert inside  # others may have waited for the end of a validation
     assert_same_end(finish(tmp_path, SETTINGS), undisturbed)
     assert not (tmp_path / 'interrupted.pth').exists()
+
+
+BY_ITERATIONS = f"""
+_base_ = [{str(CONFIG)!r}]
+train_dataloader = dict(sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True))
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=25, val_interval=4)
+param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=False)]
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=4))
+log_processor = dict(by_epoch=False)
+"""
+
+
+def test_training_by_iterations_goes_on_at_any_iteration(tmp_path):
+    """As segmentors are trained: an endless sampler, and the batches that were trained are not loaded again."""
+    config = tmp_path / 'iterations.py'
+    config.write_text(BY_ITERATIONS)
+    options = {'randomness.seed': 2}
+    undisturbed = finish(tmp_path / 'one', options, config=config)
+    stopped = tmp_path / 'two'
+    for number, stop in enumerate((signal.SIGTERM, signal.SIGKILL)):
+        process = start(stopped, options, config=config)
+        wait_until(lambda goal=6 + 8 * number: log(stopped).count('Iter(train)') >= goal, process)
+        os.kill(process.pid, stop)
+        process.join(60)
+        assert process.exitcode == (STOPPED if stop == signal.SIGTERM else -stop)
+    assert_same_end(finish(stopped, options, config=config), undisturbed)
+    assert 'slower' not in log(stopped)
 
 
 def test_full_disk_and_damaged_checkpoints(tmp_path, undisturbed):
