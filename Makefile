@@ -38,8 +38,9 @@ benchmark: install
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
+# Each process of the suite takes one core; files stay together, as their tests share trained models.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -25,13 +25,13 @@ def resident(pid: int) -> float:
 
 
 def watch(folder: Path, epochs: int) -> list[tuple[int, float]]:
-    """Epoch and MiB of the training and its workers, about once a second."""
+    """Epoch and MiB of the training and its workers, at the end of each epoch but the last."""
     options = {'train_cfg.max_epochs': epochs, 'default_hooks.logger.interval': 3, 'randomness.seed': 0}
     process, memory = start(folder, options), []
     for epoch in track(range(1, epochs + 1), 'Training'):
         while process.is_alive() and log(folder).count('Saving checkpoint') < epoch:
             time.sleep(0.5)
-        if process.is_alive():
+        if epoch < epochs:
             memory.append((epoch, resident(process.pid) + sum(map(resident, children(process.pid)))))
     process.join()
     assert process.exitcode == 0, log(folder)[-2000:]

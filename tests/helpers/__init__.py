@@ -47,7 +47,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 def run(*command, cwd: Path = ROOT, env: dict = {}, timeout: int = 600) -> subprocess.CompletedProcess:
     """Run a command as a user would; `python` is the one that runs the tests."""
     python = str(Path(sys.executable).parent)
-    environment = {**os.environ, 'PATH': f'{python}{os.pathsep}{os.environ["PATH"]}', 'OMP_NUM_THREADS': '2', **env}
+    environment = {'OMP_NUM_THREADS': '2', **os.environ, 'PATH': f'{python}{os.pathsep}{os.environ["PATH"]}', **env}
     return subprocess.run(
         list(map(str, command)),
         cwd=cwd,
