@@ -5,13 +5,15 @@ of pixels x channels. In eager mode hand-written gradients save passes over memo
 pass; a compiler fuses the plain formulas itself, so it gets those.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from . import native
 
 # On CPUs (oneDNN) the weight gradient of wider depthwise kernels leaves vector code, and takes 10 to 20 times as long.
 FAST_KERNEL_WIDTH = 3
@@ -66,11 +68,137 @@ def add_residual(x: Tensor, branch: Tensor) -> Tensor:
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise convolution of (N, C, H, W) with (C, 1, K_h, K_w), odd sides, the map's size kept."""
+    if native.fits(x, weight) and native.has_width(weight):
+        return _NativeDepthwise.apply(x, *_taps(weight))
     kernel, width = weight.shape[3], x.shape[3]
     slow = x.device.type == 'cpu' and x.dtype == torch.float32 and kernel in (5, 7) and width > FAST_KERNEL_WIDTH
     if slow and _wants_gradient(weight) and not torch.is_autocast_enabled('cpu') and not torch.jit.is_tracing():
         return _WideDepthwise.apply(x, weight)
     return F.conv2d(x, weight, padding=_same(weight), groups=x.shape[1])
+
+
+class _NativeDepthwise(Function):
+    """Depthwise convolution with weights (1, C, taps), or (N, C, taps) where each image has its own."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, rows: list[int]) -> Tensor:
+        x = _channels_last(x)
+        ctx.save_for_backward(x, weight)
+        ctx.rows = rows
+        return native.operators.depthwise(x, weight, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = _channels_last(grad)
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = native.operators.depthwise(grad, weight.flip(2), ctx.rows)
+        if ctx.needs_input_grad[1]:
+            grad_weight = native.operators.depthwise_weight_grad(grad, x, ctx.rows)
+            grad_weight = grad_weight.sum_to_size(weight.shape)
+        return grad_x, grad_weight, None
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def norm_activate_depthwise(norm: nn.Module, act: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """:func:`depthwise` of ``act(norm(x))``: where no gradient is wanted, the operator does all three."""
+    affine = _native_affine(norm, act, x)
+    if affine is None or not native.fits(weight) or not native.has_width(weight) or _wants_gradient(weight):
+        (x,) = norm_activate(norm, act, x)
+        return depthwise(x, weight)
+    return native.operators.depthwise(_channels_last(x), *_taps(weight), *affine)
+
+
+def _taps(weight: Tensor) -> tuple[Tensor, list[int]]:
+    """Weights (C, 1, K_h, K_w) as the operators take them: (1, C, taps) and the widths of the kernel's rows."""
+    return weight.flatten(1)[None], [weight.shape[3]] * weight.shape[2]
+
+
+def _native_affine(norm: nn.Module, act: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift (C, ) of a norm in front of GELU, if the operators are to do both and no gradient is wanted."""
+    if not is_gelu(act) or not native.fits(x, *norm.parameters()) or _wants_gradient(x, *norm.parameters()):
+        return None
+    if isinstance(norm, nn.Identity):
+        return x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
+    if not _is_batch_norm(norm) or norm.training:
+        return None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def _is_batch_norm(norm: nn.Module) -> bool:
+    """Whether it is BN with all that a hand-written gradient reckons with."""
+    plain = type(norm) is nn.BatchNorm2d and norm.affine
+    return plain and norm.track_running_stats and norm.momentum is not None
+
+
+# Outline of the cross that the 7x3 and the 3x7 kernel make together, as widths of its rows.
+CROSS = [3, 3, 7, 7, 7, 3, 3]
+
+
+def local_strips(u: Tensor, tall: Tensor, wide: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
+    """LSMM (Section 3.4) of (N, C, H, W): depthwise convolutions and u itself, in a weighted sum.
+
+    Args:
+        u: (N, C, H, W).
+        tall: (C, 1, 7, 3).
+        wide: (C, 1, 3, 7).
+        reweight: From the average of the three over H and W (N, C, 1, 1) to their weights (N, 3 C, 1, 1), before
+            their softmax.
+
+    Returns:
+        (N, C, H, W).
+    """
+    if native.fits(u, tall, wide):
+        return _cross_convolution(u, tall, wide, reweight)
+    paths = depthwise(u, tall), depthwise(u, wide), u
+    # One sum a path is cheaper than adding the paths first, and its gradient takes no memory.
+    total = sum(sum_tokens(path.permute(0, 2, 3, 1)) for path in paths).permute(0, 3, 1, 2)
+    weights = _path_weights(total, u, reweight)
+    return weighted_sum(paths, weights.to(u.dtype).unbind(dim=2))
+
+
+def _path_weights(total: Tensor, u: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
+    """(N, C, 3, 1, 1)"""
+    average = (total / (u.shape[2] * u.shape[3])).to(u.dtype)
+    return reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)
+
+
+def _cross_convolution(u: Tensor, tall: Tensor, wide: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
+    """All linear in u: its sums under each tap give the average, then one kernel an image does the rest."""
+    channels = u.shape[1]
+    kernels = u.new_zeros(3, channels, 7, 7)
+    kernels[0, :, :, 2:5] = tall[:, 0]
+    kernels[1, :, 2:5] = wide[:, 0]
+    kernels[2, :, 3, 3] = 1
+    inside = u.new_zeros(7, 7, dtype=torch.bool)
+    inside[:, 2:5] = inside[2:5] = True
+    kernels = kernels[:, :, inside]  # (3, C, taps)
+    total = (_TapSums.apply(u, CROSS) * kernels.sum(0)).sum(2)[:, :, None, None]
+    weights = _path_weights(total, u, reweight)[..., 0, 0]  # (N, C, 3)
+    combined = torch.einsum('ncp,pct->nct', weights, kernels)
+    return _NativeDepthwise.apply(u, combined, CROSS)
+
+
+class _TapSums(Function):
+    """Sums (N, C, taps) of what each tap of a depthwise kernel sees of (N, C, H, W)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, rows: list[int]) -> Tensor:
+        x = _channels_last(x)
+        ctx.rows, ctx.shape = rows, x.shape
+        return native.operators.depthwise_weight_grad(torch.ones_like(x), x, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        ones = _channels_last(grad.new_ones(ctx.shape))
+        return native.operators.depthwise(ones, grad.flip(2), ctx.rows), None
 
 
 def _same(weight: Tensor) -> tuple[int, int]:
@@ -126,6 +254,8 @@ def strip_layer(x: Tensor, weight: Tensor, bias: Tensor, axis: str, position: Te
     Returns:
         (N, C, H, W).
     """
+    if native.fits(x, weight, bias, *([] if position is None else [position])):
+        return _NativeStripLayer.apply(x, weight, bias, axis, position)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
@@ -225,6 +355,34 @@ class _StripLayer(Function):
         return grad_x, grad_weight, grad_bias, None
 
 
+class _NativeStripLayer(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, axis: str, position: Tensor | None) -> Tensor:
+        x, weight = _channels_last(x), weight.contiguous()
+        ctx.save_for_backward(x, weight, position)
+        ctx.row, ctx.bias_dim = axis == 'row', bias.dim()
+        return native.operators.strip_layer(x, weight, bias, ctx.row, position)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, position = ctx.saved_tensors
+        grad = _channels_last(grad)
+        grad_x = grad_weight = grad_bias = grad_position = None
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[4]:
+            grad_x = native.operators.strip_layer_input_grad(grad, weight, ctx.row)
+        if ctx.needs_input_grad[1]:
+            grad_weight = native.operators.strip_layer_weight_grad(grad, x, *weight.shape[:2], ctx.row, position)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(0)
+            if ctx.bias_dim == 2:
+                lines = grad_bias.sum(1 if ctx.row else 2)  # (C, tokens)
+                grad_bias = lines.unflatten(0, (-1, len(weight))).sum(0)
+        if ctx.needs_input_grad[4]:
+            grad_position = grad_x.sum(0)
+        return grad_x, grad_weight, grad_bias, None, grad_position
+
+
 def is_gelu(act: nn.Module) -> bool:
     """Whether an activation is the exact GELU, which is what the functions here compute."""
     return isinstance(act, nn.GELU) and act.approximate == 'none'
@@ -235,15 +393,51 @@ def norm_activate(norm: nn.Module, act: nn.Module, x: Tensor, parts: int = 1) ->
 
     BN and GELU keep x alone for the backward pass, in which they normalise once more.
     """
-    bn = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
-    if not (bn and is_gelu(act)) or _plain() or not _wants_gradient(x, *norm.parameters()):
+    affine = _native_affine(norm, act, x)
+    if affine is not None:
+        return native.operators.affine_gelu(_channels_last(x), *affine, parts)
+    if not (_is_batch_norm(norm) and is_gelu(act)) or _plain() or not _wants_gradient(x, *norm.parameters()):
         x = norm(x)
         fresh = is_gelu(act) and parts == 1 and not _plain() and not _wants_gradient(x)
         return [torch.ops.aten.gelu_(x)] if fresh else [act(part) for part in x.chunk(parts, dim=1)]
     if norm.training:
         norm.num_batches_tracked.add_(1)
     statistics = norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
-    return list(_NormGELU.apply(x, norm.weight, norm.bias, statistics, parts))
+    function = _NativeNormGELU if native.fits(x, *norm.parameters()) else _NormGELU
+    return list(function.apply(x, norm.weight, norm.bias, statistics, parts))
+
+
+class _NativeNormGELU(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, statistics: tuple, parts: int) -> tuple[Tensor, ...]:
+        mean, variance, ctx.training, momentum, eps = statistics
+        x = _channels_last(x)
+        if ctx.training:
+            running_mean, running_variance = mean, variance
+            mean, variance = native.operators.channel_moments(x)
+            count = x.numel() // x.shape[1]
+            running_mean.lerp_(mean, momentum)
+            running_variance.lerp_(variance * (count / max(count - 1, 1)), momentum)
+        inverse = (variance + eps).rsqrt()
+        scale = weight * inverse
+        shift = bias - mean * scale
+        ctx.save_for_backward(x, mean.clone(), inverse, scale, shift)
+        return tuple(native.operators.affine_gelu(x, scale, shift, parts))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, inverse, scale, shift = ctx.saved_tensors
+        grads = [_channels_last(grad) for grad in grads]
+        grad, grad_bias, product = native.operators.affine_gelu_backward(grads, x, scale, shift, mean)
+        grad_weight = product * inverse
+        slope = offset = torch.zeros_like(scale)
+        if ctx.training:  # x moves its mean and its variance too
+            count = x.numel() // x.shape[1]
+            slope = -scale * inverse * grad_weight / count
+            offset = -scale * grad_bias / count - slope * mean
+        native.operators.combine_(grad, x, scale, slope, offset)
+        return grad, grad_weight, grad_bias, None, None
 
 
 class _NormGELU(Function):
@@ -270,6 +464,72 @@ class _NormGELU(Function):
         return *backward(grad, x, weight, mean, variance, mean, inverse, ctx.training, ctx.eps, wanted), None, None
 
 
+def channel_mlp(x: Tensor, expand: Sequence[Tensor], gamma: Tensor, eps: float, reduce: Sequence[Tensor]) -> Tensor:
+    """Linear layer, GELU, GRN without its shift, linear layer, of (N, H, W, C).
+
+    Args:
+        x: (N, H, W, C).
+        expand: Weight (E, C) and bias (E, ) of the first layer.
+        gamma: (E, ), GRN's scale.
+        eps: GRN's.
+        reduce: Weight (O, E) and bias (O, ) of the second layer.
+
+    Returns:
+        (N, H, W, O).
+    """
+    if native.fits(x, *expand, gamma, *reduce):
+        if _wants_gradient(x, *expand, gamma, *reduce):
+            return _NativeChannelMLP.apply(x, *expand, gamma, eps, *reduce)
+        y = F.linear(x, expand[0])
+        norm = _root(native.operators.gelu_square_sum_(y, expand[1]))
+        return F.linear(y.mul_(_multiplier(norm, gamma, eps)), *reduce)
+    return gelu_response_norm_linear(F.linear(x, *expand), gamma, eps, *reduce)
+
+
+class _NativeChannelMLP(Function):
+    """Adds the first bias on the way to GELU: PyTorch would fill the product's memory with it first."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, shift: Tensor, gamma: Tensor, eps: float, *reduce: Tensor) -> Tensor:
+        hidden = F.linear(x, weight)
+        y, squares = native.operators.gelu_square_sum(hidden, shift)
+        norm = _root(squares)
+        ctx.save_for_backward(x, weight, hidden, shift, gamma, norm, reduce[0])
+        ctx.eps = eps
+        return F.linear(y.mul_(_multiplier(norm, gamma, eps)), *reduce)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, hidden, shift, gamma, norm, reduce = ctx.saved_tensors
+        multiplier = _multiplier(norm, gamma, ctx.eps)
+        flat = grad.reshape(-1, grad.shape[-1])
+        grad = (flat @ reduce).view(hidden.shape)
+        y, product = native.operators.gelu_scale(hidden, shift, multiplier, grad)
+        grad_reduce = flat.t() @ y.flatten(0, 2)
+        grad_gamma, slope = _response_norm_backward(product, norm, gamma, ctx.eps)
+        grad_shift = native.operators.gelu_scale_backward_(grad, hidden, shift, multiplier, slope)
+        grad = grad.flatten(0, 2)
+        grad_weight = grad.t() @ x.flatten(0, 2)
+        grad_x = (grad @ weight).view(x.shape)
+        return grad_x, grad_weight, grad_shift, grad_gamma, None, grad_reduce, flat.sum(0)
+
+
+def _response_norm_backward(product: Tensor, norm: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What GRN's multiplier hands on, given the sums of gradient times GRN's input y over the map.
+
+    Returns:
+        The gradient of gamma (C, ), and the factor (N, 1, 1, C) of y in the gradient of y.
+    """
+    mean = norm.mean(dim=-1, keepdim=True) + eps
+    scale = norm / mean
+    grad_gamma = (product * scale).sum(dim=(0, 1, 2))
+    # The norm acts through the mean too.
+    grad_scale = product * gamma
+    grad_norm = (grad_scale - (grad_scale * scale).mean(dim=-1, keepdim=True)) / mean
+    return grad_gamma, grad_norm / norm
+
+
 def gelu_response_norm_linear(x: Tensor, gamma: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU, GRN without its shift, and a linear layer (O, C), of (N, H, W, C): only x is kept for the backward pass.
 
@@ -294,9 +554,13 @@ def _multiplier(norm: Tensor, gamma: Tensor, eps: float) -> Tensor:
 
 def _token_norm(x: Tensor) -> Tensor:
     """L2 norm over H and W of (N, H, W, C): (N, 1, 1, C), in at least float32."""
-    # Squares overflow half precision; clamped, as the root has no gradient at 0.
+    # Squares overflow half precision.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return sum_tokens(wide.square()).clamp_min(1e-24).sqrt()
+    return _root(sum_tokens(wide.square()))
+
+
+def _root(squares: Tensor) -> Tensor:
+    return squares.clamp_min(1e-24).sqrt()  # it has no gradient at 0
 
 
 def sum_tokens(x: Tensor) -> Tensor:
@@ -322,18 +586,13 @@ class _GELUResponseNormLinear(Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, norm, weight = ctx.saved_tensors
         y = F.gelu(x)
-        mean = norm.mean(dim=-1, keepdim=True) + ctx.eps
-        scale = norm / mean
-        multiplier = (1 + gamma * scale).to(x.dtype)
+        multiplier = _multiplier(norm, gamma, ctx.eps).to(x.dtype)
         spare = y * multiplier  # what the linear layer has read
         flat = grad.reshape(-1, grad.shape[-1])
         grad_weight = flat.t() @ spare.flatten(0, 2)
         grad_bias = flat.sum(0)
         grad = (flat @ weight).view(x.shape)
-        # Gradients of the multiplier, per image and channel; then of the norm, through its mean too.
         product = sum_tokens(torch.mul(grad, y, out=spare))
-        grad_gamma = (product * scale).sum(dim=(0, 1, 2)).to(gamma.dtype)
-        grad_scale = product * gamma
-        grad_norm = (grad_scale - (grad_scale * scale).mean(dim=-1, keepdim=True)) / mean
-        grad.mul_(multiplier).addcmul_(y, (grad_norm / norm).to(y.dtype))
-        return torch.ops.aten.gelu_backward(grad, x), grad_gamma, None, grad_weight, grad_bias
+        grad_gamma, slope = _response_norm_backward(product, norm, gamma, ctx.eps)
+        grad.mul_(multiplier).addcmul_(y, slope.to(y.dtype))
+        return torch.ops.aten.gelu_backward(grad, x), grad_gamma.to(gamma.dtype), None, grad_weight, grad_bias

@@ -4,7 +4,7 @@ Concatenations, grouped convolutions for the strip layers and PyTorch's own grad
 written. Nothing here is fast.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -25,6 +25,17 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 def weighted_sum(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     return sum(part * weight for part, weight in zip(parts, weights))
+
+
+def norm_activate_depthwise(norm: nn.Module, act: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    return depthwise(act(norm(x)), weight)
+
+
+def local_strips(u: Tensor, tall: Tensor, wide: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
+    paths = depthwise(u, tall), depthwise(u, wide), u
+    average = sum(path.mean(dim=(2, 3), keepdim=True) for path in paths)
+    weights = reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)
+    return weighted_sum(paths, weights.unbind(dim=2))
 
 
 def add_residual(x: Tensor, branch: Tensor) -> Tensor:
@@ -65,9 +76,15 @@ def gelu_response_norm_linear(x: Tensor, gamma: Tensor, eps: float, weight: Tens
     return F.linear(response_norm(F.gelu(x), gamma, eps), weight, bias)
 
 
+def channel_mlp(x: Tensor, expand: Sequence[Tensor], gamma: Tensor, eps: float, reduce: Sequence[Tensor]) -> Tensor:
+    return gelu_response_norm_linear(F.linear(x, *expand), gamma, eps, *reduce)
+
+
 FORMULAS = (
     pointwise,
     depthwise,
+    norm_activate_depthwise,
+    local_strips,
     weighted_sum,
     add_residual,
     sum_tokens,
@@ -75,6 +92,7 @@ FORMULAS = (
     norm_activate,
     response_norm,
     gelu_response_norm_linear,
+    channel_mlp,
 )
 
 
