@@ -17,7 +17,7 @@ try:
 except ImportError:
     BuildExtension = None
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 MIM = ('configs', 'tools', 'model-index.yml')
 
 
@@ -42,12 +42,11 @@ def native() -> dict:
     """The compiled operators as arguments of setup; none without PyTorch, or with MMSTRIP_NATIVE=0."""
     if BuildExtension is None or os.environ.get('MMSTRIP_NATIVE') == '0':
         return {}
-    csrc = Path('mmstrip', 'csrc')
-    build = runpy.run_path(str(ROOT / csrc / '__init__.py'))
+    build = runpy.run_path(str(ROOT / 'mmstrip' / 'csrc' / '__init__.py'))
     extension = CppExtension(
         build['extension_name'](),
-        [str(csrc / f'{name}.cpp') for name in ('activations', 'depthwise', 'strip_layer')],
-        depends=[str(csrc / 'lanes.h'), str(csrc / '__init__.py')],
+        [str(path.relative_to(ROOT)) for path in build['SOURCES']],
+        depends=[str(path.relative_to(ROOT)) for path in build['HEADERS']],
         extra_compile_args=build['compile_flags'](),
         extra_link_args=build['LINK_FLAGS'],
     )
@@ -91,6 +90,7 @@ setup(
     packages=find_packages(include=('mmstrip', 'mmstrip.*')),
     install_requires=requirements('runtime'),
     extras_require={**EXTRAS, 'all': [line for lines in EXTRAS.values() for line in lines]},
+    package_data={'mmstrip.csrc': ['*.cpp', '*.h']},
     ext_modules=NATIVE.get('ext_modules', []),
     cmdclass={'build_py': BuildWithMim, **NATIVE.get('cmdclass', {})},
 )

@@ -1,10 +1,17 @@
 """Sources of the compiled operators, and what they are compiled for: read by setup.py and :mod:`mmstrip.models.native`.
 
 They are compiled on the machine that runs them, with the vector instructions that PyTorch finds there. The extension's
-name says which, and for which PyTorch, so that a machine or a PyTorch of another kind does not find it.
+name says which, for which PyTorch and from which sources: where one of them is another, it is not found.
 """
 
+import zlib
+from pathlib import Path
+
 import torch
+
+HERE = Path(__file__).parent
+SOURCES = sorted(HERE.glob('*.cpp'))
+HEADERS = sorted(HERE.glob('*.h'))
 
 # An instruction set of PyTorch's (torch.backends.cpu.get_cpu_capability) and what it stands for.
 VECTOR_FLAGS = {
@@ -16,7 +23,8 @@ VECTOR_FLAGS = {
 def extension_name() -> str:
     capability = torch.backends.cpu.get_cpu_capability().lower().replace(' ', '')
     major, minor = torch.__version__.split('.')[:2]
-    return f'mmstrip._C_{capability}_torch{major}{minor}'
+    digest = zlib.crc32(b''.join(path.read_bytes() for path in SOURCES + HEADERS))
+    return f'mmstrip._C_{capability}_torch{major}_{minor}_{digest:08x}'
 
 
 def compile_flags() -> list:

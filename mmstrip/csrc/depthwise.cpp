@@ -74,8 +74,8 @@ void convolve(const Kernel& kernel, const Lanes* x, int64_t line, const Lanes* w
     for (int64_t w = 0; w < width; w += TILE) {
       Lanes sum[TILE]{};
       convolve_tile<TILE>(kernel, x + h * line + w, line, weight, sum);
-      for (int t = 0; t < std::min<int64_t>(TILE, width - w); ++t) {
-        store(out + (h * width + w + t) * channels, sum[t], count);
+      for (int t = 0; t < TILE; ++t) {
+        if (w + t < width) store(out + (h * width + w + t) * channels, sum[t], count);
       }
     }
   }
@@ -202,16 +202,66 @@ at::Tensor depthwise_weight_grad(const at::Tensor& grad, const at::Tensor& x, at
   return out;
 }
 
+// Sums of a line of pixels as each column of a kernel sees it.
+void sum_line(const float* pixels, int64_t width, int64_t channels, int64_t count, std::vector<Lanes>& sums) {
+  const int64_t middle = sums.size() / 2;
+  Lanes total{};
+  for (const auto w : irange(width)) total += load(pixels + w * channels, count);
+  Lanes head{}, tail{};
+  sums[middle] = total;
+  for (int64_t offset = 1; offset <= middle; ++offset) {
+    if (offset < width) {
+      head += load(pixels + (offset - 1) * channels, count);
+      tail += load(pixels + (width - offset) * channels, count);
+    }
+    sums[middle + offset] = offset < width ? total - head : Lanes{};
+    sums[middle - offset] = offset < width ? total - tail : Lanes{};
+  }
+}
+
+// Sums (N, C, taps) of what each tap sees of x: of whole lines, less the ends that a tap does not reach.
+at::Tensor tap_sums(const at::Tensor& x, at::IntArrayRef rows) {
+  const Kernel kernel(rows);
+  const Blocks blocks(x);
+  const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
+  const at::Tensor out = at::empty({x.size(0), channels, kernel.taps}, x.options());
+  at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<Lanes> line(kernel.width), sums(kernel.taps);
+    for (const auto task : irange(begin, end)) {
+      const int64_t first = blocks.first(task), count = blocks.count(task);
+      const float* from = x.const_data_ptr<float>() + blocks.image(task) * height * width * channels + first;
+      std::fill(sums.begin(), sums.end(), Lanes{});
+      for (int64_t h = 0; h < height; ++h, from += width * channels) {
+        sum_line(from, width, channels, count, line);
+        Lanes* sum = sums.data();
+        for (const auto row : irange(kernel.height)) {
+          const int64_t target = h + kernel.height / 2 - row;  // the line of the output that sees this one
+          const Lanes* seen = line.data() + (kernel.width - rows[row]) / 2;
+          for (const auto k : irange(rows[row])) {
+            if (target >= 0 && target < height) sum[k] += seen[k];
+          }
+          sum += rows[row];
+        }
+      }
+      float* to = out.mutable_data_ptr<float>() + (blocks.image(task) * channels + first) * kernel.taps;
+      scatter(sums.data(), kernel.taps, to, kernel.taps, count);
+    }
+  });
+  return out;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("depthwise(Tensor x, Tensor weight, int[] rows, Tensor? scale=None, Tensor? shift=None) -> Tensor");
   library.def("depthwise_weight_grad(Tensor grad, Tensor x, int[] rows) -> Tensor");
+  library.def("tap_sums(Tensor x, int[] rows) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {
   library.impl("depthwise", depthwise);
   library.impl("depthwise_weight_grad", depthwise_weight_grad);
+  library.impl("tap_sums", tap_sums);
 }
 
 }  // namespace mmstrip

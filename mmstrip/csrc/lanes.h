@@ -58,6 +58,14 @@ __attribute__((always_inline)) inline void store(float* to, Lanes lanes, int64_t
   }
 }
 
+// Compilers would rather read memory once for every use.
+inline Lanes in_register(Lanes x) {
+#ifdef __AVX512F__
+  asm("" : "+v"(x));
+#endif
+  return x;
+}
+
 // NaN stays NaN.
 inline Lanes clamp(Lanes x, float bound) {
 #ifdef __AVX512F__

@@ -71,12 +71,13 @@ void multiply(const Lanes* x, const Lanes* weight, int64_t strip_width, int64_t 
   for (int64_t i = 0; i < strip_width; ++i, x += tokens) {
     for (int64_t in = 0; in < tokens; ++in, weight += T) {
       for (int j = 0; j < LINES; ++j) {
-        const Lanes value = x[j * tokens + in];
+        const Lanes value = in_register(x[j * tokens + in]);
         for (int t = 0; t < T; ++t) sum[j][t] += value * weight[t];
       }
     }
   }
-  for (int j = 0; j < std::min<int64_t>(LINES, lines); ++j) {
+  for (int j = 0; j < LINES; ++j) {
+    if (j >= lines) break;
     for (int t = 0; t < T; ++t) store(to.data + j * to.line + t * to.token, sum[j][t], to.count);
   }
 }
@@ -168,7 +169,7 @@ void correlate(const Lanes* grad, const Lanes* x, int64_t lines, int64_t tokens,
   for (int t = 0; t < T; ++t) std::copy(out + t * tokens, out + t * tokens + U, sum[t]);
   for (int64_t line = 0; line < lines; ++line, grad += tokens, x += tokens) {
     for (int t = 0; t < T; ++t) {
-      const Lanes value = grad[t];
+      const Lanes value = in_register(grad[t]);
       for (int u = 0; u < U; ++u) sum[t][u] += value * x[u];
     }
   }

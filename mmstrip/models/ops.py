@@ -107,8 +107,8 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def norm_activate_depthwise(norm: nn.Module, act: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """:func:`depthwise` of ``act(norm(x))``: where no gradient is wanted, the operator does all three."""
-    affine = _native_affine(norm, act, x)
-    if affine is None or not native.fits(weight) or not native.has_width(weight) or _wants_gradient(weight):
+    affine = _native_affine(norm, act, x.shape[1], x, weight)
+    if affine is None or not native.has_width(weight):
         (x,) = norm_activate(norm, act, x)
         return depthwise(x, weight)
     return native.operators.depthwise(_channels_last(x), *_taps(weight), *affine)
@@ -119,12 +119,13 @@ def _taps(weight: Tensor) -> tuple[Tensor, list[int]]:
     return weight.flatten(1)[None], [weight.shape[3]] * weight.shape[2]
 
 
-def _native_affine(norm: nn.Module, act: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
+def _native_affine(norm: nn.Module, act: nn.Module, channels: int, *inputs: Tensor) -> tuple[Tensor, Tensor] | None:
     """Scale and shift (C, ) of a norm in front of GELU, if the operators are to do both and no gradient is wanted."""
-    if not is_gelu(act) or not native.fits(x, *norm.parameters()) or _wants_gradient(x, *norm.parameters()):
+    tensors = *inputs, *norm.parameters()
+    if not is_gelu(act) or not native.fits(*tensors) or _wants_gradient(*tensors):
         return None
     if isinstance(norm, nn.Identity):
-        return x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
+        return inputs[0].new_ones(channels), inputs[0].new_zeros(channels)
     if not _is_batch_norm(norm) or norm.training:
         return None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -192,7 +193,7 @@ class _TapSums(Function):
     def forward(ctx, x: Tensor, rows: list[int]) -> Tensor:
         x = _channels_last(x)
         ctx.rows, ctx.shape = rows, x.shape
-        return native.operators.depthwise_weight_grad(torch.ones_like(x), x, rows)
+        return native.operators.tap_sums(x, rows)
 
     @staticmethod
     @once_differentiable
@@ -393,7 +394,7 @@ def norm_activate(norm: nn.Module, act: nn.Module, x: Tensor, parts: int = 1) ->
 
     BN and GELU keep x alone for the backward pass, in which they normalise once more.
     """
-    affine = _native_affine(norm, act, x)
+    affine = _native_affine(norm, act, x.shape[1], x)
     if affine is not None:
         return native.operators.affine_gelu(_channels_last(x), *affine, parts)
     if not (_is_batch_norm(norm) and is_gelu(act)) or _plain() or not _wants_gradient(x, *norm.parameters()):
@@ -405,6 +406,17 @@ def norm_activate(norm: nn.Module, act: nn.Module, x: Tensor, parts: int = 1) ->
     statistics = norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
     function = _NativeNormGELU if native.fits(x, *norm.parameters()) else _NormGELU
     return list(function.apply(x, norm.weight, norm.bias, statistics, parts))
+
+
+def pointwise_norm_activate(
+    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, norm: nn.Module, act: nn.Module, chunks: int = 1
+) -> list[Tensor]:
+    """:func:`pointwise`, then :func:`norm_activate`, with whose shift the bias is added where no gradient is wanted."""
+    affine = None if bias is None else _native_affine(norm, act, len(weight), *parts, weight, bias)
+    if affine is None:
+        return norm_activate(norm, act, pointwise(parts, weight, bias), chunks)
+    scale, shift = affine
+    return native.operators.affine_gelu(pointwise(parts, weight), scale, shift + scale * bias, chunks)
 
 
 class _NativeNormGELU(Function):

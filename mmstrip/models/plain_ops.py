@@ -67,6 +67,12 @@ def norm_activate(norm: nn.Module, act: nn.Module, x: Tensor, parts: int = 1) ->
     return list(act(norm(x)).chunk(parts, dim=1))
 
 
+def pointwise_norm_activate(
+    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, norm: nn.Module, act: nn.Module, chunks: int = 1
+) -> list[Tensor]:
+    return norm_activate(norm, act, pointwise(parts, weight, bias), chunks)
+
+
 def response_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
     norm = x.square().sum(dim=(1, 2), keepdim=True).clamp_min(1e-24).sqrt()
     return x + gamma * (x * (norm / (norm.mean(dim=-1, keepdim=True) + eps)))
@@ -90,6 +96,7 @@ FORMULAS = (
     sum_tokens,
     strip_layer,
     norm_activate,
+    pointwise_norm_activate,
     response_norm,
     gelu_response_norm_linear,
     channel_mlp,

@@ -207,8 +207,7 @@ class CascadeGroupStripMixing(BaseModule):
     def mix_window(self, u: Tensor) -> Tensor:
         """Row and column mixing of windows (M, C, *extent): c, or [v, c] in parallel form."""
         row = self.row(u, self.position_row and self.position_row())
-        fused = ops.pointwise((row, u), self.fuse_row.weight, self.fuse_row.bias)
-        (v,) = ops.norm_activate(self.norm, self.act, fused)
+        (v,) = ops.pointwise_norm_activate((row, u), self.fuse_row.weight, self.fuse_row.bias, self.norm, self.act)
         column = self.column(v if self.cascade else u, self.position_column and self.position_column())
         return column if self.cascade else torch.cat([v, column], dim=1)
 
@@ -321,8 +320,7 @@ class StripMixingBlock(BaseModule):
         norm, act, depthwise = self.depthwise
         x = ops.norm_activate_depthwise(norm, act, x, depthwise.weight)
         conv, norm, act = self.project
-        x = ops.pointwise((x,), conv.weight, conv.bias)
-        parts = ops.norm_activate(norm, act, x, parts=len(self.branches))
+        parts = ops.pointwise_norm_activate((x,), conv.weight, conv.bias, norm, act, chunks=len(self.branches))
         mixed = []
         for (name, branch), part in zip(self.branches.items(), parts):
             mixed += branch.mix(part) if self.deployed and name == 'cgsmm' else (branch(part),)
