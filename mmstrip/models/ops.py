@@ -140,6 +140,8 @@ def _is_batch_norm(norm: nn.Module) -> bool:
 
 # Outline of the cross that the 7x3 and the 3x7 kernel make together, as widths of its rows.
 CROSS = [3, 3, 7, 7, 7, 3, 3]
+# And its taps' places in 7x7 ones.
+CROSS_TAPS = torch.tensor([7 * row + (7 - width) // 2 + k for row, width in enumerate(CROSS) for k in range(width)])
 
 
 def local_strips(u: Tensor, tall: Tensor, wide: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
@@ -177,9 +179,7 @@ def _cross_convolution(u: Tensor, tall: Tensor, wide: Tensor, reweight: Callable
     kernels[0, :, :, 2:5] = tall[:, 0]
     kernels[1, :, 2:5] = wide[:, 0]
     kernels[2, :, 3, 3] = 1
-    inside = u.new_zeros(7, 7, dtype=torch.bool)
-    inside[:, 2:5] = inside[2:5] = True
-    kernels = kernels[:, :, inside]  # (3, C, taps)
+    kernels = kernels.flatten(2).index_select(2, CROSS_TAPS)  # (3, C, taps)
     total = (_TapSums.apply(u, CROSS) * kernels.sum(0)).sum(2)[:, :, None, None]
     weights = _path_weights(total, u, reweight)[..., 0, 0]  # (N, C, 3)
     combined = torch.einsum('ncp,pct->nct', weights, kernels)
