@@ -52,6 +52,7 @@ __attribute__((always_inline)) inline void add_to(float* sum, Lanes value, Count
 // gelu(x * scale + shift) of (N, C, H, W), its channels in equal parts.
 std::vector<at::Tensor> affine_gelu(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift, int64_t parts) {
   const int64_t channels = x.size(1), width = channels / parts, pixels = x.size(0) * x.size(2) * x.size(3);
+  TORCH_CHECK(scale.numel() == channels && shift.numel() == channels, "scale does not fit a map of ", channels, " channels");
   const auto options = x.options().memory_format(at::MemoryFormat::ChannelsLast);
   std::vector<at::Tensor> out(parts);
   for (auto& part : out) part = at::empty({x.size(0), width, x.size(2), x.size(3)}, options);
@@ -75,6 +76,7 @@ std::vector<at::Tensor> affine_gelu(const at::Tensor& x, const at::Tensor& scale
 // y = gelu(x + shift) of (N, H, W, C), and the sums of its squares (N, 1, 1, C).
 at::Tensor gelu_square_sum_out(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& y) {
   const Slices slices = slices_of_images(x);
+  TORCH_CHECK(shift.numel() == slices.channels && x.is_contiguous(), "shift does not fit");
   const at::Tensor sums = slices.sums(x.options());
   const int64_t channels = slices.channels;
   const float* b = shift.const_data_ptr<float>();

@@ -123,6 +123,9 @@ at::Tensor depthwise(const at::Tensor& x, const at::Tensor& weight, at::IntArray
   const Kernel kernel(rows);
   const Blocks blocks(x);
   const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
+  TORCH_CHECK(weight.size(1) == channels && weight.size(2) == kernel.taps, "weights do not fit a map of ", channels,
+              " channels");
+  TORCH_CHECK(!scale || (scale->numel() == channels && shift->numel() == channels), "scale does not fit");
   const int64_t tile = best_tile(width), pixels = height * width;
   const Padded padded(kernel, height, width, tile);
   const auto taps = load_weight(weight);

@@ -106,9 +106,13 @@ at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& position, c
   const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
   const int64_t patches = weight.size(0), strip_width = weight.size(1);
   const Lines shape(x, row);
-  TORCH_CHECK(shape.tokens == weight.size(2) && weight.is_contiguous(), "strip weights do not fit the map");
+  TORCH_CHECK(shape.tokens == weight.size(2) && shape.tokens == weight.size(3) && channels % patches == 0,
+              "strip weights ", weight.sizes(), " do not fit a map ", x.sizes());
+  TORCH_CHECK(!position || position->sizes() == x.sizes().slice(1), "positions do not fit the map");
   const int64_t tokens = shape.tokens, all_lines = whole_tiles(shape.lines), pad = strip_width / 2;
   const bool bias_map = bias && bias->dim() == 3;
+  TORCH_CHECK(!bias || (bias_map ? bias->sizes() == x.sizes().slice(1) : bias->numel() == patches * tokens),
+              "biases do not fit the map");
   const at::Tensor positions = position ? pixels_first(*position) : at::Tensor();
   const at::Tensor biases = bias_map ? pixels_first(*bias) : bias ? bias->contiguous() : at::Tensor();
   const int64_t bias_line = bias_map ? tokens : 0;

@@ -69,40 +69,12 @@ def add_residual(x: Tensor, branch: Tensor) -> Tensor:
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise convolution of (N, C, H, W) with (C, 1, K_h, K_w), odd sides, the map's size kept."""
     if native.fits(x, weight) and native.has_width(weight):
-        return _NativeDepthwise.apply(x, *_taps(weight))
+        return native.depthwise(x, weight)
     kernel, width = weight.shape[3], x.shape[3]
     slow = x.device.type == 'cpu' and x.dtype == torch.float32 and kernel in (5, 7) and width > FAST_KERNEL_WIDTH
     if slow and _wants_gradient(weight) and not torch.is_autocast_enabled('cpu') and not torch.jit.is_tracing():
         return _WideDepthwise.apply(x, weight)
     return F.conv2d(x, weight, padding=_same(weight), groups=x.shape[1])
-
-
-class _NativeDepthwise(Function):
-    """Depthwise convolution with weights (1, C, taps), or (N, C, taps) where each image has its own."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, rows: list[int]) -> Tensor:
-        x = _channels_last(x)
-        ctx.save_for_backward(x, weight)
-        ctx.rows = rows
-        return native.operators.depthwise(x, weight, rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grad = _channels_last(grad)
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = native.operators.depthwise(grad, weight.flip(2), ctx.rows)
-        if ctx.needs_input_grad[1]:
-            grad_weight = native.operators.depthwise_weight_grad(grad, x, ctx.rows)
-            grad_weight = grad_weight.sum_to_size(weight.shape)
-        return grad_x, grad_weight, None
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def norm_activate_depthwise(norm: nn.Module, act: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
@@ -111,12 +83,7 @@ def norm_activate_depthwise(norm: nn.Module, act: nn.Module, x: Tensor, weight: 
     if affine is None or not native.has_width(weight):
         (x,) = norm_activate(norm, act, x)
         return depthwise(x, weight)
-    return native.operators.depthwise(_channels_last(x), *_taps(weight), *affine)
-
-
-def _taps(weight: Tensor) -> tuple[Tensor, list[int]]:
-    """Weights (C, 1, K_h, K_w) as the operators take them: (1, C, taps) and the widths of the kernel's rows."""
-    return weight.flatten(1)[None], [weight.shape[3]] * weight.shape[2]
+    return native.affine_gelu_depthwise(x, weight, *affine)
 
 
 def _native_affine(norm: nn.Module, act: nn.Module, channels: int, *inputs: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -138,12 +105,6 @@ def _is_batch_norm(norm: nn.Module) -> bool:
     return plain and norm.track_running_stats and norm.momentum is not None
 
 
-# Outline of the cross that the 7x3 and the 3x7 kernel make together, as widths of its rows.
-CROSS = [3, 3, 7, 7, 7, 3, 3]
-# And its taps' places in 7x7 ones.
-CROSS_TAPS = torch.tensor([7 * row + (7 - width) // 2 + k for row, width in enumerate(CROSS) for k in range(width)])
-
-
 def local_strips(u: Tensor, tall: Tensor, wide: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
     """LSMM (Section 3.4) of (N, C, H, W): depthwise convolutions and u itself, in a weighted sum.
 
@@ -158,7 +119,7 @@ def local_strips(u: Tensor, tall: Tensor, wide: Tensor, reweight: Callable[[Tens
         (N, C, H, W).
     """
     if native.fits(u, tall, wide):
-        return _cross_convolution(u, tall, wide, reweight)
+        return native.cross_convolution(u, tall, wide, lambda total: _path_weights(total, u, reweight))
     paths = depthwise(u, tall), depthwise(u, wide), u
     # One sum a path is cheaper than adding the paths first, and its gradient takes no memory.
     total = sum(sum_tokens(path.permute(0, 2, 3, 1)) for path in paths).permute(0, 3, 1, 2)
@@ -170,36 +131,6 @@ def _path_weights(total: Tensor, u: Tensor, reweight: Callable[[Tensor], Tensor]
     """(N, C, 3, 1, 1)"""
     average = (total / (u.shape[2] * u.shape[3])).to(u.dtype)
     return reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)
-
-
-def _cross_convolution(u: Tensor, tall: Tensor, wide: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
-    """All linear in u: its sums under each tap give the average, then one kernel an image does the rest."""
-    channels = u.shape[1]
-    kernels = u.new_zeros(3, channels, 7, 7)
-    kernels[0, :, :, 2:5] = tall[:, 0]
-    kernels[1, :, 2:5] = wide[:, 0]
-    kernels[2, :, 3, 3] = 1
-    kernels = kernels.flatten(2).index_select(2, CROSS_TAPS)  # (3, C, taps)
-    total = (_TapSums.apply(u, CROSS) * kernels.sum(0)).sum(2)[:, :, None, None]
-    weights = _path_weights(total, u, reweight)[..., 0, 0]  # (N, C, 3)
-    combined = torch.einsum('ncp,pct->nct', weights, kernels)
-    return _NativeDepthwise.apply(u, combined, CROSS)
-
-
-class _TapSums(Function):
-    """Sums (N, C, taps) of what each tap of a depthwise kernel sees of (N, C, H, W)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, rows: list[int]) -> Tensor:
-        x = _channels_last(x)
-        ctx.rows, ctx.shape = rows, x.shape
-        return native.operators.tap_sums(x, rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        ones = _channels_last(grad.new_ones(ctx.shape))
-        return native.operators.depthwise(ones, grad.flip(2), ctx.rows), None
 
 
 def _same(weight: Tensor) -> tuple[int, int]:
@@ -256,7 +187,7 @@ def strip_layer(x: Tensor, weight: Tensor, bias: Tensor, axis: str, position: Te
         (N, C, H, W).
     """
     if native.fits(x, weight, bias, *([] if position is None else [position])):
-        return _NativeStripLayer.apply(x, weight, bias, axis, position)
+        return native.strip_layer(x, weight, bias, axis, position)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
@@ -356,34 +287,6 @@ class _StripLayer(Function):
         return grad_x, grad_weight, grad_bias, None
 
 
-class _NativeStripLayer(Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, axis: str, position: Tensor | None) -> Tensor:
-        x, weight = _channels_last(x), weight.contiguous()
-        ctx.save_for_backward(x, weight, position)
-        ctx.row, ctx.bias_dim = axis == 'row', bias.dim()
-        return native.operators.strip_layer(x, weight, bias, ctx.row, position)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, position = ctx.saved_tensors
-        grad = _channels_last(grad)
-        grad_x = grad_weight = grad_bias = grad_position = None
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[4]:
-            grad_x = native.operators.strip_layer_input_grad(grad, weight, ctx.row)
-        if ctx.needs_input_grad[1]:
-            grad_weight = native.operators.strip_layer_weight_grad(grad, x, *weight.shape[:2], ctx.row, position)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum(0)
-            if ctx.bias_dim == 2:
-                lines = grad_bias.sum(1 if ctx.row else 2)  # (C, tokens)
-                grad_bias = lines.unflatten(0, (-1, len(weight))).sum(0)
-        if ctx.needs_input_grad[4]:
-            grad_position = grad_x.sum(0)
-        return grad_x, grad_weight, grad_bias, None, grad_position
-
-
 def is_gelu(act: nn.Module) -> bool:
     """Whether an activation is the exact GELU, which is what the functions here compute."""
     return isinstance(act, nn.GELU) and act.approximate == 'none'
@@ -396,7 +299,7 @@ def norm_activate(norm: nn.Module, act: nn.Module, x: Tensor, parts: int = 1) ->
     """
     affine = _native_affine(norm, act, x.shape[1], x)
     if affine is not None:
-        return native.operators.affine_gelu(_channels_last(x), *affine, parts)
+        return native.affine_gelu(x, *affine, parts)
     if not (_is_batch_norm(norm) and is_gelu(act)) or _plain() or not _wants_gradient(x, *norm.parameters()):
         x = norm(x)
         fresh = is_gelu(act) and parts == 1 and not _plain() and not _wants_gradient(x)
@@ -404,7 +307,7 @@ def norm_activate(norm: nn.Module, act: nn.Module, x: Tensor, parts: int = 1) ->
     if norm.training:
         norm.num_batches_tracked.add_(1)
     statistics = norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
-    function = _NativeNormGELU if native.fits(x, *norm.parameters()) else _NormGELU
+    function = native.NormGELU if native.fits(x, *norm.parameters()) else _NormGELU
     return list(function.apply(x, norm.weight, norm.bias, statistics, parts))
 
 
@@ -416,40 +319,7 @@ def pointwise_norm_activate(
     if affine is None:
         return norm_activate(norm, act, pointwise(parts, weight, bias), chunks)
     scale, shift = affine
-    return native.operators.affine_gelu(pointwise(parts, weight), scale, shift + scale * bias, chunks)
-
-
-class _NativeNormGELU(Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, statistics: tuple, parts: int) -> tuple[Tensor, ...]:
-        mean, variance, ctx.training, momentum, eps = statistics
-        x = _channels_last(x)
-        if ctx.training:
-            running_mean, running_variance = mean, variance
-            mean, variance = native.operators.channel_moments(x)
-            count = x.numel() // x.shape[1]
-            running_mean.lerp_(mean, momentum)
-            running_variance.lerp_(variance * (count / max(count - 1, 1)), momentum)
-        inverse = (variance + eps).rsqrt()
-        scale = weight * inverse
-        shift = bias - mean * scale
-        ctx.save_for_backward(x, mean.clone(), inverse, scale, shift)
-        return tuple(native.operators.affine_gelu(x, scale, shift, parts))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, inverse, scale, shift = ctx.saved_tensors
-        grads = [_channels_last(grad) for grad in grads]
-        grad, grad_bias, product = native.operators.affine_gelu_backward(grads, x, scale, shift, mean)
-        grad_weight = product * inverse
-        slope = offset = torch.zeros_like(scale)
-        if ctx.training:  # x moves its mean and its variance too
-            count = x.numel() // x.shape[1]
-            slope = -scale * inverse * grad_weight / count
-            offset = -scale * grad_bias / count - slope * mean
-        native.operators.combine_(grad, x, scale, slope, offset)
-        return grad, grad_weight, grad_bias, None, None
+    return native.affine_gelu(pointwise(parts, weight), scale, shift + scale * bias, chunks)
 
 
 class _NormGELU(Function):
