@@ -104,7 +104,7 @@ std::vector<Lanes> load_weight(const at::Tensor& any) {
   const Blocks blocks(weight);
   const int64_t taps = weight.size(2);
   std::vector<Lanes> loaded(blocks.tasks * taps);
-  at::parallel_for(0, blocks.tasks, 16, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, blocks.tasks, 128, [&](int64_t begin, int64_t end) {
     for (const auto task : irange(begin, end)) {
       const float* rows[LANES];
       for (const auto lane : irange(LANES)) {
