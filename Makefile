@@ -14,7 +14,7 @@ install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
 
 # Rebuilt when what it installs changes; tools/install.py itself skips the steps whose work is there.
-$(INSTALLED): tools/install.py setup.py pyproject.toml $(wildcard requirements/*.txt)
+$(INSTALLED): tools/install.py setup.py pyproject.toml $(wildcard requirements/*.txt mmstrip/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "mmstrip needs Python 3.10 or newer: make install PYTHON=python3.11"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "[install] creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
@@ -46,4 +46,4 @@ lint: install
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) work_dirs build *.egg-info
+	rm -rf $(VENV) work_dirs build *.egg-info mmstrip/*.so

@@ -1,13 +1,23 @@
 """Packaging of mmstrip: `pip install .` packs configs, tools and model-index.yml under mmstrip/.mim, the place where
-OpenMMLab packages keep them, so that other projects can inherit `mmstrip::` configs."""
+OpenMMLab packages keep them, so that other projects can inherit `mmstrip::` configs.
 
+Compiled operators come along where PyTorch and a C++ compiler are at hand (`pip install --no-build-isolation` sees the
+PyTorch that is installed). Without them the package is whole too, only slower on CPUs."""
+
+import os
+import runpy
 import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
+try:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError:
+    BuildExtension = None
+
+ROOT = Path(__file__).resolve().parent
 MIM = ('configs', 'tools', 'model-index.yml')
 
 
@@ -28,6 +38,33 @@ class BuildWithMim(build_py):
                 shutil.copy(ROOT / name, target / name)
 
 
+def native() -> dict:
+    """The compiled operators as arguments of setup; none without PyTorch, or with MMSTRIP_NATIVE=0."""
+    if BuildExtension is None or os.environ.get('MMSTRIP_NATIVE') == '0':
+        return {}
+    build = runpy.run_path(str(ROOT / 'mmstrip' / 'csrc' / '__init__.py'))
+    extension = CppExtension(
+        build['extension_name'](),
+        [str(path.relative_to(ROOT)) for path in build['SOURCES']],
+        depends=[str(path.relative_to(ROOT)) for path in build['HEADERS']],
+        extra_compile_args=build['compile_flags'](),
+        extra_link_args=build['LINK_FLAGS'],
+    )
+
+    class BuildNative(BuildExtension):
+        """Goes on without the operators where they cannot be compiled."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:
+                reason = str(error).strip().split('\n')[0]
+                print(f'mmstrip: no compiled operators, it works without them, slower on CPUs ({reason})', flush=True)
+                self.extensions = []
+
+    return dict(ext_modules=[extension], cmdclass={'build_ext': BuildNative})
+
+
 def requirements(name: str) -> list:
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
@@ -39,6 +76,7 @@ def version() -> str:
     return scope['__version__']
 
 
+NATIVE = native()
 EXTRAS = {name: requirements(name) for name in ('mminstall', 'classification', 'detection', 'segmentation', 'tests')}
 
 setup(
@@ -52,5 +90,7 @@ setup(
     packages=find_packages(include=('mmstrip', 'mmstrip.*')),
     install_requires=requirements('runtime'),
     extras_require={**EXTRAS, 'all': [line for lines in EXTRAS.values() for line in lines]},
-    cmdclass={'build_py': BuildWithMim},
+    package_data={'mmstrip.csrc': ['*.cpp', '*.h']},
+    ext_modules=NATIVE.get('ext_modules', []),
+    cmdclass={'build_py': BuildWithMim, **NATIVE.get('cmdclass', {})},
 )

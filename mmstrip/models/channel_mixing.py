@@ -54,12 +54,13 @@ class ChannelMixingBlock(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """Mix the channels of (N, C, H, W)."""
         x = ops.depthwise(x, self.depthwise.weight).permute(0, 2, 3, 1)  # (N, H, W, C)
-        x = self.fc1(self.norm(x))
+        x = self.norm(x)
         weight, bias = self.fc2.weight, self._shifted_bias()
         if ops.is_gelu(self.act):
-            x = ops.gelu_response_norm_linear(x, self.grn.gamma, self.grn.eps, weight, bias)
+            expand = self.fc1.weight, self.fc1.bias
+            x = ops.channel_mlp(x, expand, self.grn.gamma, self.grn.eps, (weight, bias))
         else:
-            x = F.linear(ops.response_norm(self.act(x), self.grn.gamma, self.grn.eps), weight, bias)
+            x = F.linear(ops.response_norm(self.act(self.fc1(x)), self.grn.gamma, self.grn.eps), weight, bias)
         return x.permute(0, 3, 1, 2)
 
     def _shifted_bias(self) -> Tensor:

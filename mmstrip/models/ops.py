@@ -5,13 +5,15 @@ of pixels x channels. In eager mode hand-written gradients save passes over memo
 pass; a compiler fuses the plain formulas itself, so it gets those.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from . import native
 
 # On CPUs (oneDNN) the weight gradient of wider depthwise kernels leaves vector code, and takes 10 to 20 times as long.
 FAST_KERNEL_WIDTH = 3
@@ -66,11 +68,69 @@ def add_residual(x: Tensor, branch: Tensor) -> Tensor:
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise convolution of (N, C, H, W) with (C, 1, K_h, K_w), odd sides, the map's size kept."""
+    if native.fits(x, weight) and native.has_width(weight):
+        return native.depthwise(x, weight)
     kernel, width = weight.shape[3], x.shape[3]
     slow = x.device.type == 'cpu' and x.dtype == torch.float32 and kernel in (5, 7) and width > FAST_KERNEL_WIDTH
     if slow and _wants_gradient(weight) and not torch.is_autocast_enabled('cpu') and not torch.jit.is_tracing():
         return _WideDepthwise.apply(x, weight)
     return F.conv2d(x, weight, padding=_same(weight), groups=x.shape[1])
+
+
+def norm_activate_depthwise(norm: nn.Module, act: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """:func:`depthwise` of ``act(norm(x))``: where no gradient is wanted, the operator does all three."""
+    affine = _native_affine(norm, act, x.shape[1], x, weight)
+    if affine is None or not native.has_width(weight):
+        (x,) = norm_activate(norm, act, x)
+        return depthwise(x, weight)
+    return native.affine_gelu_depthwise(x, weight, *affine)
+
+
+def _native_affine(norm: nn.Module, act: nn.Module, channels: int, *inputs: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift (C, ) of a norm in front of GELU, if the operators are to do both and no gradient is wanted."""
+    tensors = *inputs, *norm.parameters()
+    if not is_gelu(act) or not native.fits(*tensors) or _wants_gradient(*tensors):
+        return None
+    if isinstance(norm, nn.Identity):
+        return inputs[0].new_ones(channels), inputs[0].new_zeros(channels)
+    if not _is_batch_norm(norm) or norm.training:
+        return None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def _is_batch_norm(norm: nn.Module) -> bool:
+    """Whether it is BN with all that a hand-written gradient reckons with."""
+    plain = type(norm) is nn.BatchNorm2d and norm.affine
+    return plain and norm.track_running_stats and norm.momentum is not None
+
+
+def local_strips(u: Tensor, tall: Tensor, wide: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
+    """LSMM (Section 3.4) of (N, C, H, W): depthwise convolutions and u itself, in a weighted sum.
+
+    Args:
+        u: (N, C, H, W).
+        tall: (C, 1, 7, 3).
+        wide: (C, 1, 3, 7).
+        reweight: From the average of the three over H and W (N, C, 1, 1) to their weights (N, 3 C, 1, 1), before
+            their softmax.
+
+    Returns:
+        (N, C, H, W).
+    """
+    if native.fits(u, tall, wide):
+        return native.cross_convolution(u, tall, wide, lambda total: _path_weights(total, u, reweight))
+    paths = depthwise(u, tall), depthwise(u, wide), u
+    # One sum a path is cheaper than adding the paths first, and its gradient takes no memory.
+    total = sum(sum_tokens(path.permute(0, 2, 3, 1)) for path in paths).permute(0, 3, 1, 2)
+    weights = _path_weights(total, u, reweight)
+    return weighted_sum(paths, weights.to(u.dtype).unbind(dim=2))
+
+
+def _path_weights(total: Tensor, u: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
+    """(N, C, 3, 1, 1)"""
+    average = (total / (u.shape[2] * u.shape[3])).to(u.dtype)
+    return reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)
 
 
 def _same(weight: Tensor) -> tuple[int, int]:
@@ -126,6 +186,8 @@ def strip_layer(x: Tensor, weight: Tensor, bias: Tensor, axis: str, position: Te
     Returns:
         (N, C, H, W).
     """
+    if native.fits(x, weight, bias, *([] if position is None else [position])):
+        return native.strip_layer(x, weight, bias, axis, position)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
@@ -235,15 +297,29 @@ def norm_activate(norm: nn.Module, act: nn.Module, x: Tensor, parts: int = 1) ->
 
     BN and GELU keep x alone for the backward pass, in which they normalise once more.
     """
-    bn = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
-    if not (bn and is_gelu(act)) or _plain() or not _wants_gradient(x, *norm.parameters()):
+    affine = _native_affine(norm, act, x.shape[1], x)
+    if affine is not None:
+        return native.affine_gelu(x, *affine, parts)
+    if not (_is_batch_norm(norm) and is_gelu(act)) or _plain() or not _wants_gradient(x, *norm.parameters()):
         x = norm(x)
         fresh = is_gelu(act) and parts == 1 and not _plain() and not _wants_gradient(x)
         return [torch.ops.aten.gelu_(x)] if fresh else [act(part) for part in x.chunk(parts, dim=1)]
     if norm.training:
         norm.num_batches_tracked.add_(1)
     statistics = norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
-    return list(_NormGELU.apply(x, norm.weight, norm.bias, statistics, parts))
+    function = native.NormGELU if native.fits(x, *norm.parameters()) else _NormGELU
+    return list(function.apply(x, norm.weight, norm.bias, statistics, parts))
+
+
+def pointwise_norm_activate(
+    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, norm: nn.Module, act: nn.Module, chunks: int = 1
+) -> list[Tensor]:
+    """:func:`pointwise`, then :func:`norm_activate`, with whose shift the bias is added where no gradient is wanted."""
+    affine = None if bias is None else _native_affine(norm, act, len(weight), *parts, weight, bias)
+    if affine is None:
+        return norm_activate(norm, act, pointwise(parts, weight, bias), chunks)
+    scale, shift = affine
+    return native.affine_gelu(pointwise(parts, weight), scale, shift + scale * bias, chunks)
 
 
 class _NormGELU(Function):
@@ -270,6 +346,72 @@ class _NormGELU(Function):
         return *backward(grad, x, weight, mean, variance, mean, inverse, ctx.training, ctx.eps, wanted), None, None
 
 
+def channel_mlp(x: Tensor, expand: Sequence[Tensor], gamma: Tensor, eps: float, reduce: Sequence[Tensor]) -> Tensor:
+    """Linear layer, GELU, GRN without its shift, linear layer, of (N, H, W, C).
+
+    Args:
+        x: (N, H, W, C).
+        expand: Weight (E, C) and bias (E, ) of the first layer.
+        gamma: (E, ), GRN's scale.
+        eps: GRN's.
+        reduce: Weight (O, E) and bias (O, ) of the second layer.
+
+    Returns:
+        (N, H, W, O).
+    """
+    if native.fits(x, *expand, gamma, *reduce):
+        if _wants_gradient(x, *expand, gamma, *reduce):
+            return _NativeChannelMLP.apply(x, *expand, gamma, eps, *reduce)
+        y = F.linear(x, expand[0])
+        norm = _root(native.operators.gelu_square_sum_(y, expand[1]))
+        return F.linear(y.mul_(_multiplier(norm, gamma, eps)), *reduce)
+    return gelu_response_norm_linear(F.linear(x, *expand), gamma, eps, *reduce)
+
+
+class _NativeChannelMLP(Function):
+    """Adds the first bias on the way to GELU: PyTorch would fill the product's memory with it first."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, shift: Tensor, gamma: Tensor, eps: float, *reduce: Tensor) -> Tensor:
+        hidden = F.linear(x, weight)
+        y, squares = native.operators.gelu_square_sum(hidden, shift)
+        norm = _root(squares)
+        ctx.save_for_backward(x, weight, hidden, shift, gamma, norm, reduce[0])
+        ctx.eps = eps
+        return F.linear(y.mul_(_multiplier(norm, gamma, eps)), *reduce)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, hidden, shift, gamma, norm, reduce = ctx.saved_tensors
+        multiplier = _multiplier(norm, gamma, ctx.eps)
+        flat = grad.reshape(-1, grad.shape[-1])
+        grad = (flat @ reduce).view(hidden.shape)
+        y, product = native.operators.gelu_scale(hidden, shift, multiplier, grad)
+        grad_reduce = flat.t() @ y.flatten(0, 2)
+        grad_gamma, slope = _response_norm_backward(product, norm, gamma, ctx.eps)
+        grad_shift = native.operators.gelu_scale_backward_(grad, hidden, shift, multiplier, slope)
+        grad = grad.flatten(0, 2)
+        grad_weight = grad.t() @ x.flatten(0, 2)
+        grad_x = (grad @ weight).view(x.shape)
+        return grad_x, grad_weight, grad_shift, grad_gamma, None, grad_reduce, flat.sum(0)
+
+
+def _response_norm_backward(product: Tensor, norm: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What GRN's multiplier hands on, given the sums of gradient times GRN's input y over the map.
+
+    Returns:
+        The gradient of gamma (C, ), and the factor (N, 1, 1, C) of y in the gradient of y.
+    """
+    mean = norm.mean(dim=-1, keepdim=True) + eps
+    scale = norm / mean
+    grad_gamma = (product * scale).sum(dim=(0, 1, 2))
+    # The norm acts through the mean too.
+    grad_scale = product * gamma
+    grad_norm = (grad_scale - (grad_scale * scale).mean(dim=-1, keepdim=True)) / mean
+    return grad_gamma, grad_norm / norm
+
+
 def gelu_response_norm_linear(x: Tensor, gamma: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU, GRN without its shift, and a linear layer (O, C), of (N, H, W, C): only x is kept for the backward pass.
 
@@ -294,9 +436,13 @@ def _multiplier(norm: Tensor, gamma: Tensor, eps: float) -> Tensor:
 
 def _token_norm(x: Tensor) -> Tensor:
     """L2 norm over H and W of (N, H, W, C): (N, 1, 1, C), in at least float32."""
-    # Squares overflow half precision; clamped, as the root has no gradient at 0.
+    # Squares overflow half precision.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return sum_tokens(wide.square()).clamp_min(1e-24).sqrt()
+    return _root(sum_tokens(wide.square()))
+
+
+def _root(squares: Tensor) -> Tensor:
+    return squares.clamp_min(1e-24).sqrt()  # it has no gradient at 0
 
 
 def sum_tokens(x: Tensor) -> Tensor:
@@ -322,18 +468,13 @@ class _GELUResponseNormLinear(Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, norm, weight = ctx.saved_tensors
         y = F.gelu(x)
-        mean = norm.mean(dim=-1, keepdim=True) + ctx.eps
-        scale = norm / mean
-        multiplier = (1 + gamma * scale).to(x.dtype)
+        multiplier = _multiplier(norm, gamma, ctx.eps).to(x.dtype)
         spare = y * multiplier  # what the linear layer has read
         flat = grad.reshape(-1, grad.shape[-1])
         grad_weight = flat.t() @ spare.flatten(0, 2)
         grad_bias = flat.sum(0)
         grad = (flat @ weight).view(x.shape)
-        # Gradients of the multiplier, per image and channel; then of the norm, through its mean too.
         product = sum_tokens(torch.mul(grad, y, out=spare))
-        grad_gamma = (product * scale).sum(dim=(0, 1, 2)).to(gamma.dtype)
-        grad_scale = product * gamma
-        grad_norm = (grad_scale - (grad_scale * scale).mean(dim=-1, keepdim=True)) / mean
-        grad.mul_(multiplier).addcmul_(y, (grad_norm / norm).to(y.dtype))
-        return torch.ops.aten.gelu_backward(grad, x), grad_gamma, None, grad_weight, grad_bias
+        grad_gamma, slope = _response_norm_backward(product, norm, gamma, ctx.eps)
+        grad.mul_(multiplier).addcmul_(y, slope.to(y.dtype))
+        return torch.ops.aten.gelu_backward(grad, x), grad_gamma.to(gamma.dtype), None, grad_weight, grad_bias

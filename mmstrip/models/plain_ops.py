@@ -4,7 +4,7 @@ Concatenations, grouped convolutions for the strip layers and PyTorch's own grad
 written. Nothing here is fast.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -25,6 +25,17 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 def weighted_sum(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     return sum(part * weight for part, weight in zip(parts, weights))
+
+
+def norm_activate_depthwise(norm: nn.Module, act: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    return depthwise(act(norm(x)), weight)
+
+
+def local_strips(u: Tensor, tall: Tensor, wide: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
+    paths = depthwise(u, tall), depthwise(u, wide), u
+    average = sum(path.mean(dim=(2, 3), keepdim=True) for path in paths)
+    weights = reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)
+    return weighted_sum(paths, weights.unbind(dim=2))
 
 
 def add_residual(x: Tensor, branch: Tensor) -> Tensor:
@@ -56,6 +67,12 @@ def norm_activate(norm: nn.Module, act: nn.Module, x: Tensor, parts: int = 1) ->
     return list(act(norm(x)).chunk(parts, dim=1))
 
 
+def pointwise_norm_activate(
+    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, norm: nn.Module, act: nn.Module, chunks: int = 1
+) -> list[Tensor]:
+    return norm_activate(norm, act, pointwise(parts, weight, bias), chunks)
+
+
 def response_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
     norm = x.square().sum(dim=(1, 2), keepdim=True).clamp_min(1e-24).sqrt()
     return x + gamma * (x * (norm / (norm.mean(dim=-1, keepdim=True) + eps)))
@@ -65,16 +82,24 @@ def gelu_response_norm_linear(x: Tensor, gamma: Tensor, eps: float, weight: Tens
     return F.linear(response_norm(F.gelu(x), gamma, eps), weight, bias)
 
 
+def channel_mlp(x: Tensor, expand: Sequence[Tensor], gamma: Tensor, eps: float, reduce: Sequence[Tensor]) -> Tensor:
+    return gelu_response_norm_linear(F.linear(x, *expand), gamma, eps, *reduce)
+
+
 FORMULAS = (
     pointwise,
     depthwise,
+    norm_activate_depthwise,
+    local_strips,
     weighted_sum,
     add_residual,
     sum_tokens,
     strip_layer,
     norm_activate,
+    pointwise_norm_activate,
     response_norm,
     gelu_response_norm_linear,
+    channel_mlp,
 )
 
 

@@ -112,7 +112,8 @@ class RelativePosition(nn.Module):
 
     def expand(self) -> Tensor:
         """The table as a map (C, H, W), differentiable."""
-        return self.table.t().index_select(1, self.index).unflatten(1, self.extent)
+        # Rows are quicker to collect than columns; this is channels_last memory too.
+        return self.table.index_select(0, self.index).unflatten(0, self.extent).permute(2, 0, 1)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -206,8 +207,7 @@ class CascadeGroupStripMixing(BaseModule):
     def mix_window(self, u: Tensor) -> Tensor:
         """Row and column mixing of windows (M, C, *extent): c, or [v, c] in parallel form."""
         row = self.row(u, self.position_row and self.position_row())
-        fused = ops.pointwise((row, u), self.fuse_row.weight, self.fuse_row.bias)
-        (v,) = ops.norm_activate(self.norm, self.act, fused)
+        (v,) = ops.pointwise_norm_activate((row, u), self.fuse_row.weight, self.fuse_row.bias, self.norm, self.act)
         column = self.column(v if self.cascade else u, self.position_column and self.position_column())
         return column if self.cascade else torch.cat([v, column], dim=1)
 
@@ -258,12 +258,13 @@ class LocalStripMixing(BaseModule):
 
     def forward(self, u: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
-        paths = ops.depthwise(u, self.tall.weight), ops.depthwise(u, self.wide.weight), u
-        # One sum a path is cheaper than adding the paths first, and its gradient takes no memory.
-        total = sum(ops.sum_tokens(path.permute(0, 2, 3, 1)) for path in paths).permute(0, 3, 1, 2)
-        average = (total / (u.shape[2] * u.shape[3])).to(u.dtype)
-        weights = self.reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)  # (N, C, 3, 1, 1)
-        return ops.weighted_sum(paths, weights.to(u.dtype).unbind(dim=2))
+        return ops.local_strips(u, self.tall.weight, self.wide.weight, self._reweight)
+
+    def _reweight(self, average: Tensor) -> Tensor:
+        """:attr:`reweight`, whose convolutions are matrix products."""
+        narrow, act, wide = self.reweight
+        average = act(ops.pointwise((average,), narrow.weight, narrow.bias))
+        return ops.pointwise((average,), wide.weight, wide.bias)
 
 
 class StripMixingBlock(BaseModule):
@@ -317,11 +318,9 @@ class StripMixingBlock(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
         norm, act, depthwise = self.depthwise
-        (x,) = ops.norm_activate(norm, act, x)
-        x = ops.depthwise(x, depthwise.weight)
+        x = ops.norm_activate_depthwise(norm, act, x, depthwise.weight)
         conv, norm, act = self.project
-        x = ops.pointwise((x,), conv.weight, conv.bias)
-        parts = ops.norm_activate(norm, act, x, parts=len(self.branches))
+        parts = ops.pointwise_norm_activate((x,), conv.weight, conv.bias, norm, act, chunks=len(self.branches))
         mixed = []
         for (name, branch), part in zip(self.branches.items(), parts):
             mixed += branch.mix(part) if self.deployed and name == 'cgsmm' else (branch(part),)

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
+from ..models import native
 from ..models.plain_ops import plain_formulas
 from .complexity import PlainForward, analyze_complexity, data_samples
 from .launch import load_config
 from .plots import plot_benchmark
 
-FORMS = ('channels_last', 'compile', 'cudagraphs', 'deploy', 'dynamic', 'plain')
+FORMS = ('channels_last', 'compile', 'cudagraphs', 'deploy', 'dynamic', 'plain', 'python')
 MODES = ('inference', 'train')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 MODULE = 'module:'  # marks a module's range in a profile
@@ -43,7 +44,8 @@ class Spec:
         source: Config file, or type of a registered backbone with its scope, such as 'mmpretrain.SwinTransformer'.
         arguments: Arguments of the backbone.
         forms: Some of :data:`FORMS`: 'channels_last' memory; 'compile', with 'dynamic' for sizes that change or
-            'cudagraphs'; 'deploy', by ``switch_to_deploy()``; 'plain', Strip-MLP on its plain formulas.
+            'cudagraphs'; 'deploy', by ``switch_to_deploy()``; 'plain', Strip-MLP on its plain formulas;
+            'python', without its compiled operators.
     """
 
     label: str
@@ -178,6 +180,8 @@ class Candidate:
             with ExitStack() as stack:
                 if 'plain' in self.spec.forms:
                     stack.enter_context(plain_formulas())
+                if 'python' in self.spec.forms:
+                    stack.enter_context(native.switched_off())
                 with self._precision(), torch.set_grad_enabled(mode == 'train'):
                     outputs = forward(images)
                 if mode == 'train':
@@ -311,6 +315,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         threads=str(torch.get_num_threads()),
         torch=torch.__version__,
         python=platform.python_version(),
+        compiled_operators=str(native.in_use()),
         tf32=str(torch.backends.cuda.matmul.allow_tf32 if cuda else False),
     )
 
@@ -326,8 +331,9 @@ def print_report(report: dict) -> None:
     environment, settings = report['environment'], report['settings']
     console = Console(width=160)
     console.print(
-        f'{environment["device"]}, {environment["threads"]} threads, torch {environment["torch"]}, batch '
-        f'{settings["batch"]}, {settings["dtype"]}, {settings["rounds"]} rounds; '
+        f'{environment["device"]}, {environment["threads"]} threads, torch {environment["torch"]}, '
+        f'compiled operators in use: {environment["compiled_operators"]}, batch {settings["batch"]}, '
+        f'{settings["dtype"]}, {settings["rounds"]} rounds; '
         f'a large matrix product: {report["ceiling_gflops"]:,.0f} GFLOP/s',
         highlight=False,
     )

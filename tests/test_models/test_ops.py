@@ -1,5 +1,7 @@
 """Fast forms against plain formulas: values and gradients, whatever the sizes."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from helpers import STRIP_LAYERS, randomise, small_backbone
@@ -7,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmstrip.models import ops, plain_ops
+from mmstrip.models import native, ops, plain_ops
+
+
+@pytest.fixture(scope='module', params=['native', 'python'], autouse=True)
+def form(request):
+    """Every test runs on the compiled operators, if they are there, and on what stands in for them."""
+    if request.param == 'native' and not native.in_use():
+        pytest.skip('the operators are not compiled')
+    with native.switched_off() if request.param == 'python' else nullcontext():
+        yield
 
 
 def assert_same(name, inputs, *rest, rtol=1e-4, atol=1e-4, **keywords):
@@ -47,8 +58,53 @@ def test_strip_layer(tokens, lines, patches, size, strip_width, axis, bias_map):
     bias = torch.randn(patches * size, height, width) if bias_map else torch.randn(patches, tokens)
     position = torch.randn(patches * size, height, width)
     assert_same('strip_layer', [x, weight, bias], axis)
-    results = [module.strip_layer(x, weight, bias, axis, position) for module in (ops, plain_ops)]
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    results = []
+    for module in (ops, plain_ops):
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias, position)]
+        out = module.strip_layer(*leaves[:3], axis, leaves[3])
+        results.append((out, *torch.autograd.grad((out * x).sum(), leaves)))
+    for fast, plain in zip(*results):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4 * max(1, plain.abs().max().item()))
+
+
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 9), st.integers(1, 17)), dense=st.booleans()
+)
+@settings(max_examples=30)
+def test_local_strips(size, dense):
+    x = torch.randn(*size)
+    x = x.contiguous(memory_format=torch.channels_last) if dense else x
+    mix = torch.randn(3 * size[1], size[1], 1, 1)
+    weights = [torch.randn(size[1], 1, 7, 3), torch.randn(size[1], 1, 3, 7)]
+    assert_same('local_strips', [x, *weights], lambda average: torch.conv2d(average.tanh(), mix))
+
+
+@given(size=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(2, 9), st.integers(1, 17)))
+@settings(max_examples=20)
+def test_norm_activate_depthwise(size):
+    channels = size[1]
+    weight = torch.randn(channels, 1, 3, 3)
+    for norm in (nn.BatchNorm2d(channels), nn.GroupNorm(1, channels)):
+        norm = norm.eval()
+        for tensor in norm.state_dict().values():
+            if tensor.is_floating_point():
+                nn.init.uniform_(tensor, 0.5, 1.5)
+        x = torch.randn(*size)
+        with torch.no_grad():
+            results = [module.norm_activate_depthwise(norm, nn.GELU(), x, weight) for module in (ops, plain_ops)]
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_gelu_far_out():
+    """Steep, flat and in between; nothing is left where GELU is 0."""
+    x = torch.cat([torch.linspace(-12, 12, 20001), torch.tensor([-1e4, -100.0, 100.0, 1e4])]).requires_grad_()
+    norm = nn.BatchNorm2d(1, eps=0.0).eval()
+    results = []
+    for module in (ops, plain_ops):
+        (out,) = module.norm_activate(norm, nn.GELU(), x.view(1, 1, 1, -1))
+        results.append((out.flatten(), *torch.autograd.grad(out.sum(), x)))
+    for fast, plain in zip(*results):
+        torch.testing.assert_close(fast, plain, rtol=1e-6, atol=2e-6)
 
 
 def test_pointwise_sums_over_parts():
@@ -77,6 +133,23 @@ def test_gelu_response_norm_linear(size, channels):
         torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4 * max(1, plain.abs().max().item()))
     with torch.no_grad():
         torch.testing.assert_close(ops.gelu_response_norm_linear(x.clone(), gamma, 1e-6, weight, bias), results[1][0])
+
+
+@given(size=st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 25)), channels=st.integers(1, 20))
+@settings(max_examples=30)
+def test_channel_mlp(size, channels):
+    expand = torch.randn(3 * channels, channels), torch.randn(3 * channels)
+    inputs = [torch.randn(*size, channels), *expand, torch.randn(3 * channels), torch.randn(4, 3 * channels)]
+    results = []
+    for module in (ops, plain_ops):
+        leaves = [tensor.clone().requires_grad_() for tensor in (*inputs, torch.ones(4))]
+        out = module.channel_mlp(leaves[0], leaves[1:3], leaves[3], 1e-6, leaves[4:])
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for fast, plain in zip(*results):
+        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4 * max(1, plain.abs().max().item()))
+    with torch.no_grad():
+        out = ops.channel_mlp(inputs[0], expand, inputs[3], 1e-6, (inputs[4], torch.ones(4)))
+    torch.testing.assert_close(out, results[1][0], rtol=1e-3, atol=1e-4 * max(1, out.abs().max().item()))
 
 
 @pytest.mark.parametrize('training', [True, False])

@@ -48,7 +48,7 @@ def test_profile_names_modules():
 @pytest.mark.parametrize(
     'model, words',
     [
-        (f'{STRIP}@fast', 'forms are channels_last, compile, cudagraphs, deploy, dynamic, plain, but got fast'),
+        (f'{STRIP}@fast', 'forms are channels_last, compile, cudagraphs, deploy, dynamic, plain, python, but got fast'),
         ('mmstrip.StripMLP:tiny', "KEY=VALUE, but got 'tiny'"),
         ('mmpretrain.ResNat:depth=18', "'mmpretrain.ResNat'"),
         ('mmpretrain.ResNet:depth=18@deploy', 'ResNet has no deploy form'),

@@ -1,0 +1,206 @@
+// Channels side by side in vector registers, and the few things done with them everywhere.
+//
+// Maps are (N, C, H, W) in channels_last memory: pixels x channels. A kernel takes LANES channels of an image at a time.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/irange.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace mmstrip {
+
+using c10::irange;
+
+#ifdef __AVX512F__
+constexpr int64_t LANES = 16;
+#else
+constexpr int64_t LANES = 8;
+#endif
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t Order __attribute__((vector_size(LANES * sizeof(float))));
+
+inline Lanes same(float value) {
+  return Lanes{} + value;
+}
+
+// The first `count` of the lanes, 0 in the others. Always inlined, so that a constant count costs nothing.
+__attribute__((always_inline)) inline Lanes load(const float* from, int64_t count = LANES) {
+  Lanes lanes{};
+  if (count == LANES) {
+    std::memcpy(&lanes, from, sizeof(Lanes));
+  } else {
+#ifdef __AVX512F__
+    lanes = (Lanes)_mm512_maskz_loadu_ps((1u << count) - 1, from);
+#else
+    std::memcpy(&lanes, from, count * sizeof(float));
+#endif
+  }
+  return lanes;
+}
+
+__attribute__((always_inline)) inline void store(float* to, Lanes lanes, int64_t count = LANES) {
+  if (count == LANES) {
+    std::memcpy(to, &lanes, sizeof(Lanes));
+  } else {
+#ifdef __AVX512F__
+    _mm512_mask_storeu_ps(to, (1u << count) - 1, (__m512)lanes);
+#else
+    std::memcpy(to, &lanes, count * sizeof(float));
+#endif
+  }
+}
+
+// Compilers would rather read memory once for every use.
+inline Lanes in_register(Lanes x) {
+#ifdef __AVX512F__
+  asm("" : "+v"(x));
+#endif
+  return x;
+}
+
+// NaN stays NaN.
+inline Lanes clamp(Lanes x, float bound) {
+#ifdef __AVX512F__
+  return (Lanes)_mm512_max_ps(_mm512_set1_ps(-bound), _mm512_min_ps(_mm512_set1_ps(bound), (__m512)x));
+#else
+  x = x > bound ? same(bound) : x;
+  return x < -bound ? same(-bound) : x;
+#endif
+}
+
+// Division is the slowest of all; an estimate and one Newton step come within rounding.
+inline Lanes reciprocal(Lanes x) {
+#ifdef __AVX512F__
+  const Lanes estimate = (Lanes)_mm512_rcp14_ps((__m512)x);
+  return estimate * (2.0f - x * estimate);
+#else
+  return 1.0f / x;
+#endif
+}
+
+template <size_t N>
+inline Lanes polynomial(const float (&coefficients)[N], Lanes x) {
+  Lanes sum = same(coefficients[N - 1]);
+  for (int i = N - 2; i >= 0; --i) sum = sum * x + coefficients[i];
+  return sum;
+}
+
+// Distribution function of the normal distribution, less 1/2: a minimax rational function, within 3e-7.
+inline Lanes normal_cdf(Lanes x) {
+  constexpr float numerator[] = {3.989419607e-01f, 3.584738309e-02f, 4.805432745e-03f,
+                                 1.901574762e-04f, 6.590612831e-06f, 2.171054180e-08f};
+  constexpr float denominator[] = {1.0f,           2.565187936e-01f, 2.980407201e-02f,
+                                   2.003366151e-03f, 8.101179527e-05f, 1.185154637e-06f};
+  x = clamp(x, 5.6f);
+  const Lanes square = x * x;
+  return clamp(x * polynomial(numerator, square) * reciprocal(polynomial(denominator, square)), 0.5f);
+}
+
+inline Lanes gelu(Lanes x) {
+  return x * (normal_cdf(x) + 0.5f);
+}
+
+// Derivative of gelu, fitted the same way.
+inline Lanes gelu_slope(Lanes x) {
+  constexpr float numerator[] = {7.978854500e-01f, -4.511877051e-02f, 1.478385649e-02f, -2.326017770e-04f,
+                                 3.566242163e-05f, -4.300291545e-07f, -3.313754097e-09f};
+  constexpr float denominator[] = {1.0f,             2.767944308e-01f, 3.577226092e-02f, 2.800846161e-03f,
+                                   1.296302397e-04f, 5.636676596e-06f, -1.546238337e-07f};
+  x = clamp(x, 5.8f);
+  const Lanes square = x * x;
+  return x * polynomial(numerator, square) * reciprocal(polynomial(denominator, square)) + 0.5f;
+}
+
+inline Lanes interleave(Lanes a, Lanes b, int64_t first) {
+  Order order{};
+  for (const auto i : irange(LANES)) order[i] = first + i / 2 + (i % 2) * LANES;
+#ifdef __clang__
+  Lanes both{};
+  for (const auto i : irange(LANES)) both[i] = i % 2 ? b[first + i / 2] : a[first + i / 2];
+  return both;
+#else
+  return __builtin_shuffle(a, b, order);
+#endif
+}
+
+// LANES x LANES numbers transposed, by perfect shuffles.
+inline void transpose(Lanes (&rows)[LANES]) {
+  for (int64_t step = 1; step < LANES; step *= 2) {
+    Lanes next[LANES];
+    for (int i = 0; i < LANES / 2; ++i) {
+      next[2 * i] = interleave(rows[i], rows[i + LANES / 2], 0);
+      next[2 * i + 1] = interleave(rows[i], rows[i + LANES / 2], LANES / 2);
+    }
+    std::memcpy(rows, next, sizeof(next));
+  }
+}
+
+// Row l of `count` numbers becomes lane l of `count` vectors.
+inline void gather(const float* const (&rows)[LANES], int64_t count, Lanes* out) {
+  for (int64_t first = 0; first < count; first += LANES) {
+    const int64_t rest = std::min(LANES, count - first);
+    Lanes block[LANES];
+    for (const auto lane : irange(LANES)) block[lane] = load(rows[lane] + first, rest);
+    transpose(block);
+    std::copy(block, block + rest, out + first);
+  }
+}
+
+// The inverse of gather, for the first `lanes` of the lanes; `row` is the distance between rows.
+inline void scatter(const Lanes* in, int64_t count, float* out, int64_t row, int64_t lanes) {
+  for (int64_t first = 0; first < count; first += LANES) {
+    const int64_t rest = std::min(LANES, count - first);
+    Lanes block[LANES]{};
+    std::copy(in + first, in + first + rest, block);
+    transpose(block);
+    for (const auto lane : irange(lanes)) store(out + lane * row + first, block[lane], rest);
+  }
+}
+
+// Copy the lanes of an image into a buffer, pixel (h, w) to h * row + w * column, through a function of (lanes, pixel).
+template <typename Function>
+inline void stage(const float* image, int64_t height, int64_t width, int64_t channels, int64_t count, Lanes* buffer,
+                  int64_t row, int64_t column, Function function) {
+  const auto copy = [&](auto lanes) __attribute__((always_inline)) {
+    for (const auto h : irange(height)) {
+      for (const auto w : irange(width)) {
+        const int64_t pixel = h * width + w;
+        __builtin_prefetch(image + (pixel + 24) * channels);
+        buffer[h * row + w * column] = function(load(image + pixel * channels, lanes), pixel);
+      }
+    }
+  };
+  count == LANES ? copy(std::integral_constant<int64_t, LANES>()) : copy(count);
+}
+
+// Tasks are the images of all blocks of LANES channels, a block's images after each other; function(begin, end) runs some.
+template <typename Function>
+inline void for_blocks(int64_t channels, int64_t images, Function function) {
+  at::parallel_for(0, (channels + LANES - 1) / LANES * images, 1, function);
+}
+
+inline int64_t lanes_left(int64_t channels, int64_t first) {
+  return std::min(LANES, channels - first);
+}
+
+// function(first, lanes) for all of the channels, LANES (a constant) at a time, then the rest.
+template <typename Function>
+__attribute__((always_inline)) inline void for_lanes(int64_t channels, Function function) {
+  int64_t first = 0;
+  for (; first + LANES <= channels; first += LANES) function(first, std::integral_constant<int64_t, LANES>());
+  if (first < channels) function(first, channels - first);
+}
+
+inline at::Tensor empty_map(const at::Tensor& like) {
+  return at::empty(like.sizes(), like.options().memory_format(at::MemoryFormat::ChannelsLast));
+}
+
+}  // namespace mmstrip
