@@ -12,11 +12,15 @@ if [[ ${#given[@]} -lt $files || -z ${GPUS:-} ]]; then
     sed -n 's/^#   *\(tools\)/usage: \1/p' "$caller" >&2
     exit 2
 fi
+if [[ ${MAX_RESTARTS:-0} -gt 0 ]]; then
+    # Static meeting points keep the addresses of processes that died, so restarts need the other kind.
+    meeting=(--rdzv_backend=c10d --rdzv_endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}" --rdzv_id="${PORT:-29500}")
+else
+    meeting=(--node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
+fi
 exec "${PYTHON:-python}" "$(dirname "$0")/torchrun.py" \
     --nnodes="${NNODES:-1}" \
-    --node_rank="${NODE_RANK:-0}" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master_port="${PORT:-29500}" \
+    "${meeting[@]}" \
     --nproc_per_node="$GPUS" \
     --max_restarts="${MAX_RESTARTS:-0}" \
     "$(dirname "$0")/$script" "${given[@]}" --launcher pytorch "$@"

@@ -84,7 +84,8 @@ class SeededSampler(Sampler):
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
-        self.sampler.set_epoch(epoch)
+        if hasattr(self.sampler, 'set_epoch'):
+            self.sampler.set_epoch(epoch)
 
     def _skip(self, num_samples: int) -> None:
         """Begin behind so many samples, of an infinite sampler that has not begun."""

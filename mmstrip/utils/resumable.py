@@ -7,13 +7,16 @@ from mmengine.logging import print_log
 
 from .checkpoints import newest_checkpoint, read_checkpoint
 
+_HOOKS = ('mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.BadImagesHook')
+
 
 def make_resumable(config: Config) -> None:
-    """Put samplers, loops and hooks into a config that make its training resumable; nothing of its own is changed else.
+    """Put samplers, loops and hooks into a config that make its training resumable.
 
     Args:
-        config: A whole config with ``work_dir``. Its key ``skip_bad_images`` is the largest share of training images
-            that may be skipped because they cannot be read; without it, the first one stops the run.
+        config: A whole config with ``work_dir``; it may have been through here before, as those that runs dump. Its key
+            ``skip_bad_images`` is the largest share of training images that may be skipped because they cannot be
+            read; without it, the first one stops the run.
 
     Raises:
         ValueError: ``skip_bad_images`` is no share.
@@ -30,12 +33,13 @@ def make_resumable(config: Config) -> None:
         loader = config.get(name)
         if loader and loader.get('num_workers'):
             loader.setdefault('worker_init_fn', dict(type='mmstrip.shield_worker'))
-    if config.get('train_dataloader'):
-        sampler = config.train_dataloader.sampler
+    sampler = (config.get('train_dataloader') or {}).get('sampler')
+    if sampler:
+        sampler = sampler.sampler if sampler.type == 'mmstrip.SeededSampler' else sampler
         config.train_dataloader.sampler = dict(type='mmstrip.SeededSampler', sampler=sampler, bad_images=bad_images)
     if config.get('train_cfg'):
         _replace_loop(config.train_cfg)
-        config.custom_hooks = [*(config.get('custom_hooks') or []), *hooks]
+        config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in _HOOKS] + hooks
     default_hooks = dict(config.get('default_hooks') or {})
     checkpoint = default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if checkpoint and checkpoint.get('type') == 'CheckpointHook':

@@ -58,6 +58,9 @@ def test_any_config_becomes_resumable():
     assert config.val_dataloader.worker_init_fn == dict(type='mine')
     assert config.default_hooks.checkpoint.type == 'MyCheckpointHook'
     assert [hook.type for hook in config.custom_hooks] == ['mmstrip.SeedHook', 'mmstrip.InvalidLossHook']
+    once = copy.deepcopy(config)
+    make_resumable(config)  # a config that a run has dumped
+    assert config.to_dict() == once.to_dict()
     for loop in (dict(by_epoch=True, max_epochs=3), dict(type='EpochBasedTrainLoop', max_epochs=3)):
         config = Config(dict(work_dir='work', train_cfg=loop))
         make_resumable(config)
