@@ -16,7 +16,7 @@ CONFIGS = {
 }
 # What a minute of training must reach; a model that knows background alone has 0 and 8 %.
 LEAST = {'detection': ('coco/bbox_mAP_50', 0.05), 'segmentation': ('mIoU', 10)}
-EPOCHS = {'detection': 3, 'segmentation': 8}
+EPOCHS = {'detection': 2, 'segmentation': 6}
 
 
 @pytest.fixture(scope='module')
