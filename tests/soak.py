@@ -56,7 +56,8 @@ def main(epochs: int) -> None:
         folder = Path(name)
         memory = np.array(watch(folder, epochs)[epochs // 10 :])
         slope, _ = np.polyfit(3 * memory[:, 0], memory[:, 1], 1)
-        print(f'{3 * epochs} iterations; memory {memory[0, 1]:.0f} MiB at 10 %, {memory[-1, 1]:.0f} MiB at the end')
+        tenths = ', '.join(f'{mib:.1f}' for mib in memory[:: max(1, len(memory) // 9), 1])
+        print(f'{3 * epochs} iterations; MiB from 10 % on, in tenths: {tenths}')
         print(f'Slope {1024 * slope:+.3f} KiB an iteration, which is {slope * 1e6 / 1024:+.2f} GiB in a million')
         report_time_left(log(folder))
         for file in sorted(folder.rglob('*')):

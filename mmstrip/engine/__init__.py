@@ -5,6 +5,7 @@ from .loops import ResumableEpochLoop, ResumableIterLoop
 from .pictures_hook import PredictionPicturesHook
 from .report_hook import ClassificationReportHook
 from .seed_hook import SeedHook
+from .time_left_hook import TimeLeftHook
 
 __all__ = [
     'BadImagesHook',
@@ -16,5 +17,6 @@ __all__ = [
     'ResumableIterLoop',
     'SafeCheckpointHook',
     'SeedHook',
+    'TimeLeftHook',
     'TrainingCurvesHook',
 ]

@@ -7,7 +7,8 @@ from mmengine.logging import print_log
 
 from .checkpoints import newest_checkpoint, read_checkpoint
 
-_HOOKS = ('mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.BadImagesHook')
+_HOOKS = ('mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook')
+_BAD_IMAGES_HOOK = 'mmstrip.BadImagesHook'
 
 
 def make_resumable(config: Config) -> None:
@@ -21,14 +22,14 @@ def make_resumable(config: Config) -> None:
     Raises:
         ValueError: ``skip_bad_images`` is no share.
     """
-    hooks = [dict(type='mmstrip.SeedHook'), dict(type='mmstrip.InvalidLossHook')]
+    hooks = [dict(type=name) for name in _HOOKS]
     share = config.get('skip_bad_images')
     bad_images = None
     if share is not None:
         if not isinstance(share, (int, float)) or not 0 <= share <= 1:
             raise ValueError(f'skip_bad_images must be a share from 0 to 1, but got {share!r}')
         bad_images = str(Path(config.work_dir).absolute() / 'bad_images.txt')
-        hooks.append(dict(type='mmstrip.BadImagesHook', path=bad_images, max_share=share))
+        hooks.append(dict(type=_BAD_IMAGES_HOOK, path=bad_images, max_share=share))
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = config.get(name)
         if loader and loader.get('num_workers'):
@@ -39,7 +40,8 @@ def make_resumable(config: Config) -> None:
         config.train_dataloader.sampler = dict(type='mmstrip.SeededSampler', sampler=sampler, bad_images=bad_images)
     if config.get('train_cfg'):
         _replace_loop(config.train_cfg)
-        config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in _HOOKS] + hooks
+        others = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in (*_HOOKS, _BAD_IMAGES_HOOK)]
+        config.custom_hooks = others + hooks
     default_hooks = dict(config.get('default_hooks') or {})
     checkpoint = default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if checkpoint and checkpoint.get('type') == 'CheckpointHook':

@@ -57,7 +57,8 @@ def test_any_config_becomes_resumable():
     assert config.train_dataloader.worker_init_fn == dict(type='mmstrip.shield_worker')
     assert config.val_dataloader.worker_init_fn == dict(type='mine')
     assert config.default_hooks.checkpoint.type == 'MyCheckpointHook'
-    assert [hook.type for hook in config.custom_hooks] == ['mmstrip.SeedHook', 'mmstrip.InvalidLossHook']
+    names = ['mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook']
+    assert [hook.type for hook in config.custom_hooks] == names
     once = copy.deepcopy(config)
     make_resumable(config)  # a config that a run has dumped
     assert config.to_dict() == once.to_dict()
