@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 from helpers.runs import children, log, start
 from rich.progress import track
+from scipy.stats import theilslopes
 
 STATUS = re.compile(r'^(\S+ \S+) - .*Epoch\(train\) +\[(\d+)\].* eta: (\d+):(\d+):(\d+)', re.MULTILINE)
 
 
 def resident(pid: int) -> float:
-    """Memory of a process in MiB."""
-    status = Path(f'/proc/{pid}/status').read_text()
-    return int(re.search(r'^VmRSS:\s+(\d+) kB', status, re.MULTILINE).group(1)) / 1024
+    """Memory of a process in MiB; 0 if it has ended."""
+    status = Path(f'/proc/{pid}/status')
+    found = status.exists() and re.search(r'^VmRSS:\s+(\d+) kB', status.read_text(), re.MULTILINE)
+    return int(found.group(1)) / 1024 if found else 0.0
 
 
 def watch(folder: Path, epochs: int) -> list[tuple[int, float]]:
@@ -31,7 +33,7 @@ def watch(folder: Path, epochs: int) -> list[tuple[int, float]]:
     for epoch in track(range(1, epochs + 1), 'Training'):
         while process.is_alive() and log(folder).count('Saving checkpoint') < epoch:
             time.sleep(0.5)
-        if epoch < epochs:
+        if resident(process.pid):
             memory.append((epoch, resident(process.pid) + sum(map(resident, children(process.pid)))))
     process.join()
     assert process.exitcode == 0, log(folder)[-2000:]
@@ -55,7 +57,7 @@ def main(epochs: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         memory = np.array(watch(folder, epochs)[epochs // 10 :])
-        slope, _ = np.polyfit(3 * memory[:, 0], memory[:, 1], 1)
+        slope = theilslopes(memory[:, 1], 3 * memory[:, 0]).slope
         tenths = ', '.join(f'{mib:.1f}' for mib in memory[:: max(1, len(memory) // 9), 1])
         print(f'{3 * epochs} iterations; MiB from 10 % on, in tenths: {tenths}')
         print(f'Slope {1024 * slope:+.3f} KiB an iteration, which is {slope * 1e6 / 1024:+.2f} GiB in a million')

@@ -13,7 +13,7 @@ if [[ ${#given[@]} -lt $files || -z ${GPUS:-} ]]; then
     exit 2
 fi
 if [[ ${MAX_RESTARTS:-0} -gt 0 ]]; then
-    # Static meeting points keep the addresses of processes that died, so restarts need the other kind.
+    # This kind of meeting point lets the other nodes know of a restart.
     meeting=(--rdzv_backend=c10d --rdzv_endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}" --rdzv_id="${PORT:-29500}")
 else
     meeting=(--node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")

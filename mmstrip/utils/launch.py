@@ -133,6 +133,9 @@ def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool
     config.launcher = launcher
     if launcher != 'none' and not torch.cuda.is_available():
         _prepare_gloo(config, launcher)
+    elif launcher == 'pytorch' and _restarts() and not torch.distributed.is_initialized():
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        _join_group('nccl')
     runner_type = config.get('runner_type')
     return Runner.from_cfg(config) if runner_type is None else RUNNERS.build(config)
 
@@ -142,7 +145,7 @@ def _prepare_gloo(config: Config, launcher: str) -> None:
     if launcher != 'pytorch':
         raise ValueError(f"launcher must be 'pytorch' (torchrun) on machines without CUDA, but got {launcher!r}")
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
+        _join_group('gloo')
         print_log('No CUDA: the processes talk by gloo', logger='current')
     wrapper = dict(
         type='MMDistributedDataParallel',
@@ -155,6 +158,18 @@ def _prepare_gloo(config: Config, launcher: str) -> None:
         print_log(
             'SyncBN is not there for CPUs: each process keeps its own BN statistics in training', logger='current'
         )
+
+
+def _restarts() -> int:
+    """How often torchrun has started the processes again."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
+
+
+def _join_group(backend: str) -> None:
+    """Meet the other processes of this start; torchrun's store still has the addresses of those that died before."""
+    store, rank, world_size = next(torch.distributed.rendezvous('env://'))
+    store = torch.distributed.PrefixStore(f'start_{_restarts()}', store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def _replace_sync_bn(node) -> int:

@@ -2,12 +2,17 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+
+# A process that comes late after a restart must not be looked for where it was before.
+if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and os.environ['RANK'] == '1':
+    time.sleep(3)
 
 
 @HOOKS.register_module(force=True)
