@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -22,7 +23,7 @@ class InvalidLossHook(Hook):
     priority = 'VERY_HIGH'
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
-        losses = {name: value.detach().item() for name, value in (outputs or {}).items()}
+        losses = {name: torch.as_tensor(value).item() for name, value in (outputs or {}).items()}
         bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
         if not bad:
             return

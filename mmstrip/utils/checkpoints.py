@@ -138,7 +138,8 @@ def restore_histories(value):
     if not isinstance(value, dict):
         return value
     if set(value) == _HISTORY:
-        return HistoryBuffer(value['history'].numpy(), value['counts'].numpy(), value['max_length'])
+        history, counts = (value[name].cpu().numpy() for name in ('history', 'counts'))
+        return HistoryBuffer(history, counts, value['max_length'])
     return {key: restore_histories(part) for key, part in value.items()}
 
 
