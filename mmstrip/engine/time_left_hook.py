@@ -1,6 +1,7 @@
 """The time left, by the clock."""
 
 import time
+from collections import deque
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -12,19 +13,22 @@ from ..registry import HOOKS
 class TimeLeftHook(Hook):
     """Let the log's ``eta`` reckon with validations, saves and starts of workers, not with iterations alone.
 
-    From the mean time an iteration has taken since the second one of this start, all in between included.
+    From the mean time of an iteration over the latter half of this start or more, all in between included.
     """
 
     # Behind mmengine's IterTimerHook, which sets its own estimate, and before the hook that logs.
     priority = 'NORMAL'
 
     def before_train(self, runner: Runner) -> None:
-        self.first: tuple[int, float] | None = None
+        self.done = 0
+        self.marks: deque[tuple[int, float]] = deque(maxlen=2)  # iterations done in this start, and when
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
-        now, done = time.monotonic(), runner.iter + 1
-        if self.first is None:  # starts slowly: mmengine's estimate will do
-            self.first = done, now
-            return
-        start, began = self.first
-        runner.message_hub.update_info('eta', (now - began) / (done - start) * (runner.max_iters - done))
+        now = time.monotonic()
+        self.done += 1
+        if self.marks:
+            done, then = self.marks[0]
+            left = runner.max_iters - runner.iter - 1
+            runner.message_hub.update_info('eta', (now - then) / (self.done - done) * left)
+        if self.done & (self.done - 1) == 0:  # powers of two
+            self.marks.append((self.done, now))
