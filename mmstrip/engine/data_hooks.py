@@ -64,11 +64,14 @@ class BadImagesHook(Hook):
         self.path = Path(path)
         self.max_share = max_share
         self.known: set[str] = set()
+        self.seen = 0  # bytes of the file, which is read only when it has grown
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
-        if not self.path.is_file():
+        if not self.path.is_file() or self.path.stat().st_size == self.seen:
             return
-        lines = dict.fromkeys(self.path.read_text().splitlines())
+        text = self.path.read_text()
+        self.seen = len(text.encode())
+        lines = dict.fromkeys(text.splitlines())
         new = [line for line in lines if line not in self.known]
         self.known.update(new)
         for line in new:
