@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import run_tool
+from helpers import Malicious, run_tool
 from helpers.official import PARITY_FILES, load_reference, official_weights
 
 from mmstrip.models import StripMLP
@@ -84,16 +84,6 @@ def test_other_networks_are_refused(tmp_path):
     torch.save([1, 2], tmp_path / 'list.pth')
     with pytest.raises(ValueError, match='not a checkpoint of the authors'):
         convert_official_checkpoint(tmp_path / 'list.pth', tmp_path / 'dst.pth')
-
-
-class Malicious:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
 
 
 def test_code_in_a_file_does_not_run(tmp_path):

@@ -44,6 +44,16 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.train(model.training)
 
 
+class Malicious:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
 def run(*command, cwd: Path = ROOT, env: dict = {}, timeout: int = 600) -> subprocess.CompletedProcess:
     """Run a command as a user would; `python` is the one that runs the tests."""
     python = str(Path(sys.executable).parent)

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL_CONFIG, last_line, run_tool
+from helpers import SMALL_CONFIG, Malicious, last_line, run_tool
 from helpers.runs import CONFIG, children, fail, finish, log, start
 from mmengine.logging import HistoryBuffer
 from sklearn.datasets import load_digits
@@ -89,16 +89,6 @@ def test_invalid_loss_stops_before_it_is_saved(tmp_path):
     for file in tmp_path.glob('*.pth'):
         weights = torch.load(file, weights_only=True)['state_dict']
         assert all(torch.isfinite(value).all() for value in weights.values())
-
-
-class Malicious:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
 
 
 def test_no_tool_runs_code_of_a_checkpoint(tmp_path):
