@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "lanes.h"
+#include "maps.h"
 
 namespace mmstrip {
 namespace {
@@ -39,6 +40,8 @@ struct Padded {
         left(kernel.width / 2),
         line((width + tile - 1) / tile * tile + 2 * left),
         size((height + 2 * top) * line) {}
+
+  int64_t inside() const { return top * line + left; }
 };
 
 template <typename Function>
@@ -67,18 +70,22 @@ inline void convolve_tile(const Kernel& kernel, const Lanes* x, int64_t line, co
   }
 }
 
-template <int TILE>
-void convolve(const Kernel& kernel, const Lanes* x, int64_t line, const Lanes* weight, float* out, int64_t height,
-              int64_t width, int64_t channels, int64_t count) {
-  for (const auto h : irange(height)) {
-    for (int64_t w = 0; w < width; w += TILE) {
-      Lanes sum[TILE]{};
-      convolve_tile<TILE>(kernel, x + h * line + w, line, weight, sum);
-      for (int t = 0; t < TILE; ++t) {
-        if (w + t < width) store(out + (h * width + w + t) * channels, sum[t], count);
+// Convolve a staged block, and give each pixel's sum to finish(pixel, sum).
+template <typename Finish>
+void convolve(const Kernel& kernel, const Lanes* x, int64_t line, int64_t tile, const Lanes* weight, int64_t height,
+              int64_t width, Finish finish) {
+  const auto run = [&](auto TILE) {
+    for (const auto h : irange(height)) {
+      for (int64_t w = 0; w < width; w += TILE) {
+        Lanes sum[TILE]{};
+        convolve_tile<TILE>(kernel, x + h * line + w, line, weight, sum);
+        for (int t = 0; t < TILE; ++t) {
+          if (w + t < width) finish(h * width + w + t, sum[t]);
+        }
       }
     }
-  }
+  };
+  tile == 7 ? run(std::integral_constant<int, 7>()) : run(std::integral_constant<int, 8>());
 }
 
 int64_t best_tile(int64_t width) {
@@ -90,7 +97,7 @@ int64_t best_tile(int64_t width) {
 struct Blocks {
   int64_t channels, per_image, tasks;
 
-  explicit Blocks(const at::Tensor& x)
+  explicit Blocks(const Tensor& x)
       : channels(x.size(1)), per_image((channels + LANES - 1) / LANES), tasks(x.size(0) * per_image) {}
 
   int64_t image(int64_t task) const { return task / per_image; }
@@ -99,8 +106,8 @@ struct Blocks {
 };
 
 // Weights (1 or N, C, taps) block by block.
-std::vector<Lanes> load_weight(const at::Tensor& any) {
-  const at::Tensor weight = any.contiguous();
+std::vector<Lanes> load_weight(const Tensor& any) {
+  const Tensor weight = any.contiguous();
   const Blocks blocks(weight);
   const int64_t taps = weight.size(2);
   std::vector<Lanes> loaded(blocks.tasks * taps);
@@ -109,7 +116,7 @@ std::vector<Lanes> load_weight(const at::Tensor& any) {
       const float* rows[LANES];
       for (const auto lane : irange(LANES)) {
         const int64_t channel = std::min(blocks.first(task) + lane, blocks.channels - 1);
-        rows[lane] = weight.const_data_ptr<float>() + (blocks.image(task) * blocks.channels + channel) * taps;
+        rows[lane] = data(weight) + (blocks.image(task) * blocks.channels + channel) * taps;
       }
       gather(rows, taps, loaded.data() + task * taps);
     }
@@ -117,41 +124,29 @@ std::vector<Lanes> load_weight(const at::Tensor& any) {
   return loaded;
 }
 
-// Convolution of (N, C, H, W); with a scale and a shift (C, ) of gelu(x * scale + shift).
-at::Tensor depthwise(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef rows,
-                     const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& shift) {
-  const Kernel kernel(rows);
-  const Blocks blocks(x);
-  const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  TORCH_CHECK(weight.size(1) == channels && weight.size(2) == kernel.taps, "weights do not fit a map of ", channels,
-              " channels");
-  TORCH_CHECK(!scale || (scale->numel() == channels && shift->numel() == channels), "scale does not fit");
-  const int64_t tile = best_tile(width), pixels = height * width;
-  const Padded padded(kernel, height, width, tile);
-  const auto taps = load_weight(weight);
-  const at::Tensor out = empty_map(x);
-  at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Lanes> buffer(padded.size);
-    Lanes* inside = buffer.data() + padded.top * padded.line + padded.left;
-    for (const auto task : irange(begin, end)) {
-      const int64_t first = blocks.first(task), count = blocks.count(task);
-      const int64_t offset = blocks.image(task) * pixels * channels + first;
-      const float* from = x.const_data_ptr<float>() + offset;
-      if (scale) {
-        const Lanes a = load(scale->const_data_ptr<float>() + first, count);
-        const Lanes b = load(shift->const_data_ptr<float>() + first, count);
-        stage(from, height, width, channels, count, inside, padded.line, 1,
-              [&](Lanes v, int64_t) { return gelu(v * a + b); });
-      } else {
-        stage(from, height, width, channels, count, inside, padded.line, 1, [](Lanes v, int64_t) { return v; });
-      }
-      const Lanes* kernels = taps.data() + (weight.size(0) == 1 ? task % blocks.per_image : task) * kernel.taps;
-      const auto run = tile == 7 ? convolve<7> : convolve<8>;
-      run(kernel, buffer.data(), padded.line, kernels, out.mutable_data_ptr<float>() + offset, height, width, channels,
-          count);
-    }
-  });
-  return out;
+// A norm's numbers for a block.
+struct NormLanes {
+  Lanes mean{}, scale{}, shift{};
+
+  NormLanes(const BatchNorm* norm, int64_t first, int64_t count) {
+    if (!norm) return;
+    mean = load(norm->mean() + first, count);
+    scale = load(norm->scale() + first, count);
+    shift = load(norm->shift() + first, count);
+  }
+};
+
+// Stage a block of an image, through the norm and GELU if there is one.
+void stage_block(const float* from, const Tensor& x, int64_t count, Lanes* inside, int64_t line, const BatchNorm* norm,
+                 const NormLanes& lanes) {
+  const auto run = [&](auto function) {
+    stage(from, x.size(2), x.size(3), x.size(1), count, inside, line, 1, function);
+  };
+  if (norm) {
+    run([&](Lanes v, int64_t) { return gelu(v * lanes.scale + lanes.shift); });
+  } else {
+    run([](Lanes v, int64_t) { return v; });
+  }
 }
 
 // Products of a tile of the gradient with what the taps of one kernel row see, added up over an image.
@@ -170,39 +165,17 @@ void correlate(const Lanes* grad, const Lanes* x, int64_t line, int64_t height, 
   std::copy(sum, sum + WIDTH, out);
 }
 
-// Gradient of each image's weights (N, C, taps): sum over the map of grad times what each tap sees of x.
-at::Tensor depthwise_weight_grad(const at::Tensor& grad, const at::Tensor& x, at::IntArrayRef rows) {
-  const Kernel kernel(rows);
-  const Blocks blocks(x);
-  const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  const int64_t tile = best_tile(width), pixels = height * width;
-  const Padded padded(kernel, height, width, tile);
-  const at::Tensor out = at::empty({x.size(0), channels, kernel.taps}, x.options());
-  at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Lanes> staged(padded.size), staged_grad(padded.size), sums(kernel.taps);
-    const auto copy = [](Lanes v, int64_t) { return v; };
-    for (const auto task : irange(begin, end)) {
-      const int64_t image = blocks.image(task), first = blocks.first(task), count = blocks.count(task);
-      const int64_t offset = image * pixels * channels + first;
-      Lanes* inside = staged.data() + padded.top * padded.line + padded.left;
-      stage(x.const_data_ptr<float>() + offset, height, width, channels, count, inside, padded.line, 1, copy);
-      stage(grad.const_data_ptr<float>() + offset, height, width, channels, count, staged_grad.data(), padded.line, 1,
-            copy);
-      const Lanes* seen = staged.data();
-      Lanes* sum = sums.data();
-      for (const auto& band : kernel.bands) {
-        for (int64_t row = 0; row < band.rows; ++row, seen += padded.line, sum += band.width) {
-          with_width(band.width, [&](auto WIDTH) {
-            const auto run = tile == 7 ? correlate<7, WIDTH> : correlate<8, WIDTH>;
-            run(staged_grad.data(), seen + (kernel.width - band.width) / 2, padded.line, height, width, sum);
-          });
-        }
-      }
-      float* to = out.mutable_data_ptr<float>() + (image * channels + first) * kernel.taps;
-      scatter(sums.data(), kernel.taps, to, kernel.taps, count);
+// The same for all rows of a kernel.
+void correlate_rows(const Kernel& kernel, const Lanes* grad, const Lanes* x, int64_t line, int64_t tile, int64_t height,
+                    int64_t width, Lanes* sum) {
+  for (const auto& band : kernel.bands) {
+    for (int64_t row = 0; row < band.rows; ++row, x += line, sum += band.width) {
+      with_width(band.width, [&](auto WIDTH) {
+        const auto run = tile == 7 ? correlate<7, WIDTH> : correlate<8, WIDTH>;
+        run(grad, x + (kernel.width - band.width) / 2, line, height, width, sum);
+      });
     }
-  });
-  return out;
+  }
 }
 
 // Sums of a line of pixels as each column of a kernel sees it.
@@ -222,17 +195,125 @@ void sum_line(const float* pixels, int64_t width, int64_t channels, int64_t coun
   }
 }
 
-// Sums (N, C, taps) of what each tap sees of x: of whole lines, less the ends that a tap does not reach.
-at::Tensor tap_sums(const at::Tensor& x, at::IntArrayRef rows) {
+}  // namespace
+
+Tensor depthwise(const Tensor& x, const Tensor& weight, at::IntArrayRef rows, const BatchNorm* norm,
+                 const Tensor& addend, const Tensor& factor) {
   const Kernel kernel(rows);
   const Blocks blocks(x);
   const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  const at::Tensor out = at::empty({x.size(0), channels, kernel.taps}, x.options());
+  TORCH_CHECK(weight.size(1) == channels && weight.size(2) == kernel.taps, "weights do not fit a map of ", channels,
+              " channels");
+  const int64_t tile = best_tile(width), pixels = height * width;
+  const Padded padded(kernel, height, width, tile);
+  const auto taps = load_weight(weight);
+  const Tensor out = empty_map(x);
+  at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<Lanes> buffer(padded.size);
+    for (const auto task : irange(begin, end)) {
+      const int64_t first = blocks.first(task), count = blocks.count(task);
+      const int64_t offset = blocks.image(task) * pixels * channels + first;
+      stage_block(data(x) + offset, x, count, buffer.data() + padded.inside(), padded.line, norm,
+                  NormLanes(norm, first, count));
+      const Lanes* kernels = taps.data() + (weight.size(0) == 1 ? task % blocks.per_image : task) * kernel.taps;
+      float* to = mutable_data(out) + offset;
+      const auto run = [&](auto finish) {
+        convolve(kernel, buffer.data(), padded.line, tile, kernels, height, width, finish);
+      };
+      if (addend.defined()) {
+        const Lanes times = load(data(factor) + blocks.image(task) * channels + first, count);
+        const float* more = data(addend) + first;
+        run([&](int64_t pixel, Lanes sum) {
+          store(to + pixel * channels, sum + load(more + pixel * channels, count) * times, count);
+        });
+      } else {
+        run([&](int64_t pixel, Lanes sum) { store(to + pixel * channels, sum, count); });
+      }
+    }
+  });
+  return out;
+}
+
+Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRef rows) {
+  const Kernel kernel(rows);
+  const Blocks blocks(x);
+  const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
+  const int64_t tile = best_tile(width);
+  const Padded padded(kernel, height, width, tile);
+  const Tensor out = at::empty({x.size(0), channels, kernel.taps}, x.options());
+  at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<Lanes> staged(padded.size), staged_grad(padded.size), sums(kernel.taps);
+    for (const auto task : irange(begin, end)) {
+      const int64_t image = blocks.image(task), first = blocks.first(task), count = blocks.count(task);
+      const int64_t offset = image * height * width * channels + first;
+      const NormLanes lanes(nullptr, first, count);
+      stage_block(data(x) + offset, x, count, staged.data() + padded.inside(), padded.line, nullptr, lanes);
+      stage_block(data(grad) + offset, x, count, staged_grad.data(), padded.line, nullptr, lanes);
+      correlate_rows(kernel, staged_grad.data(), staged.data(), padded.line, tile, height, width, sums.data());
+      scatter(sums.data(), kernel.taps, mutable_data(out) + (image * channels + first) * kernel.taps, kernel.taps, count);
+    }
+  });
+  return out;
+}
+
+DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, at::IntArrayRef rows,
+                                 const BatchNorm* norm) {
+  const Kernel kernel(rows);
+  const Blocks blocks(x);
+  const int64_t images = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
+  const int64_t tile = best_tile(width), pixels = height * width;
+  const Padded padded(kernel, height, width, tile);
+  const auto taps = load_weight(weight.flip(2));
+  const Tensor out = empty_map(x), weights = at::empty({images, channels, kernel.taps}, x.options());
+  const Tensor sums = at::empty({2, images, norm ? channels : 0}, x.options());
+  at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<Lanes> staged(padded.size), staged_grad(padded.size), tap_sums(kernel.taps);
+    for (const auto task : irange(begin, end)) {
+      const int64_t image = blocks.image(task), first = blocks.first(task), count = blocks.count(task);
+      const int64_t offset = image * pixels * channels + first, channel = image * channels + first;
+      const NormLanes lanes(norm, first, count);
+      const float* from = data(x) + offset;
+      float* to = mutable_data(out) + offset;
+      stage_block(from, x, count, staged.data() + padded.inside(), padded.line, norm, lanes);
+      stage_block(data(grad) + offset, x, count, staged_grad.data() + padded.inside(), padded.line, nullptr, lanes);
+      correlate_rows(kernel, staged_grad.data() + padded.inside(), staged.data(), padded.line, tile, height, width,
+                     tap_sums.data());
+      scatter(tap_sums.data(), kernel.taps, mutable_data(weights) + channel * kernel.taps, kernel.taps, count);
+      const Lanes* kernels = taps.data() + (weight.size(0) == 1 ? task % blocks.per_image : task) * kernel.taps;
+      const auto run = [&](auto finish) {
+        convolve(kernel, staged_grad.data(), padded.line, tile, kernels, height, width, finish);
+      };
+      if (norm) {
+        Lanes sum{}, product{};
+        run([&](int64_t pixel, Lanes above) {
+          const Lanes value = load(from + pixel * channels, count);
+          const Lanes gradient = above * gelu_slope(value * lanes.scale + lanes.shift);
+          sum += gradient;
+          product += gradient * (value - lanes.mean);
+          store(to + pixel * channels, gradient, count);
+        });
+        store(mutable_data(sums) + channel, sum, count);
+        store(mutable_data(sums) + images * channels + channel, product, count);
+      } else {
+        run([&](int64_t pixel, Lanes sum) { store(to + pixel * channels, sum, count); });
+      }
+    }
+  });
+  if (!norm) return {out, weights, {}, {}};
+  return {out, weights, sum_rows(sums[0]), sum_rows(sums[1])};
+}
+
+// Of whole lines, less the ends that a tap does not reach.
+Tensor tap_sums(const Tensor& x, at::IntArrayRef rows) {
+  const Kernel kernel(rows);
+  const Blocks blocks(x);
+  const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
+  const Tensor out = at::empty({x.size(0), channels, kernel.taps}, x.options());
   at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
     std::vector<Lanes> line(kernel.width), sums(kernel.taps);
     for (const auto task : irange(begin, end)) {
       const int64_t first = blocks.first(task), count = blocks.count(task);
-      const float* from = x.const_data_ptr<float>() + blocks.image(task) * height * width * channels + first;
+      const float* from = data(x) + blocks.image(task) * height * width * channels + first;
       std::fill(sums.begin(), sums.end(), Lanes{});
       for (int64_t h = 0; h < height; ++h, from += width * channels) {
         sum_line(from, width, channels, count, line);
@@ -246,25 +327,72 @@ at::Tensor tap_sums(const at::Tensor& x, at::IntArrayRef rows) {
           sum += rows[row];
         }
       }
-      float* to = out.mutable_data_ptr<float>() + (blocks.image(task) * channels + first) * kernel.taps;
+      float* to = mutable_data(out) + (blocks.image(task) * channels + first) * kernel.taps;
       scatter(sums.data(), kernel.taps, to, kernel.taps, count);
     }
   });
   return out;
 }
 
+namespace {
+
+// Weights (C, 1, K_h, K_w) as (1, C, taps), and their rows.
+Tensor flat(const Tensor& weight) {
+  return weight.flatten(1).unsqueeze(0);
+}
+
+std::vector<int64_t> rows_of(const Tensor& weight) {
+  return std::vector<int64_t>(weight.size(2), weight.size(3));
+}
+
+Tensor shared_weight_grad(const Tensor& each, const Tensor& weight) {
+  return sum_rows(each.flatten(1)).view(weight.sizes());
+}
+
+Tensor run_depthwise(const Tensor& x, const Tensor& weight) {
+  return depthwise(channels_last(x), flat(weight), rows_of(weight));
+}
+
+std::tuple<Tensor, Tensor> run_depthwise_backward(const Tensor& grad, const Tensor& x, const Tensor& weight) {
+  const auto out = depthwise_backward(channels_last(grad), channels_last(x), flat(weight), rows_of(weight));
+  return {out.x, shared_weight_grad(out.weight, weight)};
+}
+
+// Also gives what norm_gelu_depthwise_backward needs of the norm.
+std::tuple<Tensor, Tensor> norm_gelu_depthwise(const Tensor& any, const Tensor& weight, const Tensor& norm_weight,
+                                               const Tensor& norm_bias, const Tensor& mean, const Tensor& variance,
+                                               bool training, double momentum, double eps) {
+  const Tensor x = channels_last(any);
+  const auto norm = batch_norm(x, {}, {norm_weight, norm_bias, mean, variance, training, momentum, eps});
+  return {depthwise(x, flat(weight), rows_of(weight), &norm), norm.values};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_gelu_depthwise_backward(const Tensor& grad, const Tensor& any,
+                                                                        const Tensor& weight, const Tensor& values,
+                                                                        bool training) {
+  const Tensor x = channels_last(any);
+  const BatchNorm norm{values, training};
+  const auto inner = depthwise_backward(channels_last(grad), x, flat(weight), rows_of(weight), &norm);
+  const auto outer = batch_norm_backward(inner.x, x, norm, inner.sums, inner.products);
+  return {outer.x, shared_weight_grad(inner.weight, weight), outer.weight, outer.bias};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
-  library.def("depthwise(Tensor x, Tensor weight, int[] rows, Tensor? scale=None, Tensor? shift=None) -> Tensor");
-  library.def("depthwise_weight_grad(Tensor grad, Tensor x, int[] rows) -> Tensor");
-  library.def("tap_sums(Tensor x, int[] rows) -> Tensor");
+  library.def("depthwise(Tensor x, Tensor weight) -> Tensor");
+  library.def("depthwise_backward(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor)");
+  library.def("norm_gelu_depthwise(Tensor x, Tensor weight, Tensor norm_weight, Tensor norm_bias, Tensor(a!) mean,"
+              " Tensor(b!) variance, bool training, float momentum, float eps) -> (Tensor, Tensor)");
+  library.def("norm_gelu_depthwise_backward(Tensor grad, Tensor x, Tensor weight, Tensor norm, bool training)"
+              " -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {
-  library.impl("depthwise", depthwise);
-  library.impl("depthwise_weight_grad", depthwise_weight_grad);
-  library.impl("tap_sums", tap_sums);
+  library.impl("depthwise", run_depthwise);
+  library.impl("depthwise_backward", run_depthwise_backward);
+  library.impl("norm_gelu_depthwise", norm_gelu_depthwise);
+  library.impl("norm_gelu_depthwise_backward", norm_gelu_depthwise_backward);
 }
 
 }  // namespace mmstrip

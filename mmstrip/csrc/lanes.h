@@ -4,8 +4,6 @@
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
@@ -199,8 +197,9 @@ __attribute__((always_inline)) inline void for_lanes(int64_t channels, Function 
   if (first < channels) function(first, channels - first);
 }
 
-inline at::Tensor empty_map(const at::Tensor& like) {
-  return at::empty(like.sizes(), like.options().memory_format(at::MemoryFormat::ChannelsLast));
+template <typename Count>
+__attribute__((always_inline)) inline void add_to(float* sum, Lanes value, Count lanes) {
+  store(sum, load(sum, lanes) + value, lanes);
 }
 
 }  // namespace mmstrip

@@ -1,8 +1,8 @@
 // Strip MLP layer (Section 3.2): channels of different patches side by side, so that no map is rearranged.
-#include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include "lanes.h"
+#include "maps.h"
 
 namespace mmstrip {
 namespace {
@@ -18,7 +18,7 @@ constexpr int LINES = 4, TOKENS = 2;
 struct Lines {
   int64_t lines, tokens, line, token;
 
-  Lines(const at::Tensor& x, bool row)
+  Lines(const Tensor& x, bool row)
       : lines(x.size(row ? 2 : 3)),
         tokens(x.size(row ? 3 : 2)),
         line(row ? x.size(3) : 1),
@@ -30,29 +30,43 @@ int64_t whole_tiles(int64_t lines) {
 }
 
 // Weights (G, strip_width, L, L) of the patches of LANES channels, as (strip_width * L * L) vectors.
-void load_weight(const at::Tensor& weight, int64_t first, Lanes* out) {
+void load_weight(const Tensor& weight, int64_t first, Lanes* out) {
   const int64_t patches = weight.size(0), size = weight.stride(0);
   const float* rows[LANES];
   for (const auto lane : irange(LANES)) {
-    rows[lane] = weight.const_data_ptr<float>() + (first + lane) % patches * size;
+    rows[lane] = data(weight) + (first + lane) % patches * size;
   }
   gather(rows, size, out);
 }
 
-// Weights (strip_width, out, in) in the order of their use: tiles of out tokens, in each (strip_width, in, tile). For the
-// gradient of the input lines and tokens change roles.
+// So many input tokens at a time: what a tile reads of them and of the weights stays in the first cache.
+int64_t chunk_size(int64_t tokens) {
+  constexpr int64_t most = 28;
+  const int64_t chunks = (tokens + most - 1) / most;
+  return chunks == 1 ? tokens : (tokens + 2 * chunks - 1) / (2 * chunks);
+}
+
+// function(begin, end) for pieces of [0, count).
+template <typename Function>
+void for_pieces(int64_t count, int64_t size, Function function) {
+  for (int64_t begin = 0; begin < count; begin += size) function(begin, std::min(begin + size, count));
+}
+
+// Weights (strip_width, out, in) in the order of their use: chunks of input tokens, in each tiles of output tokens, in each
+// (strip_width, in, out). For the gradient of the input lines and tokens change roles.
 void arrange(const Lanes* weight, int64_t strip_width, int64_t tokens, bool backward, Lanes* arranged) {
-  for (int64_t tile = 0; tile < tokens; tile += TOKENS) {
-    const int64_t end = std::min<int64_t>(tile + TOKENS, tokens);
-    for (const auto k : irange(strip_width)) {
-      for (const auto in : irange(tokens)) {
-        for (int64_t out = tile; out < end; ++out) {
-          *arranged++ = backward ? weight[((strip_width - 1 - k) * tokens + in) * tokens + out]
-                                 : weight[(k * tokens + out) * tokens + in];
+  for_pieces(tokens, chunk_size(tokens), [&](int64_t first, int64_t last) {
+    for_pieces(tokens, TOKENS, [&](int64_t begin, int64_t end) {
+      for (const auto k : irange(strip_width)) {
+        for (const auto in : irange(first, last)) {
+          for (const auto out : irange(begin, end)) {
+            *arranged++ = backward ? weight[((strip_width - 1 - k) * tokens + in) * tokens + out]
+                                   : weight[(k * tokens + out) * tokens + in];
+          }
         }
       }
-    }
-  }
+    });
+  });
 }
 
 struct Target {
@@ -60,16 +74,16 @@ struct Target {
   int64_t line, token, count;  // distances in floats, lanes to store
 };
 
-// Tile of the sum for lines [0, LINES) and T tokens; only `lines` of them are stored.
-template <int T>
-void multiply(const Lanes* x, const Lanes* weight, int64_t strip_width, int64_t tokens, const Lanes* bias,
-              int64_t bias_line, Target to, int64_t lines) {
+// A tile of the product, LINES x T, over `inputs` tokens of each line of the strip, on top of `start` (lines x tokens).
+template <int T, typename Finish>
+void multiply(const Lanes* x, const Lanes* weight, int64_t strip_width, int64_t tokens, int64_t inputs,
+              const Lanes* start, int64_t start_line, Finish finish) {
   Lanes sum[LINES][T];
   for (int j = 0; j < LINES; ++j) {
-    for (int t = 0; t < T; ++t) sum[j][t] = bias[j * bias_line + t];
+    for (int t = 0; t < T; ++t) sum[j][t] = start[j * start_line + t];
   }
   for (int64_t i = 0; i < strip_width; ++i, x += tokens) {
-    for (int64_t in = 0; in < tokens; ++in, weight += T) {
+    for (int64_t in = 0; in < inputs; ++in, weight += T) {
       for (int j = 0; j < LINES; ++j) {
         const Lanes value = in_register(x[j * tokens + in]);
         for (int t = 0; t < T; ++t) sum[j][t] += value * weight[t];
@@ -77,32 +91,52 @@ void multiply(const Lanes* x, const Lanes* weight, int64_t strip_width, int64_t 
     }
   }
   for (int j = 0; j < LINES; ++j) {
-    if (j >= lines) break;
-    for (int t = 0; t < T; ++t) store(to.data + j * to.line + t * to.token, sum[j][t], to.count);
+    for (int t = 0; t < T; ++t) finish(j, t, sum[j][t]);
   }
 }
 
+template <typename Function>
+void with_tile(int64_t size, Function function) {
+  size == 1   ? function(std::integral_constant<int, 1>())
+  : size == 2 ? function(std::integral_constant<int, 2>())
+              : function(std::integral_constant<int, TOKENS>());
+}
+
+// All lines of an image; `sums` (whole tiles of lines, tokens) keeps what earlier chunks of the input gave.
 void multiply_image(const Lanes* x, const Lanes* weight, int64_t strip_width, const Lines& shape, const Lanes* bias,
-                    int64_t bias_line, Target to) {
-  for (int64_t tile = 0; tile < shape.tokens; tile += TOKENS) {
-    const int64_t size = std::min<int64_t>(TOKENS, shape.tokens - tile);
-    const auto run = size == 1 ? multiply<1> : size == 2 ? multiply<2> : multiply<TOKENS>;
-    for (int64_t line = 0; line < shape.lines; line += LINES) {
-      Target here = to;
-      here.data += line * to.line + tile * to.token;
-      run(x + line * shape.tokens, weight, strip_width, shape.tokens, bias + line * bias_line + tile, bias_line, here,
-          shape.lines - line);
-    }
-    weight += strip_width * shape.tokens * size;
-  }
+                    int64_t bias_line, Lanes* sums, Target to) {
+  const int64_t tokens = shape.tokens;
+  for_pieces(tokens, chunk_size(tokens), [&](int64_t first, int64_t last) {
+    const Lanes* start = first == 0 ? bias : sums;
+    const int64_t start_line = first == 0 ? bias_line : tokens;
+    for_pieces(tokens, TOKENS, [&](int64_t begin, int64_t end) {
+      with_tile(end - begin, [&](auto T) {
+        for (int64_t line = 0; line < shape.lines; line += LINES) {
+          const auto run = [&](auto finish) {
+            multiply<T>(x + line * tokens + first, weight, strip_width, tokens, last - first,
+                        start + line * start_line + begin, start_line, finish);
+          };
+          if (last < tokens) {
+            run([&](int64_t j, int64_t t, Lanes sum) { sums[(line + j) * tokens + begin + t] = sum; });
+          } else {
+            run([&](int64_t j, int64_t t, Lanes sum) {
+              float* out = to.data + (line + j) * to.line + (begin + t) * to.token;
+              if (line + j < shape.lines) store(out, sum, to.count);
+            });
+          }
+        }
+      });
+      weight += strip_width * (last - first) * (end - begin);
+    });
+  });
 }
 
-at::Tensor pixels_first(const at::Tensor& map) {
+Tensor pixels_first(const Tensor& map) {
   return map.permute({1, 2, 0}).contiguous();
 }
 
-at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& position, const at::Tensor& weight,
-               const std::optional<at::Tensor>& bias, bool row, bool backward) {
+Tensor run(const Tensor& x, const OptionalTensor& position, const Tensor& weight,
+               const OptionalTensor& bias, bool row, bool backward) {
   const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
   const int64_t patches = weight.size(0), strip_width = weight.size(1);
   const Lines shape(x, row);
@@ -113,13 +147,14 @@ at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& position, c
   const bool bias_map = bias && bias->dim() == 3;
   TORCH_CHECK(!bias || (bias_map ? bias->sizes() == x.sizes().slice(1) : bias->numel() == patches * tokens),
               "biases do not fit the map");
-  const at::Tensor positions = position ? pixels_first(*position) : at::Tensor();
-  const at::Tensor biases = bias_map ? pixels_first(*bias) : bias ? bias->contiguous() : at::Tensor();
+  const Tensor positions = position ? pixels_first(*position) : Tensor();
+  const Tensor biases = bias_map ? pixels_first(*bias) : bias ? bias->contiguous() : Tensor();
   const int64_t bias_line = bias_map ? tokens : 0;
-  const at::Tensor out = empty_map(x);
+  const Tensor out = empty_map(x);
   for_blocks(channels, images, [&](int64_t begin, int64_t end) {
     std::vector<Lanes> buffer((all_lines + 2 * pad) * tokens), loaded(strip_width * tokens * tokens), arranged(loaded.size());
     std::vector<Lanes> bias_lanes(bias_map ? all_lines * tokens : tokens), position_lanes(position ? pixels : 0);
+    std::vector<Lanes> sums(all_lines * tokens);
     const auto copy = [](Lanes v, int64_t) { return v; };
     for (const auto task : irange(begin, end)) {
       const int64_t first = task / images * LANES, image = task % images, count = lanes_left(channels, first);
@@ -127,22 +162,22 @@ at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& position, c
         load_weight(weight, first, loaded.data());
         arrange(loaded.data(), strip_width, tokens, backward, arranged.data());
         if (position) {
-          stage(positions.const_data_ptr<float>() + first, 1, pixels, channels, count, position_lanes.data(), 0, 1, copy);
+          stage(data(positions) + first, 1, pixels, channels, count, position_lanes.data(), 0, 1, copy);
         }
         if (bias_map) {
-          stage(biases.const_data_ptr<float>() + first, x.size(2), x.size(3), channels, count, bias_lanes.data(),
+          stage(data(biases) + first, x.size(2), x.size(3), channels, count, bias_lanes.data(),
                 row ? tokens : 1, row ? 1 : tokens, copy);
         } else if (bias) {
           const float* rows[LANES];
           for (const auto lane : irange(LANES)) {
-            rows[lane] = biases.const_data_ptr<float>() + (first + lane) % patches * tokens;
+            rows[lane] = data(biases) + (first + lane) % patches * tokens;
           }
           gather(rows, tokens, bias_lanes.data());
         }
       }
       const int64_t offset = image * pixels * channels + first;
       const auto stage_image = [&](auto function) {
-        stage(x.const_data_ptr<float>() + offset, x.size(2), x.size(3), channels, count, buffer.data() + pad * tokens,
+        stage(data(x) + offset, x.size(2), x.size(3), channels, count, buffer.data() + pad * tokens,
               row ? tokens : 1, row ? 1 : tokens, function);
       };
       if (position) {
@@ -150,20 +185,17 @@ at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& position, c
       } else {
         stage_image(copy);
       }
-      const Target to{out.mutable_data_ptr<float>() + offset, shape.line * channels, shape.token * channels, count};
-      multiply_image(buffer.data(), arranged.data(), strip_width, shape, bias_lanes.data(), bias_line, to);
+      const Target to{mutable_data(out) + offset, shape.line * channels, shape.token * channels, count};
+      multiply_image(buffer.data(), arranged.data(), strip_width, shape, bias_lanes.data(), bias_line, sums.data(),
+                     to);
     }
   });
   return out;
 }
 
-at::Tensor strip_layer(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, bool row,
-                       const std::optional<at::Tensor>& position) {
-  return run(x, position, weight, bias, row, false);
-}
-
-at::Tensor strip_layer_input_grad(const at::Tensor& grad, const at::Tensor& weight, bool row) {
-  return run(grad, {}, weight, {}, row, true);
+Tensor strip_layer(const Tensor& x, const Tensor& weight, const Tensor& bias, bool row,
+                   const OptionalTensor& position) {
+  return run(channels_last(x), position, weight.contiguous(), bias, row, false);
 }
 
 // Products of T x U tokens of the gradient and of the input, added up over the lines of an image.
@@ -181,28 +213,26 @@ void correlate(const Lanes* grad, const Lanes* x, int64_t lines, int64_t tokens,
 }
 
 void correlate_image(const Lanes* grad, const Lanes* x, const Lines& shape, Lanes* out) {
-  constexpr int SIDE = LINES / 7 + 3;
-  for (int64_t t = 0; t < shape.tokens;) {
-    const bool tall = t + SIDE <= shape.tokens;
-    for (int64_t u = 0; u < shape.tokens;) {
-      const bool wide = u + SIDE <= shape.tokens;
-      const auto run = tall ? (wide ? correlate<SIDE, SIDE> : correlate<SIDE, 1>)
-                            : (wide ? correlate<1, SIDE> : correlate<1, 1>);
-      run(grad + t, x + u, shape.lines, shape.tokens, out + t * shape.tokens + u);
-      u += wide ? SIDE : 1;
-    }
-    t += tall ? SIDE : 1;
-  }
+  const auto run = [&](auto T, int64_t t) {
+    for_pieces(shape.tokens, TOKENS, [&](int64_t begin, int64_t end) {
+      with_tile(end - begin, [&](auto U) {
+        correlate<T, U>(grad + t, x + begin, shape.lines, shape.tokens, out + t * shape.tokens + begin);
+      });
+    });
+  };
+  int64_t t = 0;
+  for (; t + LINES <= shape.tokens; t += LINES) run(std::integral_constant<int, LINES>(), t);
+  for (; t < shape.tokens; ++t) run(std::integral_constant<int, 1>(), t);
 }
 
 // Gradient of the weights (G, strip_width, L, L): a task is a block of channels and a line of the strip.
-at::Tensor strip_layer_weight_grad(const at::Tensor& grad, const at::Tensor& x, int64_t patches, int64_t strip_width,
-                                   bool row, const std::optional<at::Tensor>& position) {
+Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t strip_width, bool row,
+                   const OptionalTensor& position) {
   const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
   const Lines shape(x, row);
   const int64_t tokens = shape.tokens, square = tokens * tokens, pad = strip_width / 2;
-  const at::Tensor positions = position ? pixels_first(*position) : at::Tensor();
-  const at::Tensor out = at::empty({channels, strip_width, tokens, tokens}, x.options());
+  const Tensor positions = position ? pixels_first(*position) : Tensor();
+  const Tensor out = at::empty({channels, strip_width, tokens, tokens}, x.options());
   at::parallel_for(0, (channels + LANES - 1) / LANES * strip_width, 1, [&](int64_t begin, int64_t end) {
     std::vector<Lanes> staged((shape.lines + 2 * pad) * tokens), staged_grad(shape.lines * tokens), sum(square);
     std::vector<Lanes> position_lanes(pixels);
@@ -211,37 +241,68 @@ at::Tensor strip_layer_weight_grad(const at::Tensor& grad, const at::Tensor& x, 
       const int64_t to_line = row ? tokens : 1, to_token = row ? 1 : tokens;
       const auto copy = [](Lanes v, int64_t) { return v; };
       if (position) {
-        stage(positions.const_data_ptr<float>() + first, 1, pixels, channels, count, position_lanes.data(), 0, 1, copy);
+        stage(data(positions) + first, 1, pixels, channels, count, position_lanes.data(), 0, 1, copy);
       }
       std::fill(sum.begin(), sum.end(), Lanes{});
       for (const auto image : irange(images)) {
         const int64_t offset = image * pixels * channels + first;
-        stage(x.const_data_ptr<float>() + offset, x.size(2), x.size(3), channels, count, staged.data() + pad * tokens,
+        stage(data(x) + offset, x.size(2), x.size(3), channels, count, staged.data() + pad * tokens,
               to_line, to_token, [&](Lanes v, int64_t pixel) { return v + position_lanes[pixel]; });
-        stage(grad.const_data_ptr<float>() + offset, x.size(2), x.size(3), channels, count, staged_grad.data(), to_line,
+        stage(data(grad) + offset, x.size(2), x.size(3), channels, count, staged_grad.data(), to_line,
               to_token, copy);
         correlate_image(staged_grad.data(), staged.data() + k * tokens, shape, sum.data());
       }
-      scatter(sum.data(), square, out.mutable_data_ptr<float>() + (first * strip_width + k) * square,
+      scatter(sum.data(), square, mutable_data(out) + (first * strip_width + k) * square,
               strip_width * square, count);
     }
   });
   return out.view({channels / patches, patches, strip_width, tokens, tokens}).sum(0);
 }
 
+// Sums (H, W, C) over the images of a map.
+Tensor sum_images(const Tensor& map) {
+  const int64_t images = map.size(0), size = map.numel() / images;
+  const Tensor out = at::empty({map.size(2), map.size(3), map.size(1)}, map.options());
+  at::parallel_for(0, size, 1024, [&](int64_t begin, int64_t end) {
+    float* to = mutable_data(out);
+    std::copy(data(map) + begin, data(map) + end, to + begin);
+    for (const auto image : irange(1, images)) {
+      const float* from = data(map) + image * size;
+      for (const auto i : irange(begin, end)) to[i] += from[i];
+    }
+  });
+  return out;
+}
+
+// Gradients of the map, the weights, the biases (as a map if they are one) and the positions.
+std::tuple<Tensor, Tensor, Tensor, Tensor> strip_layer_backward(const Tensor& any_grad, const Tensor& any,
+                                                                const Tensor& any_weight, bool row, bool bias_map,
+                                                                const OptionalTensor& position) {
+  const Tensor grad = channels_last(any_grad), x = channels_last(any), weight = any_weight.contiguous();
+  const int64_t patches = weight.size(0);
+  const Tensor grad_x = run(grad, {}, weight, {}, row, true);
+  Tensor grad_bias = sum_images(grad);
+  if (bias_map) {
+    grad_bias = grad_bias.permute({2, 0, 1});
+  } else {
+    const Tensor tokens = grad_bias.sum(row ? 0 : 1);  // (L, C)
+    grad_bias = tokens.view({tokens.size(0), -1, patches}).sum(1).t();
+  }
+  return {grad_x, weight_grad(grad, x, patches, weight.size(1), row, position), grad_bias,
+          position ? sum_images(grad_x).permute({2, 0, 1}) : at::empty({0}, x.options())};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("strip_layer(Tensor x, Tensor weight, Tensor bias, bool row, Tensor? position=None) -> Tensor");
-  library.def("strip_layer_input_grad(Tensor grad, Tensor weight, bool row) -> Tensor");
-  library.def("strip_layer_weight_grad(Tensor grad, Tensor x, int patches, int strip_width, bool row,"
-              " Tensor? position=None) -> Tensor");
+  library.def("strip_layer_backward(Tensor grad, Tensor x, Tensor weight, bool row, bool bias_map,"
+              " Tensor? position=None) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {
   library.impl("strip_layer", strip_layer);
-  library.impl("strip_layer_input_grad", strip_layer_input_grad);
-  library.impl("strip_layer_weight_grad", strip_layer_weight_grad);
+  library.impl("strip_layer_backward", strip_layer_backward);
 }
 
 }  // namespace mmstrip

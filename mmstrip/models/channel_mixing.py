@@ -1,7 +1,6 @@
 """Channel mixing of Strip-MLP (Section 3.1, Figure 2 of the paper)."""
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -31,6 +30,10 @@ class GlobalResponseNorm(nn.Module):
         """Normalise (N, H, W, C)."""
         return ops.response_norm(x, self.gamma, self.eps) + self.beta
 
+    def shifted_bias(self, linear: nn.Linear) -> Tensor:
+        """The bias of the linear layer behind, with what that makes of beta."""
+        return linear.bias if self.beta is None else torch.addmv(linear.bias, linear.weight, self.beta)
+
 
 class ChannelMixingBlock(BaseModule):
     """Channel Mixing Block: depthwise 7x7, LayerNorm, linear, GELU, GRN, linear.
@@ -53,28 +56,15 @@ class ChannelMixingBlock(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the channels of (N, C, H, W)."""
-        x = ops.depthwise(x, self.depthwise.weight).permute(0, 2, 3, 1)  # (N, H, W, C)
-        x = self.norm(x)
-        weight, bias = self.fc2.weight, self._shifted_bias()
-        if ops.is_gelu(self.act):
-            expand = self.fc1.weight, self.fc1.bias
-            x = ops.channel_mlp(x, expand, self.grn.gamma, self.grn.eps, (weight, bias))
-        else:
-            x = F.linear(ops.response_norm(self.act(self.fc1(x)), self.grn.gamma, self.grn.eps), weight, bias)
-        return x.permute(0, 3, 1, 2)
-
-    def _shifted_bias(self) -> Tensor:
-        """The bias of fc2 with what fc2 makes of GRN's shift."""
-        if self.grn.beta is None:
-            return self.fc2.bias
-        return torch.addmv(self.fc2.bias, self.fc2.weight, self.grn.beta)
+        x = ops.depthwise(x, self.depthwise.weight)
+        return ops.channel_mlp(x, self.norm, self.fc1, self.act, self.grn, self.fc2)
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
         """Fold the affine part of LayerNorm into fc1 and the shift of GRN into fc2."""
         if self.grn.beta is None:
             return
-        self.fc2.bias.copy_(self._shifted_bias())
+        self.fc2.bias.copy_(self.grn.shifted_bias(self.fc2))
         self.grn.beta = None
         self.fc1.bias.add_(self.fc1.weight @ self.norm.bias)
         self.fc1.weight.mul_(self.norm.weight)

@@ -5,7 +5,7 @@ of pixels x channels. In eager mode hand-written gradients save passes over memo
 pass; a compiler fuses the plain formulas itself, so it gets those.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,10 @@ def pointwise(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = Non
     Returns:
         (N, O, H, W).
     """
+    if native.fits(*parts, weight, *([] if bias is None else [bias])):
+        if _wants_gradient(*parts, weight):
+            return native.Pointwise.apply(weight, bias, *parts)
+        return native.operators.pointwise(parts, weight, bias)
     batch, _, height, width = parts[0].shape
     out = None
     for part, columns in zip(parts, weight.flatten(1).split([part.shape[1] for part in parts], dim=1)):
@@ -68,8 +72,9 @@ def add_residual(x: Tensor, branch: Tensor) -> Tensor:
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise convolution of (N, C, H, W) with (C, 1, K_h, K_w), odd sides, the map's size kept."""
-    if native.fits(x, weight) and native.has_width(weight):
-        return native.depthwise(x, weight)
+    if native.has_width(weight) and native.fits(x, weight):
+        function = native.Depthwise.apply if _wants_gradient(x, weight) else native.operators.depthwise
+        return function(x, weight)
     kernel, width = weight.shape[3], x.shape[3]
     slow = x.device.type == 'cpu' and x.dtype == torch.float32 and kernel in (5, 7) and width > FAST_KERNEL_WIDTH
     if slow and _wants_gradient(weight) and not torch.is_autocast_enabled('cpu') and not torch.jit.is_tracing():
@@ -78,25 +83,33 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def norm_activate_depthwise(norm: nn.Module, act: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """:func:`depthwise` of ``act(norm(x))``: where no gradient is wanted, the operator does all three."""
-    affine = _native_affine(norm, act, x.shape[1], x, weight)
-    if affine is None or not native.has_width(weight):
+    """:func:`depthwise` of ``act(norm(x))``."""
+    layer = _native_norm(norm, act, x, weight) if native.has_width(weight) else None
+    if layer is None:
         (x,) = norm_activate(norm, act, x)
         return depthwise(x, weight)
-    return native.affine_gelu_depthwise(x, weight, *affine)
+    if _wants_gradient(x, weight, *layer[:2]):
+        return native.NormGELUDepthwise.apply(x, weight, *layer[:2], layer[2:])
+    return native.operators.norm_gelu_depthwise(x, weight, *layer)[0]
 
 
-def _native_affine(norm: nn.Module, act: nn.Module, channels: int, *inputs: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift (C, ) of a norm in front of GELU, if the operators are to do both and no gradient is wanted."""
-    tensors = *inputs, *norm.parameters()
-    if not is_gelu(act) or not native.fits(*tensors) or _wants_gradient(*tensors):
+def _native_norm(norm: nn.Module, act: nn.Module, *inputs: Tensor) -> tuple | None:
+    """A norm in front of GELU as the operators take it (:func:`_batch_norm`), if they can."""
+    if not is_gelu(act) or not native.fits(*inputs):
         return None
     if isinstance(norm, nn.Identity):
-        return inputs[0].new_ones(channels), inputs[0].new_zeros(channels)
-    if not _is_batch_norm(norm) or norm.training:
+        ones, zeros = inputs[-1].new_ones(len(inputs[-1])), inputs[-1].new_zeros(len(inputs[-1]))
+        return ones, zeros, zeros, ones, False, 0.0, 0.0
+    if not _is_batch_norm(norm) or not native.fits(norm.weight, norm.bias, norm.running_mean):
         return None
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return scale, norm.bias - norm.running_mean * scale
+    return norm.weight, norm.bias, *_statistics(norm)
+
+
+def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor, bool, float, float]:
+    """BN's statistics and how to use them; counts the batch in training."""
+    if norm.training:
+        norm.num_batches_tracked.add_(1)
+    return norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
 
 
 def _is_batch_norm(norm: nn.Module) -> bool:
@@ -105,32 +118,32 @@ def _is_batch_norm(norm: nn.Module) -> bool:
     return plain and norm.track_running_stats and norm.momentum is not None
 
 
-def local_strips(u: Tensor, tall: Tensor, wide: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
+def local_strips(u: Tensor, tall: Tensor, wide: Tensor, reweight: nn.Sequential) -> Tensor:
     """LSMM (Section 3.4) of (N, C, H, W): depthwise convolutions and u itself, in a weighted sum.
 
     Args:
         u: (N, C, H, W).
         tall: (C, 1, 7, 3).
         wide: (C, 1, 3, 7).
-        reweight: From the average of the three over H and W (N, C, 1, 1) to their weights (N, 3 C, 1, 1), before
-            their softmax.
+        reweight: 1x1 convolution, activation and 1x1 convolution, from the average of the three over H and W
+            (N, C, 1, 1) to their weights (N, 3 C, 1, 1), before their softmax.
 
     Returns:
         (N, C, H, W).
     """
-    if native.fits(u, tall, wide):
-        return native.cross_convolution(u, tall, wide, lambda total: _path_weights(total, u, reweight))
+    narrow, act, broad = reweight
+    arguments = u, tall, wide, narrow.weight, narrow.bias, broad.weight, broad.bias
+    if is_gelu(act) and native.fits(*arguments):
+        if _wants_gradient(*arguments):
+            return native.LocalStrips.apply(*arguments)
+        return native.operators.local_strips(*arguments)[0]
     paths = depthwise(u, tall), depthwise(u, wide), u
     # One sum a path is cheaper than adding the paths first, and its gradient takes no memory.
     total = sum(sum_tokens(path.permute(0, 2, 3, 1)) for path in paths).permute(0, 3, 1, 2)
-    weights = _path_weights(total, u, reweight)
-    return weighted_sum(paths, weights.to(u.dtype).unbind(dim=2))
-
-
-def _path_weights(total: Tensor, u: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
-    """(N, C, 3, 1, 1)"""
     average = (total / (u.shape[2] * u.shape[3])).to(u.dtype)
-    return reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)
+    hidden = act(pointwise((average,), narrow.weight, narrow.bias))
+    weights = pointwise((hidden,), broad.weight, broad.bias).unflatten(1, (-1, 3)).softmax(dim=2)
+    return weighted_sum(paths, weights.to(u.dtype).unbind(dim=2))
 
 
 def _same(weight: Tensor) -> tuple[int, int]:
@@ -186,8 +199,10 @@ def strip_layer(x: Tensor, weight: Tensor, bias: Tensor, axis: str, position: Te
     Returns:
         (N, C, H, W).
     """
-    if native.fits(x, weight, bias, *([] if position is None else [position])):
-        return native.strip_layer(x, weight, bias, axis, position)
+    tensors = (x, weight, bias) if position is None else (x, weight, bias, position)
+    if native.fits(*tensors):
+        function = native.StripLayer.apply if _wants_gradient(*tensors) else native.operators.strip_layer
+        return function(x, weight, bias, axis == 'row', position)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
@@ -297,29 +312,24 @@ def norm_activate(norm: nn.Module, act: nn.Module, x: Tensor, parts: int = 1) ->
 
     BN and GELU keep x alone for the backward pass, in which they normalise once more.
     """
-    affine = _native_affine(norm, act, x.shape[1], x)
-    if affine is not None:
-        return native.affine_gelu(x, *affine, parts)
     if not (_is_batch_norm(norm) and is_gelu(act)) or _plain() or not _wants_gradient(x, *norm.parameters()):
         x = norm(x)
         fresh = is_gelu(act) and parts == 1 and not _plain() and not _wants_gradient(x)
         return [torch.ops.aten.gelu_(x)] if fresh else [act(part) for part in x.chunk(parts, dim=1)]
-    if norm.training:
-        norm.num_batches_tracked.add_(1)
-    statistics = norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
-    function = native.NormGELU if native.fits(x, *norm.parameters()) else _NormGELU
-    return list(function.apply(x, norm.weight, norm.bias, statistics, parts))
+    return list(_NormGELU.apply(x, norm.weight, norm.bias, _statistics(norm), parts))
 
 
 def pointwise_norm_activate(
     parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, norm: nn.Module, act: nn.Module, chunks: int = 1
 ) -> list[Tensor]:
-    """:func:`pointwise`, then :func:`norm_activate`, with whose shift the bias is added where no gradient is wanted."""
-    affine = None if bias is None else _native_affine(norm, act, len(weight), *parts, weight, bias)
-    if affine is None:
+    """:func:`pointwise`, then :func:`norm_activate`."""
+    inputs = (*parts, weight) if bias is None else (*parts, bias, weight)
+    layer = _native_norm(norm, act, *inputs)
+    if layer is None:
         return norm_activate(norm, act, pointwise(parts, weight, bias), chunks)
-    scale, shift = affine
-    return native.affine_gelu(pointwise(parts, weight), scale, shift + scale * bias, chunks)
+    if _wants_gradient(*inputs, *layer[:2]):
+        return list(native.PointwiseNormGELU.apply(weight, bias, *layer[:2], layer[2:], chunks, *parts))
+    return native.operators.pointwise_norm_gelu(parts, weight, bias, *layer, chunks)[0]
 
 
 class _NormGELU(Function):
@@ -346,70 +356,23 @@ class _NormGELU(Function):
         return *backward(grad, x, weight, mean, variance, mean, inverse, ctx.training, ctx.eps, wanted), None, None
 
 
-def channel_mlp(x: Tensor, expand: Sequence[Tensor], gamma: Tensor, eps: float, reduce: Sequence[Tensor]) -> Tensor:
-    """Linear layer, GELU, GRN without its shift, linear layer, of (N, H, W, C).
-
-    Args:
-        x: (N, H, W, C).
-        expand: Weight (E, C) and bias (E, ) of the first layer.
-        gamma: (E, ), GRN's scale.
-        eps: GRN's.
-        reduce: Weight (O, E) and bias (O, ) of the second layer.
-
-    Returns:
-        (N, H, W, O).
-    """
-    if native.fits(x, *expand, gamma, *reduce):
-        if _wants_gradient(x, *expand, gamma, *reduce):
-            return _NativeChannelMLP.apply(x, *expand, gamma, eps, *reduce)
-        y = F.linear(x, expand[0])
-        norm = _root(native.operators.gelu_square_sum_(y, expand[1]))
-        return F.linear(y.mul_(_multiplier(norm, gamma, eps)), *reduce)
-    return gelu_response_norm_linear(F.linear(x, *expand), gamma, eps, *reduce)
-
-
-class _NativeChannelMLP(Function):
-    """Adds the first bias on the way to GELU: PyTorch would fill the product's memory with it first."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, shift: Tensor, gamma: Tensor, eps: float, *reduce: Tensor) -> Tensor:
-        hidden = F.linear(x, weight)
-        y, squares = native.operators.gelu_square_sum(hidden, shift)
-        norm = _root(squares)
-        ctx.save_for_backward(x, weight, hidden, shift, gamma, norm, reduce[0])
-        ctx.eps = eps
-        return F.linear(y.mul_(_multiplier(norm, gamma, eps)), *reduce)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, hidden, shift, gamma, norm, reduce = ctx.saved_tensors
-        multiplier = _multiplier(norm, gamma, ctx.eps)
-        flat = grad.reshape(-1, grad.shape[-1])
-        grad = (flat @ reduce).view(hidden.shape)
-        y, product = native.operators.gelu_scale(hidden, shift, multiplier, grad)
-        grad_reduce = flat.t() @ y.flatten(0, 2)
-        grad_gamma, slope = _response_norm_backward(product, norm, gamma, ctx.eps)
-        grad_shift = native.operators.gelu_scale_backward_(grad, hidden, shift, multiplier, slope)
-        grad = grad.flatten(0, 2)
-        grad_weight = grad.t() @ x.flatten(0, 2)
-        grad_x = (grad @ weight).view(x.shape)
-        return grad_x, grad_weight, grad_shift, grad_gamma, None, grad_reduce, flat.sum(0)
-
-
-def _response_norm_backward(product: Tensor, norm: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """What GRN's multiplier hands on, given the sums of gradient times GRN's input y over the map.
-
-    Returns:
-        The gradient of gamma (C, ), and the factor (N, 1, 1, C) of y in the gradient of y.
-    """
-    mean = norm.mean(dim=-1, keepdim=True) + eps
-    scale = norm / mean
-    grad_gamma = (product * scale).sum(dim=(0, 1, 2))
-    # The norm acts through the mean too.
-    grad_scale = product * gamma
-    grad_norm = (grad_scale - (grad_scale * scale).mean(dim=-1, keepdim=True)) / mean
-    return grad_gamma, grad_norm / norm
+def channel_mlp(
+    x: Tensor, norm: nn.LayerNorm, expand: nn.Linear, act: nn.Module, grn: nn.Module, reduce: nn.Linear
+) -> Tensor:
+    """LayerNorm, linear layer, activation, GRN and linear layer of (N, C, H, W), over the channels."""
+    layers = norm.weight, norm.bias, norm.eps, expand.weight, expand.bias, grn.gamma, grn.beta, grn.eps
+    layers = *layers, reduce.weight, reduce.bias
+    tensors = [x, *(layer for layer in layers if isinstance(layer, Tensor))]
+    if is_gelu(act) and native.fits(*tensors):
+        function = native.ChannelMLP.apply if _wants_gradient(*tensors) else native.operators.channel_mlp
+        return function(x, *layers)
+    x = expand(norm(x.permute(0, 2, 3, 1)))
+    last = reduce.weight, grn.shifted_bias(reduce)
+    if is_gelu(act):
+        x = gelu_response_norm_linear(x, grn.gamma, grn.eps, *last)
+    else:
+        x = F.linear(response_norm(act(x), grn.gamma, grn.eps), *last)
+    return x.permute(0, 3, 1, 2)
 
 
 def gelu_response_norm_linear(x: Tensor, gamma: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
@@ -438,11 +401,7 @@ def _token_norm(x: Tensor) -> Tensor:
     """L2 norm over H and W of (N, H, W, C): (N, 1, 1, C), in at least float32."""
     # Squares overflow half precision.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return _root(sum_tokens(wide.square()))
-
-
-def _root(squares: Tensor) -> Tensor:
-    return squares.clamp_min(1e-24).sqrt()  # it has no gradient at 0
+    return sum_tokens(wide.square()).clamp_min(1e-24).sqrt()  # it has no gradient at 0
 
 
 def sum_tokens(x: Tensor) -> Tensor:
@@ -452,6 +411,21 @@ def sum_tokens(x: Tensor) -> Tensor:
     # CPUs add along strides slowly, and multiply matrices fast.
     tokens = x.flatten(1, 2)
     return (x.new_ones(1, 1, tokens.shape[1]).expand(len(tokens), -1, -1) @ tokens)[:, None]
+
+
+def _response_norm_backward(product: Tensor, norm: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What GRN's multiplier hands on, given the sums of gradient times GRN's input y over the map.
+
+    Returns:
+        The gradient of gamma (C, ), and the factor (N, 1, 1, C) of y in the gradient of y.
+    """
+    mean = norm.mean(dim=-1, keepdim=True) + eps
+    scale = norm / mean
+    grad_gamma = (product * scale).sum(dim=(0, 1, 2))
+    # The norm acts through the mean too.
+    grad_scale = product * gamma
+    grad_norm = (grad_scale - (grad_scale * scale).mean(dim=-1, keepdim=True)) / mean
+    return grad_gamma, grad_norm / norm
 
 
 class _GELUResponseNormLinear(Function):

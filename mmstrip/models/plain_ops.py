@@ -4,7 +4,7 @@ Concatenations, grouped convolutions for the strip layers and PyTorch's own grad
 written. Nothing here is fast.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -31,7 +31,7 @@ def norm_activate_depthwise(norm: nn.Module, act: nn.Module, x: Tensor, weight: 
     return depthwise(act(norm(x)), weight)
 
 
-def local_strips(u: Tensor, tall: Tensor, wide: Tensor, reweight: Callable[[Tensor], Tensor]) -> Tensor:
+def local_strips(u: Tensor, tall: Tensor, wide: Tensor, reweight: nn.Sequential) -> Tensor:
     paths = depthwise(u, tall), depthwise(u, wide), u
     average = sum(path.mean(dim=(2, 3), keepdim=True) for path in paths)
     weights = reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)
@@ -82,8 +82,13 @@ def gelu_response_norm_linear(x: Tensor, gamma: Tensor, eps: float, weight: Tens
     return F.linear(response_norm(F.gelu(x), gamma, eps), weight, bias)
 
 
-def channel_mlp(x: Tensor, expand: Sequence[Tensor], gamma: Tensor, eps: float, reduce: Sequence[Tensor]) -> Tensor:
-    return gelu_response_norm_linear(F.linear(x, *expand), gamma, eps, *reduce)
+def channel_mlp(
+    x: Tensor, norm: nn.LayerNorm, expand: nn.Linear, act: nn.Module, grn: nn.Module, reduce: nn.Linear
+) -> Tensor:
+    hidden = act(expand(norm(x.permute(0, 2, 3, 1))))
+    return F.linear(response_norm(hidden, grn.gamma, grn.eps), reduce.weight, grn.shifted_bias(reduce)).permute(
+        0, 3, 1, 2
+    )
 
 
 FORMULAS = (

@@ -258,13 +258,7 @@ class LocalStripMixing(BaseModule):
 
     def forward(self, u: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
-        return ops.local_strips(u, self.tall.weight, self.wide.weight, self._reweight)
-
-    def _reweight(self, average: Tensor) -> Tensor:
-        """:attr:`reweight`, whose convolutions are matrix products."""
-        narrow, act, wide = self.reweight
-        average = act(ops.pointwise((average,), narrow.weight, narrow.bias))
-        return ops.pointwise((average,), wide.weight, wide.bias)
+        return ops.local_strips(u, self.tall.weight, self.wide.weight, self.reweight)
 
 
 class StripMixingBlock(BaseModule):

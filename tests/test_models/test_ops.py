@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmstrip.models import native, ops, plain_ops
+from mmstrip.models.channel_mixing import GlobalResponseNorm
 
 
 @pytest.fixture(scope='module', params=['native', 'python'], autouse=True)
@@ -21,18 +22,20 @@ def form(request):
         yield
 
 
-def assert_same(name, inputs, *rest, rtol=1e-4, atol=1e-4, **keywords):
-    """An operation and its plain form give the same, and the same gradients of all inputs; without gradients too."""
+def assert_same(name, inputs, *rest, module=None, rtol=1e-4, atol=1e-4):
+    """An operation and its plain form give the same, and the same gradients of all inputs (and parameters of a module);
+    without gradients too."""
     results = []
-    for module in (ops, plain_ops):
+    for form in (ops, plain_ops):
         leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-        out = getattr(module, name)(*leaves, *rest, **keywords)
+        out = getattr(form, name)(*leaves, *rest)
         upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        leaves += [] if module is None else module.parameters()
         results.append((out, *torch.autograd.grad((out * upstream).sum(), leaves)))
     for fast, plain in zip(*results):
         torch.testing.assert_close(fast, plain, rtol=rtol, atol=atol * max(1, plain.abs().max().item()))
     with torch.no_grad():
-        out = getattr(ops, name)(*[tensor.clone() for tensor in inputs], *rest, **keywords)
+        out = getattr(ops, name)(*[tensor.clone() for tensor in inputs], *rest)
     torch.testing.assert_close(out, results[1][0], rtol=rtol, atol=atol * max(1, out.abs().max().item()))
 
 
@@ -72,27 +75,80 @@ def test_strip_layer(tokens, lines, patches, size, strip_width, axis, bias_map):
 )
 @settings(max_examples=30)
 def test_local_strips(size, dense):
+    channels = size[1]
     x = torch.randn(*size)
     x = x.contiguous(memory_format=torch.channels_last) if dense else x
-    mix = torch.randn(3 * size[1], size[1], 1, 1)
-    weights = [torch.randn(size[1], 1, 7, 3), torch.randn(size[1], 1, 3, 7)]
-    assert_same('local_strips', [x, *weights], lambda average: torch.conv2d(average.tanh(), mix))
+    kernels = [torch.randn(channels, 1, 7, 3), torch.randn(channels, 1, 3, 7)]
+    reweight = nn.Sequential(nn.Conv2d(channels, 4, 1), nn.GELU(), nn.Conv2d(4, 3 * channels, 1))
+    assert_same('local_strips', [x, *kernels], reweight, module=reweight)
 
 
-@given(size=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(2, 9), st.integers(1, 17)))
-@settings(max_examples=20)
-def test_norm_activate_depthwise(size):
-    channels = size[1]
-    weight = torch.randn(channels, 1, 3, 3)
-    for norm in (nn.BatchNorm2d(channels), nn.GroupNorm(1, channels)):
-        norm = norm.eval()
-        for tensor in norm.state_dict().values():
-            if tensor.is_floating_point():
-                nn.init.uniform_(tensor, 0.5, 1.5)
-        x = torch.randn(*size)
+def norm_of(channels, training=False, kind=nn.BatchNorm2d):
+    """With numbers of its own."""
+    norm = kind(channels) if kind is nn.BatchNorm2d else kind(1, channels)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in norm.state_dict().values():
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.5, 1.5, generator)
+    return norm.train(training)
+
+
+def assert_same_with_norm(run, norms, inputs):
+    """As assert_same, of outputs ``run(form, norm, *inputs)``; the norms end with the same statistics."""
+    results = []
+    for form, norm in zip((ops, plain_ops), norms):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        outs = run(form, norm, *leaves)
+        loss = sum(((i + 1) * out).square().sum() for i, out in enumerate(outs))
+        gradients = torch.autograd.grad(loss, (*leaves, *norm.parameters()))
         with torch.no_grad():
-            results = [module.norm_activate_depthwise(norm, nn.GELU(), x, weight) for module in (ops, plain_ops)]
-        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+            results.append((*outs, *gradients, *norm.state_dict().values(), *run(form, norm, *inputs)))
+    for fast, plain in zip(*results):
+        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4 * max(1, plain.abs().max().item()))
+
+
+@given(
+    size=st.tuples(st.integers(2, 3), st.integers(1, 20), st.integers(2, 9), st.integers(1, 17)),
+    training=st.booleans(),
+    kind=st.sampled_from([nn.BatchNorm2d, nn.BatchNorm2d, nn.GroupNorm]),
+)
+@settings(max_examples=40)
+def test_norm_activate_depthwise(size, training, kind):
+    norms = [norm_of(size[1], training, kind) for _ in range(2)]
+
+    def run(form, norm, x, weight):
+        return [form.norm_activate_depthwise(norm, nn.GELU(), x, weight)]
+
+    assert_same_with_norm(run, norms, [torch.randn(*size), torch.randn(size[1], 1, 3, 3)])
+
+
+@given(
+    size=st.tuples(st.integers(2, 3), st.integers(1, 20), st.integers(2, 9), st.integers(1, 17)),
+    training=st.booleans(),
+    biased=st.booleans(),
+    chunks=st.integers(1, 2),
+)
+@settings(max_examples=40)
+def test_pointwise_norm_activate(size, training, biased, chunks):
+    norms = [norm_of(6, training) for _ in range(2)]
+    parts = [torch.randn(*size), torch.randn(size[0], 3, *size[2:])]
+
+    def run(form, norm, x, y, weight, bias):
+        return form.pointwise_norm_activate((x, y), weight, bias if biased else bias * 0, norm, nn.GELU(), chunks)
+
+    assert_same_with_norm(run, norms, [*parts, torch.randn(6, size[1] + 3, 1, 1), torch.randn(6)])
+
+
+def test_pointwise_without_bias_or_norm():
+    """What the deploy form and CGSMM's fusion leave out."""
+    x, weight = torch.randn(2, 5, 4, 3), torch.randn(6, 5, 1, 1)
+    for norm in (nn.Identity(), norm_of(6)):
+        for context in (nullcontext, torch.no_grad):
+            with context():
+                outs = [
+                    form.pointwise_norm_activate((x,), weight, None, norm, nn.GELU())[0] for form in (ops, plain_ops)
+                ]
+            torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-4)
 
 
 def test_gelu_far_out():
@@ -100,8 +156,8 @@ def test_gelu_far_out():
     x = torch.cat([torch.linspace(-12, 12, 20001), torch.tensor([-1e4, -100.0, 100.0, 1e4])]).requires_grad_()
     norm = nn.BatchNorm2d(1, eps=0.0).eval()
     results = []
-    for module in (ops, plain_ops):
-        (out,) = module.norm_activate(norm, nn.GELU(), x.view(1, 1, 1, -1))
+    for form in (ops, plain_ops):
+        out = form.norm_activate_depthwise(norm, nn.GELU(), x.view(1, 1, 1, -1), torch.ones(1, 1, 1, 1))
         results.append((out.flatten(), *torch.autograd.grad(out.sum(), x)))
     for fast, plain in zip(*results):
         torch.testing.assert_close(fast, plain, rtol=1e-6, atol=2e-6)
@@ -135,21 +191,22 @@ def test_gelu_response_norm_linear(size, channels):
         torch.testing.assert_close(ops.gelu_response_norm_linear(x.clone(), gamma, 1e-6, weight, bias), results[1][0])
 
 
-@given(size=st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 25)), channels=st.integers(1, 20))
-@settings(max_examples=30)
-def test_channel_mlp(size, channels):
-    expand = torch.randn(3 * channels, channels), torch.randn(3 * channels)
-    inputs = [torch.randn(*size, channels), *expand, torch.randn(3 * channels), torch.randn(4, 3 * channels)]
-    results = []
-    for module in (ops, plain_ops):
-        leaves = [tensor.clone().requires_grad_() for tensor in (*inputs, torch.ones(4))]
-        out = module.channel_mlp(leaves[0], leaves[1:3], leaves[3], 1e-6, leaves[4:])
-        results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
-    for fast, plain in zip(*results):
-        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4 * max(1, plain.abs().max().item()))
-    with torch.no_grad():
-        out = ops.channel_mlp(inputs[0], expand, inputs[3], 1e-6, (inputs[4], torch.ones(4)))
-    torch.testing.assert_close(out, results[1][0], rtol=1e-3, atol=1e-4 * max(1, out.abs().max().item()))
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 7), st.integers(1, 25)),
+    affine=st.booleans(),
+    act=st.sampled_from([nn.GELU(), nn.GELU(), nn.SiLU()]),
+)
+@settings(max_examples=40)
+def test_channel_mlp(size, affine, act):
+    channels = size[1]
+    norm = nn.LayerNorm(channels, elementwise_affine=affine)
+    layers = nn.ModuleList([norm, nn.Linear(channels, 2 * channels), act])
+    layers += [GlobalResponseNorm(2 * channels), nn.Linear(2 * channels, channels)]
+    for parameter in layers.parameters():
+        nn.init.normal_(parameter)
+    if not affine:  # as in the deploy form
+        layers[3].beta = None
+    assert_same('channel_mlp', [torch.randn(size)], *layers, module=layers, rtol=1e-3)
 
 
 @pytest.mark.parametrize('training', [True, False])

@@ -1,0 +1,261 @@
+// LayerNorm, linear layer, GELU, GRN and linear layer of the channel mixing.
+#include <torch/library.h>
+
+#include <numeric>
+
+#include "lanes.h"
+#include "maps.h"
+
+namespace mmstrip {
+namespace {
+
+// Arguments of the layers; GRN's shift beta may be gone, into the last bias.
+struct Layers {
+  OptionalTensor norm_weight, norm_bias;
+  double norm_eps;
+  Tensor expand, expand_bias, gamma;
+  OptionalTensor beta;
+  double eps;
+  Tensor reduce, reduce_bias;
+
+  Tensor shifted_bias() const { return beta ? at::addmv(reduce_bias, reduce, *beta) : reduce_bias; }
+};
+
+Slices slices_of(const Tensor& x, int64_t images) {
+  return Slices(images, x.size(0) / images, x.size(1));
+}
+
+// (N, slices, C) to (N, C)
+Tensor sum_slices(const Tensor& sums) {
+  const int64_t per_image = sums.size(1), channels = sums.size(2);
+  const Tensor out = at::zeros({sums.size(0), channels}, sums.options());
+  for (const auto slice : irange(sums.size(0) * per_image)) {
+    float* to = mutable_data(out) + slice / per_image * channels;
+    for (const auto c : irange(channels)) to[c] += data(sums)[slice * channels + c];
+  }
+  return out;
+}
+
+// y = gelu(x + shift) of rows (R, C), and the sums of its squares for each image, (N, C).
+Tensor gelu_square_sum(const Tensor& x, const Tensor& shift, const Tensor& y, int64_t images) {
+  const Slices slices = slices_of(x, images);
+  const Tensor sums = slices.sums(x.options());
+  const int64_t channels = slices.channels;
+  slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
+    float* sum = mutable_data(sums) + slice * channels;
+    for (int64_t row = first; row < end; ++row) {
+      const float* from = data(x) + row * channels;
+      float* to = mutable_data(y) + row * channels;
+      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        const Lanes value = gelu(load(from + c, lanes) + load(data(shift) + c, lanes));
+        store(to + c, value, lanes);
+        add_to(sum + c, value * value, lanes);
+      });
+    }
+  });
+  return sum_slices(sums);
+}
+
+// GRN's norm of sums of squares.
+Tensor response_norm(const Tensor& squares) {
+  return squares.clamp_min(1e-24).sqrt_();  // it has no gradient at 0
+}
+
+// GRN's factor 1 + gamma g / (mean of g + eps) of the norms g (N, C).
+Tensor response_factor(const Tensor& norm, const Tensor& gamma, double eps) {
+  const Tensor factor = at::empty_like(norm);
+  const int64_t channels = norm.size(1);
+  for (const auto image : irange(norm.size(0))) {
+    const float* g = data(norm) + image * channels;
+    float* to = mutable_data(factor) + image * channels;
+    const float mean = std::accumulate(g, g + channels, 0.0) / channels + eps;
+    for (const auto c : irange(channels)) to[c] = 1 + data(gamma)[c] * (g[c] / mean);
+  }
+  return factor;
+}
+
+// Rows (R, C) times the factor (N, C) of their image, in place.
+void scale_rows(const Tensor& x, const Tensor& factor) {
+  const Slices slices = slices_of(x, factor.size(0));
+  const int64_t channels = slices.channels;
+  slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
+    const float* times = data(factor) + slice / slices.per_image * channels;
+    for (int64_t row = first; row < end; ++row) {
+      float* to = mutable_data(x) + row * channels;
+      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        store(to + c, load(to + c, lanes) * load(times + c, lanes), lanes);
+      });
+    }
+  });
+}
+
+// GELU of the hidden rows, in place, their response norm, and the last linear layer into `out`.
+void respond_and_reduce(Tensor hidden, Tensor out, int64_t images, const Layers& layers, const Tensor& bias) {
+  const Tensor squares = gelu_square_sum(hidden, layers.expand_bias, hidden, images);
+  const Tensor factor = response_factor(response_norm(squares), layers.gamma, layers.eps);
+  if (images == 1 && hidden.size(0) > layers.reduce.size(0)) {  // fewer weights than pixels to scale
+    at::addmm_out(out, bias, hidden, (layers.reduce * factor).t());
+  } else {
+    scale_rows(hidden, factor);
+    at::addmm_out(out, bias, hidden, layers.reduce.t());
+  }
+}
+
+Tensor channel_mlp(const Tensor& map, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+                   double norm_eps, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
+                   const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias) {
+  const Layers layers{norm_weight, norm_bias, norm_eps, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias};
+  const Tensor x = channels_last(map), out = empty_map(x, reduce.size(0)), to = pixels(out);
+  const Tensor bias = layers.shifted_bias();
+  const auto rows = std::get<0>(at::native_layer_norm(pixels(x), {x.size(1)}, norm_weight, norm_bias, norm_eps));
+  const int64_t images = x.size(0), count = x.size(2) * x.size(3);
+  if (count <= reduce.size(0)) {
+    respond_and_reduce(rows.mm(expand.t()), to, images, layers, bias);
+    return out;
+  }
+  // Image by image, in memory that stays in the cache.
+  Tensor hidden = at::empty({count, expand.size(0)}, x.options());
+  for (const auto image : irange(images)) {
+    at::mm_out(hidden, rows.narrow(0, image * count, count), expand.t());
+    respond_and_reduce(hidden, to.narrow(0, image * count, count), 1, layers, bias);
+  }
+  return out;
+}
+
+// What the backward pass needs too: the rows after LayerNorm, its mean and inverse deviation, the hidden rows before GELU
+// and without their bias, and GRN's norm.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> channel_mlp_forward(
+    const Tensor& map, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, double norm_eps,
+    const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma, const OptionalTensor& beta, double eps,
+    const Tensor& reduce, const Tensor& reduce_bias) {
+  const Layers layers{norm_weight, norm_bias, norm_eps, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias};
+  const Tensor x = channels_last(map), out = empty_map(x, reduce.size(0));
+  const auto [rows, mean, inverse] = at::native_layer_norm(pixels(x), {x.size(1)}, norm_weight, norm_bias, norm_eps);
+  const Tensor hidden = rows.mm(expand.t()), y = at::empty_like(hidden);
+  const Tensor norm = response_norm(gelu_square_sum(hidden, expand_bias, y, x.size(0)));
+  scale_rows(y, response_factor(norm, gamma, eps));
+  Tensor to = pixels(out);
+  at::addmm_out(to, layers.shifted_bias(), y, reduce.t());
+  return {out, rows, mean, inverse, hidden, norm};
+}
+
+// Of y = gelu(x + shift): y * factor (N, C), and the sums of y * grad (N, C).
+std::tuple<Tensor, Tensor> gelu_scale(const Tensor& x, const Tensor& shift, const Tensor& factor, const Tensor& grad) {
+  const Slices slices = slices_of(x, factor.size(0));
+  const Tensor sums = slices.sums(x.options()), out = at::empty_like(x);
+  const int64_t channels = slices.channels;
+  slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
+    float* sum = mutable_data(sums) + slice * channels;
+    const float* times = data(factor) + slice / slices.per_image * channels;
+    for (int64_t row = first; row < end; ++row) {
+      const int64_t at = row * channels;
+      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        const Lanes y = gelu(load(data(x) + at + c, lanes) + load(data(shift) + c, lanes));
+        store(mutable_data(out) + at + c, y * load(times + c, lanes), lanes);
+        add_to(sum + c, y * load(data(grad) + at + c, lanes), lanes);
+      });
+    }
+  });
+  return {out, sum_slices(sums)};
+}
+
+// Gradient of x, in place of grad: (grad * factor + y * slope) * gelu'(x + shift), and its sums (C, ).
+Tensor gelu_scale_backward(const Tensor& grad, const Tensor& x, const Tensor& shift, const Tensor& factor,
+                           const Tensor& slope) {
+  const Slices slices = slices_of(x, factor.size(0));
+  const Tensor sums = slices.sums(x.options());
+  const int64_t channels = slices.channels;
+  slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
+    float* sum = mutable_data(sums) + slice * channels;
+    const float* times = data(factor) + slice / slices.per_image * channels;
+    const float* steep = data(slope) + slice / slices.per_image * channels;
+    for (int64_t row = first; row < end; ++row) {
+      const float* from = data(x) + row * channels;
+      float* to = mutable_data(grad) + row * channels;
+      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        const Lanes value = load(from + c, lanes) + load(data(shift) + c, lanes);
+        const Lanes above = load(to + c, lanes) * load(times + c, lanes) + gelu(value) * load(steep + c, lanes);
+        const Lanes out = above * gelu_slope(value);
+        store(to + c, out, lanes);
+        add_to(sum + c, out, lanes);
+      });
+    }
+  });
+  return sum_rows(sums.flatten(0, 1));
+}
+
+// What GRN hands on, given the sums (N, C) of gradient times y over the map: the gradient of gamma (C, ), and what times y
+// comes to the gradient of y, (N, C).
+std::tuple<Tensor, Tensor> response_backward(const Tensor& product, const Tensor& norm, const Tensor& gamma, double eps) {
+  const int64_t channels = norm.size(1);
+  const Tensor grad_gamma = at::zeros({channels}, norm.options()), slope = at::empty_like(norm);
+  for (const auto image : irange(norm.size(0))) {
+    const float* g = data(norm) + image * channels;
+    const float* sum = data(product) + image * channels;
+    float* to = mutable_data(slope) + image * channels;
+    const float mean = std::accumulate(g, g + channels, 0.0) / channels + eps;
+    double shared = 0;  // the norm acts through the mean too
+    for (const auto c : irange(channels)) {
+      mutable_data(grad_gamma)[c] += sum[c] * g[c] / mean;
+      shared += sum[c] * data(gamma)[c] * g[c] / mean;
+    }
+    for (const auto c : irange(channels)) {
+      to[c] = (sum[c] * data(gamma)[c] - float(shared / channels)) / mean / g[c];
+    }
+  }
+  return {grad_gamma, slope};
+}
+
+// Gradients of the map, LayerNorm's weight and bias, expand and its bias, gamma, beta, reduce and its bias; without an
+// affine LayerNorm or without beta theirs are undefined.
+std::vector<Tensor> channel_mlp_backward(const Tensor& grad, const Tensor& map, const OptionalTensor& norm_weight,
+                                         const OptionalTensor& norm_bias, const Tensor& expand,
+                                         const Tensor& expand_bias, const Tensor& gamma, const OptionalTensor& beta,
+                                         double eps, const Tensor& reduce, const Tensor& rows, const Tensor& mean,
+                                         const Tensor& inverse, const Tensor& hidden, const Tensor& norm) {
+  const Tensor x = channels_last(map), dense_grad = channels_last(grad), above = pixels(dense_grad);
+  const Tensor grad_bias = sum_rows(above);
+  const Tensor factor = response_factor(norm, gamma, eps);
+  const Tensor grad_hidden = above.mm(reduce);
+  const auto [y, product] = gelu_scale(hidden, expand_bias, factor, grad_hidden);
+  Tensor grad_reduce = above.t().mm(y);
+  if (beta) grad_reduce.addr_(grad_bias, *beta);
+  const auto [grad_gamma, slope] = response_backward(product, norm, gamma, eps);
+  const Tensor grad_expand_bias = gelu_scale_backward(grad_hidden, hidden, expand_bias, factor, slope);
+  const Tensor grad_expand = grad_hidden.t().mm(rows);
+  const bool affine = norm_weight.has_value();
+  const auto [grad_x, grad_norm_weight, grad_norm_bias] =
+      at::native_layer_norm_backward(grad_hidden.mm(expand), pixels(x), {x.size(1)}, mean, inverse, norm_weight,
+                                     norm_bias, {true, affine, affine});
+  const Tensor nothing = at::empty({0}, x.options());
+  return {grad_x.view({x.size(0), x.size(2), x.size(3), x.size(1)}).permute({0, 3, 1, 2}),
+          affine ? grad_norm_weight : nothing,
+          affine ? grad_norm_bias : nothing,
+          grad_expand,
+          grad_expand_bias,
+          grad_gamma,
+          beta ? reduce.t().mv(grad_bias) : nothing,
+          grad_reduce,
+          grad_bias};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
+  library.def("channel_mlp(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor expand,"
+              " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor reduce_bias) -> Tensor");
+  library.def("channel_mlp_forward(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor expand,"
+              " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor reduce_bias)"
+              " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("channel_mlp_backward(Tensor grad, Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor expand,"
+              " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor rows, Tensor mean,"
+              " Tensor inverse, Tensor hidden, Tensor norm) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {
+  library.impl("channel_mlp", channel_mlp);
+  library.impl("channel_mlp_forward", channel_mlp_forward);
+  library.impl("channel_mlp_backward", channel_mlp_backward);
+}
+
+}  // namespace mmstrip

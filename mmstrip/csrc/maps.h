@@ -1,0 +1,136 @@
+// What the operators share about tensors. Maps are (N, C, H, W) in channels_last memory.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace mmstrip {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline Tensor channels_last(const Tensor& map) {
+  return map.contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+inline Tensor empty_map(const Tensor& like, int64_t channels) {
+  const auto options = like.options().memory_format(at::MemoryFormat::ChannelsLast);
+  return at::empty({like.size(0), channels, like.size(2), like.size(3)}, options);
+}
+
+inline Tensor empty_map(const Tensor& like) {
+  return empty_map(like, like.size(1));
+}
+
+// A map in channels_last memory as a matrix of pixels x channels, and an empty tensor as one.
+inline Tensor pixels(const Tensor& map) {
+  const int64_t channels = map.size(1);
+  return map.as_strided({map.size(0) * map.size(2) * map.size(3), channels}, {channels, 1});
+}
+
+inline const float* data(const Tensor& tensor) {
+  return tensor.const_data_ptr<float>();
+}
+
+inline float* mutable_data(const Tensor& tensor) {
+  return tensor.mutable_data_ptr<float>();
+}
+
+// Sums over pixels are taken slice by slice, so that their order does not depend on the threads.
+constexpr int64_t SLICE = 128;
+
+// Rows of images of so many pixels each, cut into slices that do not leave their image.
+struct Slices {
+  int64_t images, pixels, channels, per_image, count;
+
+  Slices(int64_t images, int64_t pixels, int64_t channels)
+      : images(images),
+        pixels(pixels),
+        channels(channels),
+        per_image((pixels + SLICE - 1) / SLICE),
+        count(images * per_image) {}
+
+  // Space for sums of all slices, (images, slices, channels).
+  Tensor sums(const at::TensorOptions& options) const { return at::zeros({images, per_image, channels}, options); }
+
+  // function(slice, first row, end) for all slices, rows counted over all images.
+  template <typename Function>
+  void for_each(Function function) const {
+    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t slice = begin; slice < end; ++slice) {
+        const int64_t image = slice / per_image, first = slice % per_image * SLICE;
+        function(slice, image * pixels + first, image * pixels + std::min(first + SLICE, pixels));
+      }
+    });
+  }
+};
+
+// BN of x as x * scale + shift, all (C, ): the rows of a tensor (4, C).
+struct BatchNorm {
+  Tensor values;
+  bool training;
+
+  const float* mean() const { return data(values); }
+  const float* inverse() const { return mean() + channels(); }
+  const float* scale() const { return inverse() + channels(); }
+  const float* shift() const { return scale() + channels(); }
+  int64_t channels() const { return values.size(1); }
+};
+
+// Arguments of a BN layer; statistics are of x + bias.
+struct BatchNormLayer {
+  Tensor weight, bias, running_mean, running_variance;
+  bool training;
+  double momentum, eps;
+};
+
+struct BatchNormGrad {
+  Tensor x, weight, bias;
+};
+
+// activations.cpp
+
+// Sums (C, ) of a matrix (R, C) over its rows.
+Tensor sum_rows(const Tensor& matrix);
+
+// The layer as it stands for x, to which `bias` (C, ), if any, should have been added before. Moves running statistics in
+// training.
+BatchNorm batch_norm(const Tensor& x, const OptionalTensor& bias, const BatchNormLayer& layer);
+
+// gelu(BN(x)), in equal parts of the channels.
+std::vector<Tensor> norm_gelu(const Tensor& x, const BatchNorm& norm, int64_t parts);
+
+BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const BatchNorm& norm);
+
+// Gradients of BN from that of its output, in whose place comes that of x, and the sums of that over the map, and of its
+// product with x - mean: (C, ).
+BatchNormGrad batch_norm_backward(const Tensor& grad, const Tensor& x, const BatchNorm& norm, const Tensor& sums,
+                                  const Tensor& products);
+
+// depthwise.cpp
+
+// Convolution with weights (1 or N, C, taps), the kernel's rows as wide as `rows` says; of gelu(BN(x)) if there is a norm.
+// An `addend` (1, C, H, W) comes to it, times `factor` (N, C).
+Tensor depthwise(const Tensor& x, const Tensor& weight, at::IntArrayRef rows, const BatchNorm* norm = nullptr,
+                 const Tensor& addend = {}, const Tensor& factor = {});
+
+// Gradient of the weights, (N, C, taps), of each image.
+Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRef rows);
+
+struct DepthwiseGrad {
+  Tensor x, weight;
+  Tensor sums, products;  // with a norm, for batch_norm_backward: x is then the gradient of what the norm gives
+};
+
+// That and the gradient of x in one.
+DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, at::IntArrayRef rows,
+                                 const BatchNorm* norm = nullptr);
+
+// Sums (N, C, taps) of what each tap sees of x.
+Tensor tap_sums(const Tensor& x, at::IntArrayRef rows);
+
+}  // namespace mmstrip

@@ -1,0 +1,104 @@
+// 1x1 convolutions of concatenated maps, as one matrix product a map, and what follows them.
+#include <torch/library.h>
+
+#include "maps.h"
+
+namespace mmstrip {
+namespace {
+
+std::vector<Tensor> dense(at::TensorList maps) {
+  std::vector<Tensor> out;
+  for (const auto& map : maps) out.push_back(channels_last(map));
+  return out;
+}
+
+// The columns of a weight (O, sum of C_i, 1, 1) that belong to each part.
+std::vector<Tensor> columns(const Tensor& weight, at::TensorList parts) {
+  std::vector<int64_t> sizes;
+  for (const auto& part : parts) sizes.push_back(part.size(1));
+  return weight.view({weight.size(0), weight.size(1)}).split_with_sizes(sizes, 1);
+}
+
+Tensor pointwise(at::TensorList maps, const Tensor& weight, const OptionalTensor& bias) {
+  const auto parts = dense(maps);
+  const auto weights = columns(weight, parts);
+  const Tensor out = empty_map(parts[0], weight.size(0));
+  Tensor rows = pixels(out);
+  for (const auto i : c10::irange(parts.size())) {
+    const Tensor x = pixels(parts[i]), w = weights[i].t();
+    if (i) {
+      rows.addmm_(x, w);
+    } else if (bias) {
+      at::addmm_out(rows, *bias, x, w);
+    } else {
+      at::mm_out(rows, x, w);
+    }
+  }
+  return out;
+}
+
+// Gradients of the parts and of the weight.
+std::tuple<std::vector<Tensor>, Tensor> pointwise_backward(const Tensor& any, at::TensorList maps, const Tensor& weight) {
+  const Tensor grad = channels_last(any), rows = pixels(grad), grad_weight = at::empty_like(weight);
+  const auto parts = dense(maps);
+  const auto weights = columns(weight, parts);
+  auto grad_weights = columns(grad_weight, parts);
+  std::vector<Tensor> out;
+  for (const auto i : c10::irange(parts.size())) {
+    out.push_back(empty_map(parts[i]));
+    Tensor to = pixels(out.back());
+    at::mm_out(to, rows, weights[i]);
+    at::mm_out(grad_weights[i], rows.t(), pixels(parts[i]));
+  }
+  return {out, grad_weight};
+}
+
+Tensor pixel_sums(const Tensor& map) {
+  return sum_rows(pixels(channels_last(map)));
+}
+
+// gelu(BN(pointwise(...))) in equal parts of the channels; also the map before BN, without the bias, and the norm, for
+// the backward pass.
+std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_norm_gelu(
+    at::TensorList maps, const Tensor& weight, const OptionalTensor& bias, const Tensor& norm_weight,
+    const Tensor& norm_bias, const Tensor& mean, const Tensor& variance, bool training, double momentum, double eps,
+    int64_t chunks) {
+  const Tensor x = pointwise(maps, weight, {});
+  const auto norm = batch_norm(x, bias, {norm_weight, norm_bias, mean, variance, training, momentum, eps});
+  return {norm_gelu(x, norm, chunks), x, norm.values};
+}
+
+// Gradients of the parts, of the weight, of the bias, of the norm's weight and of its bias.
+std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor, Tensor> pointwise_norm_gelu_backward(
+    at::TensorList grads, at::TensorList maps, const Tensor& weight, const Tensor& x, const Tensor& values,
+    bool training) {
+  const BatchNorm norm{values, training};
+  const auto outer = norm_gelu_backward(grads, x, norm);
+  auto [parts, grad_weight] = pointwise_backward(outer.x, maps, weight);
+  // In training BN takes the mean away, and with it the bias.
+  const Tensor grad_bias = training ? at::zeros_like(outer.bias) : outer.bias * values[2];
+  return {parts, grad_weight, grad_bias, outer.weight, outer.bias};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
+  library.def("pointwise(Tensor[] parts, Tensor weight, Tensor? bias=None) -> Tensor");
+  library.def("pointwise_backward(Tensor grad, Tensor[] parts, Tensor weight) -> (Tensor[], Tensor)");
+  library.def("pixel_sums(Tensor map) -> Tensor");
+  library.def("pointwise_norm_gelu(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
+              " Tensor(a!) mean, Tensor(b!) variance, bool training, float momentum, float eps, int chunks)"
+              " -> (Tensor[], Tensor, Tensor)");
+  library.def("pointwise_norm_gelu_backward(Tensor[] grads, Tensor[] parts, Tensor weight, Tensor x, Tensor norm,"
+              " bool training) -> (Tensor[], Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {
+  library.impl("pointwise", pointwise);
+  library.impl("pointwise_backward", pointwise_backward);
+  library.impl("pixel_sums", pixel_sums);
+  library.impl("pointwise_norm_gelu", pointwise_norm_gelu);
+  library.impl("pointwise_norm_gelu_backward", pointwise_norm_gelu_backward);
+}
+
+}  // namespace mmstrip
