@@ -1,5 +1,5 @@
 // BN and GELU with their gradients, in as few passes over memory as there can be.
-#include "lanes.h"
+#include "gelu.h"
 #include "maps.h"
 
 namespace mmstrip {
@@ -84,9 +84,9 @@ Tensor sum_rows(const Tensor& any) {
 }
 
 BatchNorm batch_norm(const Tensor& x, const OptionalTensor& bias, const BatchNormLayer& layer) {
-  const int64_t channels = x.size(1), count = x.numel() / channels;
-  TORCH_CHECK(layer.weight.numel() == channels, "BN of ", layer.weight.numel(), " channels does not fit a map ", x.sizes());
-  const Tensor values = at::empty({4, channels}, x.options());
+  const int64_t channels = layer.weight.numel(), count = layer.training ? x.numel() / channels : 0;
+  TORCH_CHECK(!x.defined() || x.size(1) == channels, "BN of ", channels, " channels does not fit a map ", x.sizes());
+  const Tensor values = at::empty({4, channels}, layer.weight.options());
   float* mean = mutable_data(values);
   float *inverse = mean + channels, *scale = inverse + channels, *shift = scale + channels;
   if (layer.training) channel_moments(x, mean, inverse);
@@ -111,24 +111,21 @@ BatchNorm batch_norm(const Tensor& x, const OptionalTensor& bias, const BatchNor
   return {values, layer.training};
 }
 
-std::vector<Tensor> norm_gelu(const Tensor& x, const BatchNorm& norm, int64_t parts) {
-  const int64_t channels = x.size(1), width = channels / parts;
-  std::vector<Tensor> out(parts);
-  for (auto& part : out) part = empty_map(x, width);
-  at::parallel_for(0, x.numel() / channels, 64, [&](int64_t begin, int64_t end) {
-    for (const auto part : irange(parts)) {
+void norm_gelu(const Tensor& x, const BatchNorm& norm, at::TensorList out) {
+  const int64_t channels = x.size(1), width = channels / out.size();
+  at::parallel_for(0, x.size(0), 64, [&](int64_t begin, int64_t end) {
+    for (const auto part : irange(out.size())) {
       const float* from = data(x) + begin * channels + part * width;
       const float* scale = norm.scale() + part * width;
       const float* shift = norm.shift() + part * width;
       float* to = mutable_data(out[part]) + begin * width;
-      for (int64_t pixel = begin; pixel < end; ++pixel, from += channels, to += width) {
+      for (int64_t row = begin; row < end; ++row, from += channels, to += width) {
         for_lanes(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
           store(to + c, gelu(load(from + c, lanes) * load(scale + c, lanes) + load(shift + c, lanes)), lanes);
         });
       }
     }
   });
-  return out;
 }
 
 BatchNormGrad batch_norm_backward(const Tensor& grad, const Tensor& x, const BatchNorm& norm, const Tensor& sums,

@@ -3,7 +3,7 @@
 
 #include <numeric>
 
-#include "lanes.h"
+#include "gelu.h"
 #include "maps.h"
 
 namespace mmstrip {
@@ -89,36 +89,74 @@ void scale_rows(const Tensor& x, const Tensor& factor) {
   });
 }
 
-// GELU of the hidden rows, in place, their response norm, and the last linear layer into `out`.
-void respond_and_reduce(Tensor hidden, Tensor out, int64_t images, const Layers& layers, const Tensor& bias) {
+// Rows (R, C) of LayerNorm's output into `out`.
+void layer_norm(const Tensor& x, const Layers& layers, const Tensor& out) {
+  const int64_t channels = x.size(1);
+  const float* weight = layers.norm_weight ? data(*layers.norm_weight) : nullptr;
+  const float* bias = layers.norm_bias ? data(*layers.norm_bias) : nullptr;
+  at::parallel_for(0, x.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (const auto row : irange(begin, end)) {
+      const float* from = data(x) + row * channels;
+      float* to = mutable_data(out) + row * channels;
+      Lanes sum{}, square{};
+      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) { sum += load(from + c, lanes); });
+      const float mean = total(sum) / channels;
+      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        const Lanes distance = load(from + c, lanes) - mean;
+        store(to + c, distance, lanes);
+        const Lanes kept = load(to + c, lanes);  // without what lies behind the last channel
+        square += kept * kept;
+      });
+      const float inverse = 1.0f / std::sqrt(total(square) / channels + float(layers.norm_eps));
+      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        Lanes value = load(to + c, lanes) * inverse;
+        if (weight) value = value * load(weight + c, lanes) + load(bias + c, lanes);
+        store(to + c, value, lanes);
+      });
+    }
+  });
+}
+
+// All of it for rows of some images; `spare` (R, C) and `hidden` (R, E) are memory to work in.
+void mix_rows(const Tensor& x, const Layers& layers, const Tensor& bias, const OptionalTensor& residual, int64_t images,
+              const Tensor& spare, Tensor hidden, Tensor out) {
+  layer_norm(x, layers, spare);
+  at::mm_out(hidden, spare, layers.expand.t());
   const Tensor squares = gelu_square_sum(hidden, layers.expand_bias, hidden, images);
   const Tensor factor = response_factor(response_norm(squares), layers.gamma, layers.eps);
-  if (images == 1 && hidden.size(0) > layers.reduce.size(0)) {  // fewer weights than pixels to scale
-    at::addmm_out(out, bias, hidden, (layers.reduce * factor).t());
+  Tensor reduce = layers.reduce;
+  if (images == 1 && x.size(0) > reduce.size(0)) {  // fewer weights than pixels to scale
+    reduce = reduce * factor;
   } else {
     scale_rows(hidden, factor);
-    at::addmm_out(out, bias, hidden, layers.reduce.t());
+  }
+  if (residual) {
+    at::add_out(out, *residual, bias);
+    out.addmm_(hidden, reduce.t());
+  } else {
+    at::addmm_out(out, bias, hidden, reduce.t());
   }
 }
 
+// Plus a residual (N, O, H, W), if there is one.
 Tensor channel_mlp(const Tensor& map, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                    double norm_eps, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
-                   const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias) {
+                   const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias,
+                   const OptionalTensor& residual) {
+  const at::AutoDispatchBelowADInplaceOrView below;
   const Layers layers{norm_weight, norm_bias, norm_eps, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias};
-  const Tensor x = channels_last(map), out = empty_map(x, reduce.size(0)), to = pixels(out);
-  const Tensor bias = layers.shifted_bias();
-  const auto rows = std::get<0>(at::native_layer_norm(pixels(x), {x.size(1)}, norm_weight, norm_bias, norm_eps));
-  const int64_t images = x.size(0), count = x.size(2) * x.size(3);
-  if (count <= reduce.size(0)) {
-    respond_and_reduce(rows.mm(expand.t()), to, images, layers, bias);
-    return out;
-  }
-  // Image by image, in memory that stays in the cache.
-  Tensor hidden = at::empty({count, expand.size(0)}, x.options());
-  for (const auto image : irange(images)) {
-    at::mm_out(hidden, rows.narrow(0, image * count, count), expand.t());
-    respond_and_reduce(hidden, to.narrow(0, image * count, count), 1, layers, bias);
-  }
+  const Tensor x = channels_last(map), out = empty_map(x, reduce.size(0)), bias = layers.shifted_bias();
+  const Tensor rows = pixels(x), to = pixels(out);
+  const OptionalTensor added = residual ? OptionalTensor(pixels(channels_last(*residual))) : OptionalTensor();
+  const int64_t count = x.size(2) * x.size(3);
+  const Groups groups(x.size(0), count);
+  const Tensor spare = groups.spare(x.size(1), x.options()), hidden = groups.spare(expand.size(0), x.options());
+  groups.for_each([&](int64_t first, int64_t images, int64_t thread) {
+    const int64_t begin = first * count, size = images * count;
+    const auto part = [&](const Tensor& all) { return all.narrow(0, begin, size); };
+    mix_rows(part(rows), layers, bias, added ? OptionalTensor(part(*added)) : added, images,
+             spare[thread].narrow(0, 0, size), hidden[thread].narrow(0, 0, size), part(to));
+  });
   return out;
 }
 
@@ -128,6 +166,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> channel_mlp_forward(
     const Tensor& map, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, double norm_eps,
     const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma, const OptionalTensor& beta, double eps,
     const Tensor& reduce, const Tensor& reduce_bias) {
+  const at::AutoDispatchBelowADInplaceOrView below;
   const Layers layers{norm_weight, norm_bias, norm_eps, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias};
   const Tensor x = channels_last(map), out = empty_map(x, reduce.size(0));
   const auto [rows, mean, inverse] = at::native_layer_norm(pixels(x), {x.size(1)}, norm_weight, norm_bias, norm_eps);
@@ -213,6 +252,7 @@ std::vector<Tensor> channel_mlp_backward(const Tensor& grad, const Tensor& map, 
                                          const Tensor& expand_bias, const Tensor& gamma, const OptionalTensor& beta,
                                          double eps, const Tensor& reduce, const Tensor& rows, const Tensor& mean,
                                          const Tensor& inverse, const Tensor& hidden, const Tensor& norm) {
+  const at::AutoDispatchBelowADInplaceOrView below;
   const Tensor x = channels_last(map), dense_grad = channels_last(grad), above = pixels(dense_grad);
   const Tensor grad_bias = sum_rows(above);
   const Tensor factor = response_factor(norm, gamma, eps);
@@ -243,7 +283,8 @@ std::vector<Tensor> channel_mlp_backward(const Tensor& grad, const Tensor& map, 
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("channel_mlp(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor expand,"
-              " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor reduce_bias) -> Tensor");
+              " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor reduce_bias,"
+              " Tensor? residual=None) -> Tensor");
   library.def("channel_mlp_forward(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor expand,"
               " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor reduce_bias)"
               " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

@@ -4,7 +4,7 @@
 // a 7x3 and a 3x7 kernel. Its taps are counted row by row. Weights are (1, C, taps), or (N, C, taps): a kernel per image.
 #include <torch/library.h>
 
-#include "lanes.h"
+#include "gelu.h"
 #include "maps.h"
 
 namespace mmstrip {

@@ -64,57 +64,10 @@ inline Lanes in_register(Lanes x) {
   return x;
 }
 
-// NaN stays NaN.
-inline Lanes clamp(Lanes x, float bound) {
-#ifdef __AVX512F__
-  return (Lanes)_mm512_max_ps(_mm512_set1_ps(-bound), _mm512_min_ps(_mm512_set1_ps(bound), (__m512)x));
-#else
-  x = x > bound ? same(bound) : x;
-  return x < -bound ? same(-bound) : x;
-#endif
-}
-
-// Division is the slowest of all; an estimate and one Newton step come within rounding.
-inline Lanes reciprocal(Lanes x) {
-#ifdef __AVX512F__
-  const Lanes estimate = (Lanes)_mm512_rcp14_ps((__m512)x);
-  return estimate * (2.0f - x * estimate);
-#else
-  return 1.0f / x;
-#endif
-}
-
-template <size_t N>
-inline Lanes polynomial(const float (&coefficients)[N], Lanes x) {
-  Lanes sum = same(coefficients[N - 1]);
-  for (int i = N - 2; i >= 0; --i) sum = sum * x + coefficients[i];
+inline float total(Lanes x) {
+  float sum = 0;
+  for (int64_t i = 0; i < LANES; ++i) sum += x[i];
   return sum;
-}
-
-// Distribution function of the normal distribution, less 1/2: a minimax rational function, within 3e-7.
-inline Lanes normal_cdf(Lanes x) {
-  constexpr float numerator[] = {3.989419607e-01f, 3.584738309e-02f, 4.805432745e-03f,
-                                 1.901574762e-04f, 6.590612831e-06f, 2.171054180e-08f};
-  constexpr float denominator[] = {1.0f,           2.565187936e-01f, 2.980407201e-02f,
-                                   2.003366151e-03f, 8.101179527e-05f, 1.185154637e-06f};
-  x = clamp(x, 5.6f);
-  const Lanes square = x * x;
-  return clamp(x * polynomial(numerator, square) * reciprocal(polynomial(denominator, square)), 0.5f);
-}
-
-inline Lanes gelu(Lanes x) {
-  return x * (normal_cdf(x) + 0.5f);
-}
-
-// Derivative of gelu, fitted the same way.
-inline Lanes gelu_slope(Lanes x) {
-  constexpr float numerator[] = {7.978854500e-01f, -4.511877051e-02f, 1.478385649e-02f, -2.326017770e-04f,
-                                 3.566242163e-05f, -4.300291545e-07f, -3.313754097e-09f};
-  constexpr float denominator[] = {1.0f,             2.767944308e-01f, 3.577226092e-02f, 2.800846161e-03f,
-                                   1.296302397e-04f, 5.636676596e-06f, -1.546238337e-07f};
-  x = clamp(x, 5.8f);
-  const Lanes square = x * x;
-  return x * polynomial(numerator, square) * reciprocal(polynomial(denominator, square)) + 0.5f;
 }
 
 inline Lanes interleave(Lanes a, Lanes b, int64_t first) {

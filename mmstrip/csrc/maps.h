@@ -69,6 +69,42 @@ struct Slices {
   }
 };
 
+// Images that go through several steps one group after the other, so that what lies between stays in the cache: a group
+// a thread where they come out even, else each on all threads.
+struct Groups {
+  static constexpr int64_t ROWS = 196;  // fewer do not keep matrix products busy
+
+  int64_t images, pixels, size, count;
+  bool side_by_side;
+
+  Groups(int64_t images, int64_t pixels)
+      : images(images),
+        pixels(pixels),
+        size(std::clamp<int64_t>((ROWS + pixels - 1) / pixels, 1, images)),
+        count((images + size - 1) / size) {
+    const int64_t threads = at::get_num_threads();
+    side_by_side = !at::in_parallel_region() && threads > 1 && (count % threads == 0 || count >= 4 * threads);
+  }
+
+  // Memory (threads, rows of a group, channels).
+  Tensor spare(int64_t channels, const at::TensorOptions& options) const {
+    return at::empty({side_by_side ? at::get_num_threads() : 1, size * pixels, channels}, options);
+  }
+
+  // function(first image, images, thread)
+  template <typename Function>
+  void for_each(Function function) const {
+    const auto run = [&](int64_t begin, int64_t end) {
+      const at::AutoDispatchBelowADInplaceOrView below;  // threads do not inherit it
+      for (int64_t group = begin; group < end; ++group) {
+        const int64_t first = group * size;
+        function(first, std::min(size, images - first), side_by_side ? at::get_thread_num() : 0);
+      }
+    };
+    side_by_side ? at::parallel_for(0, count, 1, run) : run(0, count);
+  }
+};
+
 // BN of x as x * scale + shift, all (C, ): the rows of a tensor (4, C).
 struct BatchNorm {
   Tensor values;
@@ -97,12 +133,12 @@ struct BatchNormGrad {
 // Sums (C, ) of a matrix (R, C) over its rows.
 Tensor sum_rows(const Tensor& matrix);
 
-// The layer as it stands for x, to which `bias` (C, ), if any, should have been added before. Moves running statistics in
-// training.
+// The layer as it stands for x, to which `bias` (C, ), if any, should have been added before. Training takes statistics of
+// x, and moves the running ones.
 BatchNorm batch_norm(const Tensor& x, const OptionalTensor& bias, const BatchNormLayer& layer);
 
-// gelu(BN(x)), in equal parts of the channels.
-std::vector<Tensor> norm_gelu(const Tensor& x, const BatchNorm& norm, int64_t parts);
+// gelu(BN(x)) of rows (R, C), in equal parts of the channels.
+void norm_gelu(const Tensor& x, const BatchNorm& norm, at::TensorList out);
 
 BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const BatchNorm& norm);
 

@@ -19,26 +19,63 @@ std::vector<Tensor> columns(const Tensor& weight, at::TensorList parts) {
   return weight.view({weight.size(0), weight.size(1)}).split_with_sizes(sizes, 1);
 }
 
-Tensor pointwise(at::TensorList maps, const Tensor& weight, const OptionalTensor& bias) {
-  const auto parts = dense(maps);
-  const auto weights = columns(weight, parts);
-  const Tensor out = empty_map(parts[0], weight.size(0));
-  Tensor rows = pixels(out);
-  for (const auto i : c10::irange(parts.size())) {
-    const Tensor x = pixels(parts[i]), w = weights[i].t();
+// Rows of the convolution, of rows of the parts, into `out`.
+void multiply(at::TensorList rows, at::TensorList weights, const OptionalTensor& bias, Tensor out) {
+  for (const auto i : c10::irange(rows.size())) {
     if (i) {
-      rows.addmm_(x, w);
+      out.addmm_(rows[i], weights[i].t());
     } else if (bias) {
-      at::addmm_out(rows, *bias, x, w);
+      at::addmm_out(out, *bias, rows[i], weights[i].t());
     } else {
-      at::mm_out(rows, x, w);
+      at::mm_out(out, rows[i], weights[i].t());
     }
   }
+}
+
+std::vector<Tensor> all_pixels(at::TensorList maps) {
+  std::vector<Tensor> out;
+  for (const auto& map : maps) out.push_back(pixels(map));
+  return out;
+}
+
+Tensor pointwise(at::TensorList maps, const Tensor& weight, const OptionalTensor& bias) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const auto parts = dense(maps);
+  const Tensor out = empty_map(parts[0], weight.size(0));
+  multiply(all_pixels(parts), columns(weight, parts), bias, pixels(out));
+  return out;
+}
+
+// gelu(BN(pointwise(...))) in equal parts of the channels, with BN's running statistics.
+std::vector<Tensor> pointwise_norm_gelu(at::TensorList maps, const Tensor& weight, const OptionalTensor& bias,
+                                        const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& mean,
+                                        const Tensor& variance, double eps, int64_t chunks) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const auto parts = dense(maps);
+  const auto rows = all_pixels(parts), weights = columns(weight, parts);
+  const int64_t channels = weight.size(0), count = parts[0].size(2) * parts[0].size(3);
+  const BatchNorm norm = batch_norm({}, bias, {norm_weight, norm_bias, mean, variance, false, 0, eps});
+  std::vector<Tensor> out;
+  for (int64_t i = 0; i < chunks; ++i) out.push_back(empty_map(parts[0], channels / chunks));
+  const auto out_rows = all_pixels(out);
+  const Groups groups(parts[0].size(0), count);
+  const Tensor spare = groups.spare(channels, weight.options());
+  groups.for_each([&](int64_t first, int64_t images, int64_t thread) {
+    const auto part = [&](at::TensorList all) {
+      std::vector<Tensor> some;
+      for (const auto& rows : all) some.push_back(rows.narrow(0, first * count, images * count));
+      return some;
+    };
+    const Tensor x = spare[thread].narrow(0, 0, images * count);
+    multiply(part(rows), weights, {}, x);
+    norm_gelu(x, norm, part(out_rows));
+  });
   return out;
 }
 
 // Gradients of the parts and of the weight.
 std::tuple<std::vector<Tensor>, Tensor> pointwise_backward(const Tensor& any, at::TensorList maps, const Tensor& weight) {
+  const at::AutoDispatchBelowADInplaceOrView below;
   const Tensor grad = channels_last(any), rows = pixels(grad), grad_weight = at::empty_like(weight);
   const auto parts = dense(maps);
   const auto weights = columns(weight, parts);
@@ -57,15 +94,18 @@ Tensor pixel_sums(const Tensor& map) {
   return sum_rows(pixels(channels_last(map)));
 }
 
-// gelu(BN(pointwise(...))) in equal parts of the channels; also the map before BN, without the bias, and the norm, for
-// the backward pass.
-std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_norm_gelu(
+// The same for the backward pass, and in training with statistics of the batch: also gives the map before BN, without the
+// bias, and the norm.
+std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_norm_gelu_forward(
     at::TensorList maps, const Tensor& weight, const OptionalTensor& bias, const Tensor& norm_weight,
     const Tensor& norm_bias, const Tensor& mean, const Tensor& variance, bool training, double momentum, double eps,
     int64_t chunks) {
   const Tensor x = pointwise(maps, weight, {});
   const auto norm = batch_norm(x, bias, {norm_weight, norm_bias, mean, variance, training, momentum, eps});
-  return {norm_gelu(x, norm, chunks), x, norm.values};
+  std::vector<Tensor> out;
+  for (int64_t i = 0; i < chunks; ++i) out.push_back(empty_map(x, x.size(1) / chunks));
+  norm_gelu(pixels(x), norm, all_pixels(out));
+  return {out, x, norm.values};
 }
 
 // Gradients of the parts, of the weight, of the bias, of the norm's weight and of its bias.
@@ -87,6 +127,8 @@ TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("pointwise_backward(Tensor grad, Tensor[] parts, Tensor weight) -> (Tensor[], Tensor)");
   library.def("pixel_sums(Tensor map) -> Tensor");
   library.def("pointwise_norm_gelu(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
+              " Tensor mean, Tensor variance, float eps, int chunks) -> Tensor[]");
+  library.def("pointwise_norm_gelu_forward(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
               " Tensor(a!) mean, Tensor(b!) variance, bool training, float momentum, float eps, int chunks)"
               " -> (Tensor[], Tensor, Tensor)");
   library.def("pointwise_norm_gelu_backward(Tensor[] grads, Tensor[] parts, Tensor weight, Tensor x, Tensor norm,"
@@ -97,6 +139,7 @@ TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {
   library.impl("pointwise", pointwise);
   library.impl("pointwise_backward", pointwise_backward);
   library.impl("pixel_sums", pixel_sums);
+  library.impl("pointwise_norm_gelu_forward", pointwise_norm_gelu_forward);
   library.impl("pointwise_norm_gelu", pointwise_norm_gelu);
   library.impl("pointwise_norm_gelu_backward", pointwise_norm_gelu_backward);
 }

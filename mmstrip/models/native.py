@@ -133,7 +133,7 @@ class PointwiseNormGELU(Function):
         *parts: Tensor,
     ) -> tuple[Tensor, ...]:
         norm_layer = norm_weight, norm_bias, *statistics
-        out, x, norm = operators.pointwise_norm_gelu(parts, weight, bias, *norm_layer, chunks)
+        out, x, norm = operators.pointwise_norm_gelu_forward(parts, weight, bias, *norm_layer, chunks)
         ctx.save_for_backward(weight, x, norm, *parts)
         ctx.biased, ctx.training = bias is not None, statistics[2]
         return tuple(out)

@@ -327,9 +327,13 @@ def pointwise_norm_activate(
     layer = _native_norm(norm, act, *inputs)
     if layer is None:
         return norm_activate(norm, act, pointwise(parts, weight, bias), chunks)
+    *layer, training, momentum, eps = layer
     if _wants_gradient(*inputs, *layer[:2]):
-        return list(native.PointwiseNormGELU.apply(weight, bias, *layer[:2], layer[2:], chunks, *parts))
-    return native.operators.pointwise_norm_gelu(parts, weight, bias, *layer, chunks)[0]
+        statistics = *layer[2:], training, momentum, eps
+        return list(native.PointwiseNormGELU.apply(weight, bias, *layer[:2], statistics, chunks, *parts))
+    if training:
+        return native.operators.pointwise_norm_gelu_forward(parts, weight, bias, *layer, training, momentum, eps, chunks)[0]
+    return native.operators.pointwise_norm_gelu(parts, weight, bias, *layer, eps, chunks)
 
 
 class _NormGELU(Function):
@@ -357,7 +361,12 @@ class _NormGELU(Function):
 
 
 def channel_mlp(
-    x: Tensor, norm: nn.LayerNorm, expand: nn.Linear, act: nn.Module, grn: nn.Module, reduce: nn.Linear
+    x: Tensor,
+    norm: nn.LayerNorm,
+    expand: nn.Linear,
+    act: nn.Module,
+    grn: nn.Module,
+    reduce: nn.Linear,
 ) -> Tensor:
     """LayerNorm, linear layer, activation, GRN and linear layer of (N, C, H, W), over the channels."""
     layers = norm.weight, norm.bias, norm.eps, expand.weight, expand.bias, grn.gamma, grn.beta, grn.eps
