@@ -36,13 +36,16 @@ void channel_moments(const Tensor& x, float* mean, float* variance) {
   std::fill_n(variance, channels, 0.0f);
   const float share = 1.0f / slices.pixels;
   for (const auto slice : irange(slices.count)) {
-    for (const auto c : irange(channels)) mean[c] += data(sums)[slice * channels + c] * share;
+    const float* sum = data(sums) + slice * channels;
+    for (const auto c : irange(channels)) mean[c] += sum[c] * share;
   }
   for (const auto slice : irange(slices.count)) {
     const float size = size_of(slice);
+    const float* sum = data(sums) + slice * channels;
+    const float* square = data(squares) + slice * channels;
     for (const auto c : irange(channels)) {
-      const float distance = data(sums)[slice * channels + c] / size - mean[c];
-      variance[c] += (data(squares)[slice * channels + c] + distance * distance * size) * share;
+      const float distance = sum[c] / size - mean[c];
+      variance[c] += (square[c] + distance * distance * size) * share;
     }
   }
 }
@@ -51,9 +54,9 @@ void channel_moments(const Tensor& x, float* mean, float* variance) {
 void combine(const Tensor& grad, const Tensor& x, const float* scale, const float* slope, const float* offset) {
   const int64_t channels = x.size(1);
   at::parallel_for(0, x.size(0) * x.size(2) * x.size(3), 64, [&](int64_t begin, int64_t end) {
-    for (const auto pixel : irange(begin, end)) {
-      const float* from = data(x) + pixel * channels;
-      float* to = mutable_data(grad) + pixel * channels;
+    const float* from = data(x) + begin * channels;
+    float* to = mutable_data(grad) + begin * channels;
+    for (int64_t pixel = begin; pixel < end; ++pixel, from += channels, to += channels) {
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Lanes moved = load(from + c, lanes) * load(slope + c, lanes) + load(offset + c, lanes);
         store(to + c, load(to + c, lanes) * load(scale + c, lanes) + moved, lanes);
@@ -93,16 +96,17 @@ BatchNorm batch_norm(const Tensor& x, const OptionalTensor& bias, const BatchNor
   const float momentum = layer.momentum, unbiased = float(count) / std::max<int64_t>(count - 1, 1);
   const float* weight = data(layer.weight);
   const float* offset = data(layer.bias);
+  const float* more = bias ? data(*bias) : nullptr;
+  float* running_mean = mutable_data(layer.running_mean);
+  float* running_variance = mutable_data(layer.running_variance);
   for (const auto c : irange(channels)) {
-    const float added = bias ? data(*bias)[c] : 0.0f;
+    const float added = more ? more[c] : 0.0f;
     if (layer.training) {
-      float* running_mean = mutable_data(layer.running_mean) + c;
-      float* running_variance = mutable_data(layer.running_variance) + c;
-      *running_mean += momentum * (mean[c] + added - *running_mean);
-      *running_variance += momentum * (inverse[c] * unbiased - *running_variance);
+      running_mean[c] += momentum * (mean[c] + added - running_mean[c]);
+      running_variance[c] += momentum * (inverse[c] * unbiased - running_variance[c]);
     } else {
-      mean[c] = data(layer.running_mean)[c] - added;
-      inverse[c] = data(layer.running_variance)[c];
+      mean[c] = running_mean[c] - added;
+      inverse[c] = running_variance[c];
     }
     inverse[c] = 1.0f / std::sqrt(inverse[c] + float(layer.eps));
     scale[c] = weight[c] * inverse[c];
@@ -134,14 +138,17 @@ BatchNormGrad batch_norm_backward(const Tensor& grad, const Tensor& x, const Bat
   const Tensor weight = at::empty({channels}, x.options()), rest = at::zeros({2, channels}, x.options());
   float* slope = mutable_data(rest);
   float* offset = slope + channels;
+  const float *mean = norm.mean(), *inverse = norm.inverse(), *scale = norm.scale();
+  const float *sum = data(sums), *product = data(products);
+  float* gradient = mutable_data(weight);
   for (const auto c : irange(channels)) {
-    const float gradient = mutable_data(weight)[c] = data(products)[c] * norm.inverse()[c];
+    gradient[c] = product[c] * inverse[c];
     if (!norm.training) continue;
     // x moves its mean and its variance too.
-    slope[c] = -norm.scale()[c] * norm.inverse()[c] * gradient / count;
-    offset[c] = -norm.scale()[c] * data(sums)[c] / count - slope[c] * norm.mean()[c];
+    slope[c] = -scale[c] * inverse[c] * gradient[c] / count;
+    offset[c] = -scale[c] * sum[c] / count - slope[c] * mean[c];
   }
-  combine(grad, x, norm.scale(), slope, offset);
+  combine(grad, x, scale, slope, offset);
   return {grad, weight, sums};
 }
 
@@ -159,10 +166,10 @@ BatchNormGrad norm_gelu_backward(at::TensorList any, const Tensor& x, const Batc
       const float* scale = norm.scale() + left;
       const float* shift = norm.shift() + left;
       const float* mean = norm.mean() + left;
-      for (int64_t pixel = first; pixel < end; ++pixel) {
-        const float* from = data(x) + pixel * channels + left;
-        const float* above = data(grads[part]) + pixel * width;
-        float* to = mutable_data(out) + pixel * channels + left;
+      const float* from = data(x) + first * channels + left;
+      const float* above = data(grads[part]) + first * width;
+      float* to = mutable_data(out) + first * channels + left;
+      for (int64_t pixel = first; pixel < end; ++pixel, from += channels, above += width, to += channels) {
         for_lanes(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
           const Lanes value = load(from + c, lanes);
           const Lanes normed = value * load(scale + c, lanes) + load(shift + c, lanes);

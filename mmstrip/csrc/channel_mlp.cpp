@@ -31,7 +31,8 @@ Tensor sum_slices(const Tensor& sums) {
   const Tensor out = at::zeros({sums.size(0), channels}, sums.options());
   for (const auto slice : irange(sums.size(0) * per_image)) {
     float* to = mutable_data(out) + slice / per_image * channels;
-    for (const auto c : irange(channels)) to[c] += data(sums)[slice * channels + c];
+    const float* from = data(sums) + slice * channels;
+    for (const auto c : irange(channels)) to[c] += from[c];
   }
   return out;
 }
@@ -41,13 +42,14 @@ Tensor gelu_square_sum(const Tensor& x, const Tensor& shift, const Tensor& y, in
   const Slices slices = slices_of(x, images);
   const Tensor sums = slices.sums(x.options());
   const int64_t channels = slices.channels;
+  const float* b = data(shift);
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
     float* sum = mutable_data(sums) + slice * channels;
-    for (int64_t row = first; row < end; ++row) {
-      const float* from = data(x) + row * channels;
-      float* to = mutable_data(y) + row * channels;
+    const float* from = data(x) + first * channels;
+    float* to = mutable_data(y) + first * channels;
+    for (int64_t row = first; row < end; ++row, from += channels, to += channels) {
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-        const Lanes value = gelu(load(from + c, lanes) + load(data(shift) + c, lanes));
+        const Lanes value = gelu(load(from + c, lanes) + load(b + c, lanes));
         store(to + c, value, lanes);
         add_to(sum + c, value * value, lanes);
       });
@@ -65,11 +67,12 @@ Tensor response_norm(const Tensor& squares) {
 Tensor response_factor(const Tensor& norm, const Tensor& gamma, double eps) {
   const Tensor factor = at::empty_like(norm);
   const int64_t channels = norm.size(1);
+  const float* scale = data(gamma);
   for (const auto image : irange(norm.size(0))) {
     const float* g = data(norm) + image * channels;
     float* to = mutable_data(factor) + image * channels;
     const float mean = std::accumulate(g, g + channels, 0.0) / channels + eps;
-    for (const auto c : irange(channels)) to[c] = 1 + data(gamma)[c] * (g[c] / mean);
+    for (const auto c : irange(channels)) to[c] = 1 + scale[c] * (g[c] / mean);
   }
   return factor;
 }
@@ -80,8 +83,8 @@ void scale_rows(const Tensor& x, const Tensor& factor) {
   const int64_t channels = slices.channels;
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
     const float* times = data(factor) + slice / slices.per_image * channels;
-    for (int64_t row = first; row < end; ++row) {
-      float* to = mutable_data(x) + row * channels;
+    float* to = mutable_data(x) + first * channels;
+    for (int64_t row = first; row < end; ++row, to += channels) {
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
         store(to + c, load(to + c, lanes) * load(times + c, lanes), lanes);
       });
@@ -95,9 +98,9 @@ void layer_norm(const Tensor& x, const Layers& layers, const Tensor& out) {
   const float* weight = layers.norm_weight ? data(*layers.norm_weight) : nullptr;
   const float* bias = layers.norm_bias ? data(*layers.norm_bias) : nullptr;
   at::parallel_for(0, x.size(0), 16, [&](int64_t begin, int64_t end) {
-    for (const auto row : irange(begin, end)) {
-      const float* from = data(x) + row * channels;
-      float* to = mutable_data(out) + row * channels;
+    const float* from = data(x) + begin * channels;
+    float* to = mutable_data(out) + begin * channels;
+    for (int64_t row = begin; row < end; ++row, from += channels, to += channels) {
       Lanes sum{}, square{};
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) { sum += load(from + c, lanes); });
       const float mean = total(sum) / channels;
@@ -117,12 +120,20 @@ void layer_norm(const Tensor& x, const Layers& layers, const Tensor& out) {
   });
 }
 
-// All of it for rows of some images; `spare` (R, C) and `hidden` (R, E) are memory to work in.
+// All of it for rows of some images; `spare` (chunk, C) and `hidden` (R, E) are memory to work in. The first steps take a
+// chunk at a time, which stays in the cache.
 void mix_rows(const Tensor& x, const Layers& layers, const Tensor& bias, const OptionalTensor& residual, int64_t images,
-              const Tensor& spare, Tensor hidden, Tensor out) {
-  layer_norm(x, layers, spare);
-  at::mm_out(hidden, spare, layers.expand.t());
-  const Tensor squares = gelu_square_sum(hidden, layers.expand_bias, hidden, images);
+              const Tensor& spare, const Tensor& hidden, Tensor out) {
+  Tensor squares;
+  for (int64_t first = 0; first < x.size(0); first += spare.size(0)) {
+    const int64_t size = std::min(spare.size(0), x.size(0) - first);
+    const Tensor normed = spare.narrow(0, 0, size);
+    Tensor part = hidden.narrow(0, first, size);
+    layer_norm(x.narrow(0, first, size), layers, normed);
+    at::mm_out(part, normed, layers.expand.t());
+    const Tensor sums = gelu_square_sum(part, layers.expand_bias, part, images);
+    squares = squares.defined() ? squares.add_(sums) : sums;
+  }
   const Tensor factor = response_factor(response_norm(squares), layers.gamma, layers.eps);
   Tensor reduce = layers.reduce;
   if (images == 1 && x.size(0) > reduce.size(0)) {  // fewer weights than pixels to scale
@@ -150,12 +161,13 @@ Tensor channel_mlp(const Tensor& map, const OptionalTensor& norm_weight, const O
   const OptionalTensor added = residual ? OptionalTensor(pixels(channels_last(*residual))) : OptionalTensor();
   const int64_t count = x.size(2) * x.size(3);
   const Groups groups(x.size(0), count);
-  const Tensor spare = groups.spare(x.size(1), x.options()), hidden = groups.spare(expand.size(0), x.options());
+  const Tensor hidden = groups.spare(groups.size * count, expand.size(0), x.options());
+  const Tensor spare = groups.spare(groups.chunk(expand.size(0)), x.size(1), x.options());
   groups.for_each([&](int64_t first, int64_t images, int64_t thread) {
     const int64_t begin = first * count, size = images * count;
     const auto part = [&](const Tensor& all) { return all.narrow(0, begin, size); };
     mix_rows(part(rows), layers, bias, added ? OptionalTensor(part(*added)) : added, images,
-             spare[thread].narrow(0, 0, size), hidden[thread].narrow(0, 0, size), part(to));
+             spare[thread], hidden[thread].narrow(0, 0, size), part(to));
   });
   return out;
 }
@@ -183,15 +195,18 @@ std::tuple<Tensor, Tensor> gelu_scale(const Tensor& x, const Tensor& shift, cons
   const Slices slices = slices_of(x, factor.size(0));
   const Tensor sums = slices.sums(x.options()), out = at::empty_like(x);
   const int64_t channels = slices.channels;
+  const float* b = data(shift);
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
     float* sum = mutable_data(sums) + slice * channels;
     const float* times = data(factor) + slice / slices.per_image * channels;
-    for (int64_t row = first; row < end; ++row) {
-      const int64_t at = row * channels;
+    const float* from = data(x) + first * channels;
+    const float* above = data(grad) + first * channels;
+    float* to = mutable_data(out) + first * channels;
+    for (int64_t row = first; row < end; ++row, from += channels, above += channels, to += channels) {
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-        const Lanes y = gelu(load(data(x) + at + c, lanes) + load(data(shift) + c, lanes));
-        store(mutable_data(out) + at + c, y * load(times + c, lanes), lanes);
-        add_to(sum + c, y * load(data(grad) + at + c, lanes), lanes);
+        const Lanes y = gelu(load(from + c, lanes) + load(b + c, lanes));
+        store(to + c, y * load(times + c, lanes), lanes);
+        add_to(sum + c, y * load(above + c, lanes), lanes);
       });
     }
   });
@@ -204,15 +219,16 @@ Tensor gelu_scale_backward(const Tensor& grad, const Tensor& x, const Tensor& sh
   const Slices slices = slices_of(x, factor.size(0));
   const Tensor sums = slices.sums(x.options());
   const int64_t channels = slices.channels;
+  const float* b = data(shift);
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
     float* sum = mutable_data(sums) + slice * channels;
     const float* times = data(factor) + slice / slices.per_image * channels;
     const float* steep = data(slope) + slice / slices.per_image * channels;
-    for (int64_t row = first; row < end; ++row) {
-      const float* from = data(x) + row * channels;
-      float* to = mutable_data(grad) + row * channels;
+    const float* from = data(x) + first * channels;
+    float* to = mutable_data(grad) + first * channels;
+    for (int64_t row = first; row < end; ++row, from += channels, to += channels) {
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-        const Lanes value = load(from + c, lanes) + load(data(shift) + c, lanes);
+        const Lanes value = load(from + c, lanes) + load(b + c, lanes);
         const Lanes above = load(to + c, lanes) * load(times + c, lanes) + gelu(value) * load(steep + c, lanes);
         const Lanes out = above * gelu_slope(value);
         store(to + c, out, lanes);
@@ -228,6 +244,8 @@ Tensor gelu_scale_backward(const Tensor& grad, const Tensor& x, const Tensor& sh
 std::tuple<Tensor, Tensor> response_backward(const Tensor& product, const Tensor& norm, const Tensor& gamma, double eps) {
   const int64_t channels = norm.size(1);
   const Tensor grad_gamma = at::zeros({channels}, norm.options()), slope = at::empty_like(norm);
+  const float* scale = data(gamma);
+  float* to_gamma = mutable_data(grad_gamma);
   for (const auto image : irange(norm.size(0))) {
     const float* g = data(norm) + image * channels;
     const float* sum = data(product) + image * channels;
@@ -235,11 +253,11 @@ std::tuple<Tensor, Tensor> response_backward(const Tensor& product, const Tensor
     const float mean = std::accumulate(g, g + channels, 0.0) / channels + eps;
     double shared = 0;  // the norm acts through the mean too
     for (const auto c : irange(channels)) {
-      mutable_data(grad_gamma)[c] += sum[c] * g[c] / mean;
-      shared += sum[c] * data(gamma)[c] * g[c] / mean;
+      to_gamma[c] += sum[c] * g[c] / mean;
+      shared += sum[c] * scale[c] * g[c] / mean;
     }
     for (const auto c : irange(channels)) {
-      to[c] = (sum[c] * data(gamma)[c] - float(shared / channels)) / mean / g[c];
+      to[c] = (sum[c] * scale[c] - float(shared / channels)) / mean / g[c];
     }
   }
   return {grad_gamma, slope};

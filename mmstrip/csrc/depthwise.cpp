@@ -182,7 +182,10 @@ void correlate_rows(const Kernel& kernel, const Lanes* grad, const Lanes* x, int
 void sum_line(const float* pixels, int64_t width, int64_t channels, int64_t count, std::vector<Lanes>& sums) {
   const int64_t middle = sums.size() / 2;
   Lanes total{};
-  for (const auto w : irange(width)) total += load(pixels + w * channels, count);
+  for (const auto w : irange(width)) {
+    __builtin_prefetch(pixels + (w + 24) * channels);
+    total += load(pixels + w * channels, count);
+  }
   Lanes head{}, tail{};
   sums[middle] = total;
   for (int64_t offset = 1; offset <= middle; ++offset) {

@@ -5,6 +5,9 @@
 // convolution with a kernel for each image, in the shape of a cross, is the weighted sum.
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "maps.h"
 
 namespace mmstrip {
@@ -17,124 +20,156 @@ constexpr int64_t CROSS[] = {3, 3, 7, 7, 7, 3, 3};
 constexpr int64_t SIDE = 7, BAR = 3, CENTRE = 16, PATHS = 3;
 constexpr int64_t CROSS_TAPS = 33, KERNEL_TAPS = SIDE * BAR;
 
-// function(tap of the cross, tap of the tall kernel or -1, tap of the wide kernel or -1)
+// function(tap of the cross, tap of a kernel) for the taps of the tall or of the wide kernel.
 template <typename Function>
-void for_taps(Function function) {
+void for_taps(bool tall, Function function) {
   int64_t tap = 0;
   for (const auto row : irange(SIDE)) {
-    const bool inside = CROSS[row] == SIDE;  // of the wide kernel
     for (const auto k : irange(CROSS[row])) {
-      const int64_t column = k - (inside ? 2 : 0);  // of the tall kernel
-      const bool covered = column >= 0 && column < BAR;
-      function(tap++, covered ? row * BAR + column : -1, inside ? (row - 2) * SIDE + k : -1);
+      const bool long_row = CROSS[row] == SIDE;
+      const int64_t column = k - (long_row ? (SIDE - BAR) / 2 : 0);  // of the tall kernel
+      if (tall && column >= 0 && column < BAR) function(tap, row * BAR + column);
+      if (!tall && long_row) function(tap, (row - (SIDE - BAR) / 2) * SIDE + k);
+      ++tap;
     }
   }
 }
 
-// The paths' kernels of one channel in a weighted sum.
-void combine(const float* tall, const float* wide, const float* weight, float* out) {
-  for_taps([&](int64_t tap, int64_t in_tall, int64_t in_wide) {
-    out[tap] = (in_tall < 0 ? 0 : weight[0] * tall[in_tall]) + (in_wide < 0 ? 0 : weight[1] * wide[in_wide]);
-  });
-  out[CENTRE] += weight[2];
+// The kernels of the three paths (3, C, taps) as crosses.
+Tensor crosses(const Tensor& tall, const Tensor& wide) {
+  const int64_t channels = tall.size(0);
+  const Tensor out = at::zeros({PATHS, channels, CROSS_TAPS}, tall.options());
+  const Tensor kernels[] = {tall.contiguous(), wide.contiguous()};
+  float* to = mutable_data(out);
+  for (const auto path : irange(2)) {
+    const float* from = data(kernels[path]);
+    for (int64_t c = 0; c < channels; ++c, to += CROSS_TAPS, from += KERNEL_TAPS) {
+      for_taps(path == 0, [&](int64_t tap, int64_t own) { to[tap] = from[own]; });
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) to[c * CROSS_TAPS + CENTRE] = 1;
+  return out;
 }
 
-// Products of a kernel with those of the paths.
-void project(const float* kernel, const float* tall, const float* wide, float* out) {
-  out[0] = out[1] = 0;
-  for_taps([&](int64_t tap, int64_t in_tall, int64_t in_wide) {
-    if (in_tall >= 0) out[0] += kernel[tap] * tall[in_tall];
-    if (in_wide >= 0) out[1] += kernel[tap] * wide[in_wide];
-  });
-  out[2] = kernel[CENTRE];
+// The taps of the tall or of the wide kernels, of crosses (C, taps).
+Tensor kernels_of(const Tensor& crosses, bool tall, const Tensor& like) {
+  const Tensor out = at::empty(like.sizes(), crosses.options());
+  const float* from = data(crosses);
+  float* to = mutable_data(out);
+  for (int64_t c = 0; c < crosses.size(0); ++c, from += CROSS_TAPS, to += KERNEL_TAPS) {
+    for_taps(tall, [&](int64_t tap, int64_t own) { to[own] = from[tap]; });
+  }
+  return out;
 }
 
-struct Paths {
-  Tensor tall, wide;
-  int64_t images, channels;
+// function(place of image and channel, channel) in parallel.
+template <typename Function>
+void for_channels(int64_t images, int64_t channels, Function function) {
+  at::parallel_for(0, images * channels, 256, [&](int64_t begin, int64_t end) {
+    for (const auto at : irange(begin, end)) function(at, at % channels);
+  });
+}
 
-  Paths(const Tensor& u, const Tensor& tall, const Tensor& wide)
-      : tall(tall.contiguous()), wide(wide.contiguous()), images(u.size(0)), channels(u.size(1)) {}
+// Sums (N, C, taps) of the paths' crosses with weights (N, C, 3).
+Tensor combine(const Tensor& crosses, const Tensor& weights) {
+  const int64_t images = weights.size(0), channels = weights.size(1), path = channels * CROSS_TAPS;
+  const Tensor out = at::empty({images, channels, CROSS_TAPS}, crosses.options());
+  const float *first_cross = data(crosses), *first_weight = data(weights);
+  float* first_out = mutable_data(out);
+  for_channels(images, channels, [=](int64_t at, int64_t c) {
+    const float* cross = first_cross + c * CROSS_TAPS;
+    const float* weight = first_weight + at * PATHS;
+    float* to = first_out + at * CROSS_TAPS;
+    for (const auto tap : irange(CROSS_TAPS)) to[tap] = weight[0] * cross[tap] + weight[1] * cross[path + tap];
+    to[CENTRE] += weight[2];
+  });
+  return out;
+}
 
-  // function(channel, its tall kernel, its wide kernel)
-  template <typename Function>
-  void for_each(Function function) const {
-    for (const auto c : irange(channels)) function(c, data(tall) + c * KERNEL_TAPS, data(wide) + c * KERNEL_TAPS);
-  }
+float dot(const float* a, const float* b) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t tap = 0; tap < CROSS_TAPS; ++tap) sum += a[tap] * b[tap];
+  return sum;
+}
 
-  // Kernels (N, C, taps) for weights (N, C, 3), or (1, C, taps) with all weights 1.
-  Tensor kernels(const Tensor& weights) const {
-    const int64_t count = weights.defined() ? images : 1;
-    const Tensor out = at::empty({count, channels, CROSS_TAPS}, tall.options());
-    constexpr float ones[PATHS] = {1, 1, 1};
-    for_each([&](int64_t c, const float* tall_kernel, const float* wide_kernel) {
-      for (const auto image : irange(count)) {
-        const int64_t at = image * channels + c;
-        const float* weight = weights.defined() ? data(weights) + at * PATHS : ones;
-        combine(tall_kernel, wide_kernel, weight, mutable_data(out) + at * CROSS_TAPS);
-      }
-    });
-    return out;
-  }
-};
+// Softmax of threes.
+void softmax(const float* logits, float* out) {
+  const float most = std::max({logits[0], logits[1], logits[2]});
+  float sum = 0;
+  for (const auto path : irange(PATHS)) sum += out[path] = std::exp(logits[path] - most);
+  for (const auto path : irange(PATHS)) out[path] /= sum;
+}
+
+// Gradient of the logits from that of their softmax.
+void softmax_backward(const float* grad, const float* softmax, float* out) {
+  float mean = 0;
+  for (const auto path : irange(PATHS)) mean += grad[path] * softmax[path];
+  for (const auto path : irange(PATHS)) out[path] = (grad[path] - mean) * softmax[path];
+}
 
 // Also gives the sums under each tap (N, C, taps), the average (N, C), the MLP's hidden values before GELU (N, C / 2) and
 // the weights of the paths (N, C, 3).
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_strips(const Tensor& any, const Tensor& tall, const Tensor& wide,
                                                                 const Tensor& narrow, const Tensor& narrow_bias,
                                                                 const Tensor& broad, const Tensor& broad_bias) {
-  const Tensor u = channels_last(any);
-  const Paths paths(u, tall, wide);
-  const Tensor sums = tap_sums(u, CROSS);
-  const Tensor average = (sums * paths.kernels({})).sum(2).div_(u.size(2) * u.size(3));
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const Tensor u = channels_last(any), paths = crosses(tall, wide), all = paths.sum(0), sums = tap_sums(u, CROSS);
+  const int64_t images = u.size(0), channels = u.size(1), count = u.size(2) * u.size(3);
+  const Tensor average = at::empty({images, channels}, u.options()), weights = at::empty({images, channels, PATHS}, u.options());
+  const float *sum = data(sums), *cross = data(all);
+  float* to_average = mutable_data(average);
+  for_channels(images, channels, [=](int64_t at, int64_t c) {
+    to_average[at] = dot(sum + at * CROSS_TAPS, cross + c * CROSS_TAPS) / count;
+  });
   const Tensor hidden = at::addmm(narrow_bias, average, narrow.flatten(1).t());
   const Tensor logits = at::addmm(broad_bias, at::gelu(hidden), broad.flatten(1).t());
-  const Tensor weights = logits.view({paths.images, paths.channels, PATHS}).softmax(2);
-  return {depthwise(u, paths.kernels(weights), CROSS), sums, average, hidden, weights};
+  const float* logit = data(logits);
+  float* weight = mutable_data(weights);
+  for_channels(images, channels, [=](int64_t at, int64_t) { softmax(logit + at * PATHS, weight + at * PATHS); });
+  return {depthwise(u, combine(paths, weights), CROSS), sums, average, hidden, weights};
 }
 
 // Gradients of all arguments.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_strips_backward(
     const Tensor& any_grad, const Tensor& any, const Tensor& tall, const Tensor& wide, const Tensor& narrow,
     const Tensor& broad, const Tensor& sums, const Tensor& average, const Tensor& hidden, const Tensor& weights) {
-  const Tensor u = channels_last(any), grad = channels_last(any_grad);
-  const Paths paths(u, tall, wide);
-  const int64_t pixel_count = u.size(2) * u.size(3);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const Tensor u = channels_last(any), grad = channels_last(any_grad), paths = crosses(tall, wide);
+  const int64_t images = u.size(0), channels = u.size(1), path = channels * CROSS_TAPS;
   const Tensor grad_kernels = depthwise_weight_grad(grad, u, CROSS);
-  const Tensor grad_weights = at::empty_like(weights);
-  paths.for_each([&](int64_t c, const float* tall_kernel, const float* wide_kernel) {
-    for (const auto image : irange(paths.images)) {
-      const int64_t at = image * paths.channels + c;
-      project(data(grad_kernels) + at * CROSS_TAPS, tall_kernel, wide_kernel, mutable_data(grad_weights) + at * PATHS);
+  const Tensor grad_logits = at::empty({images, channels * PATHS}, u.options());
+  const float *kernel = data(grad_kernels), *cross = data(paths), *weight = data(weights), *sum = data(sums);
+  float* logit = mutable_data(grad_logits);
+  for_channels(images, channels, [=](int64_t at, int64_t c) {
+    const float* here = kernel + at * CROSS_TAPS;
+    const float grad_weight[PATHS] = {dot(here, cross + c * CROSS_TAPS), dot(here, cross + path + c * CROSS_TAPS),
+                                      here[CENTRE]};
+    softmax_backward(grad_weight, weight + at * PATHS, logit + at * PATHS);
+  });
+  const Tensor grad_hidden = at::gelu_backward(grad_logits.mm(broad.flatten(1)), hidden);
+  const Tensor grad_total = grad_hidden.mm(narrow.flatten(1)).div_(u.size(2) * u.size(3));
+
+  const Tensor grad_crosses = at::zeros({2, channels, CROSS_TAPS}, u.options());
+  const float* total = data(grad_total);
+  float* out = mutable_data(grad_crosses);
+  for_channels(1, channels, [=](int64_t, int64_t c) {
+    float* to = out + c * CROSS_TAPS;
+    for (const auto image : irange(images)) {
+      const int64_t at = image * channels + c, first = at * CROSS_TAPS;
+      for (const auto tap : irange(CROSS_TAPS)) {
+        to[tap] += weight[at * PATHS] * kernel[first + tap] + total[at] * sum[first + tap];
+        to[path + tap] += weight[at * PATHS + 1] * kernel[first + tap] + total[at] * sum[first + tap];
+      }
     }
   });
-  const Tensor grad_logits = at::_softmax_backward_data(grad_weights, weights, 2, at::kFloat).flatten(1);
-  const Tensor grad_hidden = at::gelu_backward(grad_logits.mm(broad.flatten(1)), hidden);
-  const Tensor grad_total = grad_hidden.mm(narrow.flatten(1)).div_(pixel_count);
-
-  const Tensor grad_tall = at::zeros_like(paths.tall), grad_wide = at::zeros_like(paths.wide);
-  for (const auto image : irange(paths.images)) {
-    for (const auto c : irange(paths.channels)) {
-      const int64_t at = image * paths.channels + c;
-      const float* kernel = data(grad_kernels) + at * CROSS_TAPS;
-      const float* sum = data(sums) + at * CROSS_TAPS;
-      const float* weight = data(weights) + at * PATHS;
-      const float total = data(grad_total)[at];
-      float* to_tall = mutable_data(grad_tall) + c * KERNEL_TAPS;
-      float* to_wide = mutable_data(grad_wide) + c * KERNEL_TAPS;
-      for_taps([&](int64_t tap, int64_t in_tall, int64_t in_wide) {
-        if (in_tall >= 0) to_tall[in_tall] += weight[0] * kernel[tap] + total * sum[tap];
-        if (in_wide >= 0) to_wide[in_wide] += weight[1] * kernel[tap] + total * sum[tap];
-      });
-    }
-  }
   // What a pixel weighs in the average: less at the borders, where not every tap sees it.
   const Tensor ones = channels_last(at::ones({1, u.size(1), u.size(2), u.size(3)}, u.options()));
-  const Tensor seen = depthwise(ones, paths.kernels({}).flip(2), CROSS);
-  const Tensor grad_u = depthwise(grad, paths.kernels(weights).flip(2), CROSS, nullptr, seen, grad_total);
+  const Tensor seen = depthwise(ones, paths.sum(0, true).flip(2), CROSS);
+  const Tensor grad_u = depthwise(grad, combine(paths, weights).flip(2), CROSS, nullptr, seen, grad_total);
   return {grad_u,
-          grad_tall,
-          grad_wide,
+          kernels_of(grad_crosses[0], true, tall),
+          kernels_of(grad_crosses[1], false, wide),
           grad_hidden.t().mm(average).view(narrow.sizes()),
           grad_hidden.sum(0),
           grad_logits.t().mm(at::gelu(hidden)).view(broad.sizes()),

@@ -86,9 +86,17 @@ struct Groups {
     side_by_side = !at::in_parallel_region() && threads > 1 && (count % threads == 0 || count >= 4 * threads);
   }
 
-  // Memory (threads, rows of a group, channels).
-  Tensor spare(int64_t channels, const at::TensorOptions& options) const {
-    return at::empty({side_by_side ? at::get_num_threads() : 1, size * pixels, channels}, options);
+  // Memory (threads, rows, channels).
+  Tensor spare(int64_t rows, int64_t channels, const at::TensorOptions& options) const {
+    return at::empty({side_by_side ? at::get_num_threads() : 1, rows, channels}, options);
+  }
+
+  // So many rows of a group at a time, whole images if there are several; of a matrix with so many channels they fit the
+  // second cache.
+  int64_t chunk(int64_t channels) const {
+    constexpr int64_t cache = 96 * 1024;
+    const int64_t rows = std::max(ROWS, cache / channels) * (side_by_side ? 1 : at::get_num_threads());
+    return size == 1 ? std::min(rows, pixels) : size * pixels;
   }
 
   // function(first image, images, thread)

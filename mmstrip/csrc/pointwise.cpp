@@ -59,7 +59,7 @@ std::vector<Tensor> pointwise_norm_gelu(at::TensorList maps, const Tensor& weigh
   for (int64_t i = 0; i < chunks; ++i) out.push_back(empty_map(parts[0], channels / chunks));
   const auto out_rows = all_pixels(out);
   const Groups groups(parts[0].size(0), count);
-  const Tensor spare = groups.spare(channels, weight.options());
+  const Tensor spare = groups.spare(groups.size * count, channels, weight.options());
   groups.for_each([&](int64_t first, int64_t images, int64_t thread) {
     const auto part = [&](at::TensorList all) {
       std::vector<Tensor> some;
