@@ -212,16 +212,16 @@ Tensor depthwise(const Tensor& x, const Tensor& weight, at::IntArrayRef rows, co
   const auto taps = load_weight(weight);
   const Tensor out = empty_map(x);
   at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Lanes> buffer(padded.size);
+    Lanes* buffer = Workspace(padded.size).take_zeros(padded.size);
     for (const auto task : irange(begin, end)) {
       const int64_t first = blocks.first(task), count = blocks.count(task);
       const int64_t offset = blocks.image(task) * pixels * channels + first;
-      stage_block(data(x) + offset, x, count, buffer.data() + padded.inside(), padded.line, norm,
+      stage_block(data(x) + offset, x, count, buffer + padded.inside(), padded.line, norm,
                   NormLanes(norm, first, count));
       const Lanes* kernels = taps.data() + (weight.size(0) == 1 ? task % blocks.per_image : task) * kernel.taps;
       float* to = mutable_data(out) + offset;
       const auto run = [&](auto finish) {
-        convolve(kernel, buffer.data(), padded.line, tile, kernels, height, width, finish);
+        convolve(kernel, buffer, padded.line, tile, kernels, height, width, finish);
       };
       if (addend.defined()) {
         const Lanes times = load(data(factor) + blocks.image(task) * channels + first, count);
@@ -245,15 +245,17 @@ Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRe
   const Padded padded(kernel, height, width, tile);
   const Tensor out = at::empty({x.size(0), channels, kernel.taps}, x.options());
   at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Lanes> staged(padded.size), staged_grad(padded.size), sums(kernel.taps);
+    Workspace workspace(2 * padded.size + kernel.taps);
+    Lanes *staged = workspace.take_zeros(padded.size), *staged_grad = workspace.take_zeros(padded.size);
+    Lanes* sums = workspace.take(kernel.taps);
     for (const auto task : irange(begin, end)) {
       const int64_t image = blocks.image(task), first = blocks.first(task), count = blocks.count(task);
       const int64_t offset = image * height * width * channels + first;
       const NormLanes lanes(nullptr, first, count);
-      stage_block(data(x) + offset, x, count, staged.data() + padded.inside(), padded.line, nullptr, lanes);
-      stage_block(data(grad) + offset, x, count, staged_grad.data(), padded.line, nullptr, lanes);
-      correlate_rows(kernel, staged_grad.data(), staged.data(), padded.line, tile, height, width, sums.data());
-      scatter(sums.data(), kernel.taps, mutable_data(out) + (image * channels + first) * kernel.taps, kernel.taps, count);
+      stage_block(data(x) + offset, x, count, staged + padded.inside(), padded.line, nullptr, lanes);
+      stage_block(data(grad) + offset, x, count, staged_grad, padded.line, nullptr, lanes);
+      correlate_rows(kernel, staged_grad, staged, padded.line, tile, height, width, sums);
+      scatter(sums, kernel.taps, mutable_data(out) + (image * channels + first) * kernel.taps, kernel.taps, count);
     }
   });
   return out;
@@ -270,21 +272,23 @@ DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tens
   const Tensor out = empty_map(x), weights = at::empty({images, channels, kernel.taps}, x.options());
   const Tensor sums = at::empty({2, images, norm ? channels : 0}, x.options());
   at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Lanes> staged(padded.size), staged_grad(padded.size), tap_sums(kernel.taps);
+    Workspace workspace(2 * padded.size + kernel.taps);
+    Lanes *staged = workspace.take_zeros(padded.size), *staged_grad = workspace.take_zeros(padded.size);
+    Lanes* tap_sums = workspace.take(kernel.taps);
     for (const auto task : irange(begin, end)) {
       const int64_t image = blocks.image(task), first = blocks.first(task), count = blocks.count(task);
       const int64_t offset = image * pixels * channels + first, channel = image * channels + first;
       const NormLanes lanes(norm, first, count);
       const float* from = data(x) + offset;
       float* to = mutable_data(out) + offset;
-      stage_block(from, x, count, staged.data() + padded.inside(), padded.line, norm, lanes);
-      stage_block(data(grad) + offset, x, count, staged_grad.data() + padded.inside(), padded.line, nullptr, lanes);
-      correlate_rows(kernel, staged_grad.data() + padded.inside(), staged.data(), padded.line, tile, height, width,
-                     tap_sums.data());
-      scatter(tap_sums.data(), kernel.taps, mutable_data(weights) + channel * kernel.taps, kernel.taps, count);
+      stage_block(from, x, count, staged + padded.inside(), padded.line, norm, lanes);
+      stage_block(data(grad) + offset, x, count, staged_grad + padded.inside(), padded.line, nullptr, lanes);
+      correlate_rows(kernel, staged_grad + padded.inside(), staged, padded.line, tile, height, width,
+                     tap_sums);
+      scatter(tap_sums, kernel.taps, mutable_data(weights) + channel * kernel.taps, kernel.taps, count);
       const Lanes* kernels = taps.data() + (weight.size(0) == 1 ? task % blocks.per_image : task) * kernel.taps;
       const auto run = [&](auto finish) {
-        convolve(kernel, staged_grad.data(), padded.line, tile, kernels, height, width, finish);
+        convolve(kernel, staged_grad, padded.line, tile, kernels, height, width, finish);
       };
       if (norm) {
         Lanes sum{}, product{};

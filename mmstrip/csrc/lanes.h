@@ -150,6 +150,31 @@ __attribute__((always_inline)) inline void for_lanes(int64_t channels, Function 
   if (first < channels) function(first, channels - first);
 }
 
+// Memory to work in that a thread keeps from call to call: fresh memory costs a fault a page. One user at a time, who cuts
+// pieces from it.
+class Workspace {
+ public:
+  explicit Workspace(int64_t size) {
+    thread_local std::vector<Lanes> memory;
+    if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
+    next_ = memory.data();
+  }
+
+  Lanes* take(int64_t size) {
+    next_ += size;
+    return next_ - size;
+  }
+
+  Lanes* take_zeros(int64_t size) {
+    Lanes* piece = take(size);
+    std::fill(piece, piece + size, Lanes{});
+    return piece;
+  }
+
+ private:
+  Lanes* next_;
+};
+
 template <typename Count>
 __attribute__((always_inline)) inline void add_to(float* sum, Lanes value, Count lanes) {
   store(sum, load(sum, lanes) + value, lanes);

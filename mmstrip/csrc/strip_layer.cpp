@@ -74,18 +74,25 @@ struct Target {
   int64_t line, token, count;  // distances in floats, lanes to store
 };
 
-// A tile of the product, LINES x T, over `inputs` tokens of each line of the strip, on top of `start` (lines x tokens).
+// Sums that a tile starts with, or buffers, as lines x tokens with distances in vectors.
+struct Start {
+  const Lanes* data;
+  int64_t line, token;
+};
+
+// A tile of the product, LINES x T, over `inputs` tokens of the lines of a strip: `pitch` lines of a token follow each other.
 template <int T, typename Finish>
-void multiply(const Lanes* x, const Lanes* weight, int64_t strip_width, int64_t tokens, int64_t inputs,
-              const Lanes* start, int64_t start_line, Finish finish) {
+void multiply(const Lanes* x, int64_t pitch, const Lanes* weight, int64_t strip_width, int64_t inputs, Start start,
+              Finish finish) {
   Lanes sum[LINES][T];
   for (int j = 0; j < LINES; ++j) {
-    for (int t = 0; t < T; ++t) sum[j][t] = start[j * start_line + t];
+    for (int t = 0; t < T; ++t) sum[j][t] = start.data[j * start.line + t * start.token];
   }
-  for (int64_t i = 0; i < strip_width; ++i, x += tokens) {
-    for (int64_t in = 0; in < inputs; ++in, weight += T) {
+  for (int64_t k = 0; k < strip_width; ++k) {
+    const Lanes* lines = x + k;
+    for (int64_t in = 0; in < inputs; ++in, weight += T, lines += pitch) {
       for (int j = 0; j < LINES; ++j) {
-        const Lanes value = in_register(x[j * tokens + in]);
+        const Lanes value = in_register(lines[j]);
         for (int t = 0; t < T; ++t) sum[j][t] += value * weight[t];
       }
     }
@@ -102,22 +109,22 @@ void with_tile(int64_t size, Function function) {
               : function(std::integral_constant<int, TOKENS>());
 }
 
-// All lines of an image; `sums` (whole tiles of lines, tokens) keeps what earlier chunks of the input gave.
-void multiply_image(const Lanes* x, const Lanes* weight, int64_t strip_width, const Lines& shape, const Lanes* bias,
-                    int64_t bias_line, Lanes* sums, Target to) {
-  const int64_t tokens = shape.tokens;
+// All lines of an image; `sums` (tokens, whole tiles of lines) keeps what earlier chunks of the input gave.
+void multiply_image(const Lanes* x, int64_t pitch, const Lanes* weight, int64_t strip_width, const Lines& shape,
+                    Start bias, Lanes* sums, Target to) {
+  const int64_t tokens = shape.tokens, all_lines = whole_tiles(shape.lines);
   for_pieces(tokens, chunk_size(tokens), [&](int64_t first, int64_t last) {
-    const Lanes* start = first == 0 ? bias : sums;
-    const int64_t start_line = first == 0 ? bias_line : tokens;
+    const Start start = first == 0 ? bias : Start{sums, 1, all_lines};
     for_pieces(tokens, TOKENS, [&](int64_t begin, int64_t end) {
       with_tile(end - begin, [&](auto T) {
         for (int64_t line = 0; line < shape.lines; line += LINES) {
           const auto run = [&](auto finish) {
-            multiply<T>(x + line * tokens + first, weight, strip_width, tokens, last - first,
-                        start + line * start_line + begin, start_line, finish);
+            const Lanes* from = start.data + line * start.line + begin * start.token;
+            multiply<T>(x + first * pitch + line, pitch, weight, strip_width, last - first,
+                        {from, start.line, start.token}, finish);
           };
           if (last < tokens) {
-            run([&](int64_t j, int64_t t, Lanes sum) { sums[(line + j) * tokens + begin + t] = sum; });
+            run([&](int64_t j, int64_t t, Lanes sum) { sums[(begin + t) * all_lines + line + j] = sum; });
           } else {
             run([&](int64_t j, int64_t t, Lanes sum) {
               float* out = to.data + (line + j) * to.line + (begin + t) * to.token;
@@ -144,41 +151,43 @@ Tensor run(const Tensor& x, const OptionalTensor& position, const Tensor& weight
               "strip weights ", weight.sizes(), " do not fit a map ", x.sizes());
   TORCH_CHECK(!position || position->sizes() == x.sizes().slice(1), "positions do not fit the map");
   const int64_t tokens = shape.tokens, all_lines = whole_tiles(shape.lines), pad = strip_width / 2;
+  const int64_t pitch = all_lines + 2 * pad;
   const bool bias_map = bias && bias->dim() == 3;
   TORCH_CHECK(!bias || (bias_map ? bias->sizes() == x.sizes().slice(1) : bias->numel() == patches * tokens),
               "biases do not fit the map");
   const Tensor positions = position ? pixels_first(*position) : Tensor();
   const Tensor biases = bias_map ? pixels_first(*bias) : bias ? bias->contiguous() : Tensor();
-  const int64_t bias_line = bias_map ? tokens : 0;
   const Tensor out = empty_map(x);
   for_blocks(channels, images, [&](int64_t begin, int64_t end) {
-    std::vector<Lanes> buffer((all_lines + 2 * pad) * tokens), loaded(strip_width * tokens * tokens), arranged(loaded.size());
-    std::vector<Lanes> bias_lanes(bias_map ? all_lines * tokens : tokens), position_lanes(position ? pixels : 0);
-    std::vector<Lanes> sums(all_lines * tokens);
+    const int64_t whole = all_lines * tokens, weights = strip_width * tokens * tokens;
+    Workspace workspace(pitch * tokens + 2 * weights + 2 * whole + tokens + pixels);
+    Lanes *buffer = workspace.take_zeros(pitch * tokens), *loaded = workspace.take(weights);
+    Lanes *arranged = workspace.take(weights), *sums = workspace.take(whole), *position_lanes = workspace.take(pixels);
+    Lanes* bias_lanes = workspace.take_zeros(bias_map ? whole : tokens);
     const auto copy = [](Lanes v, int64_t) { return v; };
     for (const auto task : irange(begin, end)) {
       const int64_t first = task / images * LANES, image = task % images, count = lanes_left(channels, first);
       if (task == begin || image == 0) {
-        load_weight(weight, first, loaded.data());
-        arrange(loaded.data(), strip_width, tokens, backward, arranged.data());
+        load_weight(weight, first, loaded);
+        arrange(loaded, strip_width, tokens, backward, arranged);
         if (position) {
-          stage(data(positions) + first, 1, pixels, channels, count, position_lanes.data(), 0, 1, copy);
+          stage(data(positions) + first, 1, pixels, channels, count, position_lanes, 0, 1, copy);
         }
         if (bias_map) {
-          stage(data(biases) + first, x.size(2), x.size(3), channels, count, bias_lanes.data(),
-                row ? tokens : 1, row ? 1 : tokens, copy);
+          stage(data(biases) + first, x.size(2), x.size(3), channels, count, bias_lanes, row ? 1 : all_lines,
+                row ? all_lines : 1, copy);
         } else if (bias) {
           const float* rows[LANES];
           for (const auto lane : irange(LANES)) {
             rows[lane] = data(biases) + (first + lane) % patches * tokens;
           }
-          gather(rows, tokens, bias_lanes.data());
+          gather(rows, tokens, bias_lanes);
         }
       }
       const int64_t offset = image * pixels * channels + first;
       const auto stage_image = [&](auto function) {
-        stage(data(x) + offset, x.size(2), x.size(3), channels, count, buffer.data() + pad * tokens,
-              row ? tokens : 1, row ? 1 : tokens, function);
+        stage(data(x) + offset, x.size(2), x.size(3), channels, count, buffer + pad,
+              row ? 1 : pitch, row ? pitch : 1, function);
       };
       if (position) {
         stage_image([&](Lanes v, int64_t pixel) { return v + position_lanes[pixel]; });
@@ -186,8 +195,8 @@ Tensor run(const Tensor& x, const OptionalTensor& position, const Tensor& weight
         stage_image(copy);
       }
       const Target to{mutable_data(out) + offset, shape.line * channels, shape.token * channels, count};
-      multiply_image(buffer.data(), arranged.data(), strip_width, shape, bias_lanes.data(), bias_line, sums.data(),
-                     to);
+      const Start start{bias_lanes, bias_map ? 1 : 0, bias_map ? all_lines : 1};
+      multiply_image(buffer, pitch, arranged, strip_width, shape, start, sums, to);
     }
   });
   return out;
@@ -234,25 +243,27 @@ Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t
   const Tensor positions = position ? pixels_first(*position) : Tensor();
   const Tensor out = at::empty({channels, strip_width, tokens, tokens}, x.options());
   at::parallel_for(0, (channels + LANES - 1) / LANES * strip_width, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Lanes> staged((shape.lines + 2 * pad) * tokens), staged_grad(shape.lines * tokens), sum(square);
-    std::vector<Lanes> position_lanes(pixels);
+    const int64_t padded = (shape.lines + 2 * pad) * tokens;
+    Workspace workspace(padded + 2 * pixels + square);
+    Lanes *staged = workspace.take_zeros(padded), *staged_grad = workspace.take(pixels), *sum = workspace.take(square);
+    Lanes* position_lanes = workspace.take_zeros(pixels);
     for (const auto task : irange(begin, end)) {
       const int64_t first = task / strip_width * LANES, k = task % strip_width, count = lanes_left(channels, first);
       const int64_t to_line = row ? tokens : 1, to_token = row ? 1 : tokens;
       const auto copy = [](Lanes v, int64_t) { return v; };
       if (position) {
-        stage(data(positions) + first, 1, pixels, channels, count, position_lanes.data(), 0, 1, copy);
+        stage(data(positions) + first, 1, pixels, channels, count, position_lanes, 0, 1, copy);
       }
-      std::fill(sum.begin(), sum.end(), Lanes{});
+      std::fill(sum, sum + square, Lanes{});
       for (const auto image : irange(images)) {
         const int64_t offset = image * pixels * channels + first;
-        stage(data(x) + offset, x.size(2), x.size(3), channels, count, staged.data() + pad * tokens,
+        stage(data(x) + offset, x.size(2), x.size(3), channels, count, staged + pad * tokens,
               to_line, to_token, [&](Lanes v, int64_t pixel) { return v + position_lanes[pixel]; });
-        stage(data(grad) + offset, x.size(2), x.size(3), channels, count, staged_grad.data(), to_line,
+        stage(data(grad) + offset, x.size(2), x.size(3), channels, count, staged_grad, to_line,
               to_token, copy);
-        correlate_image(staged_grad.data(), staged.data() + k * tokens, shape, sum.data());
+        correlate_image(staged_grad, staged + k * tokens, shape, sum);
       }
-      scatter(sum.data(), square, mutable_data(out) + (first * strip_width + k) * square,
+      scatter(sum, square, mutable_data(out) + (first * strip_width + k) * square,
               strip_width * square, count);
     }
   });
