@@ -117,7 +117,7 @@ BatchNorm batch_norm(const Tensor& x, const OptionalTensor& bias, const BatchNor
 
 void norm_gelu(const Tensor& x, const BatchNorm& norm, at::TensorList out) {
   const int64_t channels = x.size(1), width = channels / out.size();
-  at::parallel_for(0, x.size(0), 64, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, x.numel() / channels, 64, [&](int64_t begin, int64_t end) {
     for (const auto part : irange(out.size())) {
       const float* from = data(x) + begin * channels + part * width;
       const float* scale = norm.scale() + part * width;

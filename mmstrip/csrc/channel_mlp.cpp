@@ -5,21 +5,14 @@
 
 #include "gelu.h"
 #include "maps.h"
+#include "matmul.h"
 
 namespace mmstrip {
 namespace {
 
-// Arguments of the layers; GRN's shift beta may be gone, into the last bias.
-struct Layers {
-  OptionalTensor norm_weight, norm_bias;
-  double norm_eps;
-  Tensor expand, expand_bias, gamma;
-  OptionalTensor beta;
-  double eps;
-  Tensor reduce, reduce_bias;
-
-  Tensor shifted_bias() const { return beta ? at::addmv(reduce_bias, reduce, *beta) : reduce_bias; }
-};
+Tensor shifted_bias(const Tensor& bias, const Tensor& weight, const OptionalTensor& beta) {
+  return beta ? at::addmv(bias, weight, *beta) : bias;
+}
 
 Slices slices_of(const Tensor& x, int64_t images) {
   return Slices(images, x.size(0) / images, x.size(1));
@@ -92,82 +85,95 @@ void scale_rows(const Tensor& x, const Tensor& factor) {
   });
 }
 
-// Rows (R, C) of LayerNorm's output into `out`.
-void layer_norm(const Tensor& x, const Layers& layers, const Tensor& out) {
-  const int64_t channels = x.size(1);
-  const float* weight = layers.norm_weight ? data(*layers.norm_weight) : nullptr;
-  const float* bias = layers.norm_bias ? data(*layers.norm_bias) : nullptr;
-  at::parallel_for(0, x.size(0), 16, [&](int64_t begin, int64_t end) {
-    const float* from = data(x) + begin * channels;
-    float* to = mutable_data(out) + begin * channels;
-    for (int64_t row = begin; row < end; ++row, from += channels, to += channels) {
-      Lanes sum{}, square{};
-      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) { sum += load(from + c, lanes); });
-      const float mean = total(sum) / channels;
-      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-        const Lanes distance = load(from + c, lanes) - mean;
-        store(to + c, distance, lanes);
-        const Lanes kept = load(to + c, lanes);  // without what lies behind the last channel
-        square += kept * kept;
-      });
-      const float inverse = 1.0f / std::sqrt(total(square) / channels + float(layers.norm_eps));
-      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-        Lanes value = load(to + c, lanes) * inverse;
-        if (weight) value = value * load(weight + c, lanes) + load(bias + c, lanes);
-        store(to + c, value, lanes);
-      });
-    }
+// Arguments of LayerNorm; without an affine part both are null.
+struct LayerNorm {
+  const float *weight, *bias;
+  float eps;
+};
+
+// Rows of C channels through LayerNorm.
+void layer_norm(const float* from, int64_t rows, int64_t channels, const LayerNorm& norm, float* to) {
+  for (int64_t row = 0; row < rows; ++row, from += channels, to += channels) {
+    Lanes sum{}, square{};
+    for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) { sum += load(from + c, lanes); });
+    const float mean = total(sum) / channels;
+    for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+      store(to + c, load(from + c, lanes) - mean, lanes);
+      const Lanes distance = load(to + c, lanes);  // 0 behind the last channel
+      square += distance * distance;
+    });
+    const float inverse = 1.0f / std::sqrt(total(square) / channels + norm.eps);
+    for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+      Lanes value = load(to + c, lanes) * inverse;
+      if (norm.weight) value = value * load(norm.weight + c, lanes) + load(norm.bias + c, lanes);
+      store(to + c, value, lanes);
+    });
+  }
+}
+
+// A row of C channels times a factor each, in place.
+void scale_row(float* row, const float* factor, int64_t channels) {
+  for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    store(row + c, load(row + c, lanes) * load(factor + c, lanes), lanes);
   });
 }
 
-// All of it for rows of some images; `spare` (chunk, C) and `hidden` (R, E) are memory to work in. The first steps take a
-// chunk at a time, which stays in the cache.
-void mix_rows(const Tensor& x, const Layers& layers, const Tensor& bias, const OptionalTensor& residual, int64_t images,
-              const Tensor& spare, const Tensor& hidden, Tensor out) {
-  Tensor squares;
-  for (int64_t first = 0; first < x.size(0); first += spare.size(0)) {
-    const int64_t size = std::min(spare.size(0), x.size(0) - first);
-    const Tensor normed = spare.narrow(0, 0, size);
-    Tensor part = hidden.narrow(0, first, size);
-    layer_norm(x.narrow(0, first, size), layers, normed);
-    at::mm_out(part, normed, layers.expand.t());
-    const Tensor sums = gelu_square_sum(part, layers.expand_bias, part, images);
-    squares = squares.defined() ? squares.add_(sums) : sums;
-  }
-  const Tensor factor = response_factor(response_norm(squares), layers.gamma, layers.eps);
-  Tensor reduce = layers.reduce;
-  if (images == 1 && x.size(0) > reduce.size(0)) {  // fewer weights than pixels to scale
-    reduce = reduce * factor;
-  } else {
-    scale_rows(hidden, factor);
-  }
-  if (residual) {
-    at::add_out(out, *residual, bias);
-    out.addmm_(hidden, reduce.t());
-  } else {
-    at::addmm_out(out, bias, hidden, reduce.t());
-  }
-}
-
-// Plus a residual (N, O, H, W), if there is one.
+// All of it, plus a residual (N, O, H, W) if there is one, without what a gradient needs.
 Tensor channel_mlp(const Tensor& map, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                    double norm_eps, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
                    const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias,
                    const OptionalTensor& residual) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  const Layers layers{norm_weight, norm_bias, norm_eps, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias};
-  const Tensor x = channels_last(map), out = empty_map(x, reduce.size(0)), bias = layers.shifted_bias();
-  const Tensor rows = pixels(x), to = pixels(out);
-  const OptionalTensor added = residual ? OptionalTensor(pixels(channels_last(*residual))) : OptionalTensor();
-  const int64_t count = x.size(2) * x.size(3);
-  const Groups groups(x.size(0), count);
-  const Tensor hidden = groups.spare(groups.size * count, expand.size(0), x.options());
-  const Tensor spare = groups.spare(groups.chunk(expand.size(0)), x.size(1), x.options());
-  groups.for_each([&](int64_t first, int64_t images, int64_t thread) {
-    const int64_t begin = first * count, size = images * count;
-    const auto part = [&](const Tensor& all) { return all.narrow(0, begin, size); };
-    mix_rows(part(rows), layers, bias, added ? OptionalTensor(part(*added)) : added, images,
-             spare[thread], hidden[thread].narrow(0, 0, size), part(to));
+  const Tensor x = channels_last(map), added = residual ? channels_last(*residual) : Tensor();
+  const Tensor bias = shifted_bias(reduce_bias, reduce, beta), out = empty_map(x, reduce.size(0));
+  const int64_t channels = x.size(1), hidden = expand.size(0), outputs = reduce.size(0), pixels = x.size(2) * x.size(3);
+  const Packed first(expand, 0, channels), last(reduce, 0, hidden);
+  const LayerNorm norm{norm_weight ? data(*norm_weight) : nullptr, norm_bias ? data(*norm_bias) : nullptr,
+                       float(norm_eps)};
+  const float *from = data(x), *shift = data(expand_bias), *offset = data(bias);
+  const float* more = residual ? data(added) : nullptr;
+  float* to = mutable_data(out);
+
+  const Groups groups(x.size(0), pixels);
+  const bool scale_weights = groups.size == 1 && pixels > outputs;  // fewer of them than pixels
+  const Tensor memory = groups.memory(groups.size * pixels * hidden, x.options());
+  const Tensor scaled = groups.memory(scale_weights ? last.size() : 0, x.options());
+  groups.for_each([&](int64_t image, int64_t images, int64_t thread) {
+    const at::AutoDispatchBelowADInplaceOrView below;  // threads do not inherit it
+    const RowBlocks blocks(images * pixels);
+    const int64_t start = image * pixels;
+    float* rows = mutable_data(memory) + thread * memory.size(1);
+    const Tensor squares = at::zeros({blocks.count, images, hidden}, x.options());
+    float* sums = mutable_data(squares);
+    std::vector<int64_t> place(images * pixels);  // of a row's image among sums and factors
+    for (const auto row : irange(images * pixels)) place[row] = row / pixels * hidden;
+    blocks.for_each([&](int64_t block, int64_t begin, int64_t end) {
+      float* normed = reinterpret_cast<float*>(Workspace((end - begin) * channels / LANES + 1).take(0));
+      layer_norm(from + (start + begin) * channels, end - begin, channels, norm, normed);
+      float* sum = sums + block * images * hidden;
+      multiply_rows({{normed, channels, first.block(0), channels}}, 0, end - begin, hidden,
+                    [&](int64_t row, int64_t c, Lanes value, int64_t count) {
+                      const Lanes y = gelu(value + load(shift + c, count));
+                      store(rows + (begin + row) * hidden + c, y, count);
+                      add_to(sum + place[begin + row] + c, y * y, count);
+                    });
+    });
+    const Tensor factors = response_factor(response_norm(squares.sum(0)), gamma, eps);
+    const float* factor = data(factors);
+    Lanes* weights = reinterpret_cast<Lanes*>(mutable_data(scaled) + thread * scaled.size(1));
+    if (scale_weights) last.scale(factor, weights);
+    blocks.for_each([&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end && !scale_weights; ++row) {
+        scale_row(rows + row * hidden, factor + place[row], hidden);
+      }
+      multiply_rows({{rows, hidden, scale_weights ? weights : last.block(0), hidden}}, begin, end, outputs,
+                    [&](int64_t row, int64_t c, Lanes value, int64_t count) {
+                      const int64_t at = (start + row) * outputs + c;
+                      value += load(offset + c, count);
+                      if (more) value += load(more + at, count);
+                      store(to + at, value, count);
+                    });
+    });
   });
   return out;
 }
@@ -179,14 +185,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> channel_mlp_forward(
     const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma, const OptionalTensor& beta, double eps,
     const Tensor& reduce, const Tensor& reduce_bias) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  const Layers layers{norm_weight, norm_bias, norm_eps, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias};
   const Tensor x = channels_last(map), out = empty_map(x, reduce.size(0));
   const auto [rows, mean, inverse] = at::native_layer_norm(pixels(x), {x.size(1)}, norm_weight, norm_bias, norm_eps);
   const Tensor hidden = rows.mm(expand.t()), y = at::empty_like(hidden);
   const Tensor norm = response_norm(gelu_square_sum(hidden, expand_bias, y, x.size(0)));
   scale_rows(y, response_factor(norm, gamma, eps));
   Tensor to = pixels(out);
-  at::addmm_out(to, layers.shifted_bias(), y, reduce.t());
+  at::addmm_out(to, shifted_bias(reduce_bias, reduce, beta), y, reduce.t());
   return {out, rows, mean, inverse, hidden, norm};
 }
 

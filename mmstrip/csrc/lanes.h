@@ -26,7 +26,7 @@ typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Order __attribute__((vector_size(LANES * sizeof(float))));
 
 inline Lanes same(float value) {
-  return Lanes{} + value;
+  return value - Lanes{};  // less 0, as -0 plus 0 is another number
 }
 
 // The first `count` of the lanes, 0 in the others. Always inlined, so that a constant count costs nothing.

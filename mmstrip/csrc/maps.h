@@ -69,47 +69,65 @@ struct Slices {
   }
 };
 
+// So many rows keep a matrix product busy and fit the second cache.
+constexpr int64_t BLOCK_ROWS = 196;
+
+inline int64_t free_threads() {
+  return at::in_parallel_region() ? 1 : at::get_num_threads();
+}
+
+inline int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// function(block, first row, end) for blocks of rows, in parallel.
+struct RowBlocks {
+  int64_t rows, size, count;
+
+  explicit RowBlocks(int64_t rows)
+      : rows(rows), size(std::min(BLOCK_ROWS, divide_up(rows, free_threads()))), count(divide_up(rows, size)) {}
+
+  template <typename Function>
+  void for_each(Function function) const {
+    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) function(block, block * size, std::min((block + 1) * size, rows));
+    });
+  }
+};
+
 // Images that go through several steps one group after the other, so that what lies between stays in the cache: a group
 // a thread where they come out even, else each on all threads.
 struct Groups {
-  static constexpr int64_t ROWS = 196;  // fewer do not keep matrix products busy
-
   int64_t images, pixels, size, count;
   bool side_by_side;
 
-  Groups(int64_t images, int64_t pixels)
-      : images(images),
-        pixels(pixels),
-        size(std::clamp<int64_t>((ROWS + pixels - 1) / pixels, 1, images)),
-        count((images + size - 1) / size) {
-    const int64_t threads = at::get_num_threads();
-    side_by_side = !at::in_parallel_region() && threads > 1 && (count % threads == 0 || count >= 4 * threads);
+  Groups(int64_t images, int64_t pixels) : images(images), pixels(pixels) {
+    const int64_t threads = free_threads();
+    split(BLOCK_ROWS);
+    side_by_side = threads > 1 && (count % threads == 0 || count >= 4 * threads);
+    if (!side_by_side) split(BLOCK_ROWS * threads);
   }
 
-  // Memory (threads, rows, channels).
-  Tensor spare(int64_t rows, int64_t channels, const at::TensorOptions& options) const {
-    return at::empty({side_by_side ? at::get_num_threads() : 1, rows, channels}, options);
-  }
-
-  // So many rows of a group at a time, whole images if there are several; of a matrix with so many channels they fit the
-  // second cache.
-  int64_t chunk(int64_t channels) const {
-    constexpr int64_t cache = 96 * 1024;
-    const int64_t rows = std::max(ROWS, cache / channels) * (side_by_side ? 1 : at::get_num_threads());
-    return size == 1 ? std::min(rows, pixels) : size * pixels;
+  // Memory (threads, floats).
+  Tensor memory(int64_t floats, const at::TensorOptions& options) const {
+    return at::empty({side_by_side ? at::get_num_threads() : 1, floats}, options);
   }
 
   // function(first image, images, thread)
   template <typename Function>
   void for_each(Function function) const {
     const auto run = [&](int64_t begin, int64_t end) {
-      const at::AutoDispatchBelowADInplaceOrView below;  // threads do not inherit it
       for (int64_t group = begin; group < end; ++group) {
-        const int64_t first = group * size;
-        function(first, std::min(size, images - first), side_by_side ? at::get_thread_num() : 0);
+        function(group * size, std::min(size, images - group * size), side_by_side ? at::get_thread_num() : 0);
       }
     };
     side_by_side ? at::parallel_for(0, count, 1, run) : run(0, count);
+  }
+
+ private:
+  void split(int64_t rows) {
+    size = std::clamp<int64_t>(divide_up(rows, pixels), 1, images);
+    count = divide_up(images, size);
   }
 };
 
@@ -145,7 +163,7 @@ Tensor sum_rows(const Tensor& matrix);
 // x, and moves the running ones.
 BatchNorm batch_norm(const Tensor& x, const OptionalTensor& bias, const BatchNormLayer& layer);
 
-// gelu(BN(x)) of rows (R, C), in equal parts of the channels.
+// gelu(BN(x)), in equal parts of the channels.
 void norm_gelu(const Tensor& x, const BatchNorm& norm, at::TensorList out);
 
 BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const BatchNorm& norm);

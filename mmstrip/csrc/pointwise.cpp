@@ -1,7 +1,11 @@
 // 1x1 convolutions of concatenated maps, as one matrix product a map, and what follows them.
 #include <torch/library.h>
 
+#include <deque>
+
+#include "gelu.h"
 #include "maps.h"
+#include "matmul.h"
 
 namespace mmstrip {
 namespace {
@@ -19,30 +23,48 @@ std::vector<Tensor> columns(const Tensor& weight, at::TensorList parts) {
   return weight.view({weight.size(0), weight.size(1)}).split_with_sizes(sizes, 1);
 }
 
-// Rows of the convolution, of rows of the parts, into `out`.
-void multiply(at::TensorList rows, at::TensorList weights, const OptionalTensor& bias, Tensor out) {
-  for (const auto i : c10::irange(rows.size())) {
-    if (i) {
-      out.addmm_(rows[i], weights[i].t());
-    } else if (bias) {
-      at::addmm_out(out, *bias, rows[i], weights[i].t());
-    } else {
-      at::mm_out(out, rows[i], weights[i].t());
+// Maps and their columns of a weight (O, sum of C_i), ready to be multiplied.
+class Product {
+ public:
+  Product(at::TensorList maps, const Tensor& weight) : maps_(dense(maps)), outputs_(weight.size(0)) {
+    const Tensor matrix = weight.view({outputs_, weight.numel() / outputs_});
+    int64_t first = 0;
+    for (const auto& map : maps_) {
+      packed_.emplace_back(matrix, first, map.size(1));
+      operands_.push_back({data(map), map.size(1), packed_.back().block(0), map.size(1)});
+      first += map.size(1);
     }
+    TORCH_CHECK(first == matrix.size(1), "a weight ", weight.sizes(), " does not fit maps of ", first, " channels");
   }
-}
 
-std::vector<Tensor> all_pixels(at::TensorList maps) {
-  std::vector<Tensor> out;
-  for (const auto& map : maps) out.push_back(pixels(map));
-  return out;
-}
+  // As multiply_rows, for all pixels, in parallel.
+  template <typename Finish>
+  void for_each(Finish finish) const {
+    RowBlocks(maps_[0].numel() / maps_[0].size(1)).for_each([&](int64_t, int64_t begin, int64_t end) {
+      multiply_rows(operands_, begin, end, outputs_, finish);
+    });
+  }
 
-Tensor pointwise(at::TensorList maps, const Tensor& weight, const OptionalTensor& bias) {
+ private:
+  std::vector<Tensor> maps_;
+  int64_t outputs_;
+  std::deque<Packed> packed_;
+  std::vector<Operand> operands_;
+};
+
+// Plus a residual (N, O, H, W), if there is one.
+Tensor pointwise(at::TensorList maps, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  const auto parts = dense(maps);
-  const Tensor out = empty_map(parts[0], weight.size(0));
-  multiply(all_pixels(parts), columns(weight, parts), bias, pixels(out));
+  const int64_t outputs = weight.size(0);
+  const Tensor out = empty_map(maps[0], outputs), added = residual ? channels_last(*residual) : Tensor();
+  const float *offset = bias ? data(*bias) : nullptr, *more = residual ? data(added) : nullptr;
+  float* to = mutable_data(out);
+  Product(maps, weight).for_each([&](int64_t row, int64_t c, Lanes value, int64_t count) {
+    const int64_t at = row * outputs + c;
+    if (offset) value += load(offset + c, count);
+    if (more) value += load(more + at, count);
+    store(to + at, value, count);
+  });
   return out;
 }
 
@@ -51,25 +73,17 @@ std::vector<Tensor> pointwise_norm_gelu(at::TensorList maps, const Tensor& weigh
                                         const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& mean,
                                         const Tensor& variance, double eps, int64_t chunks) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  const auto parts = dense(maps);
-  const auto rows = all_pixels(parts), weights = columns(weight, parts);
-  const int64_t channels = weight.size(0), count = parts[0].size(2) * parts[0].size(3);
+  const int64_t width = weight.size(0) / chunks;
   const BatchNorm norm = batch_norm({}, bias, {norm_weight, norm_bias, mean, variance, false, 0, eps});
   std::vector<Tensor> out;
-  for (int64_t i = 0; i < chunks; ++i) out.push_back(empty_map(parts[0], channels / chunks));
-  const auto out_rows = all_pixels(out);
-  const Groups groups(parts[0].size(0), count);
-  const Tensor spare = groups.spare(groups.size * count, channels, weight.options());
-  groups.for_each([&](int64_t first, int64_t images, int64_t thread) {
-    const auto part = [&](at::TensorList all) {
-      std::vector<Tensor> some;
-      for (const auto& rows : all) some.push_back(rows.narrow(0, first * count, images * count));
-      return some;
-    };
-    const Tensor x = spare[thread].narrow(0, 0, images * count);
-    multiply(part(rows), weights, {}, x);
-    norm_gelu(x, norm, part(out_rows));
-  });
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    out.push_back(empty_map(maps[0], width));
+    const float *scale = norm.scale() + chunk * width, *shift = norm.shift() + chunk * width;
+    float* to = mutable_data(out.back());
+    Product(maps, weight.narrow(0, chunk * width, width)).for_each([&](int64_t row, int64_t c, Lanes value, int64_t count) {
+      store(to + row * width + c, gelu(value * load(scale + c, count) + load(shift + c, count)), count);
+    });
+  }
   return out;
 }
 
@@ -100,11 +114,11 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_norm_gelu_forward(
     at::TensorList maps, const Tensor& weight, const OptionalTensor& bias, const Tensor& norm_weight,
     const Tensor& norm_bias, const Tensor& mean, const Tensor& variance, bool training, double momentum, double eps,
     int64_t chunks) {
-  const Tensor x = pointwise(maps, weight, {});
+  const Tensor x = pointwise(maps, weight, {}, {});
   const auto norm = batch_norm(x, bias, {norm_weight, norm_bias, mean, variance, training, momentum, eps});
   std::vector<Tensor> out;
   for (int64_t i = 0; i < chunks; ++i) out.push_back(empty_map(x, x.size(1) / chunks));
-  norm_gelu(pixels(x), norm, all_pixels(out));
+  norm_gelu(x, norm, out);
   return {out, x, norm.values};
 }
 
@@ -123,7 +137,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor, Tensor> pointwise_norm_g
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
-  library.def("pointwise(Tensor[] parts, Tensor weight, Tensor? bias=None) -> Tensor");
+  library.def("pointwise(Tensor[] parts, Tensor weight, Tensor? bias=None, Tensor? residual=None) -> Tensor");
   library.def("pointwise_backward(Tensor grad, Tensor[] parts, Tensor weight) -> (Tensor[], Tensor)");
   library.def("pixel_sums(Tensor map) -> Tensor");
   library.def("pointwise_norm_gelu(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
