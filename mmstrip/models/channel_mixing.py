@@ -54,10 +54,10 @@ class ChannelMixingBlock(BaseModule):
         self.grn = GlobalResponseNorm(hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the channels of (N, C, H, W)."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Mix the channels of (N, C, H, W), plus a residual of that shape if there is one."""
         x = ops.depthwise(x, self.depthwise.weight)
-        return ops.channel_mlp(x, self.norm, self.fc1, self.act, self.grn, self.fc2)
+        return ops.channel_mlp(x, self.norm, self.fc1, self.act, self.grn, self.fc2, residual)
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:

@@ -28,21 +28,30 @@ def _wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def pointwise(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def pointwise(
+    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
     """1x1 convolution of concatenated maps, without the concatenation: one matrix product a part, accumulated.
 
     Args:
         parts: Maps (N, C_i, H, W).
         weight: (O, sum of C_i, 1, 1).
         bias: (O, ), optional.
+        residual: Map (N, O, H, W) that is added, optional.
 
     Returns:
         (N, O, H, W).
     """
-    if native.fits(*parts, weight, *([] if bias is None else [bias])):
-        if _wants_gradient(*parts, weight):
-            return native.Pointwise.apply(weight, bias, *parts)
-        return native.operators.pointwise(parts, weight, bias)
+    tensors = [tensor for tensor in (*parts, weight, bias, residual) if tensor is not None]
+    if _wants_gradient(*tensors):
+        out = native.Pointwise.apply(weight, bias, *parts) if native.fits(*tensors) else _pointwise(parts, weight, bias)
+        return _add_residual(out, residual)
+    if native.fits(*tensors):
+        return native.operators.pointwise(parts, weight, bias, residual)
+    return _add_residual(_pointwise(parts, weight, bias), residual)
+
+
+def _pointwise(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
     batch, _, height, width = parts[0].shape
     out = None
     for part, columns in zip(parts, weight.flatten(1).split([part.shape[1] for part in parts], dim=1)):
@@ -64,10 +73,12 @@ def weighted_sum(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def add_residual(x: Tensor, branch: Tensor) -> Tensor:
-    """``x + branch``, in the memory of the branch where no gradient is wanted: the branch is lost then."""
-    fresh = x.dtype == branch.dtype and not _plain() and not _wants_gradient(x, branch)
-    return branch.add_(x) if fresh else x + branch
+def _add_residual(branch: Tensor, residual: Tensor | None) -> Tensor:
+    """Their sum, in the memory of the branch where no gradient is wanted: the branch is lost then."""
+    if residual is None:
+        return branch
+    fresh = residual.dtype == branch.dtype and not _plain() and not _wants_gradient(residual, branch)
+    return branch.add_(residual) if fresh else residual + branch
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
@@ -332,7 +343,9 @@ def pointwise_norm_activate(
         statistics = *layer[2:], training, momentum, eps
         return list(native.PointwiseNormGELU.apply(weight, bias, *layer[:2], statistics, chunks, *parts))
     if training:
-        return native.operators.pointwise_norm_gelu_forward(parts, weight, bias, *layer, training, momentum, eps, chunks)[0]
+        return native.operators.pointwise_norm_gelu_forward(
+            parts, weight, bias, *layer, training, momentum, eps, chunks
+        )[0]
     return native.operators.pointwise_norm_gelu(parts, weight, bias, *layer, eps, chunks)
 
 
@@ -367,21 +380,23 @@ def channel_mlp(
     act: nn.Module,
     grn: nn.Module,
     reduce: nn.Linear,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """LayerNorm, linear layer, activation, GRN and linear layer of (N, C, H, W), over the channels."""
+    """LayerNorm, linear layer, activation, GRN and linear layer of (N, C, H, W), over the channels; plus a residual."""
     layers = norm.weight, norm.bias, norm.eps, expand.weight, expand.bias, grn.gamma, grn.beta, grn.eps
     layers = *layers, reduce.weight, reduce.bias
-    tensors = [x, *(layer for layer in layers if isinstance(layer, Tensor))]
+    tensors = [tensor for tensor in (x, residual, *layers) if isinstance(tensor, Tensor)]
     if is_gelu(act) and native.fits(*tensors):
-        function = native.ChannelMLP.apply if _wants_gradient(*tensors) else native.operators.channel_mlp
-        return function(x, *layers)
+        if _wants_gradient(*tensors):
+            return _add_residual(native.ChannelMLP.apply(x, *layers), residual)
+        return native.operators.channel_mlp(x, *layers, residual)
     x = expand(norm(x.permute(0, 2, 3, 1)))
     last = reduce.weight, grn.shifted_bias(reduce)
     if is_gelu(act):
         x = gelu_response_norm_linear(x, grn.gamma, grn.eps, *last)
     else:
         x = F.linear(response_norm(act(x), grn.gamma, grn.eps), *last)
-    return x.permute(0, 3, 1, 2)
+    return _add_residual(x.permute(0, 3, 1, 2), residual)
 
 
 def gelu_response_norm_linear(x: Tensor, gamma: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from . import ops
 
 
-def pointwise(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.conv2d(torch.cat(list(parts), dim=1), weight, bias)
+def pointwise(
+    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    out = F.conv2d(torch.cat(list(parts), dim=1), weight, bias)
+    return out if residual is None else residual + out
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
@@ -36,10 +39,6 @@ def local_strips(u: Tensor, tall: Tensor, wide: Tensor, reweight: nn.Sequential)
     average = sum(path.mean(dim=(2, 3), keepdim=True) for path in paths)
     weights = reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)
     return weighted_sum(paths, weights.unbind(dim=2))
-
-
-def add_residual(x: Tensor, branch: Tensor) -> Tensor:
-    return x + branch
 
 
 def sum_tokens(x: Tensor) -> Tensor:
@@ -83,12 +82,17 @@ def gelu_response_norm_linear(x: Tensor, gamma: Tensor, eps: float, weight: Tens
 
 
 def channel_mlp(
-    x: Tensor, norm: nn.LayerNorm, expand: nn.Linear, act: nn.Module, grn: nn.Module, reduce: nn.Linear
+    x: Tensor,
+    norm: nn.LayerNorm,
+    expand: nn.Linear,
+    act: nn.Module,
+    grn: nn.Module,
+    reduce: nn.Linear,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    hidden = act(expand(norm(x.permute(0, 2, 3, 1))))
-    return F.linear(response_norm(hidden, grn.gamma, grn.eps), reduce.weight, grn.shifted_bias(reduce)).permute(
-        0, 3, 1, 2
-    )
+    hidden = response_norm(act(expand(norm(x.permute(0, 2, 3, 1)))), grn.gamma, grn.eps)
+    out = F.linear(hidden, reduce.weight, grn.shifted_bias(reduce)).permute(0, 3, 1, 2)
+    return out if residual is None else residual + out
 
 
 FORMULAS = (
@@ -97,7 +101,6 @@ FORMULAS = (
     norm_activate_depthwise,
     local_strips,
     weighted_sum,
-    add_residual,
     sum_tokens,
     strip_layer,
     norm_activate,

@@ -309,8 +309,8 @@ class StripMixingBlock(BaseModule):
         self.fuse = nn.Conv2d(channels, channels, 1, bias=False)
         self.deployed = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix (N, C, H, W), of any H and W."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Mix (N, C, H, W), of any H and W, plus a residual of that shape if there is one."""
         norm, act, depthwise = self.depthwise
         x = ops.norm_activate_depthwise(norm, act, x, depthwise.weight)
         conv, norm, act = self.project
@@ -318,7 +318,7 @@ class StripMixingBlock(BaseModule):
         mixed = []
         for (name, branch), part in zip(self.branches.items(), parts):
             mixed += branch.mix(part) if self.deployed and name == 'cgsmm' else (branch(part),)
-        return ops.pointwise(mixed, self.fuse.weight)
+        return ops.pointwise(mixed, self.fuse.weight, residual=residual)
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..registry import MODELS
-from . import ops
 from .channel_mixing import ChannelMixingBlock
 from .strip_mixing import BRANCHES, RelativePosition, StripMixingBlock, StripMLPLayer
 
@@ -46,8 +45,9 @@ class StripMLPBlock(BaseModule):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = ops.add_residual(x, self.drop_path(self.strip_mixing(x)))
-        return ops.add_residual(x, self.drop_path(self.channel_mixing(x)))
+        for mixing in (self.strip_mixing, self.channel_mixing):
+            x = x + self.drop_path(mixing(x)) if self.training else mixing(x, residual=x)
+        return x
 
 
 @MODELS.register_module()

@@ -108,7 +108,8 @@ def test_gradients_reach_every_parameter():
     model = randomise(small_backbone(out_indices=(0, 1, 2, 3), drop_path_rate=0.0))
     sum((feature * torch.randn_like(feature)).sum() for feature in model(torch.rand(2, 3, 96, 80))).backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        taken_away = name.endswith('project.0.bias')  # BN subtracts it again with the mean
+        assert parameter.grad is not None and (taken_away or parameter.grad.abs().sum() > 0), name
 
 
 def test_gradients_are_right():
