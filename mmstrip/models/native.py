@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from ..csrc import extension_name
 
 operators = torch.ops.mmstrip
+PLAIN = Tensor, nn.Parameter
 
 
 def _load() -> bool:
@@ -60,10 +61,10 @@ def fits(*tensors: Tensor) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return all(
-        type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == 'cpu' and tensor.dtype == torch.float32
-        for tensor in tensors
-    )
+    for tensor in tensors:  # a loop, as this runs some hundred times in every forward
+        if type(tensor) not in PLAIN or tensor.dtype is not torch.float32 or not tensor.is_cpu:
+            return False
+    return True
 
 
 def has_width(weight: Tensor) -> bool:
@@ -202,3 +203,31 @@ class ChannelMLP(Function):
             norm_weight = norm_bias = None
         beta_grad = None if beta is None else beta_grad
         return x, norm_weight, norm_bias, None, *expand, gamma, beta_grad, None, reduce_grad, bias
+
+
+class SplitWindows(Function):
+    """Windows (M, C, *extent) of a map (N, C, H, W), as :mod:`.windows` lays them out."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, extent: tuple[int, int], counts: list[int], strides: list[int]) -> Tensor:
+        ctx.layout = x.shape[2:], counts, strides
+        return operators.split_windows(x, extent, counts, strides)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return operators.merge_windows(grad, *ctx.layout, mean=False), None, None, None
+
+
+class MergeWindows(Function):
+    """Windows back to a map of a size (H, W), overlaps averaged."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, size: tuple[int, int], counts: list[int], strides: list[int]) -> Tensor:
+        ctx.layout = x.shape[2:], counts, strides
+        return operators.merge_windows(x, size, counts, strides)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return operators.split_windows(grad, *ctx.layout, mean=True), None, None, None

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops
+from . import native, ops
 
 
 def pointwise(
@@ -114,5 +114,5 @@ FORMULAS = (
 @contextmanager
 def plain_formulas() -> Iterator[None]:
     """Within it every Strip-MLP runs on the plain formulas, forward and (if the step ends within it) backward."""
-    with patch.multiple(ops, **{formula.__name__: formula for formula in FORMULAS}):
+    with patch.multiple(ops, **{formula.__name__: formula for formula in FORMULAS}), native.switched_off():
         yield

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import native
+
 
 class AxisWindows(NamedTuple):
     """The windows along one axis of ``length`` tokens.
@@ -81,9 +83,20 @@ def run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tupl
     pad = [max(side - length, 0) for length, side in zip(size, extent)]
     if any(pad):
         x = F.pad(x, (0, pad[1], 0, pad[0]))
+    if native.fits(x) and any(length > side for length, side in zip(size, extent)):
+        return _run_in_windows(function, x, extent)[:, :, : size[0], : size[1]]
     axes = [axis_windows(length, side, x.device) if length > side else None for length, side in zip(size, extent)]
     x = _merge(function(_split(x, axes, extent)), axes, x.shape[0])
     return x[:, :, : size[0], : size[1]]
+
+
+def _run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tuple[int, int]) -> Tensor:
+    """The same with the compiled operators, of maps no smaller than a window."""
+    size = x.shape[2:]
+    layouts = [count_and_stride(*sides) if sides[0] > sides[1] else (1, 0) for sides in zip(size, extent)]
+    counts, strides = zip(*layouts)
+    windows = native.SplitWindows.apply(x, extent, counts, strides)
+    return native.MergeWindows.apply(function(windows), size, counts, strides)
 
 
 def _counts(axes) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mmstrip.models import native
 from mmstrip.models.strip_mixing import CascadeGroupStripMixing
 from mmstrip.models.windows import axis_windows, run_in_windows
 
@@ -65,6 +66,28 @@ def test_batched_windows_equal_a_loop(size, extent):
     torch.testing.assert_close(
         run_in_windows(function, x, extent), loop_over_windows(function, x, extent), rtol=1e-4, atol=1e-4
     )
+
+
+@given(size=st.tuples(st.integers(1, 40), st.integers(1, 40)), extent=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+@settings(max_examples=100)
+@example(size=(6, 3), extent=(2, 1))  # the last windows are the same
+def test_gradients_of_windows(size, extent):
+    """Compiled and not, against the loop."""
+    weight = torch.randn(1, 1, *extent, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    upstream = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+
+    def function(window):
+        return window * weight + window.flip(2).sum(dim=3, keepdim=True)
+
+    def gradient(run):
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad((run(function, leaf, extent) * upstream).sum(), leaf)[0]
+
+    compiled = gradient(run_in_windows)
+    with native.switched_off():
+        torch.testing.assert_close(gradient(run_in_windows), compiled, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradient(loop_over_windows), compiled, rtol=1e-4, atol=1e-4)
 
 
 @given(size=st.tuples(st.integers(1, 90), st.integers(1, 90)))
