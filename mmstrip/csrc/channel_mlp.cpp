@@ -70,18 +70,21 @@ Tensor response_factor(const Tensor& norm, const Tensor& gamma, double eps) {
   return factor;
 }
 
+// A row of C channels times a factor each, in place.
+void scale_row(float* row, const float* factor, int64_t channels) {
+  for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    store(row + c, load(row + c, lanes) * load(factor + c, lanes), lanes);
+  });
+}
+
 // Rows (R, C) times the factor (N, C) of their image, in place.
 void scale_rows(const Tensor& x, const Tensor& factor) {
   const Slices slices = slices_of(x, factor.size(0));
   const int64_t channels = slices.channels;
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
     const float* times = data(factor) + slice / slices.per_image * channels;
-    float* to = mutable_data(x) + first * channels;
-    for (int64_t row = first; row < end; ++row, to += channels) {
-      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-        store(to + c, load(to + c, lanes) * load(times + c, lanes), lanes);
-      });
-    }
+    float* rows = mutable_data(x);
+    for (const auto row : irange(first, end)) scale_row(rows + row * channels, times, channels);
   });
 }
 
@@ -111,70 +114,122 @@ void layer_norm(const float* from, int64_t rows, int64_t channels, const LayerNo
   }
 }
 
-// A row of C channels times a factor each, in place.
-void scale_row(float* row, const float* factor, int64_t channels) {
-  for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-    store(row + c, load(row + c, lanes) * load(factor + c, lanes), lanes);
-  });
-}
+// The MLP of rows that follow each other without what a gradient needs, images or groups of them at a time.
+class Inference {
+ public:
+  Inference(const Tensor& x, const LayerNorm& norm, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
+            double eps, const Tensor& reduce, const Tensor& bias, const float* residual, float* out)
+      : pixels_(x.size(2) * x.size(3)),
+        channels_(x.size(1)),
+        hidden_(expand.size(0)),
+        outputs_(reduce.size(0)),
+        groups_(x.size(0), pixels_),
+        scale_weights_(groups_.size == 1 && pixels_ > outputs_),
+        norm_(norm),
+        expand_(expand, 0, channels_),
+        reduce_(reduce, 0, hidden_),
+        gamma_(gamma),
+        eps_(eps),
+        x_(data(x)),
+        expand_bias_(data(expand_bias)),
+        bias_(data(bias)),
+        residual_(residual),
+        out_(out),
+        memory_(groups_.memory(groups_.size * pixels_ * hidden_, x.options())),
+        scaled_(groups_.memory(scale_weights_ ? reduce_.size() : 0, x.options())) {}
 
-// All of it, plus a residual (N, O, H, W) if there is one, without what a gradient needs.
+  void run() const {
+    groups_.for_each([&](int64_t image, int64_t images, int64_t thread) {
+      const at::AutoDispatchBelowADInplaceOrView below;  // threads do not inherit it
+      float* rows = mutable_data(memory_) + thread * memory_.size(1);
+      const Tensor factor = expand(image, images, rows);
+      reduce(image, images, rows, data(factor), mutable_data(scaled_) + thread * scaled_.size(1));
+    });
+  }
+
+ private:
+  // Some images up to GELU, into `rows`; gives GRN's factor (images, E).
+  Tensor expand(int64_t image, int64_t images, float* rows) const {
+    const RowBlocks blocks(images * pixels_, hidden_);
+    const Tensor squares = at::zeros({blocks.count, images, hidden_}, memory_.options());
+    float* sums = mutable_data(squares);
+    const float* from = x_ + image * pixels_ * channels_;
+    const auto place = places(images);
+    blocks.for_each([&](int64_t block, int64_t begin, int64_t end, int64_t part) {
+      const int64_t size = (end - begin) * channels_ / LANES + 1;
+      float* normed = reinterpret_cast<float*>(Workspace(size).take(size));
+      layer_norm(from + begin * channels_, end - begin, channels_, norm_, normed);
+      float* sum = sums + block * images * hidden_;
+      multiply_rows({{normed, channels_, expand_.block(0), channels_}}, 0, end - begin, hidden_, part, blocks.parts,
+                    [&](int64_t row, int64_t c, Lanes value, int64_t count) {
+                      const Lanes y = gelu(value + load(expand_bias_ + c, count));
+                      store(rows + (begin + row) * hidden_ + c, y, count);
+                      add_to(sum + place[begin + row] + c, y * y, count);
+                    });
+    });
+    return response_factor(response_norm(squares.sum(0)), gamma_, eps_);
+  }
+
+  // The rest: GRN's factor comes to the weights, in `scaled`, where there are fewer of them than pixels.
+  void reduce(int64_t image, int64_t images, float* rows, const float* factor, float* scaled) const {
+    const Lanes* weights = reduce_.block(0);
+    if (scale_weights_) {
+      reduce_.scale(factor, reinterpret_cast<Lanes*>(scaled));
+      weights = reinterpret_cast<const Lanes*>(scaled);
+    }
+    const RowBlocks blocks(images * pixels_, outputs_);
+    const auto place = places(images);
+    const auto scale = [&](int64_t begin, int64_t end) {
+      for (const auto row : irange(begin, end)) scale_row(rows + row * hidden_, factor + place[row], hidden_);
+    };
+    const bool scale_first = !scale_weights_ && blocks.parts > 1;
+    if (scale_first) at::parallel_for(0, blocks.rows, 1, scale);
+    blocks.for_each([&](int64_t, int64_t begin, int64_t end, int64_t part) {
+      if (!scale_weights_ && !scale_first) scale(begin, end);
+      multiply_rows({{rows, hidden_, weights, hidden_}}, begin, end, outputs_, part, blocks.parts,
+                    [&](int64_t row, int64_t c, Lanes value, int64_t count) {
+                      const int64_t at = (image * pixels_ + row) * outputs_ + c;
+                      value += load(bias_ + c, count);
+                      if (residual_) value += load(residual_ + at, count);
+                      store(out_ + at, value, count);
+                    });
+    });
+  }
+
+  // Of each row, where the numbers of its image begin.
+  std::vector<int64_t> places(int64_t images) const {
+    std::vector<int64_t> place(images * pixels_);
+    for (const auto row : irange(images * pixels_)) place[row] = row / pixels_ * hidden_;
+    return place;
+  }
+
+  const int64_t pixels_, channels_, hidden_, outputs_;
+  const Groups groups_;
+  const bool scale_weights_;
+  const LayerNorm norm_;
+  const Packed expand_, reduce_;
+  const Tensor gamma_;
+  const double eps_;
+  const float *x_, *expand_bias_, *bias_, *residual_;
+  float* const out_;
+  const Tensor memory_, scaled_;
+};
+
+// Plus a residual (N, O, H, W), if there is one.
 Tensor channel_mlp(const Tensor& map, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                    double norm_eps, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
                    const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias,
                    const OptionalTensor& residual) {
   const at::AutoDispatchBelowADInplaceOrView below;
+  TORCH_CHECK(expand.size(1) == map.size(1), "a linear layer of ", expand.size(1), " channels does not fit a map ",
+              map.sizes());
   const Tensor x = channels_last(map), added = residual ? channels_last(*residual) : Tensor();
   const Tensor bias = shifted_bias(reduce_bias, reduce, beta), out = empty_map(x, reduce.size(0));
-  const int64_t channels = x.size(1), hidden = expand.size(0), outputs = reduce.size(0), pixels = x.size(2) * x.size(3);
-  const Packed first(expand, 0, channels), last(reduce, 0, hidden);
   const LayerNorm norm{norm_weight ? data(*norm_weight) : nullptr, norm_bias ? data(*norm_bias) : nullptr,
                        float(norm_eps)};
-  const float *from = data(x), *shift = data(expand_bias), *offset = data(bias);
-  const float* more = residual ? data(added) : nullptr;
-  float* to = mutable_data(out);
-
-  const Groups groups(x.size(0), pixels);
-  const bool scale_weights = groups.size == 1 && pixels > outputs;  // fewer of them than pixels
-  const Tensor memory = groups.memory(groups.size * pixels * hidden, x.options());
-  const Tensor scaled = groups.memory(scale_weights ? last.size() : 0, x.options());
-  groups.for_each([&](int64_t image, int64_t images, int64_t thread) {
-    const at::AutoDispatchBelowADInplaceOrView below;  // threads do not inherit it
-    const RowBlocks blocks(images * pixels);
-    const int64_t start = image * pixels;
-    float* rows = mutable_data(memory) + thread * memory.size(1);
-    const Tensor squares = at::zeros({blocks.count, images, hidden}, x.options());
-    float* sums = mutable_data(squares);
-    std::vector<int64_t> place(images * pixels);  // of a row's image among sums and factors
-    for (const auto row : irange(images * pixels)) place[row] = row / pixels * hidden;
-    blocks.for_each([&](int64_t block, int64_t begin, int64_t end) {
-      float* normed = reinterpret_cast<float*>(Workspace((end - begin) * channels / LANES + 1).take(0));
-      layer_norm(from + (start + begin) * channels, end - begin, channels, norm, normed);
-      float* sum = sums + block * images * hidden;
-      multiply_rows({{normed, channels, first.block(0), channels}}, 0, end - begin, hidden,
-                    [&](int64_t row, int64_t c, Lanes value, int64_t count) {
-                      const Lanes y = gelu(value + load(shift + c, count));
-                      store(rows + (begin + row) * hidden + c, y, count);
-                      add_to(sum + place[begin + row] + c, y * y, count);
-                    });
-    });
-    const Tensor factors = response_factor(response_norm(squares.sum(0)), gamma, eps);
-    const float* factor = data(factors);
-    Lanes* weights = reinterpret_cast<Lanes*>(mutable_data(scaled) + thread * scaled.size(1));
-    if (scale_weights) last.scale(factor, weights);
-    blocks.for_each([&](int64_t, int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end && !scale_weights; ++row) {
-        scale_row(rows + row * hidden, factor + place[row], hidden);
-      }
-      multiply_rows({{rows, hidden, scale_weights ? weights : last.block(0), hidden}}, begin, end, outputs,
-                    [&](int64_t row, int64_t c, Lanes value, int64_t count) {
-                      const int64_t at = (start + row) * outputs + c;
-                      value += load(offset + c, count);
-                      if (more) value += load(more + at, count);
-                      store(to + at, value, count);
-                    });
-    });
-  });
+  Inference(x, norm, expand, expand_bias, gamma, eps, reduce, bias, residual ? data(added) : nullptr,
+            mutable_data(out))
+      .run();
   return out;
 }
 

@@ -114,6 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_strips(const Tensor& an
                                                                 const Tensor& narrow, const Tensor& narrow_bias,
                                                                 const Tensor& broad, const Tensor& broad_bias) {
   const at::AutoDispatchBelowADInplaceOrView below;
+  TORCH_CHECK(any.size(1) == tall.size(0), "kernels of ", tall.size(0), " channels do not fit a map ", any.sizes());
   const Tensor u = channels_last(any), paths = crosses(tall, wide), all = paths.sum(0), sums = tap_sums(u, CROSS);
   const int64_t images = u.size(0), channels = u.size(1), count = u.size(2) * u.size(3);
   const Tensor average = at::empty({images, channels}, u.options()), weights = at::empty({images, channels, PATHS}, u.options());

@@ -97,17 +97,26 @@ inline int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// function(block, first row, end) for blocks of rows, in parallel.
+// The rows of a product in blocks and, where there are too few rows for all threads, its columns in parts.
 struct RowBlocks {
-  int64_t rows, size, count;
+  int64_t rows, size, count, parts;
 
-  explicit RowBlocks(int64_t rows)
-      : rows(rows), size(std::min(BLOCK_ROWS, divide_up(rows, free_threads()))), count(divide_up(rows, size)) {}
+  RowBlocks(int64_t rows, int64_t columns) : rows(rows) {
+    constexpr int64_t fewest = BLOCK_ROWS / 2, narrowest = 64;
+    const int64_t threads = free_threads();
+    size = std::clamp(divide_up(rows, threads), std::min(fewest, rows), BLOCK_ROWS);
+    count = divide_up(rows, size);
+    parts = std::clamp<int64_t>(threads / count, 1, divide_up(columns, narrowest));
+  }
 
+  // function(block, first row, end, part) in parallel.
   template <typename Function>
   void for_each(Function function) const {
-    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) function(block, block * size, std::min((block + 1) * size, rows));
+    at::parallel_for(0, count * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t block = task / parts;
+        function(block, block * size, std::min((block + 1) * size, rows), task % parts);
+      }
     });
   }
 };

@@ -19,9 +19,10 @@ class Packed {
  public:
   const int64_t depth, outputs;
 
-  // Columns [first, first + depth) of `weight`.
-  Packed(const Tensor& weight, int64_t first, int64_t depth)
-      : depth(depth), outputs(weight.size(0)), memory_(at::empty({blocks(), depth, LANES}, weight.options())) {
+  // Columns [first, first + depth) of a weight.
+  Packed(const Tensor& any, int64_t first, int64_t depth)
+      : depth(depth), outputs(any.size(0)), memory_(at::empty({blocks(), depth, LANES}, any.options())) {
+    const Tensor weight = any.stride(1) == 1 ? any : any.contiguous();
     const int64_t stride = weight.stride(0);
     const float* from = data(weight) + first;
     Lanes* to = mutable_block(0);
@@ -89,20 +90,22 @@ __attribute__((always_inline)) inline void multiply_tile(at::ArrayRef<Operand> o
   }
 }
 
-// Products of rows [begin, end) of the operands with all blocks of their weights, added up over the operands;
-// finish(row, first output, sums, count) takes them, LANES outputs at a time.
+// Products of rows [begin, end) of the operands with their weights, or one of so many parts of these, added up over the
+// operands; finish(row, first output, sums, count) takes them, LANES outputs at a time.
 template <typename Finish>
-void multiply_rows(at::ArrayRef<Operand> operands, int64_t begin, int64_t end, int64_t outputs, Finish finish) {
-  const int64_t blocks = (outputs + LANES - 1) / LANES;
+void multiply_rows(at::ArrayRef<Operand> operands, int64_t begin, int64_t end, int64_t outputs, int64_t part,
+                   int64_t parts, Finish finish) {
+  const int64_t blocks = divide_up(outputs, LANES), share = divide_up(divide_up(blocks, parts), 2) * 2;
   const auto run = [&](auto V, int64_t block) {
     int64_t row = begin;
     for (; row + TILE_ROWS <= end; row += TILE_ROWS) multiply_tile<TILE_ROWS, V>(operands, row, block, outputs, finish);
     for (; row + 4 <= end; row += 4) multiply_tile<4, V>(operands, row, block, outputs, finish);
     for (; row < end; ++row) multiply_tile<1, V>(operands, row, block, outputs, finish);
   };
-  int64_t block = 0;
-  for (; block + 2 <= blocks; block += 2) run(std::integral_constant<int, 2>(), block);
-  if (block < blocks) run(std::integral_constant<int, 1>(), block);
+  int64_t block = part * share;
+  const int64_t last = std::min(block + share, blocks);
+  for (; block + 2 <= last; block += 2) run(std::integral_constant<int, 2>(), block);
+  if (block < last) run(std::integral_constant<int, 1>(), block);
 }
 
 }  // namespace mmstrip

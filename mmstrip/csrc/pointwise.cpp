@@ -30,18 +30,24 @@ class Product {
     const Tensor matrix = weight.view({outputs_, weight.numel() / outputs_});
     int64_t first = 0;
     for (const auto& map : maps_) {
+      TORCH_CHECK(map.numel() / map.size(1) == maps_[0].numel() / maps_[0].size(1), "maps of different sizes");
+      first += map.size(1);
+    }
+    TORCH_CHECK(first == matrix.size(1), "a weight ", weight.sizes(), " does not fit maps of ", first, " channels");
+    first = 0;
+    for (const auto& map : maps_) {
       packed_.emplace_back(matrix, first, map.size(1));
       operands_.push_back({data(map), map.size(1), packed_.back().block(0), map.size(1)});
       first += map.size(1);
     }
-    TORCH_CHECK(first == matrix.size(1), "a weight ", weight.sizes(), " does not fit maps of ", first, " channels");
   }
 
   // As multiply_rows, for all pixels, in parallel.
   template <typename Finish>
   void for_each(Finish finish) const {
-    RowBlocks(maps_[0].numel() / maps_[0].size(1)).for_each([&](int64_t, int64_t begin, int64_t end) {
-      multiply_rows(operands_, begin, end, outputs_, finish);
+    const RowBlocks blocks(maps_[0].numel() / maps_[0].size(1), outputs_);
+    blocks.for_each([&](int64_t, int64_t begin, int64_t end, int64_t part) {
+      multiply_rows(operands_, begin, end, outputs_, part, blocks.parts, finish);
     });
   }
 
@@ -59,6 +65,8 @@ Tensor pointwise(at::TensorList maps, const Tensor& weight, const OptionalTensor
   const Tensor out = empty_map(maps[0], outputs), added = residual ? channels_last(*residual) : Tensor();
   const float *offset = bias ? data(*bias) : nullptr, *more = residual ? data(added) : nullptr;
   float* to = mutable_data(out);
+  TORCH_CHECK(!residual || residual->sizes() == out.sizes(), "a residual ", residual ? residual->sizes() : out.sizes(),
+              " does not fit a map ", out.sizes());
   Product(maps, weight).for_each([&](int64_t row, int64_t c, Lanes value, int64_t count) {
     const int64_t at = row * outputs + c;
     if (offset) value += load(offset + c, count);

@@ -61,6 +61,8 @@ def fits(*tensors: Tensor) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
+    if not tensors[0].numel():
+        return False
     for tensor in tensors:  # a loop, as this runs some hundred times in every forward
         if type(tensor) not in PLAIN or tensor.dtype is not torch.float32 or not tensor.is_cpu:
             return False

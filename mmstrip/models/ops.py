@@ -105,7 +105,7 @@ def norm_activate_depthwise(norm: nn.Module, act: nn.Module, x: Tensor, weight: 
 
 
 def _native_norm(norm: nn.Module, act: nn.Module, *inputs: Tensor) -> tuple | None:
-    """A norm in front of GELU as the operators take it (:func:`_batch_norm`), if they can."""
+    """A norm in front of GELU as the operators take it, if they can: its weight, its bias, :func:`_statistics`."""
     if not is_gelu(act) or not native.fits(*inputs):
         return None
     if isinstance(norm, nn.Identity):
