@@ -214,6 +214,24 @@ def test_channel_mlp(size, affine, act):
     assert_same('channel_mlp', [torch.randn(size)], *layers, module=layers, rtol=1e-3)
 
 
+@pytest.mark.parametrize('images', [1, 3, 8])
+@pytest.mark.parametrize('threads', [1, 5, 16])
+def test_any_number_of_threads(images, threads):
+    """Images side by side or one after the other, rows and columns shared out."""
+    before = torch.get_num_threads()
+    layers = nn.LayerNorm(24), nn.Linear(24, 200), nn.GELU(), GlobalResponseNorm(200), nn.Linear(200, 130)
+    nn.init.ones_(layers[3].gamma)
+    try:
+        torch.set_num_threads(threads)
+        for side in (6, 15):
+            x, residual = torch.randn(images, 24, side, side), torch.randn(images, 130, side, side)
+            with torch.no_grad():
+                results = [form.channel_mlp(x, *layers, residual.clone()) for form in (ops, plain_ops)]
+            torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('parts', [1, 2])
 def test_norm_activate(training, parts):
