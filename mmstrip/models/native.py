@@ -55,7 +55,8 @@ def switched_off() -> Iterator[None]:
 def fits(*tensors: Tensor) -> bool:
     """Whether the operators may run on these tensors here.
 
-    Not on empty maps, nor where a graph is recorded, operations are counted or replaced, or autocast may want another precision.
+    Not on empty maps, nor where a graph is recorded, operations are counted or replaced, or autocast may
+    want another precision.
     """
     if not _enabled or torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled('cpu'):
         return False
