@@ -126,8 +126,8 @@ class Inference {
         groups_(x.size(0), pixels_),
         scale_weights_(groups_.size == 1 && pixels_ > outputs_),
         norm_(norm),
-        expand_(expand, 0, channels_),
-        reduce_(reduce, 0, hidden_),
+        expand_(expand),
+        reduce_(reduce),
         gamma_(gamma),
         eps_(eps),
         x_(data(x)),
@@ -142,19 +142,20 @@ class Inference {
     groups_.for_each([&](int64_t image, int64_t images, int64_t thread) {
       const at::AutoDispatchBelowADInplaceOrView below;  // threads do not inherit it
       float* rows = mutable_data(memory_) + thread * memory_.size(1);
-      const Tensor factor = expand(image, images, rows);
-      reduce(image, images, rows, data(factor), mutable_data(scaled_) + thread * scaled_.size(1));
+      std::vector<int64_t> place;  // of each row, where the numbers of its image begin
+      for (const auto i : irange(images)) place.insert(place.end(), pixels_, i * hidden_);
+      const Tensor factor = expand(image, images, place, rows);
+      reduce(image, place, rows, data(factor), mutable_data(scaled_) + thread * scaled_.size(1));
     });
   }
 
  private:
   // Some images up to GELU, into `rows`; gives GRN's factor (images, E).
-  Tensor expand(int64_t image, int64_t images, float* rows) const {
-    const RowBlocks blocks(images * pixels_, hidden_);
+  Tensor expand(int64_t image, int64_t images, const std::vector<int64_t>& place, float* rows) const {
+    const RowBlocks blocks(place.size(), hidden_);
     const Tensor squares = at::zeros({blocks.count, images, hidden_}, memory_.options());
     float* sums = mutable_data(squares);
     const float* from = x_ + image * pixels_ * channels_;
-    const auto place = places(images);
     blocks.for_each([&](int64_t block, int64_t begin, int64_t end, int64_t part) {
       const int64_t size = (end - begin) * channels_ / LANES + 1;
       float* normed = reinterpret_cast<float*>(Workspace(size).take(size));
@@ -171,14 +172,13 @@ class Inference {
   }
 
   // The rest: GRN's factor comes to the weights, in `scaled`, where there are fewer of them than pixels.
-  void reduce(int64_t image, int64_t images, float* rows, const float* factor, float* scaled) const {
+  void reduce(int64_t image, const std::vector<int64_t>& place, float* rows, const float* factor, float* scaled) const {
     const Lanes* weights = reduce_.block(0);
     if (scale_weights_) {
       reduce_.scale(factor, reinterpret_cast<Lanes*>(scaled));
       weights = reinterpret_cast<const Lanes*>(scaled);
     }
-    const RowBlocks blocks(images * pixels_, outputs_);
-    const auto place = places(images);
+    const RowBlocks blocks(place.size(), outputs_);
     const auto scale = [&](int64_t begin, int64_t end) {
       for (const auto row : irange(begin, end)) scale_row(rows + row * hidden_, factor + place[row], hidden_);
     };
@@ -194,13 +194,6 @@ class Inference {
                       store(out_ + at, value, count);
                     });
     });
-  }
-
-  // Of each row, where the numbers of its image begin.
-  std::vector<int64_t> places(int64_t images) const {
-    std::vector<int64_t> place(images * pixels_);
-    for (const auto row : irange(images * pixels_)) place[row] = row / pixels_ * hidden_;
-    return place;
   }
 
   const int64_t pixels_, channels_, hidden_, outputs_;

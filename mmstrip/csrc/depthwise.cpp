@@ -89,7 +89,7 @@ void convolve(const Kernel& kernel, const Lanes* x, int64_t line, int64_t tile, 
 }
 
 int64_t best_tile(int64_t width) {
-  return (width + 6) / 7 * 7 <= (width + 7) / 8 * 8 ? 7 : 8;
+  return divide_up(width, 7) * 7 <= divide_up(width, 8) * 8 ? 7 : 8;
 }
 
 // Tasks are the blocks of LANES channels of all images, an image's blocks after each other: memory brings neighbouring
@@ -98,7 +98,7 @@ struct Blocks {
   int64_t channels, per_image, tasks;
 
   explicit Blocks(const Tensor& x)
-      : channels(x.size(1)), per_image((channels + LANES - 1) / LANES), tasks(x.size(0) * per_image) {}
+      : channels(x.size(1)), per_image(divide_up(channels, LANES)), tasks(x.size(0) * per_image) {}
 
   int64_t image(int64_t task) const { return task / per_image; }
   int64_t first(int64_t task) const { return task % per_image * LANES; }

@@ -34,13 +34,16 @@ inline Tensor in_large_pages(Tensor tensor) {
   return tensor;
 }
 
+inline Tensor empty_map(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  return in_large_pages(at::empty(sizes, options.memory_format(at::MemoryFormat::ChannelsLast)));
+}
+
 inline Tensor empty_map(const Tensor& like, int64_t channels) {
-  const auto options = like.options().memory_format(at::MemoryFormat::ChannelsLast);
-  return in_large_pages(at::empty({like.size(0), channels, like.size(2), like.size(3)}, options));
+  return empty_map({like.size(0), channels, like.size(2), like.size(3)}, like.options());
 }
 
 inline Tensor empty_map(const Tensor& like) {
-  return empty_map(like, like.size(1));
+  return empty_map(like.sizes(), like.options());
 }
 
 // A map in channels_last memory as a matrix of pixels x channels, and an empty tensor as one.
@@ -57,6 +60,10 @@ inline float* mutable_data(const Tensor& tensor) {
   return tensor.mutable_data_ptr<float>();
 }
 
+inline int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
 // Sums over pixels are taken slice by slice, so that their order does not depend on the threads.
 constexpr int64_t SLICE = 128;
 
@@ -68,7 +75,7 @@ struct Slices {
       : images(images),
         pixels(pixels),
         channels(channels),
-        per_image((pixels + SLICE - 1) / SLICE),
+        per_image(divide_up(pixels, SLICE)),
         count(images * per_image) {}
 
   // Space for sums of all slices, (images, slices, channels).
@@ -91,10 +98,6 @@ constexpr int64_t BLOCK_ROWS = 196;
 
 inline int64_t free_threads() {
   return at::in_parallel_region() ? 1 : at::get_num_threads();
-}
-
-inline int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
 }
 
 // The rows of a product in blocks and, where there are too few rows for all threads, its columns in parts.

@@ -19,12 +19,11 @@ class Packed {
  public:
   const int64_t depth, outputs;
 
-  // Columns [first, first + depth) of a weight.
-  Packed(const Tensor& any, int64_t first, int64_t depth)
-      : depth(depth), outputs(any.size(0)), memory_(at::empty({blocks(), depth, LANES}, any.options())) {
+  explicit Packed(const Tensor& any)
+      : depth(any.size(1)), outputs(any.size(0)), memory_(at::empty({blocks(), depth, LANES}, any.options())) {
     const Tensor weight = any.stride(1) == 1 ? any : any.contiguous();
     const int64_t stride = weight.stride(0);
-    const float* from = data(weight) + first;
+    const float* from = data(weight);
     Lanes* to = mutable_block(0);
     at::parallel_for(0, blocks(), std::max<int64_t>(1, 4096 / depth), [&](int64_t begin, int64_t end) {
       for (const auto block : irange(begin, end)) {
@@ -35,7 +34,7 @@ class Packed {
     });
   }
 
-  int64_t blocks() const { return (outputs + LANES - 1) / LANES; }
+  int64_t blocks() const { return divide_up(outputs, LANES); }
   const Lanes* block(int64_t index) const { return reinterpret_cast<const Lanes*>(data(memory_)) + index * depth; }
 
   int64_t size() const { return memory_.numel(); }

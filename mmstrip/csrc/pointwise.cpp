@@ -19,26 +19,26 @@ std::vector<Tensor> dense(at::TensorList maps) {
 // The columns of a weight (O, sum of C_i, 1, 1) that belong to each part.
 std::vector<Tensor> columns(const Tensor& weight, at::TensorList parts) {
   std::vector<int64_t> sizes;
-  for (const auto& part : parts) sizes.push_back(part.size(1));
-  return weight.view({weight.size(0), weight.size(1)}).split_with_sizes(sizes, 1);
+  int64_t channels = 0;
+  for (const auto& part : parts) {
+    TORCH_CHECK(part.numel() / part.size(1) == parts[0].numel() / parts[0].size(1), "maps of different sizes");
+    sizes.push_back(part.size(1));
+    channels += part.size(1);
+  }
+  TORCH_CHECK(weight.numel() == weight.size(0) * channels, "a weight ", weight.sizes(), " does not fit maps of ", channels,
+              " channels");
+  return weight.view({weight.size(0), channels}).split_with_sizes(sizes, 1);
 }
 
 // Maps and their columns of a weight (O, sum of C_i), ready to be multiplied.
 class Product {
  public:
   Product(at::TensorList maps, const Tensor& weight) : maps_(dense(maps)), outputs_(weight.size(0)) {
-    const Tensor matrix = weight.view({outputs_, weight.numel() / outputs_});
-    int64_t first = 0;
-    for (const auto& map : maps_) {
-      TORCH_CHECK(map.numel() / map.size(1) == maps_[0].numel() / maps_[0].size(1), "maps of different sizes");
-      first += map.size(1);
-    }
-    TORCH_CHECK(first == matrix.size(1), "a weight ", weight.sizes(), " does not fit maps of ", first, " channels");
-    first = 0;
-    for (const auto& map : maps_) {
-      packed_.emplace_back(matrix, first, map.size(1));
-      operands_.push_back({data(map), map.size(1), packed_.back().block(0), map.size(1)});
-      first += map.size(1);
+    const auto weights = columns(weight, maps_);
+    for (const auto i : c10::irange(maps_.size())) {
+      const int64_t channels = maps_[i].size(1);
+      packed_.emplace_back(weights[i]);
+      operands_.push_back({data(maps_[i]), channels, packed_.back().block(0), channels});
     }
   }
 
@@ -76,25 +76,6 @@ Tensor pointwise(at::TensorList maps, const Tensor& weight, const OptionalTensor
   return out;
 }
 
-// gelu(BN(pointwise(...))) in equal parts of the channels, with BN's running statistics.
-std::vector<Tensor> pointwise_norm_gelu(at::TensorList maps, const Tensor& weight, const OptionalTensor& bias,
-                                        const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& mean,
-                                        const Tensor& variance, double eps, int64_t chunks) {
-  const at::AutoDispatchBelowADInplaceOrView below;
-  const int64_t width = weight.size(0) / chunks;
-  const BatchNorm norm = batch_norm({}, bias, {norm_weight, norm_bias, mean, variance, false, 0, eps});
-  std::vector<Tensor> out;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    out.push_back(empty_map(maps[0], width));
-    const float *scale = norm.scale() + chunk * width, *shift = norm.shift() + chunk * width;
-    float* to = mutable_data(out.back());
-    Product(maps, weight.narrow(0, chunk * width, width)).for_each([&](int64_t row, int64_t c, Lanes value, int64_t count) {
-      store(to + row * width + c, gelu(value * load(scale + c, count) + load(shift + c, count)), count);
-    });
-  }
-  return out;
-}
-
 // Gradients of the parts and of the weight.
 std::tuple<std::vector<Tensor>, Tensor> pointwise_backward(const Tensor& any, at::TensorList maps, const Tensor& weight) {
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -116,8 +97,8 @@ Tensor pixel_sums(const Tensor& map) {
   return sum_rows(pixels(channels_last(map)));
 }
 
-// The same for the backward pass, and in training with statistics of the batch: also gives the map before BN, without the
-// bias, and the norm.
+// gelu(BN(pointwise(...))) in equal parts of the channels; also the map before BN, without the bias, and the norm, for the
+// backward pass.
 std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_norm_gelu_forward(
     at::TensorList maps, const Tensor& weight, const OptionalTensor& bias, const Tensor& norm_weight,
     const Tensor& norm_bias, const Tensor& mean, const Tensor& variance, bool training, double momentum, double eps,
@@ -128,6 +109,30 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_norm_gelu_forward(
   for (int64_t i = 0; i < chunks; ++i) out.push_back(empty_map(x, x.size(1) / chunks));
   norm_gelu(x, norm, out);
   return {out, x, norm.values};
+}
+
+// Only what comes out of it, at once where BN does not have to see the whole map first.
+std::vector<Tensor> pointwise_norm_gelu(at::TensorList maps, const Tensor& weight, const OptionalTensor& bias,
+                                        const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& mean,
+                                        const Tensor& variance, bool training, double momentum, double eps,
+                                        int64_t chunks) {
+  if (training) {
+    return std::get<0>(pointwise_norm_gelu_forward(maps, weight, bias, norm_weight, norm_bias, mean, variance, training,
+                                                   momentum, eps, chunks));
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const int64_t width = weight.size(0) / chunks;
+  const BatchNorm norm = batch_norm({}, bias, {norm_weight, norm_bias, mean, variance, training, momentum, eps});
+  std::vector<Tensor> out;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    out.push_back(empty_map(maps[0], width));
+    const float *scale = norm.scale() + chunk * width, *shift = norm.shift() + chunk * width;
+    float* to = mutable_data(out.back());
+    Product(maps, weight.narrow(0, chunk * width, width)).for_each([&](int64_t row, int64_t c, Lanes value, int64_t count) {
+      store(to + row * width + c, gelu(value * load(scale + c, count) + load(shift + c, count)), count);
+    });
+  }
+  return out;
 }
 
 // Gradients of the parts, of the weight, of the bias, of the norm's weight and of its bias.
@@ -149,7 +154,7 @@ TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("pointwise_backward(Tensor grad, Tensor[] parts, Tensor weight) -> (Tensor[], Tensor)");
   library.def("pixel_sums(Tensor map) -> Tensor");
   library.def("pointwise_norm_gelu(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
-              " Tensor mean, Tensor variance, float eps, int chunks) -> Tensor[]");
+              " Tensor(a!) mean, Tensor(b!) variance, bool training, float momentum, float eps, int chunks) -> Tensor[]");
   library.def("pointwise_norm_gelu_forward(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
               " Tensor(a!) mean, Tensor(b!) variance, bool training, float momentum, float eps, int chunks)"
               " -> (Tensor[], Tensor, Tensor)");

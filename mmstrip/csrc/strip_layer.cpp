@@ -26,7 +26,7 @@ struct Lines {
 };
 
 int64_t whole_tiles(int64_t lines) {
-  return (lines + LINES - 1) / LINES * LINES;
+  return divide_up(lines, LINES) * LINES;
 }
 
 // Weights (G, strip_width, L, L) of the patches of LANES channels, as (strip_width * L * L) vectors.
@@ -42,8 +42,8 @@ void load_weight(const Tensor& weight, int64_t first, Lanes* out) {
 // So many input tokens at a time: what a tile reads of them and of the weights stays in the first cache.
 int64_t chunk_size(int64_t tokens) {
   constexpr int64_t most = 28;
-  const int64_t chunks = (tokens + most - 1) / most;
-  return chunks == 1 ? tokens : (tokens + 2 * chunks - 1) / (2 * chunks);
+  const int64_t chunks = divide_up(tokens, most);
+  return chunks == 1 ? tokens : divide_up(tokens, 2 * chunks);
 }
 
 // function(begin, end) for pieces of [0, count).
@@ -242,7 +242,7 @@ Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t
   const int64_t tokens = shape.tokens, square = tokens * tokens, pad = strip_width / 2;
   const Tensor positions = position ? pixels_first(*position) : Tensor();
   const Tensor out = at::empty({channels, strip_width, tokens, tokens}, x.options());
-  at::parallel_for(0, (channels + LANES - 1) / LANES * strip_width, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, divide_up(channels, LANES) * strip_width, 1, [&](int64_t begin, int64_t end) {
     const int64_t padded = (shape.lines + 2 * pad) * tokens;
     Workspace workspace(padded + 2 * pixels + square);
     Lanes *staged = workspace.take_zeros(padded), *staged_grad = workspace.take(pixels), *sum = workspace.take(square);

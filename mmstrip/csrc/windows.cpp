@@ -56,8 +56,8 @@ Tensor split_windows(const Tensor& any, at::IntArrayRef extent, at::IntArrayRef 
   const int64_t images = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
   const Layout layout({height, width}, extent, counts, strides);
   const Axis &rows = layout.rows, &columns = layout.columns;
-  const Tensor out = at::empty({images * rows.count * columns.count, channels, rows.extent, columns.extent},
-                               x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  const Tensor out =
+      empty_map({images * rows.count * columns.count, channels, rows.extent, columns.extent}, x.options());
   const float* from = data(x);
   float* to = mutable_data(out);
   at::parallel_for(0, images * rows.count * rows.extent, 1, [&](int64_t begin, int64_t end) {
@@ -88,7 +88,7 @@ Tensor merge_windows(const Tensor& any, at::IntArrayRef size, at::IntArrayRef co
   const int64_t channels = x.size(1), height = size[0], width = size[1], images = x.size(0) / (counts[0] * counts[1]);
   const Layout layout(size, x.sizes().slice(2), counts, strides);
   const Axis &rows = layout.rows, &columns = layout.columns;
-  const Tensor out = at::empty({images, channels, height, width}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  const Tensor out = empty_map({images, channels, height, width}, x.options());
   const float* from = data(x);
   float* to = mutable_data(out);
   at::parallel_for(0, images * height, 1, [&](int64_t begin, int64_t end) {

@@ -338,15 +338,9 @@ def pointwise_norm_activate(
     layer = _native_norm(norm, act, *inputs)
     if layer is None:
         return norm_activate(norm, act, pointwise(parts, weight, bias), chunks)
-    *layer, training, momentum, eps = layer
     if _wants_gradient(*inputs, *layer[:2]):
-        statistics = *layer[2:], training, momentum, eps
-        return list(native.PointwiseNormGELU.apply(weight, bias, *layer[:2], statistics, chunks, *parts))
-    if training:
-        return native.operators.pointwise_norm_gelu_forward(
-            parts, weight, bias, *layer, training, momentum, eps, chunks
-        )[0]
-    return native.operators.pointwise_norm_gelu(parts, weight, bias, *layer, eps, chunks)
+        return list(native.PointwiseNormGELU.apply(weight, bias, *layer[:2], layer[2:], chunks, *parts))
+    return native.operators.pointwise_norm_gelu(parts, weight, bias, *layer, chunks)
 
 
 class _NormGELU(Function):
