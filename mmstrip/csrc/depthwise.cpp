@@ -198,6 +198,34 @@ void sum_line(const float* pixels, int64_t width, int64_t channels, int64_t coun
   }
 }
 
+// What gradients of a block need: its input, through the norm if there is one, and its gradient, both staged.
+struct StagedGrad {
+  const Kernel& kernel;
+  const Padded& padded;
+  Workspace workspace;
+  Lanes *x, *grad, *sums;
+
+  StagedGrad(const Kernel& kernel, const Padded& padded)
+      : kernel(kernel),
+        padded(padded),
+        workspace(2 * padded.size + kernel.taps),
+        x(workspace.take_zeros(padded.size)),
+        grad(workspace.take_zeros(padded.size)),
+        sums(workspace.take(kernel.taps)) {}
+
+  // Stage them, and store the gradient of the weights in `out` (N, C, taps).
+  void run(const Blocks& blocks, int64_t task, const Tensor& from_grad, const Tensor& from, const BatchNorm* norm,
+           const NormLanes& lanes, float* out) {
+    const int64_t height = from.size(2), width = from.size(3), count = blocks.count(task);
+    const int64_t channel = blocks.image(task) * blocks.channels + blocks.first(task);
+    const int64_t offset = blocks.image(task) * height * width * blocks.channels + blocks.first(task);
+    stage_block(data(from) + offset, from, count, x + padded.inside(), padded.line, norm, lanes);
+    stage_block(data(from_grad) + offset, from, count, grad + padded.inside(), padded.line, nullptr, lanes);
+    correlate_rows(kernel, grad + padded.inside(), x, padded.line, best_tile(width), height, width, sums);
+    scatter(sums, kernel.taps, out + channel * kernel.taps, kernel.taps, count);
+  }
+};
+
 }  // namespace
 
 Tensor depthwise(const Tensor& x, const Tensor& weight, at::IntArrayRef rows, const BatchNorm* norm,
@@ -240,22 +268,12 @@ Tensor depthwise(const Tensor& x, const Tensor& weight, at::IntArrayRef rows, co
 Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRef rows) {
   const Kernel kernel(rows);
   const Blocks blocks(x);
-  const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  const int64_t tile = best_tile(width);
-  const Padded padded(kernel, height, width, tile);
-  const Tensor out = at::empty({x.size(0), channels, kernel.taps}, x.options());
+  const Padded padded(kernel, x.size(2), x.size(3), best_tile(x.size(3)));
+  const Tensor out = at::empty({x.size(0), blocks.channels, kernel.taps}, x.options());
   at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
-    Workspace workspace(2 * padded.size + kernel.taps);
-    Lanes *staged = workspace.take_zeros(padded.size), *staged_grad = workspace.take_zeros(padded.size);
-    Lanes* sums = workspace.take(kernel.taps);
+    StagedGrad staged(kernel, padded);
     for (const auto task : irange(begin, end)) {
-      const int64_t image = blocks.image(task), first = blocks.first(task), count = blocks.count(task);
-      const int64_t offset = image * height * width * channels + first;
-      const NormLanes lanes(nullptr, first, count);
-      stage_block(data(x) + offset, x, count, staged + padded.inside(), padded.line, nullptr, lanes);
-      stage_block(data(grad) + offset, x, count, staged_grad, padded.line, nullptr, lanes);
-      correlate_rows(kernel, staged_grad, staged, padded.line, tile, height, width, sums);
-      scatter(sums, kernel.taps, mutable_data(out) + (image * channels + first) * kernel.taps, kernel.taps, count);
+      staged.run(blocks, task, grad, x, nullptr, NormLanes(nullptr, 0, 0), mutable_data(out));
     }
   });
   return out;
@@ -272,23 +290,17 @@ DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tens
   const Tensor out = empty_map(x), weights = at::empty({images, channels, kernel.taps}, x.options());
   const Tensor sums = at::empty({2, images, norm ? channels : 0}, x.options());
   at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
-    Workspace workspace(2 * padded.size + kernel.taps);
-    Lanes *staged = workspace.take_zeros(padded.size), *staged_grad = workspace.take_zeros(padded.size);
-    Lanes* tap_sums = workspace.take(kernel.taps);
+    StagedGrad staged(kernel, padded);
     for (const auto task : irange(begin, end)) {
       const int64_t image = blocks.image(task), first = blocks.first(task), count = blocks.count(task);
       const int64_t offset = image * pixels * channels + first, channel = image * channels + first;
       const NormLanes lanes(norm, first, count);
       const float* from = data(x) + offset;
       float* to = mutable_data(out) + offset;
-      stage_block(from, x, count, staged + padded.inside(), padded.line, norm, lanes);
-      stage_block(data(grad) + offset, x, count, staged_grad + padded.inside(), padded.line, nullptr, lanes);
-      correlate_rows(kernel, staged_grad + padded.inside(), staged, padded.line, tile, height, width,
-                     tap_sums);
-      scatter(tap_sums, kernel.taps, mutable_data(weights) + channel * kernel.taps, kernel.taps, count);
+      staged.run(blocks, task, grad, x, norm, lanes, mutable_data(weights));
       const Lanes* kernels = taps.data() + (weight.size(0) == 1 ? task % blocks.per_image : task) * kernel.taps;
       const auto run = [&](auto finish) {
-        convolve(kernel, staged_grad, padded.line, tile, kernels, height, width, finish);
+        convolve(kernel, staged.grad, padded.line, tile, kernels, height, width, finish);
       };
       if (norm) {
         Lanes sum{}, product{};
