@@ -5,7 +5,7 @@
 
 #include "gelu.h"
 #include "maps.h"
-#include "matmul.h"
+#include "steps.h"
 
 namespace mmstrip {
 namespace {
@@ -88,14 +88,9 @@ void scale_rows(const Tensor& x, const Tensor& factor) {
   });
 }
 
-// Arguments of LayerNorm; without an affine part both are null.
-struct LayerNorm {
-  const float *weight, *bias;
-  float eps;
-};
-
 // Rows of C channels through LayerNorm.
 void layer_norm(const float* from, int64_t rows, int64_t channels, const LayerNorm& norm, float* to) {
+  const float *weight = norm.weight ? data(*norm.weight) : nullptr, *bias = norm.bias ? data(*norm.bias) : nullptr;
   for (int64_t row = 0; row < rows; ++row, from += channels, to += channels) {
     Lanes sum{}, square{};
     for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) { sum += load(from + c, lanes); });
@@ -105,38 +100,43 @@ void layer_norm(const float* from, int64_t rows, int64_t channels, const LayerNo
       const Lanes distance = load(to + c, lanes);  // 0 behind the last channel
       square += distance * distance;
     });
-    const float inverse = 1.0f / std::sqrt(total(square) / channels + norm.eps);
+    const float inverse = 1.0f / std::sqrt(total(square) / channels + float(norm.eps));
     for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       Lanes value = load(to + c, lanes) * inverse;
-      if (norm.weight) value = value * load(norm.weight + c, lanes) + load(norm.bias + c, lanes);
+      if (weight) value = value * load(weight + c, lanes) + load(bias + c, lanes);
       store(to + c, value, lanes);
     });
   }
 }
 
-// The MLP of rows that follow each other without what a gradient needs, images or groups of them at a time.
-class Inference {
+}  // namespace
+
+ChannelMLP::ChannelMLP(const LayerNorm& norm, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
+                       const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias)
+    : norm_(norm),
+      expand_(expand),
+      reduce_(reduce),
+      expand_bias_(expand_bias),
+      gamma_(gamma),
+      bias_(shifted_bias(reduce_bias, reduce, beta)),
+      eps_(eps) {}
+
+// One run of it, images or groups of them at a time.
+class ChannelMLP::Run {
  public:
-  Inference(const Tensor& x, const LayerNorm& norm, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
-            double eps, const Tensor& reduce, const Tensor& bias, const float* residual, float* out)
-      : pixels_(x.size(2) * x.size(3)),
+  Run(const ChannelMLP& mlp, const Tensor& x, const OptionalTensor& residual, const Tensor& out)
+      : mlp_(mlp),
+        pixels_(x.size(2) * x.size(3)),
         channels_(x.size(1)),
-        hidden_(expand.size(0)),
-        outputs_(reduce.size(0)),
+        hidden_(mlp.expand_.outputs),
+        outputs_(mlp.reduce_.outputs),
         groups_(x.size(0), pixels_),
         scale_weights_(groups_.size == 1 && pixels_ > outputs_),
-        norm_(norm),
-        expand_(expand),
-        reduce_(reduce),
-        gamma_(gamma),
-        eps_(eps),
         x_(data(x)),
-        expand_bias_(data(expand_bias)),
-        bias_(data(bias)),
-        residual_(residual),
-        out_(out),
+        residual_(residual ? data(*residual) : nullptr),
+        out_(mutable_data(out)),
         memory_(groups_.memory(groups_.size * pixels_ * hidden_, x.options())),
-        scaled_(groups_.memory(scale_weights_ ? reduce_.size() : 0, x.options())) {}
+        scaled_(groups_.memory(scale_weights_ ? mlp.reduce_.size() : 0, x.options())) {}
 
   void run() const {
     groups_.for_each([&](int64_t image, int64_t images, int64_t thread) {
@@ -155,27 +155,28 @@ class Inference {
     const RowBlocks blocks(place.size(), hidden_);
     const Tensor squares = at::zeros({blocks.count, images, hidden_}, memory_.options());
     float* sums = mutable_data(squares);
-    const float* from = x_ + image * pixels_ * channels_;
+    const float *from = x_ + image * pixels_ * channels_, *bias = data(mlp_.expand_bias_);
     blocks.for_each([&](int64_t block, int64_t begin, int64_t end, int64_t part) {
       const int64_t size = (end - begin) * channels_ / LANES + 1;
       float* normed = reinterpret_cast<float*>(Workspace(size).take(size));
-      layer_norm(from + begin * channels_, end - begin, channels_, norm_, normed);
+      layer_norm(from + begin * channels_, end - begin, channels_, mlp_.norm_, normed);
       float* sum = sums + block * images * hidden_;
-      multiply_rows({{normed, channels_, expand_.block(0), channels_}}, 0, end - begin, hidden_, part, blocks.parts,
+      multiply_rows({{normed, channels_, mlp_.expand_.block(0), channels_}}, 0, end - begin, hidden_, part, blocks.parts,
                     [&](int64_t row, int64_t c, Lanes value, int64_t count) {
-                      const Lanes y = gelu(value + load(expand_bias_ + c, count));
+                      const Lanes y = gelu(value + load(bias + c, count));
                       store(rows + (begin + row) * hidden_ + c, y, count);
                       add_to(sum + place[begin + row] + c, y * y, count);
                     });
     });
-    return response_factor(response_norm(squares.sum(0)), gamma_, eps_);
+    return response_factor(response_norm(squares.sum(0)), mlp_.gamma_, mlp_.eps_);
   }
 
   // The rest: GRN's factor comes to the weights, in `scaled`, where there are fewer of them than pixels.
   void reduce(int64_t image, const std::vector<int64_t>& place, float* rows, const float* factor, float* scaled) const {
-    const Lanes* weights = reduce_.block(0);
+    const Lanes* weights = mlp_.reduce_.block(0);
+    const float* bias = data(mlp_.bias_);
     if (scale_weights_) {
-      reduce_.scale(factor, reinterpret_cast<Lanes*>(scaled));
+      mlp_.reduce_.scale(factor, reinterpret_cast<Lanes*>(scaled));
       weights = reinterpret_cast<const Lanes*>(scaled);
     }
     const RowBlocks blocks(place.size(), outputs_);
@@ -189,41 +190,38 @@ class Inference {
       multiply_rows({{rows, hidden_, weights, hidden_}}, begin, end, outputs_, part, blocks.parts,
                     [&](int64_t row, int64_t c, Lanes value, int64_t count) {
                       const int64_t at = (image * pixels_ + row) * outputs_ + c;
-                      value += load(bias_ + c, count);
+                      value += load(bias + c, count);
                       if (residual_) value += load(residual_ + at, count);
                       store(out_ + at, value, count);
                     });
     });
   }
 
+  const ChannelMLP& mlp_;
   const int64_t pixels_, channels_, hidden_, outputs_;
   const Groups groups_;
   const bool scale_weights_;
-  const LayerNorm norm_;
-  const Packed expand_, reduce_;
-  const Tensor gamma_;
-  const double eps_;
-  const float *x_, *expand_bias_, *bias_, *residual_;
+  const float *x_, *residual_;
   float* const out_;
   const Tensor memory_, scaled_;
 };
 
-// Plus a residual (N, O, H, W), if there is one.
-Tensor channel_mlp(const Tensor& map, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+Tensor ChannelMLP::run(const Tensor& x, const OptionalTensor& residual, Tensor out) const {
+  TORCH_CHECK(expand_.depth == x.size(1), "a linear layer of ", expand_.depth, " channels does not fit a map ", x.sizes());
+  if (!out.defined()) out = empty_map(x, reduce_.outputs);
+  Run(*this, x, residual, out).run();
+  return out;
+}
+
+namespace {
+
+Tensor channel_mlp(const Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                    double norm_eps, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
                    const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias,
                    const OptionalTensor& residual) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  TORCH_CHECK(expand.size(1) == map.size(1), "a linear layer of ", expand.size(1), " channels does not fit a map ",
-              map.sizes());
-  const Tensor x = channels_last(map), added = residual ? channels_last(*residual) : Tensor();
-  const Tensor bias = shifted_bias(reduce_bias, reduce, beta), out = empty_map(x, reduce.size(0));
-  const LayerNorm norm{norm_weight ? data(*norm_weight) : nullptr, norm_bias ? data(*norm_bias) : nullptr,
-                       float(norm_eps)};
-  Inference(x, norm, expand, expand_bias, gamma, eps, reduce, bias, residual ? data(added) : nullptr,
-            mutable_data(out))
-      .run();
-  return out;
+  return ChannelMLP({norm_weight, norm_bias, norm_eps}, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias)
+      .run(channels_last(x), residual ? channels_last(*residual) : residual);
 }
 
 // What the backward pass needs too: the rows after LayerNorm, its mean and inverse deviation, the hidden rows before GELU

@@ -6,6 +6,7 @@
 
 #include "gelu.h"
 #include "maps.h"
+#include "matmul.h"
 
 namespace mmstrip {
 namespace {
@@ -104,25 +105,6 @@ struct Blocks {
   int64_t first(int64_t task) const { return task % per_image * LANES; }
   int64_t count(int64_t task) const { return std::min(LANES, channels - first(task)); }
 };
-
-// Weights (1 or N, C, taps) block by block.
-std::vector<Lanes> load_weight(const Tensor& any) {
-  const Tensor weight = any.contiguous();
-  const Blocks blocks(weight);
-  const int64_t taps = weight.size(2);
-  std::vector<Lanes> loaded(blocks.tasks * taps);
-  at::parallel_for(0, blocks.tasks, 128, [&](int64_t begin, int64_t end) {
-    for (const auto task : irange(begin, end)) {
-      const float* rows[LANES];
-      for (const auto lane : irange(LANES)) {
-        const int64_t channel = std::min(blocks.first(task) + lane, blocks.channels - 1);
-        rows[lane] = data(weight) + (blocks.image(task) * blocks.channels + channel) * taps;
-      }
-      gather(rows, taps, loaded.data() + task * taps);
-    }
-  });
-  return loaded;
-}
 
 // A norm's numbers for a block.
 struct NormLanes {
@@ -226,18 +208,52 @@ struct StagedGrad {
   }
 };
 
+// Weights (C, 1, K_h, K_w) as (1, C, taps), and their rows.
+Tensor flat(const Tensor& weight) {
+  return weight.flatten(1).unsqueeze(0);
+}
+
+std::vector<int64_t> rows_of(const Tensor& weight) {
+  return std::vector<int64_t>(weight.size(2), weight.size(3));
+}
+
+// A block's part of the weights.
+const Lanes* taps_of(const Taps& weight, const Blocks& blocks, int64_t task) {
+  const int64_t kernel = weight.kernels == 1 ? task % blocks.per_image : task;
+  return as_lanes(weight.loaded) + kernel * weight.taps;
+}
+
 }  // namespace
 
-Tensor depthwise(const Tensor& x, const Tensor& weight, at::IntArrayRef rows, const BatchNorm* norm,
-                 const Tensor& addend, const Tensor& factor) {
-  const Kernel kernel(rows);
+Taps::Taps(const Tensor& any, at::IntArrayRef rows)
+    : rows(rows.vec()), kernels(any.size(0)), channels(any.size(1)), taps(any.size(2)) {
+  const Tensor weight = any.contiguous();
+  const Blocks blocks(weight);
+  loaded = at::empty({kernels, blocks.per_image, taps, LANES}, weight.options());
+  Lanes* to = as_lanes(loaded);
+  at::parallel_for(0, blocks.tasks, 128, [&](int64_t begin, int64_t end) {
+    for (const auto task : irange(begin, end)) {
+      const float* lines[LANES];
+      for (const auto lane : irange(LANES)) {
+        const int64_t channel = std::min(blocks.first(task) + lane, channels - 1);
+        lines[lane] = data(weight) + (blocks.image(task) * channels + channel) * taps;
+      }
+      gather(lines, taps, to + task * taps);
+    }
+  });
+}
+
+Taps::Taps(const Tensor& weight) : Taps(flat(weight), rows_of(weight)) {}
+
+Tensor depthwise(const Tensor& x, const Taps& weight, const BatchNorm* norm, const Tensor& addend,
+                 const Tensor& factor) {
+  const Kernel kernel(weight.rows);
   const Blocks blocks(x);
   const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  TORCH_CHECK(weight.size(1) == channels && weight.size(2) == kernel.taps, "weights do not fit a map of ", channels,
+  TORCH_CHECK(weight.channels == channels && weight.taps == kernel.taps, "weights do not fit a map of ", channels,
               " channels");
   const int64_t tile = best_tile(width), pixels = height * width;
   const Padded padded(kernel, height, width, tile);
-  const auto taps = load_weight(weight);
   const Tensor out = empty_map(x);
   at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
     Lanes* buffer = Workspace(padded.size).take_zeros(padded.size);
@@ -246,7 +262,7 @@ Tensor depthwise(const Tensor& x, const Tensor& weight, at::IntArrayRef rows, co
       const int64_t offset = blocks.image(task) * pixels * channels + first;
       stage_block(data(x) + offset, x, count, buffer + padded.inside(), padded.line, norm,
                   NormLanes(norm, first, count));
-      const Lanes* kernels = taps.data() + (weight.size(0) == 1 ? task % blocks.per_image : task) * kernel.taps;
+      const Lanes* kernels = taps_of(weight, blocks, task);
       float* to = mutable_data(out) + offset;
       const auto run = [&](auto finish) {
         convolve(kernel, buffer, padded.line, tile, kernels, height, width, finish);
@@ -277,49 +293,6 @@ Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRe
     }
   });
   return out;
-}
-
-DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, at::IntArrayRef rows,
-                                 const BatchNorm* norm) {
-  const Kernel kernel(rows);
-  const Blocks blocks(x);
-  const int64_t images = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
-  const int64_t tile = best_tile(width), pixels = height * width;
-  const Padded padded(kernel, height, width, tile);
-  const auto taps = load_weight(weight.flip(2));
-  const Tensor out = empty_map(x), weights = at::empty({images, channels, kernel.taps}, x.options());
-  const Tensor sums = at::empty({2, images, norm ? channels : 0}, x.options());
-  at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
-    StagedGrad staged(kernel, padded);
-    for (const auto task : irange(begin, end)) {
-      const int64_t image = blocks.image(task), first = blocks.first(task), count = blocks.count(task);
-      const int64_t offset = image * pixels * channels + first, channel = image * channels + first;
-      const NormLanes lanes(norm, first, count);
-      const float* from = data(x) + offset;
-      float* to = mutable_data(out) + offset;
-      staged.run(blocks, task, grad, x, norm, lanes, mutable_data(weights));
-      const Lanes* kernels = taps.data() + (weight.size(0) == 1 ? task % blocks.per_image : task) * kernel.taps;
-      const auto run = [&](auto finish) {
-        convolve(kernel, staged.grad, padded.line, tile, kernels, height, width, finish);
-      };
-      if (norm) {
-        Lanes sum{}, product{};
-        run([&](int64_t pixel, Lanes above) {
-          const Lanes value = load(from + pixel * channels, count);
-          const Lanes gradient = above * gelu_slope(value * lanes.scale + lanes.shift);
-          sum += gradient;
-          product += gradient * (value - lanes.mean);
-          store(to + pixel * channels, gradient, count);
-        });
-        store(mutable_data(sums) + channel, sum, count);
-        store(mutable_data(sums) + images * channels + channel, product, count);
-      } else {
-        run([&](int64_t pixel, Lanes sum) { store(to + pixel * channels, sum, count); });
-      }
-    }
-  });
-  if (!norm) return {out, weights, {}, {}};
-  return {out, weights, sum_rows(sums[0]), sum_rows(sums[1])};
 }
 
 // Of whole lines, less the ends that a tap does not reach.
@@ -355,13 +328,53 @@ Tensor tap_sums(const Tensor& x, at::IntArrayRef rows) {
 
 namespace {
 
-// Weights (C, 1, K_h, K_w) as (1, C, taps), and their rows.
-Tensor flat(const Tensor& weight) {
-  return weight.flatten(1).unsqueeze(0);
-}
+struct DepthwiseGrad {
+  Tensor x, weight;        // the latter (N, C, taps), of each image
+  Tensor sums, products;  // with a norm, for batch_norm_backward: x is then the gradient of what the norm gives
+};
 
-std::vector<int64_t> rows_of(const Tensor& weight) {
-  return std::vector<int64_t>(weight.size(2), weight.size(3));
+// Gradients of x and of the weights (C, 1, K_h, K_w).
+DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                 const BatchNorm* norm = nullptr) {
+  const Taps flipped(flat(weight).flip(2), rows_of(weight));
+  const Kernel kernel(flipped.rows);
+  const Blocks blocks(x);
+  const int64_t images = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
+  const int64_t tile = best_tile(width), pixels = height * width;
+  const Padded padded(kernel, height, width, tile);
+  const Tensor out = empty_map(x), weights = at::empty({images, channels, kernel.taps}, x.options());
+  const Tensor sums = at::empty({2, images, norm ? channels : 0}, x.options());
+  at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
+    StagedGrad staged(kernel, padded);
+    for (const auto task : irange(begin, end)) {
+      const int64_t image = blocks.image(task), first = blocks.first(task), count = blocks.count(task);
+      const int64_t offset = image * pixels * channels + first, channel = image * channels + first;
+      const NormLanes lanes(norm, first, count);
+      const float* from = data(x) + offset;
+      float* to = mutable_data(out) + offset;
+      staged.run(blocks, task, grad, x, norm, lanes, mutable_data(weights));
+      const Lanes* kernels = taps_of(flipped, blocks, task);
+      const auto run = [&](auto finish) {
+        convolve(kernel, staged.grad, padded.line, tile, kernels, height, width, finish);
+      };
+      if (norm) {
+        Lanes sum{}, product{};
+        run([&](int64_t pixel, Lanes above) {
+          const Lanes value = load(from + pixel * channels, count);
+          const Lanes gradient = above * gelu_slope(value * lanes.scale + lanes.shift);
+          sum += gradient;
+          product += gradient * (value - lanes.mean);
+          store(to + pixel * channels, gradient, count);
+        });
+        store(mutable_data(sums) + channel, sum, count);
+        store(mutable_data(sums) + images * channels + channel, product, count);
+      } else {
+        run([&](int64_t pixel, Lanes sum) { store(to + pixel * channels, sum, count); });
+      }
+    }
+  });
+  if (!norm) return {out, weights, {}, {}};
+  return {out, weights, sum_rows(sums[0]), sum_rows(sums[1])};
 }
 
 Tensor shared_weight_grad(const Tensor& each, const Tensor& weight) {
@@ -369,11 +382,11 @@ Tensor shared_weight_grad(const Tensor& each, const Tensor& weight) {
 }
 
 Tensor run_depthwise(const Tensor& x, const Tensor& weight) {
-  return depthwise(channels_last(x), flat(weight), rows_of(weight));
+  return depthwise(channels_last(x), Taps(weight));
 }
 
 std::tuple<Tensor, Tensor> run_depthwise_backward(const Tensor& grad, const Tensor& x, const Tensor& weight) {
-  const auto out = depthwise_backward(channels_last(grad), channels_last(x), flat(weight), rows_of(weight));
+  const auto out = depthwise_backward(channels_last(grad), channels_last(x), weight);
   return {out.x, shared_weight_grad(out.weight, weight)};
 }
 
@@ -383,7 +396,7 @@ std::tuple<Tensor, Tensor> norm_gelu_depthwise(const Tensor& any, const Tensor& 
                                                bool training, double momentum, double eps) {
   const Tensor x = channels_last(any);
   const auto norm = batch_norm(x, {}, {norm_weight, norm_bias, mean, variance, training, momentum, eps});
-  return {depthwise(x, flat(weight), rows_of(weight), &norm), norm.values};
+  return {depthwise(x, Taps(weight), &norm), norm.values};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_gelu_depthwise_backward(const Tensor& grad, const Tensor& any,
@@ -391,7 +404,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_gelu_depthwise_backward(const Te
                                                                         bool training) {
   const Tensor x = channels_last(any);
   const BatchNorm norm{values, training};
-  const auto inner = depthwise_backward(channels_last(grad), x, flat(weight), rows_of(weight), &norm);
+  const auto inner = depthwise_backward(channels_last(grad), x, weight, &norm);
   const auto outer = batch_norm_backward(inner.x, x, norm, inner.sums, inner.products);
   return {outer.x, shared_weight_grad(inner.weight, weight), outer.weight, outer.bias};
 }

@@ -9,11 +9,10 @@
 #include <cmath>
 
 #include "maps.h"
+#include "steps.h"
 
 namespace mmstrip {
 namespace {
-
-using c10::irange;
 
 // Outline of the 7x3 and the 3x7 kernel on each other, as widths of its rows.
 constexpr int64_t CROSS[] = {3, 3, 7, 7, 7, 3, 3};
@@ -108,27 +107,44 @@ void softmax_backward(const float* grad, const float* softmax, float* out) {
   for (const auto path : irange(PATHS)) out[path] = (grad[path] - mean) * softmax[path];
 }
 
-// Also gives the sums under each tap (N, C, taps), the average (N, C), the MLP's hidden values before GELU (N, C / 2) and
-// the weights of the paths (N, C, 3).
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_strips(const Tensor& any, const Tensor& tall, const Tensor& wide,
-                                                                const Tensor& narrow, const Tensor& narrow_bias,
-                                                                const Tensor& broad, const Tensor& broad_bias) {
-  const at::AutoDispatchBelowADInplaceOrView below;
-  TORCH_CHECK(any.size(1) == tall.size(0), "kernels of ", tall.size(0), " channels do not fit a map ", any.sizes());
-  const Tensor u = channels_last(any), paths = crosses(tall, wide), all = paths.sum(0), sums = tap_sums(u, CROSS);
+}  // namespace
+
+LocalStrips::LocalStrips(const Tensor& tall, const Tensor& wide, const Tensor& narrow, const Tensor& narrow_bias,
+                         const Tensor& broad, const Tensor& broad_bias)
+    : paths_(crosses(tall, wide)),
+      all_(paths_.sum(0)),
+      narrow_(narrow.flatten(1).t()),
+      narrow_bias_(narrow_bias),
+      broad_(broad.flatten(1).t()),
+      broad_bias_(broad_bias) {}
+
+LocalStrips::Result LocalStrips::run(const Tensor& u) const {
+  TORCH_CHECK(u.size(1) == paths_.size(1), "kernels of ", paths_.size(1), " channels do not fit a map ", u.sizes());
   const int64_t images = u.size(0), channels = u.size(1), count = u.size(2) * u.size(3);
-  const Tensor average = at::empty({images, channels}, u.options()), weights = at::empty({images, channels, PATHS}, u.options());
-  const float *sum = data(sums), *cross = data(all);
+  const Tensor sums = tap_sums(u, CROSS), average = at::empty({images, channels}, u.options());
+  const Tensor weights = at::empty({images, channels, PATHS}, u.options());
+  const float *sum = data(sums), *cross = data(all_);
   float* to_average = mutable_data(average);
   for_channels(images, channels, [=](int64_t at, int64_t c) {
     to_average[at] = dot(sum + at * CROSS_TAPS, cross + c * CROSS_TAPS) / count;
   });
-  const Tensor hidden = at::addmm(narrow_bias, average, narrow.flatten(1).t());
-  const Tensor logits = at::addmm(broad_bias, at::gelu(hidden), broad.flatten(1).t());
+  const Tensor hidden = at::addmm(narrow_bias_, average, narrow_);
+  const Tensor logits = at::addmm(broad_bias_, at::gelu(hidden), broad_);
   const float* logit = data(logits);
   float* weight = mutable_data(weights);
   for_channels(images, channels, [=](int64_t at, int64_t) { softmax(logit + at * PATHS, weight + at * PATHS); });
-  return {depthwise(u, combine(paths, weights), CROSS), sums, average, hidden, weights};
+  return {depthwise(u, Taps(combine(paths_, weights), CROSS)), sums, average, hidden, weights};
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_strips(const Tensor& u, const Tensor& tall, const Tensor& wide,
+                                                                const Tensor& narrow, const Tensor& narrow_bias,
+                                                                const Tensor& broad, const Tensor& broad_bias) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const auto [out, sums, average, hidden, weights] =
+      LocalStrips(tall, wide, narrow, narrow_bias, broad, broad_bias).run(channels_last(u));
+  return {out, sums, average, hidden, weights};
 }
 
 // Gradients of all arguments.
@@ -166,8 +182,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_strips_
   });
   // What a pixel weighs in the average: less at the borders, where not every tap sees it.
   const Tensor ones = channels_last(at::ones({1, u.size(1), u.size(2), u.size(3)}, u.options()));
-  const Tensor seen = depthwise(ones, paths.sum(0, true).flip(2), CROSS);
-  const Tensor grad_u = depthwise(grad, combine(paths, weights).flip(2), CROSS, nullptr, seen, grad_total);
+  const Tensor seen = depthwise(ones, Taps(paths.sum(0, true).flip(2), CROSS));
+  const Tensor grad_u = depthwise(grad, Taps(combine(paths, weights).flip(2), CROSS), nullptr, seen, grad_total);
   return {grad_u,
           kernels_of(grad_crosses[0], true, tall),
           kernels_of(grad_crosses[1], false, wide),

@@ -204,22 +204,24 @@ BatchNormGrad batch_norm_backward(const Tensor& grad, const Tensor& x, const Bat
 
 // depthwise.cpp
 
-// Convolution with weights (1 or N, C, taps), the kernel's rows as wide as `rows` says; of gelu(BN(x)) if there is a norm.
-// An `addend` (1, C, H, W) comes to it, times `factor` (N, C).
-Tensor depthwise(const Tensor& x, const Tensor& weight, at::IntArrayRef rows, const BatchNorm* norm = nullptr,
-                 const Tensor& addend = {}, const Tensor& factor = {});
+// Weights (1 or N, C, taps) of depthwise kernels, the rows as wide as `rows` says, in the order of their use.
+struct Taps {
+  std::vector<int64_t> rows;
+  int64_t kernels, channels, taps;
+  Tensor loaded;  // (kernels, blocks of LANES channels, taps, LANES)
+
+  Taps(const Tensor& weight, at::IntArrayRef rows);
+
+  // Of a weight (C, 1, K_h, K_w).
+  explicit Taps(const Tensor& weight);
+};
+
+// Convolution of x; of gelu(BN(x)) if there is a norm. An `addend` (1, C, H, W) comes to it, times `factor` (N, C).
+Tensor depthwise(const Tensor& x, const Taps& weight, const BatchNorm* norm = nullptr, const Tensor& addend = {},
+                 const Tensor& factor = {});
 
 // Gradient of the weights, (N, C, taps), of each image.
 Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRef rows);
-
-struct DepthwiseGrad {
-  Tensor x, weight;
-  Tensor sums, products;  // with a norm, for batch_norm_backward: x is then the gradient of what the norm gives
-};
-
-// That and the gradient of x in one.
-DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, at::IntArrayRef rows,
-                                 const BatchNorm* norm = nullptr);
 
 // Sums (N, C, taps) of what each tap sees of x.
 Tensor tap_sums(const Tensor& x, at::IntArrayRef rows);

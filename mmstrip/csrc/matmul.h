@@ -7,6 +7,11 @@
 
 namespace mmstrip {
 
+// Memory of a tensor as vectors.
+inline Lanes* as_lanes(const Tensor& tensor) {
+  return reinterpret_cast<Lanes*>(mutable_data(tensor));
+}
+
 // A tile of sums that fills the registers: so many rows, two vectors wide.
 #ifdef __AVX512F__
 constexpr int TILE_ROWS = 14;
@@ -24,7 +29,7 @@ class Packed {
     const Tensor weight = any.stride(1) == 1 ? any : any.contiguous();
     const int64_t stride = weight.stride(0);
     const float* from = data(weight);
-    Lanes* to = mutable_block(0);
+    Lanes* to = as_lanes(memory_);
     at::parallel_for(0, blocks(), std::max<int64_t>(1, 4096 / depth), [&](int64_t begin, int64_t end) {
       for (const auto block : irange(begin, end)) {
         const float* rows[LANES];
@@ -35,7 +40,7 @@ class Packed {
   }
 
   int64_t blocks() const { return divide_up(outputs, LANES); }
-  const Lanes* block(int64_t index) const { return reinterpret_cast<const Lanes*>(data(memory_)) + index * depth; }
+  const Lanes* block(int64_t index) const { return as_lanes(memory_) + index * depth; }
 
   int64_t size() const { return memory_.numel(); }
 
@@ -48,8 +53,6 @@ class Packed {
   }
 
  private:
-  Lanes* mutable_block(int64_t index) { return reinterpret_cast<Lanes*>(mutable_data(memory_)) + index * depth; }
-
   Tensor memory_;
 };
 

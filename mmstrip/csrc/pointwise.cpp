@@ -1,11 +1,11 @@
 // 1x1 convolutions of concatenated maps, as one matrix product a map, and what follows them.
 #include <torch/library.h>
 
-#include <deque>
+#include <numeric>
 
 #include "gelu.h"
 #include "maps.h"
-#include "matmul.h"
+#include "steps.h"
 
 namespace mmstrip {
 namespace {
@@ -16,58 +16,47 @@ std::vector<Tensor> dense(at::TensorList maps) {
   return out;
 }
 
-// The columns of a weight (O, sum of C_i, 1, 1) that belong to each part.
-std::vector<Tensor> columns(const Tensor& weight, at::TensorList parts) {
-  std::vector<int64_t> sizes;
-  int64_t channels = 0;
-  for (const auto& part : parts) {
-    TORCH_CHECK(part.numel() / part.size(1) == parts[0].numel() / parts[0].size(1), "maps of different sizes");
-    sizes.push_back(part.size(1));
-    channels += part.size(1);
-  }
-  TORCH_CHECK(weight.numel() == weight.size(0) * channels, "a weight ", weight.sizes(), " does not fit maps of ", channels,
+// The columns of a weight (O, sum of C_i, 1, 1) that belong to each part of `channels`.
+std::vector<Tensor> columns(const Tensor& weight, at::IntArrayRef channels) {
+  const int64_t all = std::accumulate(channels.begin(), channels.end(), int64_t(0));
+  TORCH_CHECK(weight.numel() == weight.size(0) * all, "a weight ", weight.sizes(), " does not fit maps of ", channels,
               " channels");
-  return weight.view({weight.size(0), channels}).split_with_sizes(sizes, 1);
+  return weight.view({weight.size(0), all}).split_with_sizes(channels, 1);
 }
 
-// Maps and their columns of a weight (O, sum of C_i), ready to be multiplied.
-class Product {
- public:
-  Product(at::TensorList maps, const Tensor& weight) : maps_(dense(maps)), outputs_(weight.size(0)) {
-    const auto weights = columns(weight, maps_);
-    for (const auto i : c10::irange(maps_.size())) {
-      const int64_t channels = maps_[i].size(1);
-      packed_.emplace_back(weights[i]);
-      operands_.push_back({data(maps_[i]), channels, packed_.back().block(0), channels});
-    }
+std::vector<int64_t> channels_of(at::TensorList maps) {
+  std::vector<int64_t> channels;
+  for (const auto& map : maps) channels.push_back(map.size(1));
+  return channels;
+}
+
+}  // namespace
+
+Pointwise::Pointwise(const Tensor& weight, at::IntArrayRef channels, const OptionalTensor& bias)
+    : outputs_(weight.size(0)), bias_(bias.value_or(Tensor())) {
+  for (const auto& part : columns(weight, channels)) packed_.emplace_back(part);
+}
+
+std::vector<Operand> Pointwise::operands_of(at::TensorList maps) const {
+  TORCH_CHECK(maps.size() == packed_.size(), packed_.size(), " maps, not ", maps.size());
+  std::vector<Operand> operands;
+  for (const auto i : irange(maps.size())) {
+    const int64_t channels = packed_[i].depth;
+    TORCH_CHECK(maps[i].size(1) == channels && maps[i].numel() / channels == maps[0].numel() / maps[0].size(1),
+                "a map ", maps[i].sizes(), " does not fit");
+    operands.push_back({data(maps[i]), channels, packed_[i].block(0), channels});
   }
+  return operands;
+}
 
-  // As multiply_rows, for all pixels, in parallel.
-  template <typename Finish>
-  void for_each(Finish finish) const {
-    const RowBlocks blocks(maps_[0].numel() / maps_[0].size(1), outputs_);
-    blocks.for_each([&](int64_t, int64_t begin, int64_t end, int64_t part) {
-      multiply_rows(operands_, begin, end, outputs_, part, blocks.parts, finish);
-    });
-  }
-
- private:
-  std::vector<Tensor> maps_;
-  int64_t outputs_;
-  std::deque<Packed> packed_;
-  std::vector<Operand> operands_;
-};
-
-// Plus a residual (N, O, H, W), if there is one.
-Tensor pointwise(at::TensorList maps, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual) {
-  const at::AutoDispatchBelowADInplaceOrView below;
-  const int64_t outputs = weight.size(0);
-  const Tensor out = empty_map(maps[0], outputs), added = residual ? channels_last(*residual) : Tensor();
-  const float *offset = bias ? data(*bias) : nullptr, *more = residual ? data(added) : nullptr;
-  float* to = mutable_data(out);
+Tensor Pointwise::run(at::TensorList maps, const OptionalTensor& residual, Tensor out) const {
+  if (!out.defined()) out = empty_map(maps[0], outputs_);
   TORCH_CHECK(!residual || residual->sizes() == out.sizes(), "a residual ", residual ? residual->sizes() : out.sizes(),
               " does not fit a map ", out.sizes());
-  Product(maps, weight).for_each([&](int64_t row, int64_t c, Lanes value, int64_t count) {
+  const int64_t outputs = outputs_;
+  const float *offset = bias_.defined() ? data(bias_) : nullptr, *more = residual ? data(*residual) : nullptr;
+  float* to = mutable_data(out);
+  for_each(maps, [=](int64_t row, int64_t c, Lanes value, int64_t count) {
     const int64_t at = row * outputs + c;
     if (offset) value += load(offset + c, count);
     if (more) value += load(more + at, count);
@@ -76,15 +65,42 @@ Tensor pointwise(at::TensorList maps, const Tensor& weight, const OptionalTensor
   return out;
 }
 
+PointwiseNormGELU::PointwiseNormGELU(const Tensor& weight, at::IntArrayRef channels, const BatchNorm& norm,
+                                     int64_t chunks)
+    : norm_(norm), width_(weight.size(0) / chunks) {
+  for (const auto& chunk : weight.split(width_)) chunks_.emplace_back(chunk, channels);
+}
+
+std::vector<Tensor> PointwiseNormGELU::run(at::TensorList maps) const {
+  std::vector<Tensor> out;
+  for (const auto i : irange(chunks_.size())) {
+    out.push_back(empty_map(maps[0], width_));
+    const float *scale = norm_.scale() + i * width_, *shift = norm_.shift() + i * width_;
+    float* to = mutable_data(out.back());
+    chunks_[i].for_each(maps, [=, width = width_](int64_t row, int64_t c, Lanes value, int64_t count) {
+      store(to + row * width + c, gelu(value * load(scale + c, count) + load(shift + c, count)), count);
+    });
+  }
+  return out;
+}
+
+namespace {
+
+Tensor pointwise(at::TensorList any, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const auto maps = dense(any);
+  return Pointwise(weight, channels_of(maps), bias).run(maps, residual ? channels_last(*residual) : residual);
+}
+
 // Gradients of the parts and of the weight.
 std::tuple<std::vector<Tensor>, Tensor> pointwise_backward(const Tensor& any, at::TensorList maps, const Tensor& weight) {
   const at::AutoDispatchBelowADInplaceOrView below;
   const Tensor grad = channels_last(any), rows = pixels(grad), grad_weight = at::empty_like(weight);
   const auto parts = dense(maps);
-  const auto weights = columns(weight, parts);
-  auto grad_weights = columns(grad_weight, parts);
+  const auto weights = columns(weight, channels_of(parts));
+  auto grad_weights = columns(grad_weight, channels_of(parts));
   std::vector<Tensor> out;
-  for (const auto i : c10::irange(parts.size())) {
+  for (const auto i : irange(parts.size())) {
     out.push_back(empty_map(parts[i]));
     Tensor to = pixels(out.back());
     at::mm_out(to, rows, weights[i]);
@@ -121,18 +137,9 @@ std::vector<Tensor> pointwise_norm_gelu(at::TensorList maps, const Tensor& weigh
                                                    momentum, eps, chunks));
   }
   const at::AutoDispatchBelowADInplaceOrView below;
-  const int64_t width = weight.size(0) / chunks;
+  const auto parts = dense(maps);
   const BatchNorm norm = batch_norm({}, bias, {norm_weight, norm_bias, mean, variance, training, momentum, eps});
-  std::vector<Tensor> out;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    out.push_back(empty_map(maps[0], width));
-    const float *scale = norm.scale() + chunk * width, *shift = norm.shift() + chunk * width;
-    float* to = mutable_data(out.back());
-    Product(maps, weight.narrow(0, chunk * width, width)).for_each([&](int64_t row, int64_t c, Lanes value, int64_t count) {
-      store(to + row * width + c, gelu(value * load(scale + c, count) + load(shift + c, count)), count);
-    });
-  }
-  return out;
+  return PointwiseNormGELU(weight, channels_of(parts), norm, chunks).run(parts);
 }
 
 // Gradients of the parts, of the weight, of the bias, of the norm's weight and of its bias.

@@ -3,6 +3,7 @@
 
 #include "lanes.h"
 #include "maps.h"
+#include "steps.h"
 
 namespace mmstrip {
 namespace {
@@ -18,11 +19,8 @@ constexpr int LINES = 4, TOKENS = 2;
 struct Lines {
   int64_t lines, tokens, line, token;
 
-  Lines(const Tensor& x, bool row)
-      : lines(x.size(row ? 2 : 3)),
-        tokens(x.size(row ? 3 : 2)),
-        line(row ? x.size(3) : 1),
-        token(row ? 1 : x.size(3)) {}
+  Lines(int64_t height, int64_t width, bool row)
+      : lines(row ? height : width), tokens(row ? width : height), line(row ? width : 1), token(row ? 1 : width) {}
 };
 
 int64_t whole_tiles(int64_t lines) {
@@ -142,69 +140,123 @@ Tensor pixels_first(const Tensor& map) {
   return map.permute({1, 2, 0}).contiguous();
 }
 
-Tensor run(const Tensor& x, const OptionalTensor& position, const Tensor& weight,
-               const OptionalTensor& bias, bool row, bool backward) {
-  const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
-  const int64_t patches = weight.size(0), strip_width = weight.size(1);
-  const Lines shape(x, row);
-  TORCH_CHECK(shape.tokens == weight.size(2) && shape.tokens == weight.size(3) && channels % patches == 0,
-              "strip weights ", weight.sizes(), " do not fit a map ", x.sizes());
-  TORCH_CHECK(!position || position->sizes() == x.sizes().slice(1), "positions do not fit the map");
-  const int64_t tokens = shape.tokens, all_lines = whole_tiles(shape.lines), pad = strip_width / 2;
-  const int64_t pitch = all_lines + 2 * pad;
-  const bool bias_map = bias && bias->dim() == 3;
-  TORCH_CHECK(!bias || (bias_map ? bias->sizes() == x.sizes().slice(1) : bias->numel() == patches * tokens),
-              "biases do not fit the map");
-  const Tensor positions = position ? pixels_first(*position) : Tensor();
-  const Tensor biases = bias_map ? pixels_first(*bias) : bias ? bias->contiguous() : Tensor();
+Lanes pass(Lanes v, int64_t) {
+  return v;
+}
+
+}  // namespace
+
+// Sizes of what the layer works on: a map's lines, and the pieces of memory for a block of channels.
+struct StripLayer::Layout : Lines {
+  int64_t height, width, channels, pixels, all_lines, pad, pitch, whole, weights, biases, positions;
+
+  Layout(const StripLayer& layer, at::IntArrayRef shape)  // (C, H, W)
+      : Lines(shape[1], shape[2], layer.row_),
+        height(shape[1]),
+        width(shape[2]),
+        channels(shape[0]),
+        pixels(height * width),
+        all_lines(whole_tiles(lines)),
+        pad(layer.weight_.size(1) / 2),
+        pitch(all_lines + 2 * pad),
+        whole(all_lines * tokens),
+        weights(layer.weight_.stride(0)),
+        biases(layer.bias_map_ ? whole : tokens),
+        positions(layer.position_.defined() ? pixels : 0) {
+    const Tensor& weight = layer.weight_;
+    TORCH_CHECK(tokens == weight.size(2) && tokens == weight.size(3) && channels % weight.size(0) == 0,
+                "strip weights ", weight.sizes(), " do not fit a map ", shape);
+    const auto fits = [&](const Tensor& map) { return map.size(0) == height && map.size(1) == width && map.size(2) == channels; };
+    TORCH_CHECK(!layer.position_.defined() || fits(layer.position_), "positions do not fit the map");
+    const Tensor& bias = layer.bias_;
+    TORCH_CHECK(!bias.defined() || (layer.bias_map_ ? fits(bias) : bias.numel() == weight.size(0) * tokens),
+                "biases do not fit the map");
+  }
+
+  int64_t ready() const { return weights + biases + positions; }
+};
+
+// What a block of channels needs: weights in the order of their use, biases and positions.
+struct StripLayer::Ready {
+  Lanes *weight, *bias, *position;
+
+  Ready(const Layout& layout, Lanes* memory)
+      : weight(memory), bias(weight + layout.weights), position(bias + layout.biases) {}
+};
+
+StripLayer::StripLayer(const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& position, bool row,
+                       bool backward)
+    : weight_(weight.contiguous()), row_(row), backward_(backward), bias_map_(bias && bias->dim() == 3) {
+  if (bias) bias_ = bias_map_ ? pixels_first(*bias) : bias->contiguous();
+  if (position) position_ = pixels_first(*position);
+}
+
+void StripLayer::keep(at::IntArrayRef shape) {
+  const Layout layout(*this, shape);
+  const int64_t blocks = divide_up(layout.channels, LANES);
+  shape_ = shape.vec();
+  kept_ = at::empty({blocks, layout.ready(), LANES}, weight_.options());
+  std::vector<Lanes> loaded(layout.weights);
+  for (const auto block : irange(blocks)) {
+    bring(layout, block * LANES, loaded.data(), Ready(layout, as_lanes(kept_) + block * layout.ready()));
+  }
+}
+
+// Fill `ready` for the block of channels from `first` on; `loaded` is memory to work in.
+void StripLayer::bring(const Layout& layout, int64_t first, Lanes* loaded, const Ready& ready) const {
+  const int64_t patches = weight_.size(0), channels = layout.channels, count = lanes_left(channels, first);
+  load_weight(weight_, first, loaded);
+  arrange(loaded, weight_.size(1), layout.tokens, backward_, ready.weight);
+  if (position_.defined()) {
+    stage(data(position_) + first, 1, layout.pixels, channels, count, ready.position, 0, 1, pass);
+  }
+  std::fill(ready.bias, ready.bias + layout.biases, Lanes{});
+  if (bias_map_) {
+    stage(data(bias_) + first, layout.height, layout.width, channels, count, ready.bias, row_ ? 1 : layout.all_lines,
+          row_ ? layout.all_lines : 1, pass);
+  } else if (bias_.defined()) {
+    const float* rows[LANES];
+    for (const auto lane : irange(LANES)) rows[lane] = data(bias_) + (first + lane) % patches * layout.tokens;
+    gather(rows, layout.tokens, ready.bias);
+  }
+}
+
+Tensor StripLayer::run(const Tensor& x) const {
+  const int64_t images = x.size(0), strip_width = weight_.size(1);
+  const Layout layout(*this, x.sizes().slice(1));
+  const bool kept = x.sizes().slice(1) == at::IntArrayRef(shape_);
   const Tensor out = empty_map(x);
-  for_blocks(channels, images, [&](int64_t begin, int64_t end) {
-    const int64_t whole = all_lines * tokens, weights = strip_width * tokens * tokens;
-    Workspace workspace(pitch * tokens + 2 * weights + 2 * whole + tokens + pixels);
-    Lanes *buffer = workspace.take_zeros(pitch * tokens), *loaded = workspace.take(weights);
-    Lanes *arranged = workspace.take(weights), *sums = workspace.take(whole), *position_lanes = workspace.take(pixels);
-    Lanes* bias_lanes = workspace.take_zeros(bias_map ? whole : tokens);
-    const auto copy = [](Lanes v, int64_t) { return v; };
+  for_blocks(layout.channels, images, [&](int64_t begin, int64_t end) {
+    const int64_t staged = layout.pitch * layout.tokens, own = kept ? 0 : layout.ready() + layout.weights;
+    Workspace workspace(staged + layout.whole + own);
+    Lanes *buffer = workspace.take_zeros(staged), *sums = workspace.take(layout.whole), *memory = workspace.take(own);
     for (const auto task : irange(begin, end)) {
-      const int64_t first = task / images * LANES, image = task % images, count = lanes_left(channels, first);
-      if (task == begin || image == 0) {
-        load_weight(weight, first, loaded);
-        arrange(loaded, strip_width, tokens, backward, arranged);
-        if (position) {
-          stage(data(positions) + first, 1, pixels, channels, count, position_lanes, 0, 1, copy);
-        }
-        if (bias_map) {
-          stage(data(biases) + first, x.size(2), x.size(3), channels, count, bias_lanes, row ? 1 : all_lines,
-                row ? all_lines : 1, copy);
-        } else if (bias) {
-          const float* rows[LANES];
-          for (const auto lane : irange(LANES)) {
-            rows[lane] = data(biases) + (first + lane) % patches * tokens;
-          }
-          gather(rows, tokens, bias_lanes);
-        }
-      }
-      const int64_t offset = image * pixels * channels + first;
+      const int64_t first = task / images * LANES, image = task % images, count = lanes_left(layout.channels, first);
+      const Ready ready(layout, kept ? as_lanes(kept_) + first / LANES * layout.ready() : memory);
+      if (!kept && (task == begin || image == 0)) bring(layout, first, memory + layout.ready(), ready);
+      const int64_t offset = image * layout.pixels * layout.channels + first;
       const auto stage_image = [&](auto function) {
-        stage(data(x) + offset, x.size(2), x.size(3), channels, count, buffer + pad,
-              row ? 1 : pitch, row ? pitch : 1, function);
+        stage(data(x) + offset, layout.height, layout.width, layout.channels, count, buffer + layout.pad,
+              row_ ? 1 : layout.pitch, row_ ? layout.pitch : 1, function);
       };
-      if (position) {
-        stage_image([&](Lanes v, int64_t pixel) { return v + position_lanes[pixel]; });
+      if (position_.defined()) {
+        stage_image([&](Lanes v, int64_t pixel) { return v + ready.position[pixel]; });
       } else {
-        stage_image(copy);
+        stage_image(pass);
       }
-      const Target to{mutable_data(out) + offset, shape.line * channels, shape.token * channels, count};
-      const Start start{bias_lanes, bias_map ? 1 : 0, bias_map ? all_lines : 1};
-      multiply_image(buffer, pitch, arranged, strip_width, shape, start, sums, to);
+      const Target to{mutable_data(out) + offset, layout.line * layout.channels, layout.token * layout.channels, count};
+      const Start start{ready.bias, bias_map_ ? 1 : 0, bias_map_ ? layout.all_lines : 1};
+      multiply_image(buffer, layout.pitch, ready.weight, strip_width, layout, start, sums, to);
     }
   });
   return out;
 }
 
+namespace {
+
 Tensor strip_layer(const Tensor& x, const Tensor& weight, const Tensor& bias, bool row,
                    const OptionalTensor& position) {
-  return run(channels_last(x), position, weight.contiguous(), bias, row, false);
+  return StripLayer(weight, bias, position, row).run(channels_last(x));
 }
 
 // Products of T x U tokens of the gradient and of the input, added up over the lines of an image.
@@ -238,7 +290,7 @@ void correlate_image(const Lanes* grad, const Lanes* x, const Lines& shape, Lane
 Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t strip_width, bool row,
                    const OptionalTensor& position) {
   const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
-  const Lines shape(x, row);
+  const Lines shape(x.size(2), x.size(3), row);
   const int64_t tokens = shape.tokens, square = tokens * tokens, pad = strip_width / 2;
   const Tensor positions = position ? pixels_first(*position) : Tensor();
   const Tensor out = at::empty({channels, strip_width, tokens, tokens}, x.options());
@@ -250,9 +302,8 @@ Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t
     for (const auto task : irange(begin, end)) {
       const int64_t first = task / strip_width * LANES, k = task % strip_width, count = lanes_left(channels, first);
       const int64_t to_line = row ? tokens : 1, to_token = row ? 1 : tokens;
-      const auto copy = [](Lanes v, int64_t) { return v; };
       if (position) {
-        stage(data(positions) + first, 1, pixels, channels, count, position_lanes, 0, 1, copy);
+        stage(data(positions) + first, 1, pixels, channels, count, position_lanes, 0, 1, pass);
       }
       std::fill(sum, sum + square, Lanes{});
       for (const auto image : irange(images)) {
@@ -260,7 +311,7 @@ Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t
         stage(data(x) + offset, x.size(2), x.size(3), channels, count, staged + pad * tokens,
               to_line, to_token, [&](Lanes v, int64_t pixel) { return v + position_lanes[pixel]; });
         stage(data(grad) + offset, x.size(2), x.size(3), channels, count, staged_grad, to_line,
-              to_token, copy);
+              to_token, pass);
         correlate_image(staged_grad, staged + k * tokens, shape, sum);
       }
       scatter(sum, square, mutable_data(out) + (first * strip_width + k) * square,
@@ -291,7 +342,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> strip_layer_backward(const Tensor& an
                                                                 const OptionalTensor& position) {
   const Tensor grad = channels_last(any_grad), x = channels_last(any), weight = any_weight.contiguous();
   const int64_t patches = weight.size(0);
-  const Tensor grad_x = run(grad, {}, weight, {}, row, true);
+  const Tensor grad_x = StripLayer(weight, {}, {}, row, true).run(grad);
   Tensor grad_bias = sum_images(grad);
   if (bias_map) {
     grad_bias = grad_bias.permute({2, 0, 1});

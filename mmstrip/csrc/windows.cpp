@@ -3,8 +3,8 @@
 
 #include <cstring>
 
-#include "lanes.h"
 #include "maps.h"
+#include "steps.h"
 
 namespace mmstrip {
 namespace {
@@ -49,7 +49,8 @@ struct Layout {
   }
 };
 
-// (N, C, H, W) to (N * rows * columns, C, *extent); with `mean` times each window's part in the mean of a pixel.
+}  // namespace
+
 Tensor split_windows(const Tensor& any, at::IntArrayRef extent, at::IntArrayRef counts, at::IntArrayRef strides,
                      bool mean) {
   const Tensor x = channels_last(any);
@@ -82,7 +83,6 @@ Tensor split_windows(const Tensor& any, at::IntArrayRef extent, at::IntArrayRef 
   return out;
 }
 
-// Windows back to a map (N, C, *size): where a pixel has several their sum, or the mean of the first and the last.
 Tensor merge_windows(const Tensor& any, at::IntArrayRef size, at::IntArrayRef counts, at::IntArrayRef strides, bool mean) {
   const Tensor x = channels_last(any);
   const int64_t channels = x.size(1), height = size[0], width = size[1], images = x.size(0) / (counts[0] * counts[1]);
@@ -113,8 +113,6 @@ Tensor merge_windows(const Tensor& any, at::IntArrayRef size, at::IntArrayRef co
   });
   return out;
 }
-
-}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("split_windows(Tensor x, int[2] extent, int[2] counts, int[2] strides, bool mean=False) -> Tensor");
