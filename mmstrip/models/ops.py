@@ -24,6 +24,11 @@ def _plain() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def version(tensor: Tensor) -> int | None:
+    """Counts in-place changes of a tensor, such as optimizer steps; None where that is not to be known."""
+    return None if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+
+
 def _wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
@@ -111,7 +116,7 @@ def _native_norm(norm: nn.Module, act: nn.Module, *inputs: Tensor) -> tuple | No
     if isinstance(norm, nn.Identity):
         ones, zeros = inputs[-1].new_ones(len(inputs[-1])), inputs[-1].new_zeros(len(inputs[-1]))
         return ones, zeros, zeros, ones, False, 0.0, 0.0
-    if not _is_batch_norm(norm) or not native.fits(norm.weight, norm.bias, norm.running_mean):
+    if not is_batch_norm(norm) or not native.fits(norm.weight, norm.bias, norm.running_mean):
         return None
     return norm.weight, norm.bias, *_statistics(norm)
 
@@ -123,7 +128,7 @@ def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor, bool, float, float]:
     return norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
 
 
-def _is_batch_norm(norm: nn.Module) -> bool:
+def is_batch_norm(norm: nn.Module) -> bool:
     """Whether it is BN with all that a hand-written gradient reckons with."""
     plain = type(norm) is nn.BatchNorm2d and norm.affine
     return plain and norm.track_running_stats and norm.momentum is not None
@@ -323,7 +328,7 @@ def norm_activate(norm: nn.Module, act: nn.Module, x: Tensor, parts: int = 1) ->
 
     BN and GELU keep x alone for the backward pass, in which they normalise once more.
     """
-    if not (_is_batch_norm(norm) and is_gelu(act)) or _plain() or not _wants_gradient(x, *norm.parameters()):
+    if not (is_batch_norm(norm) and is_gelu(act)) or _plain() or not _wants_gradient(x, *norm.parameters()):
         x = norm(x)
         fresh = is_gelu(act) and parts == 1 and not _plain() and not _wants_gradient(x)
         return [torch.ops.aten.gelu_(x)] if fresh else [act(part) for part in x.chunk(parts, dim=1)]

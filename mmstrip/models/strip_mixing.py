@@ -119,11 +119,7 @@ class RelativePosition(nn.Module):
     def refresh(self) -> None:
         """Renew the kept map from the table."""
         self.expanded = self.expand()
-        self._expanded_version = self._table_version()
-
-    def _table_version(self) -> int | None:
-        """Counts in-place changes of the table, such as optimizer steps; None where that is not to be known."""
-        return None if torch.compiler.is_compiling() or self.table.is_inference() else self.table._version
+        self._expanded_version = ops.version(self.table)
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -139,7 +135,7 @@ class RelativePosition(nn.Module):
         """The positions, as a map (C, H, W)."""
         if self.training or (self.table.requires_grad and torch.is_grad_enabled()):
             return self.expand()
-        if self._table_version() not in (None, self._expanded_version):
+        if ops.version(self.table) not in (None, self._expanded_version):
             self.refresh()
         return self.expanded
 

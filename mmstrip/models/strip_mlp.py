@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..registry import MODELS
+from . import whole_stage
 from .channel_mixing import ChannelMixingBlock
 from .strip_mixing import BRANCHES, RelativePosition, StripMixingBlock, StripMLPLayer
 
@@ -214,6 +215,7 @@ class StripMLP(BaseModule):
                 block.strip_mixing.switch_to_deploy()
                 block.channel_mixing.switch_to_deploy()
         self.deploy = True
+        self.train(self.training)  # the layers that are new
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of images.
@@ -236,13 +238,20 @@ class StripMLP(BaseModule):
                 x = x + feature
             if i:
                 passed_on.append(merged)
-            for block in stage:
-                x = self._run_block(block, x)
+            x = self._run_stage(stage, x)
             maps.append(x)
         if hasattr(self, 'norm'):
             maps[-1] = self.norm(x)
         # mmcv's compiled operators, RoIAlign among them, read memory as NCHW whatever the strides say.
         return tuple(maps[i].contiguous() for i in self.out_indices)
+
+    def _run_stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
+        whole = whole_stage.run(stage, x) if self.deploy else None
+        if whole is not None:
+            return whole
+        for block in stage:
+            x = self._run_block(block, x)
+        return x
 
     def _run_block(self, block: StripMLPBlock, x: Tensor) -> Tensor:
         if self.with_cp and x.requires_grad:

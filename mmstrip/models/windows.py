@@ -53,6 +53,12 @@ def count_and_stride(length: int, extent: int) -> tuple[int, int]:
     return count, extent - overlap + exact * (overlap % 2)
 
 
+def counts_and_strides(size: tuple[int, int], extent: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The same of both axes, of a map (H, W) that is no smaller than a window; the stride of a lone window is 0."""
+    axes = [count_and_stride(length, side) if length > side else (1, 0) for length, side in zip(size, extent)]
+    return tuple(zip(*axes))
+
+
 def axis_windows(length: int, extent: int, device: torch.device) -> AxisWindows:
     """Lay out the windows along an axis of ``length`` > ``extent`` tokens; the index tensors are made on ``device``."""
     count, stride = count_and_stride(length, extent)
@@ -93,8 +99,7 @@ def run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tupl
 def _run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tuple[int, int]) -> Tensor:
     """The same with the compiled operators, of maps no smaller than a window."""
     size = x.shape[2:]
-    layouts = [count_and_stride(*sides) if sides[0] > sides[1] else (1, 0) for sides in zip(size, extent)]
-    counts, strides = zip(*layouts)
+    counts, strides = counts_and_strides(size, extent)
     windows = native.SplitWindows.apply(x, extent, counts, strides)
     return native.MergeWindows.apply(function(windows), size, counts, strides)
 
