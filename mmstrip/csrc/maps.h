@@ -130,10 +130,11 @@ struct Groups {
   int64_t images, pixels, size, count;
   bool side_by_side;
 
-  Groups(int64_t images, int64_t pixels) : images(images), pixels(pixels) {
+  // With `waves` a thread that is free may go on with another group's next step.
+  Groups(int64_t images, int64_t pixels, bool waves = false) : images(images), pixels(pixels) {
     const int64_t threads = free_threads();
     split(BLOCK_ROWS);
-    side_by_side = threads > 1 && (count % threads == 0 || count >= 4 * threads);
+    side_by_side = threads > 1 && (count % threads == 0 || count >= (waves ? 1 : 4) * threads);
     if (!side_by_side) split(BLOCK_ROWS * threads);
   }
 

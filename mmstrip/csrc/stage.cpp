@@ -1,8 +1,8 @@
-// Stages of the deploy form, whole: weights are brought in order once, and images run side by side through all blocks.
+// Blocks as a whole, without gradients: images run through them side by side, each on a thread.
 #include <torch/custom_class.h>
 
 #include <atomic>
-#include <exception>
+#include <functional>
 #include <thread>
 
 #include "maps.h"
@@ -23,77 +23,32 @@ struct Windows {
   std::vector<int64_t> counts, strides;
 };
 
-BatchNorm only_bias(const Tensor& bias) {
-  const Tensor zeros = at::zeros_like(bias), ones = at::ones_like(bias);
-  return {at::stack({zeros, ones, ones, bias}), false};
-}
-
-std::vector<int64_t> times(int64_t count, int64_t channels) {
-  return std::vector<int64_t>(count, channels);
-}
-
-// StripMLPBlock (mmstrip/models/strip_mlp.py) in its deploy form, from its state dict.
-class Block {
+// A block's tensors by their names.
+class Named {
  public:
-  Block(const State& state, const Epsilons& eps)
-      : channels_(state.at("strip_mixing.fuse.weight").size(0)),
-        extent_(state.at(CGSMM + "row.bias").sizes().slice(1).vec()),
-        norm_(batch_norm({}, {},
-                         {state.at("strip_mixing.depthwise.0.weight"), state.at("strip_mixing.depthwise.0.bias"),
-                          state.at("strip_mixing.depthwise.0.running_mean"),
-                          state.at("strip_mixing.depthwise.0.running_var"), false, 0.0, eps.norm})),
-        depthwise_(state.at("strip_mixing.depthwise.2.weight")),
-        project_(state.at("strip_mixing.project.0.weight"), channels_, only_bias(state.at("strip_mixing.project.0.bias")),
-                 2),
-        row_(state.at(CGSMM + "row.weight"), state.at(CGSMM + "row.bias"), {}, true),
-        fuse_row_(state.at(CGSMM + "fuse_row.weight"), times(2, channels_ / 2),
-                  only_bias(state.at(CGSMM + "fuse_row.bias"))),
-        column_(state.at(CGSMM + "column.weight"), state.at(CGSMM + "column.bias"), {}, false),
-        lsmm_(state.at(LSMM + "tall.weight"), state.at(LSMM + "wide.weight"), state.at(LSMM + "reweight.0.weight"),
-              state.at(LSMM + "reweight.0.bias"), state.at(LSMM + "reweight.2.weight"),
-              state.at(LSMM + "reweight.2.bias")),
-        fuse_(state.at("strip_mixing.fuse.weight"), times(3, channels_ / 2)),
-        channel_depthwise_(state.at("channel_mixing.depthwise.weight")),
-        channel_mlp_({{}, {}, eps.layer_norm}, state.at("channel_mixing.fc1.weight"),
-                     state.at("channel_mixing.fc1.bias"), state.at("channel_mixing.grn.gamma"), {}, eps.response,
-                     state.at("channel_mixing.fc2.weight"), state.at("channel_mixing.fc2.bias")) {
-    const auto shape = state.at(CGSMM + "row.bias").sizes();
-    row_.keep(shape);
-    column_.keep(shape);
+  explicit Named(const State& state) : state_(state) {}
+
+  OptionalTensor find(const std::string& name) const {
+    return state_.contains(name) ? OptionalTensor(state_.at(name)) : OptionalTensor();
   }
 
-  // Of (N, C, H, W) into `out`, which may be x.
-  void run(const Tensor& x, const Windows& windows, const Tensor& out) const {
-    const auto parts = project_.run({depthwise(x, depthwise_, &norm_)});
-    const Tensor& u = parts[0];
-    fuse_.run({u, cgsmm(u, windows), lsmm_.run(parts[1]).out}, x, out);
-    channel_mlp_.run(depthwise(out, channel_depthwise_), out, out);
+  Tensor at(const std::string& name) const {
+    TORCH_CHECK(state_.contains(name), "a block without ", name);
+    return state_.at(name);
+  }
+
+  // The BN layer of that name, or none at all, behind what adds a bias.
+  BatchNorm norm(const std::string& name, double eps, const OptionalTensor& bias = {}) const {
+    if (const auto weight = find(name + ".weight")) {
+      return batch_norm({}, bias, {*weight, at(name + ".bias"), at(name + ".running_mean"), at(name + ".running_var"),
+                                   false, 0.0, eps});
+    }
+    const Tensor zeros = at::zeros_like(*bias), ones = at::ones_like(*bias);
+    return {at::stack({zeros, ones, ones, *bias}), false};
   }
 
  private:
-  inline static const std::string CGSMM = "strip_mixing.branches.cgsmm.", LSMM = "strip_mixing.branches.lsmm.";
-
-  // CGSMM but for its last fusion, which is in that of the block.
-  Tensor cgsmm(const Tensor& u, const Windows& windows) const {
-    if (windows.counts.empty()) return mix_window(u);
-    const Tensor mixed = mix_window(split_windows(u, extent_, windows.counts, windows.strides, false));
-    return merge_windows(mixed, u.sizes().slice(2), windows.counts, windows.strides, true);
-  }
-
-  Tensor mix_window(const Tensor& u) const { return column_.run(fuse_row_.run({row_.run(u), u})[0]); }
-
-  int64_t channels_;
-  std::vector<int64_t> extent_;
-  BatchNorm norm_;
-  Taps depthwise_;
-  PointwiseNormGELU project_;
-  StripLayer row_;
-  PointwiseNormGELU fuse_row_;
-  StripLayer column_;
-  LocalStrips lsmm_;
-  Pointwise fuse_;
-  Taps channel_depthwise_;
-  ChannelMLP channel_mlp_;
+  const State& state_;
 };
 
 // Steps of several items, each of which takes the steps in order, on all threads: who is free takes the next step of the
@@ -126,11 +81,101 @@ void in_waves(int64_t steps, int64_t items, Function function) {
   });
 }
 
+// StripMLPBlock (mmstrip/models/strip_mlp.py) without its gradient, from its parameters and buffers and, if it adds
+// positions, these: position_row and position_column, (C / 2, H, W). Deployed or not.
+class Block {
+ public:
+  Block(const Named& named, const Epsilons& eps) {
+    const int64_t channels = named.at("strip_mixing.fuse.weight").size(0);
+    const std::vector<int64_t> halves{channels / 2, channels / 2};
+    const auto position = named.find("position_row");
+    const auto shape = (position ? *position : named.at(CGSMM + "row.bias")).sizes();
+    extent_ = shape.slice(1).vec();
+    const std::function<void()> steps[] = {
+        [&] {
+          channel_mlp_.emplace(
+              LayerNorm{named.find("channel_mixing.norm.weight"), named.find("channel_mixing.norm.bias"), eps.layer_norm},
+              named.at("channel_mixing.fc1.weight"), named.at("channel_mixing.fc1.bias"),
+              named.at("channel_mixing.grn.gamma"), named.find("channel_mixing.grn.beta"), eps.response,
+              named.at("channel_mixing.fc2.weight"), named.at("channel_mixing.fc2.bias"));
+        },
+        [&] {
+          row_.emplace(named.at(CGSMM + "row.weight"), named.at(CGSMM + "row.bias"), position, true);
+          row_->keep(shape);
+        },
+        [&] {
+          column_.emplace(named.at(CGSMM + "column.weight"), named.at(CGSMM + "column.bias"),
+                          named.find("position_column"), false);
+          column_->keep(shape);
+        },
+        [&] {
+          project_.emplace(named.at("strip_mixing.project.0.weight"), channels,
+                           named.norm("strip_mixing.project.1", eps.norm, named.at("strip_mixing.project.0.bias")), 2);
+        },
+        [&] {
+          const Tensor weight = named.at("strip_mixing.fuse.weight");
+          const auto last = named.find(CGSMM + "fuse_column.weight");
+          fuse_.emplace(weight, std::vector<int64_t>(last ? 2 : 3, channels / 2));
+          if (last) fuse_column_.emplace(*last, halves);
+        },
+        [&] {
+          fuse_row_.emplace(named.at(CGSMM + "fuse_row.weight"), halves,
+                            named.norm(CGSMM + "norm", eps.norm, named.find(CGSMM + "fuse_row.bias")));
+        },
+        [&] {
+          lsmm_.emplace(named.at(LSMM + "tall.weight"), named.at(LSMM + "wide.weight"),
+                        named.at(LSMM + "reweight.0.weight"), named.at(LSMM + "reweight.0.bias"),
+                        named.at(LSMM + "reweight.2.weight"), named.at(LSMM + "reweight.2.bias"));
+        },
+        [&] {
+          norm_ = named.norm("strip_mixing.depthwise.0", eps.norm);
+          depthwise_.emplace(named.at("strip_mixing.depthwise.2.weight"));
+          channel_depthwise_.emplace(named.at("channel_mixing.depthwise.weight"));
+        },
+    };
+    in_waves(1, std::size(steps), [&](int64_t, int64_t step) { steps[step](); });
+  }
+
+  // Of (N, C, H, W) into `out`, which may be x.
+  void run(const Tensor& x, const Windows& windows, const Tensor& out) const {
+    const auto parts = project_->run({depthwise(x, *depthwise_, &norm_)});
+    const Tensor &u = parts[0], mixed = mix(u, windows), local = lsmm_->run(parts[1]).out;
+    if (fuse_column_) {
+      fuse_->run({fuse_column_->run({u, mixed}), local}, x, out);
+    } else {
+      fuse_->run({u, mixed, local}, x, out);
+    }
+    channel_mlp_->run(depthwise(out, *channel_depthwise_), out, out);
+  }
+
+ private:
+  inline static const std::string CGSMM = "strip_mixing.branches.cgsmm.", LSMM = "strip_mixing.branches.lsmm.";
+
+  // CGSMM but for its last fusion, which in the deploy form is in that of the block.
+  Tensor mix(const Tensor& u, const Windows& windows) const {
+    if (windows.counts.empty()) return mix_window(u);
+    const Tensor mixed = mix_window(split_windows(u, extent_, windows.counts, windows.strides, false));
+    return merge_windows(mixed, u.sizes().slice(2), windows.counts, windows.strides, true);
+  }
+
+  Tensor mix_window(const Tensor& u) const { return column_->run(fuse_row_->run({row_->run(u), u})[0]); }
+
+  std::vector<int64_t> extent_;
+  BatchNorm norm_;
+  std::optional<Taps> depthwise_, channel_depthwise_;
+  std::optional<PointwiseNormGELU> project_, fuse_row_;
+  std::optional<StripLayer> row_, column_;
+  std::optional<LocalStrips> lsmm_;
+  std::optional<Pointwise> fuse_column_, fuse_;
+  std::optional<ChannelMLP> channel_mlp_;
+};
+
+// Blocks that follow each other.
 class Stage : public torch::CustomClassHolder {
  public:
   Stage(const c10::List<State>& blocks, double norm_eps, double layer_norm_eps, double response_eps) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    for (const State& state : blocks) blocks_.emplace_back(state, Epsilons{norm_eps, layer_norm_eps, response_eps});
+    for (const State& state : blocks) blocks_.emplace_back(Named(state), Epsilons{norm_eps, layer_norm_eps, response_eps});
   }
 
   // Of (N, C, H, W); `counts` and `strides` of windows are empty where that is as large as one.
@@ -138,7 +183,7 @@ class Stage : public torch::CustomClassHolder {
     const at::AutoDispatchBelowADInplaceOrView below;
     const Tensor x = channels_last(any), out = empty_map(x);
     const Windows windows{std::move(counts), std::move(strides)};
-    const Groups groups(x.size(0), x.size(2) * x.size(3));
+    const Groups groups(x.size(0), x.size(2) * x.size(3), true);
     const auto run_block = [&](int64_t block, const Tensor& x, const Tensor& out) {
       blocks_[block].run(block == 0 ? x : out, windows, out);
     };

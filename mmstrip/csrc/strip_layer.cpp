@@ -196,10 +196,12 @@ void StripLayer::keep(at::IntArrayRef shape) {
   const int64_t blocks = divide_up(layout.channels, LANES);
   shape_ = shape.vec();
   kept_ = at::empty({blocks, layout.ready(), LANES}, weight_.options());
-  std::vector<Lanes> loaded(layout.weights);
-  for (const auto block : irange(blocks)) {
-    bring(layout, block * LANES, loaded.data(), Ready(layout, as_lanes(kept_) + block * layout.ready()));
-  }
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    Lanes* loaded = Workspace(layout.weights).take(layout.weights);
+    for (const auto block : irange(begin, end)) {
+      bring(layout, block * LANES, loaded, Ready(layout, as_lanes(kept_) + block * layout.ready()));
+    }
+  });
 }
 
 // Fill `ready` for the block of channels from `first` on; `loaded` is memory to work in.

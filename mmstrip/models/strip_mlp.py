@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..registry import MODELS
-from . import whole_stage
+from . import whole_blocks
 from .channel_mixing import ChannelMixingBlock
 from .strip_mixing import BRANCHES, RelativePosition, StripMixingBlock, StripMLPLayer
 
@@ -46,6 +46,9 @@ class StripMLPBlock(BaseModule):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
+        whole = None if self.training else whole_blocks.run([self], x)
+        if whole is not None:
+            return whole
         for mixing in (self.strip_mixing, self.channel_mixing):
             x = x + self.drop_path(mixing(x)) if self.training else mixing(x, residual=x)
         return x
@@ -246,7 +249,7 @@ class StripMLP(BaseModule):
         return tuple(maps[i].contiguous() for i in self.out_indices)
 
     def _run_stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
-        whole = whole_stage.run(stage, x) if self.deploy else None
+        whole = whole_blocks.run(stage, x, keep=True) if self.deploy else None
         if whole is not None:
             return whole
         for block in stage:
