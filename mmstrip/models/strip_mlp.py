@@ -50,7 +50,11 @@ class StripMLPBlock(BaseModule):
         if whole is not None:
             return whole
         for mixing in (self.strip_mixing, self.channel_mixing):
-            x = x + self.drop_path(mixing(x)) if self.training else mixing(x, residual=x)
+            if self.training:
+                # What drop path makes of a one for each image: 0 or 1 / (1 - drop_path), in one pass with the sum.
+                x = torch.addcmul(x, mixing(x), self.drop_path(x.new_ones(len(x), 1, 1, 1)))
+            else:
+                x = mixing(x, residual=x)
         return x
 
 
