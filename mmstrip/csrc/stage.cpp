@@ -1,4 +1,5 @@
 // Blocks as a whole, without gradients: images run through them side by side, each on a thread.
+#include <ATen/ThreadLocalState.h>
 #include <torch/custom_class.h>
 
 #include <atomic>
@@ -37,12 +38,13 @@ class Named {
     return state_.at(name);
   }
 
-  // The BN layer of that name, or none at all, behind what adds a bias.
+  // The BN layer of that name behind what adds a bias; without such a layer the bias alone.
   BatchNorm norm(const std::string& name, double eps, const OptionalTensor& bias = {}) const {
     if (const auto weight = find(name + ".weight")) {
       return batch_norm({}, bias, {*weight, at(name + ".bias"), at(name + ".running_mean"), at(name + ".running_var"),
                                    false, 0.0, eps});
     }
+    TORCH_CHECK(bias, "a block without ", name, ".weight or a bias in front");
     const Tensor zeros = at::zeros_like(*bias), ones = at::ones_like(*bias);
     return {at::stack({zeros, ones, ones, *bias}), false};
   }
@@ -70,8 +72,9 @@ void in_waves(int64_t steps, int64_t items, Function function) {
       done[item].store(step + 1, std::memory_order_release);
     }
   };
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t begin, int64_t) {
-    const at::AutoDispatchBelowADInplaceOrView below;  // threads do not inherit it
+  const at::ThreadLocalState state;  // that gradients are off, that memory is counted
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+    const at::ThreadLocalStateGuard guard(state);
     try {
       work();
     } catch (...) {
