@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from . import native, ops
-from .strip_mixing import BRANCHES
+from .channel_mixing import GlobalResponseNorm
+from .strip_mixing import BRANCHES, StripMLPLayer
 from .windows import counts_and_strides
 
 
@@ -66,11 +67,23 @@ def _tensors(block: nn.Module) -> dict[str, Tensor] | None:
 
 
 def _is_standard(block: nn.Module) -> bool:
-    """Whether a block is made of what the operator computes."""
+    """Whether a block is made of what the operator computes: of layers as they were built, none of them wrapped."""
     tokens, channels = block.strip_mixing, block.channel_mixing
     if tuple(tokens.branches) != BRANCHES or not tokens.branches['cgsmm'].cascade:
         return False
     cgsmm, lsmm = tokens.branches.values()
+    layers = {
+        nn.Conv2d: (
+            *(tokens.depthwise[2], tokens.project[0], tokens.fuse, cgsmm.fuse_row, cgsmm.fuse_column),
+            *(lsmm.tall, lsmm.wide, lsmm.reweight[0], lsmm.reweight[2], channels.depthwise),
+        ),
+        nn.Linear: (channels.fc1, channels.fc2),
+        nn.LayerNorm: (channels.norm,),
+        StripMLPLayer: (cgsmm.row, cgsmm.column),
+        GlobalResponseNorm: (channels.grn,),
+    }
+    if not all(layer is None or type(layer) is kind for kind, some in layers.items() for layer in some):
+        return False
     activations = tokens.depthwise[1], tokens.project[2], cgsmm.act, lsmm.reweight[1], channels.act
     folded = all(isinstance(norm, nn.Identity) or ops.is_batch_norm(norm) for norm in (tokens.project[1], cgsmm.norm))
     return folded and ops.is_batch_norm(tokens.depthwise[0]) and all(map(ops.is_gelu, activations))

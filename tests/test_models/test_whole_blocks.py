@@ -179,6 +179,35 @@ class TestWhereBlocksRunStepByStep:
         model(torch.rand(1, 3, 64, 64))
         assert runs['asked'] and not runs['done']
 
+    @pytest.mark.parametrize('deploy', [True, False])
+    @torch.no_grad()
+    def test_with_layers_that_were_changed(self, runs, deploy):
+        """Weights that are computed, and layers in place of others."""
+        model = randomise(small_backbone(deploy=deploy, **ALL)).eval()
+        x = torch.rand(1, 3, 64, 64)
+        before = model(x)[0]
+        done = runs['done']
+
+        class Twice(nn.Module):
+            def forward(self, weight):
+                return 2 * weight
+
+        class Wrapped(nn.Module):
+            def __init__(self, layer):
+                super().__init__()
+                self.layer = layer
+
+            @property
+            def weight(self):
+                return 2 * self.layer.weight
+
+        for block in (stage[0] for stage in model.stages):
+            nn.utils.parametrize.register_parametrization(block.channel_mixing.fc2, 'weight', Twice())
+            block.strip_mixing.fuse = Wrapped(block.strip_mixing.fuse)
+        after = model(x)[0]
+        assert not torch.allclose(after, before)
+        assert runs['done'] == done + 1  # one block of the third stage is as it was
+
     @torch.no_grad()
     def test_on_maps_smaller_than_windows(self, runs):
         model = randomise(small_backbone(**ALL)).eval()
