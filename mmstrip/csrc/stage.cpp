@@ -19,7 +19,7 @@ struct Epsilons {
   double norm, layer_norm, response;
 };
 
-// Counts and strides of windows along both axes; none where the map is as large as a window.
+// Counts and strides of windows along both axes.
 struct Windows {
   std::vector<int64_t> counts, strides;
 };
@@ -46,7 +46,7 @@ class Named {
     }
     TORCH_CHECK(bias, "a block without ", name, ".weight or a bias in front");
     const Tensor zeros = at::zeros_like(*bias), ones = at::ones_like(*bias);
-    return {at::stack({zeros, ones, ones, *bias}), false};
+    return batch_norm({}, bias, {ones, zeros, zeros, ones, false, 0.0, 0.0});
   }
 
  private:
@@ -156,7 +156,7 @@ class Block {
 
   // CGSMM but for its last fusion, which in the deploy form is in that of the block.
   Tensor mix(const Tensor& u, const Windows& windows) const {
-    if (windows.counts.empty()) return mix_window(u);
+    if (windows.counts[0] * windows.counts[1] == 1) return mix_window(u);
     const Tensor mixed = mix_window(split_windows(u, extent_, windows.counts, windows.strides, false));
     return merge_windows(mixed, u.sizes().slice(2), windows.counts, windows.strides, true);
   }
@@ -181,9 +181,10 @@ class Stage : public torch::CustomClassHolder {
     for (const State& state : blocks) blocks_.emplace_back(Named(state), Epsilons{norm_eps, layer_norm_eps, response_eps});
   }
 
-  // Of (N, C, H, W); `counts` and `strides` of windows are empty where that is as large as one.
+  // Of (N, C, H, W), cut into so many windows along both axes, with these strides.
   Tensor run(const Tensor& any, std::vector<int64_t> counts, std::vector<int64_t> strides) const {
     const at::AutoDispatchBelowADInplaceOrView below;
+    TORCH_CHECK(counts.size() == 2 && strides.size() == 2, "counts and strides of windows along two axes");
     const Tensor x = channels_last(any), out = empty_map(x);
     const Windows windows{std::move(counts), std::move(strides)};
     const Groups groups(x.size(0), x.size(2) * x.size(3), true);

@@ -40,7 +40,7 @@ def run(blocks: Sequence[nn.Module], x: Tensor, keep: bool = False) -> Tensor | 
     if None in tensors or not all(map(_is_standard, blocks)):
         return None
     extent, size = blocks[0].strip_mixing.branches['cgsmm'].extent, tuple(x.shape[2:])
-    if any(length < side for length, side in zip(size, extent)) and size != extent:
+    if any(length < side for length, side in zip(size, extent)):
         return None
     flat = [tensor for block in tensors for tensor in block.values()]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *flat)):
@@ -48,7 +48,7 @@ def run(blocks: Sequence[nn.Module], x: Tensor, keep: bool = False) -> Tensor | 
     stage = _renewed(blocks, tensors, flat) if keep else _bring_in_order(blocks, tensors, flat)
     if stage is None:
         return None
-    return stage.run(x, *(counts_and_strides(size, extent) if size != extent else ((), ())))
+    return stage.run(x, *counts_and_strides(size, extent))
 
 
 def _tensors(block: nn.Module) -> dict[str, Tensor] | None:

@@ -221,6 +221,6 @@ def test_blocks_that_do_not_fit_are_refused():
         tensors = whole_blocks._tensors(block)
         stage = torch.classes.mmstrip.Stage([dict(tensors, position_row=torch.zeros(8, 16, 16))], 1e-5, 1e-5, 1e-6)
         with pytest.raises(RuntimeError, match='do not fit'):
-            stage.run(torch.rand(8, 16, 8, 8), (), ())
+            stage.run(torch.rand(8, 16, 8, 8), (1, 1), (0, 0))
         with pytest.raises(RuntimeError, match='a block without'):
             torch.classes.mmstrip.Stage([{}], 1e-5, 1e-5, 1e-6)
