@@ -3,7 +3,6 @@
 Folded layers become identities, so that the forward methods of the boxes stay as they are.
 """
 
-from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -124,53 +123,95 @@ def _fold_channel_mixing(mixing: ChannelMixingBlock) -> None:
         mixing.norm = nn.LayerNorm(mixing.norm.normalized_shape, mixing.norm.eps, elementwise_affine=False)
 
 
-_packed: WeakKeyDictionary[nn.Module, torch.ScriptObject] = WeakKeyDictionary()
+class PackedStage:
+    """A stage of the deploy form as one operator, with its weights packed: that takes as much memory again.
+
+    Args:
+        stage: Of blocks that are as they were folded.
+        tensors: Those of each block, in the order of the operator.
+    """
+
+    def __init__(self, stage: nn.Sequential, tensors: list[list[Tensor]]):
+        blocks = list(stage.children())
+        self.extent = blocks[0].strip_mixing.branches['cgsmm'].extent
+        self.operator = torch.classes.mmstrip.Stage(tensors, [_eps(block) for block in blocks])
+        self.blocks = dict(stage._modules)  # not the stage itself, whose end is to be noticed
+        self.states = [(module, type(module), _state(module)) for block in blocks for module in block.modules()]
+
+    def is_current(self, stage: nn.Sequential) -> bool:
+        """Whether nothing in the stage has changed: no attribute, layer, hook or tensor, nor a tensor's values."""
+        try:
+            if stage._modules != self.blocks or any(
+                type(module) is not kind or module.__dict__ != state for module, kind, state in self.states
+            ):
+                return False
+        except RuntimeError:  # another tensor, which compares element by element
+            return False
+        return self.operator.is_current([_tensors(block) for block in self.blocks.values()])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.operator.run(x, *counts_and_strides(tuple(x.shape[2:]), self.extent))
 
 
-def packed_stage(stage: nn.Sequential, x: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """A stage of the deploy form as one operator, or None where its blocks have to be called.
+def _state(module: nn.Module) -> dict:
+    """A module's attributes, with copies of what holds its hooks, tensors and layers."""
+    return {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in module.__dict__.items()}
 
-    Its weights are packed once, which takes as much memory again, and again when one of them changes.
+
+_packed: WeakKeyDictionary[nn.Module, PackedStage] = WeakKeyDictionary()
+
+
+def packed_stage(stage: nn.Sequential, x: Tensor) -> PackedStage | None:
+    """What runs a stage on (N, C, H, W) as one operator, or None where its blocks have to be called.
+
+    Weights are packed at the first call, and again when something has changed.
     """
     if not native_may_run(x):
         return None
-    blocks = [_packable(block) for block in stage.children()]
-    if None in blocks or not blocks:
-        return None
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensors in (*blocks, [x]) for tensor in tensors):
-        return None
-    cgsmm = stage[0].strip_mixing.branches['cgsmm']
-    size = tuple(x.shape[2:])
-    if any(length < side for length, side in zip(size, cgsmm.extent)):
-        return None
     packed = _packed.get(stage)
-    if packed is None or not packed.is_current(blocks):
-        packed = _packed[stage] = torch.classes.mmstrip.Stage(blocks, [_eps(block) for block in stage.children()])
-    return lambda x: packed.run(x, *counts_and_strides(size, cgsmm.extent))
-
-
-def _packable(block: nn.Module) -> list[Tensor] | None:
-    """Tensors of a deployed block, in the order of the operator, if it computes what calling the block does."""
-    if not (is_stock(block, 'add_branch') and is_untouched(block)):
+    if packed is None or not packed.is_current(stage):
+        packed = _pack(stage)
+        if packed is None:
+            return None
+    if torch.is_grad_enabled() and (x.requires_grad or any(value.requires_grad for value in stage.parameters())):
         return None
+    return None if any(length < side for length, side in zip(x.shape[2:], packed.extent)) else packed
+
+
+def _pack(stage: nn.Sequential) -> PackedStage | None:
+    tensors = []
+    for block in stage.children():
+        if not _is_packable(block):
+            return None
+        tensors.append(_tensors(block))
+    if not tensors:
+        return None
+    _packed[stage] = PackedStage(stage, tensors)
+    return _packed[stage]
+
+
+def _is_packable(block: nn.Module) -> bool:
+    """Whether the operator computes what calling a block of the deploy form does."""
+    if not (is_stock(block, 'add_branch') and is_untouched(block)):
+        return False
     strips, channels = block.strip_mixing, block.channel_mixing
     if not all(is_untouched(box) and is_stock(box, 'forward') for box in (strips, channels)):
-        return None
+        return False
     if tuple(strips.branches) != BRANCHES or block.drop_path.training or strips.depthwise[0].training:
-        return None
+        return False
     cgsmm, lsmm = strips.branches.values()
     if not (is_untouched(cgsmm) and is_stock(cgsmm, 'mix_window') and cgsmm.cascade):
-        return None
+        return False
     if not (is_untouched(lsmm) and is_stock(lsmm, 'forward')):
-        return None
+        return False
     left_out = strips.project[1], cgsmm.norm, cgsmm.position_row, cgsmm.position_column, cgsmm.fuse_column
     folded = all(identity.fits(layer, native=True) for layer in left_out) and channels.norm.weight is None
-    if not folded or channels.grn.beta is not None or cgsmm.row.bias.dim() != 3 or cgsmm.fuse_row.bias is None:
-        return None
-    return _tensors(block)
+    maps = cgsmm.row.bias.dim() == cgsmm.column.bias.dim() == 3
+    return folded and maps and channels.grn.beta is None and cgsmm.fuse_row.bias is not None
 
 
 def _tensors(block: nn.Module) -> list[Tensor]:
+    """Tensors of a block in the order of the operator; see csrc/stage.cpp."""
     strips, channels = block.strip_mixing, block.channel_mixing
     norm, _, depthwise = strips.depthwise
     project = strips.project[0]

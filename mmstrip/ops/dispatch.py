@@ -32,7 +32,7 @@ def available() -> tuple[str, ...]:
 def status() -> str:
     """One sentence on the compiled operators: that they run and for which instructions, or why they do not."""
     if _missing is None:
-        return f'the compiled operators are loaded ({extension.capability()}) and run float32 maps on CPUs'
+        return f'the compiled operators are loaded ({extension.variant()}) and run float32 maps on CPUs'
     return f'no compiled operators, the network is slower on CPUs: {_missing}'
 
 
@@ -133,7 +133,7 @@ def native_may_run(*maps: Tensor) -> bool:
 
 @functools.cache
 def _warn_once() -> None:
-    if extension.is_wanted():
+    if not extension.is_switched_off():
         warnings.warn(f'mmstrip: {status()}', stacklevel=2)
 
 
