@@ -8,9 +8,11 @@ from helpers import SMALL_CONFIG, last_line, run_tool
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
-from mmstrip.utils.benchmark import Settings, Spec, peak_memory, run_benchmark
-from mmstrip.utils.deploy import convert_to_deploy
-from mmstrip.utils.launch import load_config
+from mmstrip.analysis.benchmark import run_benchmark
+from mmstrip.analysis.measuring import Settings, peak_memory
+from mmstrip.analysis.specs import Spec
+from mmstrip.converters.reparameterize import convert_to_deploy
+from mmstrip.utils.config import load_config
 
 BENCHMARK = 'analysis_tools/benchmark.py'
 CONVERTER = 'model_converters/reparameterize_model.py'

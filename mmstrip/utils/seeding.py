@@ -1,4 +1,4 @@
-"""Drawing training samples so that a run can be stopped anywhere and go on with the samples that it would have seen.
+"""Seeding of all that a training draws, so that a run can be stopped anywhere and resumed with the same samples.
 
 The randomness of a sample (crop, flip, erasing, ...) depends on the run's seed, the process and the sample's place in
 the training alone, not on what was drawn before it or by which worker.
@@ -19,9 +19,12 @@ from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..registry import DATA_SAMPLERS, FUNCTIONS
-from .loading import UnreadableImageError
 
 _MAX_REPLACEMENTS = 100
+
+
+class UnreadableImageError(ValueError):
+    """A file that cannot be read as an image."""
 
 
 class Draw(int):
@@ -88,7 +91,7 @@ class SeededSampler(Sampler):
             self.sampler.set_epoch(epoch)
 
     def _skip(self, num_samples: int) -> None:
-        """Begin behind so many samples, of an infinite sampler that has not begun."""
+        """Begin after so many samples, of an infinite sampler that has not begun."""
         self.first = num_samples
 
 
@@ -112,7 +115,7 @@ def _fetch_one(dataset: Dataset, index: int, key: tuple, bad_images: str | None)
 
 
 def remaining_batches(loader: DataLoader, done: int) -> DataLoader:
-    """What is left of a loader's epoch behind ``done`` batches, without loading those."""
+    """What is left of a loader's epoch after ``done`` batches, without loading those."""
     return DataLoader(
         loader.dataset,
         batch_sampler=list(loader.batch_sampler)[done:],

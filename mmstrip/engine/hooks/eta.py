@@ -1,4 +1,4 @@
-"""The time left, by the clock."""
+"""The ETA, by the clock."""
 
 import time
 from collections import deque
@@ -6,17 +6,17 @@ from collections import deque
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..registry import HOOKS
+from ...registry import HOOKS
 
 
 @HOOKS.register_module()
 class TimeLeftHook(Hook):
-    """Let the log's ``eta`` reckon with validations, saves and starts of workers, not with iterations alone.
+    """An ETA in the log that counts validations, saves and starts of workers too, not iterations alone.
 
     From the mean time of an iteration over the latter half of this start or more, all in between included.
     """
 
-    # Behind mmengine's IterTimerHook, which sets its own estimate, and before the hook that logs.
+    # After mmengine's IterTimerHook, which sets its own estimate, and before the hook that logs.
     priority = 'NORMAL'
 
     def before_train(self, runner: Runner) -> None:

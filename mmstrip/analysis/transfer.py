@@ -1,8 +1,8 @@
-"""What a classifier's weights are worth to a detector and a segmentor: the comparison that `make transfer` runs."""
+"""Transfer learning: a detector and a segmentor trained from a classifier and from scratch, as `make transfer` does."""
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..datasets.digit_scenes import write_digit_scenes
-from ..engine.curves_hook import validation_curve
-from .launch import build_runner, load_config
-from .plots import plot_curves, plot_pictures
+from ..engine.hooks.curves import validation_curve
+from ..engine.launch import build_runner
+from ..utils.config import load_config
+from ..utils.plots import plot_curves, plot_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 # In a package that was installed, or in the repository.
@@ -87,7 +88,7 @@ def compare_transfer(
 
     All runs of a task have the same budget and seed. Below ``work_dir``, ``{backbone}/{run}/`` holds the logs and
     checkpoints of each run, its ``result.json`` and ``pictures/``; ``curves.png``, ``predictions.png`` and
-    ``results.json`` compare them. A run that has its result is not run again, one that was stopped goes on from its
+    ``results.json`` compare them. A run that has its result is not run again, one that was stopped resumes from its
     last checkpoint.
 
     Args:
@@ -105,14 +106,9 @@ def compare_transfer(
     Raises:
         ValueError: A name is not known, or ``work_dir`` holds runs with other settings.
     """
-    for argument, names, known in (
-        ('backbones', backbones, BACKBONES),
-        ('tasks', tasks, TASKS),
-        ('starts', starts, STARTS),
-    ):
-        for name in names:
-            if name not in known:
-                raise ValueError(f'{argument} must be among {", ".join(known)}, but got {name!r}')
+    _check_names('backbones', backbones, BACKBONES)
+    _check_names('tasks', tasks, TASKS)
+    _check_names('starts', starts, STARTS)
     work_dir = Path(work_dir)
     if not (Path(data_root) / 'annotations' / 'val.json').is_file():
         write_digit_scenes(data_root)
@@ -130,6 +126,12 @@ def compare_transfer(
     _draw(results, work_dir)
     _print_table(results, work_dir)
     return results
+
+
+def _check_names(argument: str, names: Sequence[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f'{argument} must be among {", ".join(known)}, but got {name!r}')
 
 
 def _train_classifier(backbone: str, folder: Path, options: dict | None) -> str:

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmstrip.models import StripMLP
-
-from .checkpoints import read_checkpoint, write_checkpoint
+from ..models import StripMLP
+from ..utils.checkpoints import read_checkpoint, write_checkpoint
 
 # Official name of each module -> ours. Within a block, then outside of the blocks.
 _BLOCK = {
@@ -70,7 +69,7 @@ class Conversion(NamedTuple):
 
 
 def convert_official_checkpoint(source: str | Path, target: str | Path, trusted: bool = False) -> Conversion:
-    """Convert a file of the authors and write it, whole or not at all.
+    """Convert a file of the authors and write it atomically.
 
     Args:
         source: The authors' checkpoint.

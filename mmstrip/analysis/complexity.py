@@ -38,7 +38,7 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
     model.eval()
     images = torch.rand(1, *shape, device=next(model.parameters()).device)
     if hasattr(model, 'data_preprocessor'):
-        model = PlainForward(model, data_samples(model, shape))
+        model = TensorForward(model, data_samples(model, shape))
     inputs = (images,)
     flops = FlopAnalyzer(model, inputs)
     flops.set_op_handle('aten::baddbmm', _baddbmm_flops)
@@ -50,7 +50,7 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
     return Complexity(parameter_count(model)[''], int(flops.total()), table)
 
 
-class PlainForward(nn.Module):
+class TensorForward(nn.Module):
     """A toolbox's model as a function of images alone: its 'tensor' mode, without losses, giving only tensors."""
 
     def __init__(self, model: nn.Module, data_samples: list | None):

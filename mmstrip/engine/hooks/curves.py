@@ -8,8 +8,8 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..registry import HOOKS
-from ..utils.plots import plot_curves
+from ...registry import HOOKS
+from ...utils.plots import plot_curves
 
 
 def log_folder(runner: Runner) -> Path:

@@ -4,8 +4,8 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..datasets.drawing import seed_all
-from ..registry import HOOKS
+from ...registry import HOOKS
+from ...utils.seeding import seed_all
 
 
 @HOOKS.register_module()

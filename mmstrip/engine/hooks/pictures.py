@@ -7,7 +7,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..registry import HOOKS
+from ...registry import HOOKS
 
 
 @HOOKS.register_module()

@@ -6,8 +6,8 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
-from .checkpoints import load_plain_weights_only, write_checkpoint
-from .launch import load_config
+from ..utils.checkpoints import load_plain_weights_only, write_checkpoint
+from ..utils.config import load_config
 
 TOLERANCE = 1e-4
 

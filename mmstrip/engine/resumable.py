@@ -1,11 +1,11 @@
-"""What makes the training of any config survive stops: the parts of ours that take the place of mmengine's."""
+"""What makes the training of any config resumable: the parts of ours that take the place of mmengine's."""
 
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from .checkpoints import newest_checkpoint, read_checkpoint
+from ..utils.checkpoints import newest_checkpoint, read_checkpoint
 
 _HOOKS = ('mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook')
 _BAD_IMAGES_HOOK = 'mmstrip.BadImagesHook'
@@ -58,7 +58,7 @@ def _replace_loop(loop: dict) -> None:
 def choose_checkpoint(config: Config, trusted: bool = False) -> None:
     """Find the checkpoint of a run to be resumed: ``load_from``, or the newest one in the work dir that can be read.
 
-    The run goes on with the seed in it; where there is no checkpoint yet, it begins anew.
+    The run takes the seed in it; where there is no checkpoint yet, it starts from scratch.
 
     Args:
         config: A whole config with ``work_dir`` and ``resume=True``.
@@ -72,7 +72,7 @@ def choose_checkpoint(config: Config, trusted: bool = False) -> None:
     else:
         found = newest_checkpoint(config.work_dir, trusted)
     if found is None:
-        print_log(f'No checkpoint in {config.work_dir} yet: the training begins anew', logger='current')
+        print_log(f'No checkpoint in {config.work_dir} yet: the training starts from scratch', logger='current')
         config.resume = False
         return
     config.load_from, checkpoint = found

@@ -1,10 +1,9 @@
 """From a config file to a Runner: what the command-line tools share."""
 
 import argparse
-import difflib
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +13,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
-from .checkpoints import load_plain_weights_only
+from ..utils.checkpoints import load_plain_weights_only
+from ..utils.config import leaf_datasets
 from .resumable import choose_checkpoint, make_resumable
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -35,32 +35,6 @@ def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
-
-
-def load_config(path: str, options: dict | None = None) -> Config:
-    """Read a config file and override parts of it.
-
-    Args:
-        path: Config file.
-        options: Dotted keys and their values, as of ``--cfg-options``.
-
-    Raises:
-        FileNotFoundError: There is no such file; names that come close are proposed.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'no config at {path}' + _proposal(Path(path)))
-    config = Config.fromfile(path)
-    if options:
-        config.merge_from_dict(options)
-    return config
-
-
-def _proposal(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f': there is no folder {path.parent}'
-    names = [file.name for file in path.parent.glob('*.py')]
-    close = difflib.get_close_matches(path.name, names, n=3)
-    return f'; did you mean {" or ".join(close)}?' if close else ''
 
 
 def set_work_dir(config: Config, work_dir: str | None, path: str) -> None:
@@ -89,19 +63,6 @@ def check_data(config: Config, loaders: Sequence[str]) -> None:
                 )
 
 
-def leaf_datasets(dataset, key: str) -> Iterator[tuple[str, dict]]:
-    """The datasets inside wrappers such as RepeatDataset and ConcatDataset, each with its dotted key."""
-    if isinstance(dataset, (list, tuple)):
-        for i, item in enumerate(dataset):
-            yield from leaf_datasets(item, f'{key}.{i}')
-    elif isinstance(dataset, dict):
-        inner = [name for name in ('dataset', 'datasets') if name in dataset]
-        for name in inner:
-            yield from leaf_datasets(dataset[name], f'{key}.{name}')
-        if not inner:
-            yield key, dataset
-
-
 def _downloads(dataset: dict) -> bool:
     dataset_type = dataset['type']
     if isinstance(dataset_type, str):
@@ -114,7 +75,7 @@ def _downloads(dataset: dict) -> bool:
 def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool = False) -> Runner:
     """The Runner of a config, in a process group if there is a launcher: NCCL with CUDA, else gloo.
 
-    A training can be stopped and resumed anywhere, see :func:`mmstrip.utils.resumable.make_resumable`; from here on,
+    A training can be stopped and resumed anywhere, see :func:`mmstrip.engine.resumable.make_resumable`; from here on,
     the process loads checkpoints without running any code in them.
 
     Args:
@@ -146,7 +107,7 @@ def _prepare_gloo(config: Config, launcher: str) -> None:
         raise ValueError(f"launcher must be 'pytorch' (torchrun) on machines without CUDA, but got {launcher!r}")
     if not torch.distributed.is_initialized():
         _join_group('gloo')
-        print_log('No CUDA: the processes talk by gloo', logger='current')
+        print_log('No CUDA: the processes use the gloo backend', logger='current')
     wrapper = dict(
         type='MMDistributedDataParallel',
         device_ids=None,
@@ -156,7 +117,7 @@ def _prepare_gloo(config: Config, launcher: str) -> None:
     config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper
     if _replace_sync_bn(config.model):
         print_log(
-            'SyncBN is not there for CPUs: each process keeps its own BN statistics in training', logger='current'
+            'SyncBN is not available on CPUs: each process keeps its own BN statistics in training', logger='current'
         )
 
 
@@ -166,7 +127,7 @@ def _restarts() -> int:
 
 
 def _join_group(backend: str) -> None:
-    """Meet the other processes of this start; torchrun's store still has the addresses of those that died before."""
+    """Join the other processes of this start; torchrun's store still has the addresses of those that died before."""
     store, rank, world_size = next(torch.distributed.rendezvous('env://'))
     store = torch.distributed.PrefixStore(f'start_{_restarts()}', store)
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)

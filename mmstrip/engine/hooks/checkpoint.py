@@ -1,4 +1,4 @@
-"""Checkpoints: saved so that a training survives being killed, and checked for completeness before a test."""
+"""Checkpoints of a training that tolerates faults: it may be killed at any moment, and is resumed exactly."""
 
 import signal
 import sys
@@ -8,21 +8,21 @@ from pathlib import Path
 import torch
 from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..registry import HOOKS
-from ..utils.checkpoints import remove_unfinished, restore_histories, to_plain, write_file
-from ..utils.wrappers import unwrap_model
+from ...registry import HOOKS
+from ...utils.checkpoints import remove_unfinished, restore_histories, to_plain, write_file
+from ...utils.wrappers import unwrap_model
 
 INTERRUPTED = 'interrupted.pth'
-BACKEND = 'mmstrip.whole_files'
+BACKEND = 'mmstrip.atomic'
 STOPPED = 128 + signal.SIGTERM  # exit code of a training that saved and stopped on SIGTERM
 
 
 @register_backend(BACKEND)
-class WholeFilesBackend(LocalBackend):
-    """mmengine's files on disk, written whole or not at all, and removed only when their successor is there."""
+class AtomicBackend(LocalBackend):
+    """mmengine's files on disk, written atomically, and removed only when their successor is there."""
 
     def __init__(self):
         self.to_remove: list[str] = []
@@ -42,9 +42,9 @@ class WholeFilesBackend(LocalBackend):
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, for runs that may be killed at any moment and go on exactly where they were saved.
+    """mmengine's CheckpointHook, for runs that may be killed at any moment and resume exactly where they were saved.
 
-    - Checkpoints and ``last_checkpoint`` are written whole or not at all, and old ones are removed afterwards.
+    - Checkpoints and ``last_checkpoint`` are written atomically, and old ones are removed afterwards.
     - They hold plain values only, so that they load without running code (``weights_only=True``).
     - One that was saved before its validation makes the resumed run validate first.
     - On SIGTERM, the running iteration (or validation) is finished, ``interrupted.pth`` saved and the process ended
@@ -88,21 +88,22 @@ class SafeCheckpointHook(CheckpointHook):
             return
         self.validated = meta.get('validated', True)
         if meta.get('batches_done'):
-            self._go_on_inside_epoch(runner, **meta['batches_done'])
+            self._resume_inside_epoch(runner, **meta['batches_done'])
 
     @staticmethod
-    def _go_on_inside_epoch(runner: Runner, done: int, of: int) -> None:
+    def _resume_inside_epoch(runner: Runner, done: int, of: int) -> None:
         if len(runner.train_dataloader) == of:
             runner.train_loop.batches_done = done
             return
         runner.logger.warning(
             f'The checkpoint is from the middle of an epoch of {of} batches, which now has '
-            f'{len(runner.train_dataloader)}: the epoch begins anew'
+            f'{len(runner.train_dataloader)}: the epoch starts from scratch'
         )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        for name, _ in unwrap_model(runner.model).named_parameters():
-            if not torch.isfinite(checkpoint['state_dict'][name]).all():
+        # The parameters themselves: wrappers such as torch's checkpoint_wrapper name them otherwise than a state dict.
+        for name, parameter in unwrap_model(runner.model).named_parameters():
+            if not torch.isfinite(parameter).all():
                 raise FloatingPointError(
                     f'{name} holds NaN or infinite values at iteration {runner.iter}: nothing is saved, the '
                     f'checkpoints in {runner.work_dir} are from before it'
@@ -150,7 +151,7 @@ class SafeCheckpointHook(CheckpointHook):
         return bool(stop)
 
     def _save_and_stop(self, runner: Runner, meta: dict) -> None:
-        runner.logger.warning(f'SIGTERM: saving {INTERRUPTED} at iteration {meta["iter"]}; --resume goes on from there')
+        runner.logger.warning(f'SIGTERM: saving {INTERRUPTED} at iteration {meta["iter"]}; --resume resumes from there')
         self._save(runner, INTERRUPTED, meta)
         sys.exit(STOPPED)
 
@@ -205,30 +206,3 @@ def _validation_due(runner: Runner) -> bool:
     place, last = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
     due = place >= loop.val_begin and (place % loop.val_interval == 0 or place == last)
     return runner.val_loop is not None and due
-
-
-@HOOKS.register_module()
-class CompleteCheckpointHook(Hook):
-    """Refuse a checkpoint that leaves parts of the model as they were drawn at random, where mmengine only warns.
-
-    Raises:
-        ValueError: Tensors of the model are missing in the checkpoint.
-    """
-
-    def __init__(self):
-        self.problem = None
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Look for missing tensors; the loading itself comes after this and may have more to say."""
-        weights = checkpoint.get('state_dict', checkpoint)
-        wanted = list(unwrap_model(runner.model).state_dict())
-        missing = [key for key in wanted if key not in weights and f'module.{key}' not in weights]
-        if missing:
-            self.problem = (
-                f"the checkpoint lacks {len(missing)} of the model's {len(wanted)} tensors, first of all "
-                f'{", ".join(missing[:5])}; its own first keys are {", ".join(list(weights)[:5])}'
-            )
-
-    def before_test(self, runner: Runner) -> None:
-        if self.problem:
-            raise ValueError(self.problem)

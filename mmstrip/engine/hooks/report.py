@@ -6,10 +6,10 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 
-from ..registry import HOOKS
-from ..utils.plots import plot_confusion, plot_predictions
-from ..utils.wrappers import unwrap_model
-from .curves_hook import log_folder
+from ...registry import HOOKS
+from ...utils.plots import plot_confusion, plot_predictions
+from ...utils.wrappers import unwrap_model
+from .curves import log_folder
 
 
 @HOOKS.register_module()
