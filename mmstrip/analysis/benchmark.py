@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from .implementations import operators_in_use
+from .. import ops
 from .measuring import Candidate, Settings, matmul_gflops, peak_memory, seconds_of
 from .specs import Spec
 
@@ -134,7 +134,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         threads=str(torch.get_num_threads()),
         torch=torch.__version__,
         python=platform.python_version(),
-        compiled_operators=str(operators_in_use()),
+        operators=ops.status(),
         tf32=str(torch.backends.cuda.matmul.allow_tf32 if cuda else False),
     )
 

@@ -41,7 +41,6 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
         model = TensorForward(model, data_samples(model, shape))
     inputs = (images,)
     flops = FlopAnalyzer(model, inputs)
-    flops.set_op_handle('aten::baddbmm', _baddbmm_flops)
     for analyzer in (flops, activations := ActivationAnalyzer(model, inputs)):
         analyzer.unsupported_ops_warnings(False)
         analyzer.uncalled_modules_warnings(False)
@@ -72,9 +71,3 @@ def data_samples(model: nn.Module, shape: tuple[int, int, int], batch: int = 1) 
     nothing = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     sample = import_module('mmdet.structures').DetDataSample
     return [sample(metainfo=sizes, gt_instances=nothing) for _ in range(batch)]
-
-
-def _baddbmm_flops(inputs: list, outputs: list) -> int:
-    batch, rows, inner = inputs[1].type().sizes()
-    columns = inputs[2].type().sizes()[-1]
-    return batch * rows * inner * columns

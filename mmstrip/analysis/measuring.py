@@ -12,7 +12,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from .complexity import TensorForward, analyze_complexity, data_samples
-from .implementations import running_on
 from .specs import Spec
 
 MODES = ('inference', 'train')
@@ -59,7 +58,7 @@ class Candidate:
         forward = TensorForward(self.call, samples) if hasattr(self.model, 'data_preprocessor') else self.call
 
         def run() -> None:
-            with running_on(self.spec.forms):
+            with self.spec.implementation():
                 with self._precision(), torch.set_grad_enabled(mode == 'train'):
                     outputs = forward(images)
                 if mode == 'train':

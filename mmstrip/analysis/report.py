@@ -17,7 +17,7 @@ def print_report(report: dict) -> None:
     console = Console(width=160)
     console.print(
         f'{environment["device"]}, {environment["threads"]} threads, torch {environment["torch"]}, '
-        f'compiled operators in use: {environment["compiled_operators"]}, batch {settings["batch"]}, '
+        f'{environment["operators"]}; batch {settings["batch"]}, '
         f'{settings["dtype"]}, {settings["rounds"]} rounds; '
         f'a large matrix product: {report["ceiling_gflops"]:,.0f} GFLOP/s',
         highlight=False,

@@ -1,6 +1,7 @@
 """Which model to analyse: a config or a registered backbone, written on one line."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
+from .. import ops
 from ..utils.config import load_config
 
-FORMS = ('channels_last', 'compile', 'cudagraphs', 'deploy', 'dynamic', 'plain', 'python')
+FORMS = ('channels_last', 'compile', 'cudagraphs', 'deploy', 'dynamic', 'reference', 'recompute')
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Spec:
         source: Config file, or type of a registered backbone with its scope, such as 'mmpretrain.SwinTransformer'.
         arguments: Arguments of the backbone.
         forms: Some of :data:`FORMS`: 'channels_last' memory; 'compile', with 'dynamic' for sizes that change or
-            'cudagraphs'; 'deploy', by ``switch_to_deploy()``; 'plain', Strip-MLP on its plain formulas;
-            'python', without its compiled operators.
+            'cudagraphs'; 'deploy', by ``switch_to_deploy()``; 'reference' or 'recompute', Strip-MLP on that
+            implementation (:func:`mmstrip.ops.use`).
     """
 
     label: str
@@ -52,6 +54,11 @@ class Spec:
             [Path(source).stem if source.endswith('.py') else source.split('.')[-1], *map(str, arguments.values())]
         )
         return cls(' '.join([name, *(f'@{form}' for form in forms)]), source, arguments, tuple(forms))
+
+    def implementation(self) -> AbstractContextManager:
+        """A context in which the model runs as its forms ask."""
+        named = [form for form in self.forms if form in ops.IMPLEMENTATIONS]
+        return ops.use(named[0]) if named else nullcontext()
 
     def build(self) -> nn.Module:
         """The model, without its weights' checkpoint.

@@ -4,6 +4,6 @@ Each file holds an operation's reference, its function on compiled operators (``
 that saves memory in training, a function that needs no operators. Maps are (N, C, H, W), in channels_last memory.
 """
 
-from .dispatch import available, status, use
+from .dispatch import IMPLEMENTATIONS, available, status, use
 
-__all__ = ['available', 'status', 'use']
+__all__ = ['IMPLEMENTATIONS', 'available', 'status', 'use']

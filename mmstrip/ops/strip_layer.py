@@ -22,7 +22,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, axis: str) -> Tensor:
     Returns:
         (N, C, H, W).
     """
-    patches, strip_width = weight.shape[:2]
+    patches, strip_width = map(int, weight.shape[:2])  # torch.jit.trace gives sizes as tensors
     x = x.transpose(2, 3) if axis == 'row' else x
     kernel = weight.permute(0, 2, 3, 1).flatten(0, 1)  # (G * tokens, tokens, strip_width)
     lines = x.unflatten(1, (-1, patches)).flatten(0, 1).flatten(1, 2)  # (N * C / G, G * tokens, lines)

@@ -49,7 +49,8 @@ def operators_of(call: Callable) -> set[str]:
     """Names of the compiled operators that a call runs on, of their forward passes."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         call()
-    return {event.key.removeprefix('mmstrip::') for event in profile.key_averages() if event.key.startswith('mmstrip::')}
+    names = [event.key for event in profile.key_averages()]
+    return {name.removeprefix('mmstrip::') for name in names if name.startswith('mmstrip::')}
 
 
 class Malicious:

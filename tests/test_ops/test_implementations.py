@@ -64,7 +64,7 @@ def gradients(box: nn.Module, x: torch.Tensor, create_graph: bool = False):
 
 
 def assert_close(got, expected, tolerance: float = 1e-4):
-    """Each within a part of its largest value, or of a thousandth of all: a bias before BN in training has gradient 0."""
+    """Each within a part of its largest value, or of a thousandth of all: a bias before BN has no gradient."""
     largest = max(b.abs().max().item() for b in expected)
     for a, b in zip(got, expected):
         scale = max(1.0, b.abs().max().item(), 1e-3 * largest)
