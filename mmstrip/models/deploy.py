@@ -109,7 +109,9 @@ def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
     """A convolution and the norm after it, which goes into it if it is BN: other norms depend on the input."""
     if type(norm) not in BATCH_NORMS or not norm.track_running_stats:
         return conv, norm
-    return fuse_conv_bn_eval(conv.eval(), norm.eval()), nn.Identity()
+    folded = fuse_conv_bn_eval(conv.eval(), norm.eval())
+    folded.bias.requires_grad_(conv.weight.requires_grad)
+    return folded, nn.Identity()
 
 
 def _fold_channel_mixing(mixing: ChannelMixingBlock) -> None:

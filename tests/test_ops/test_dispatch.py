@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import torch.utils.flop_counter
 from helpers import operators_of, python, small_backbone
 
 from mmstrip import ops
