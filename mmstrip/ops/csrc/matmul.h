@@ -2,15 +2,9 @@
 // with few columns, and as rows need no rearrangement.
 #pragma once
 
-#include "lanes.h"
-#include "maps.h"
+#include "parallel.h"
 
 namespace mmstrip {
-
-// Memory of a tensor as vectors.
-inline Lanes* as_lanes(const Tensor& tensor) {
-  return reinterpret_cast<Lanes*>(mutable_data(tensor));
-}
 
 // A tile of sums that fills the registers: so many rows, two vectors wide.
 #ifdef __AVX512F__
@@ -19,14 +13,14 @@ constexpr int TILE_ROWS = 14;
 constexpr int TILE_ROWS = 6;
 #endif
 
-// Weights (O, K) of a linear layer as blocks of LANES outputs, in each K vectors; 0 behind the last output.
-class Packed {
+// Weights (O, K) of a linear layer, packed as blocks of LANES outputs, in each K vectors.
+class PackedWeight {
  public:
   const int64_t depth, outputs;
 
-  explicit Packed(const Tensor& any)
-      : depth(any.size(1)), outputs(any.size(0)), memory_(at::empty({blocks(), depth, LANES}, any.options())) {
-    const Tensor weight = any.stride(1) == 1 ? any : any.contiguous();
+  explicit PackedWeight(const Tensor& input)
+      : depth(input.size(1)), outputs(input.size(0)), memory_(at::empty({blocks(), depth, LANES}, input.options())) {
+    const Tensor weight = input.stride(1) == 1 ? input : input.contiguous();
     const int64_t stride = weight.stride(0);
     const float* from = data(weight);
     Lanes* to = as_lanes(memory_);
@@ -81,7 +75,7 @@ __attribute__((always_inline)) inline void multiply_tile(at::ArrayRef<Operand> o
       Lanes w[V];
       for (int v = 0; v < V; ++v) w[v] = in_register(weight[v * depth + k]);
       for (int r = 0; r < R; ++r) {
-        const Lanes x = in_register(same(rows[r / 3][(r % 3) * stride + k]));
+        const Lanes x = in_register(broadcast(rows[r / 3][(r % 3) * stride + k]));
         for (int v = 0; v < V; ++v) sum[r][v] += x * w[v];
       }
     }

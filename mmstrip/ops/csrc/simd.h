@@ -3,12 +3,12 @@
 // Maps are (N, C, H, W) in channels_last memory: pixels x channels. A kernel takes LANES channels of an image at a time.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
-#include <vector>
+#include <type_traits>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -23,9 +23,9 @@ constexpr int64_t LANES = 16;
 constexpr int64_t LANES = 8;
 #endif
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
-typedef int32_t Order __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t Indices __attribute__((vector_size(LANES * sizeof(float))));
 
-inline Lanes same(float value) {
+inline Lanes broadcast(float value) {
   return value - Lanes{};  // less 0, as -0 plus 0 is another number
 }
 
@@ -64,21 +64,21 @@ inline Lanes in_register(Lanes x) {
   return x;
 }
 
-inline float total(Lanes x) {
+inline float sum_of(Lanes x) {
   float sum = 0;
   for (int64_t i = 0; i < LANES; ++i) sum += x[i];
   return sum;
 }
 
 inline Lanes interleave(Lanes a, Lanes b, int64_t first) {
-  Order order{};
-  for (const auto i : irange(LANES)) order[i] = first + i / 2 + (i % 2) * LANES;
+  Indices indices{};
+  for (const auto i : irange(LANES)) indices[i] = first + i / 2 + (i % 2) * LANES;
 #ifdef __clang__
   Lanes both{};
   for (const auto i : irange(LANES)) both[i] = i % 2 ? b[first + i / 2] : a[first + i / 2];
   return both;
 #else
-  return __builtin_shuffle(a, b, order);
+  return __builtin_shuffle(a, b, indices);
 #endif
 }
 
@@ -118,7 +118,7 @@ inline void scatter(const Lanes* in, int64_t count, float* out, int64_t row, int
 
 // Copy the lanes of an image into a buffer, pixel (h, w) to h * row + w * column, through a function of (lanes, pixel).
 template <typename Function>
-inline void stage(const float* image, int64_t height, int64_t width, int64_t channels, int64_t count, Lanes* buffer,
+inline void stage_pixels(const float* image, int64_t height, int64_t width, int64_t channels, int64_t count, Lanes* buffer,
                   int64_t row, int64_t column, Function function) {
   const auto copy = [&](auto lanes) __attribute__((always_inline)) {
     for (const auto h : irange(height)) {
@@ -132,12 +132,6 @@ inline void stage(const float* image, int64_t height, int64_t width, int64_t cha
   count == LANES ? copy(std::integral_constant<int64_t, LANES>()) : copy(count);
 }
 
-// Tasks are the images of all blocks of LANES channels, a block's images after each other; function(begin, end) runs some.
-template <typename Function>
-inline void for_blocks(int64_t channels, int64_t images, Function function) {
-  at::parallel_for(0, (channels + LANES - 1) / LANES * images, 1, function);
-}
-
 inline int64_t lanes_left(int64_t channels, int64_t first) {
   return std::min(LANES, channels - first);
 }
@@ -149,31 +143,6 @@ __attribute__((always_inline)) inline void for_lanes(int64_t channels, Function 
   for (; first + LANES <= channels; first += LANES) function(first, std::integral_constant<int64_t, LANES>());
   if (first < channels) function(first, channels - first);
 }
-
-// Memory to work in that a thread keeps from call to call: fresh memory costs a fault a page. One user at a time, who cuts
-// pieces from it.
-class Workspace {
- public:
-  explicit Workspace(int64_t size) {
-    thread_local std::vector<Lanes> memory;
-    if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
-    next_ = memory.data();
-  }
-
-  Lanes* take(int64_t size) {
-    next_ += size;
-    return next_ - size;
-  }
-
-  Lanes* take_zeros(int64_t size) {
-    Lanes* piece = take(size);
-    std::fill(piece, piece + size, Lanes{});
-    return piece;
-  }
-
- private:
-  Lanes* next_;
-};
 
 template <typename Count>
 __attribute__((always_inline)) inline void add_to(float* sum, Lanes value, Count lanes) {

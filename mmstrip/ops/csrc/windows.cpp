@@ -3,8 +3,7 @@
 
 #include <cstring>
 
-#include "maps.h"
-#include "steps.h"
+#include "layers.h"
 
 namespace mmstrip {
 namespace {
@@ -20,7 +19,13 @@ struct Axis {
   std::vector<Cover> covers;
 
   Axis(int64_t length, int64_t extent, int64_t count, int64_t stride)
-      : length(length), extent(extent), count(count), covers(length, {-1, -1}) {
+      : length(length), extent(extent), count(count) {
+    TORCH_CHECK(extent >= 1 && extent <= length, "extent must be from 1 to ", length, ", the map's, but is ", extent);
+    TORCH_CHECK(count >= 1 && count <= length, "counts must be from 1 to ", length, ", but is ", count);
+    const bool covering = stride >= 0 && (stride <= extent || count == 1) && (count - 1) * stride >= length - extent;
+    TORCH_CHECK(covering, "counts and strides must be such that windows of ", extent, " tokens cover a map of ", length,
+                ", but are ", count, " and ", stride);
+    covers.resize(length, {-1, -1});
     for (const auto window : irange(count)) {
       starts.push_back(std::min(window * stride, length - extent));
       for (const auto token : irange(starts.back(), starts.back() + extent)) {
@@ -36,11 +41,19 @@ struct Axis {
   }
 };
 
+Axis axis(at::IntArrayRef size, at::IntArrayRef extent, at::IntArrayRef counts, at::IntArrayRef strides, size_t i) {
+  const auto check = [](at::IntArrayRef pair, const char* name) {
+    TORCH_CHECK(pair.size() == 2, name, " must hold two numbers, but is ", pair);
+  };
+  check(size, "size"), check(extent, "extent"), check(counts, "counts"), check(strides, "strides");
+  return Axis(size[i], extent[i], counts[i], strides[i]);
+}
+
 struct Layout {
   Axis rows, columns;
 
   Layout(at::IntArrayRef size, at::IntArrayRef extent, at::IntArrayRef counts, at::IntArrayRef strides)
-      : rows(size[0], extent[0], counts[0], strides[0]), columns(size[1], extent[1], counts[1], strides[1]) {}
+      : rows(axis(size, extent, counts, strides, 0)), columns(axis(size, extent, counts, strides, 1)) {}
 
   // Place of a pixel of the map in one of its windows, in pixels; windows go row by row, image by image.
   int64_t place(int64_t image, int64_t row_window, int64_t column_window, int64_t h, int64_t w) const {
@@ -51,9 +64,10 @@ struct Layout {
 
 }  // namespace
 
-Tensor split_windows(const Tensor& any, at::IntArrayRef extent, at::IntArrayRef counts, at::IntArrayRef strides,
+Tensor split_windows(const Tensor& input, at::IntArrayRef extent, at::IntArrayRef counts, at::IntArrayRef strides,
                      bool mean) {
-  const Tensor x = channels_last(any);
+  const BelowAutograd guard;
+  const Tensor x = checked_map(input, "x");
   const int64_t images = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
   const Layout layout({height, width}, extent, counts, strides);
   const Axis &rows = layout.rows, &columns = layout.columns;
@@ -83,11 +97,15 @@ Tensor split_windows(const Tensor& any, at::IntArrayRef extent, at::IntArrayRef 
   return out;
 }
 
-Tensor merge_windows(const Tensor& any, at::IntArrayRef size, at::IntArrayRef counts, at::IntArrayRef strides, bool mean) {
-  const Tensor x = channels_last(any);
-  const int64_t channels = x.size(1), height = size[0], width = size[1], images = x.size(0) / (counts[0] * counts[1]);
+Tensor merge_windows(const Tensor& input, at::IntArrayRef size, at::IntArrayRef counts, at::IntArrayRef strides, bool mean) {
+  const BelowAutograd guard;
+  const Tensor x = checked_map(input, "x");
   const Layout layout(size, x.sizes().slice(2), counts, strides);
   const Axis &rows = layout.rows, &columns = layout.columns;
+  const int64_t channels = x.size(1), height = rows.length, width = columns.length;
+  const int64_t images = x.size(0) / (rows.count * columns.count);
+  TORCH_CHECK(images * rows.count * columns.count == x.size(0), "x must hold a multiple of ", rows.count * columns.count,
+              " windows, but is of shape ", x.sizes());
   const Tensor out = empty_map({images, channels, height, width}, x.options());
   const float* from = data(x);
   float* to = mutable_data(out);
@@ -101,10 +119,10 @@ Tensor merge_windows(const Tensor& any, at::IntArrayRef size, at::IntArrayRef co
         std::fill(target, target + channels, 0.0f);
         for (const auto row_window : irange(row.first, row.last + 1)) {
           for (const auto column_window : irange(column.first, column.last + 1)) {
-            const float part = mean ? rows.share(row_window, h) * columns.share(column_window, w) : 1.0f;
+            const float share = mean ? rows.share(row_window, h) * columns.share(column_window, w) : 1.0f;
             const float* source = from + layout.place(image, row_window, column_window, h, w) * channels;
             for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-              add_to(target + c, load(source + c, lanes) * part, lanes);
+              add_to(target + c, load(source + c, lanes) * share, lanes);
             });
           }
         }

@@ -1,17 +1,32 @@
 // LayerNorm, linear layer, GELU, GRN and linear layer of the channel mixing.
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/addmv.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/native_layer_norm.h>
+#include <ATen/ops/native_layer_norm_backward.h>
 #include <torch/library.h>
 
 #include <numeric>
 
 #include "gelu.h"
-#include "maps.h"
-#include "steps.h"
+#include "layers.h"
 
 namespace mmstrip {
 namespace {
 
+// Refuse weights of the linear layers that are not (E, C) and (O, E).
+void check_weights(const Tensor& expand, const Tensor& reduce, int64_t channels) {
+  check(expand, "expand", {ANY, channels});
+  check(reduce, "reduce", {ANY, expand.size(0)});
+  TORCH_CHECK(expand.numel() > 0 && reduce.numel() > 0, "expand and reduce must not be empty, but are of shape ",
+              expand.sizes(), " and ", reduce.sizes());
+}
+
+// The bias of the second linear layer with what its weight makes of beta.
 Tensor shifted_bias(const Tensor& bias, const Tensor& weight, const OptionalTensor& beta) {
-  return beta ? at::addmv(bias, weight, *beta) : bias;
+  const Tensor dense = checked(bias, "reduce_bias", {weight.size(0)});
+  if (beta) check(*beta, "beta", {weight.size(1)});
+  return beta ? at::addmv(dense, weight, *beta) : dense;
 }
 
 Slices slices_of(const Tensor& x, int64_t images) {
@@ -90,20 +105,22 @@ void scale_rows(const Tensor& x, const Tensor& factor) {
 
 // Rows of C channels through LayerNorm.
 void layer_norm(const float* from, int64_t rows, int64_t channels, const LayerNorm& norm, float* to) {
-  const float *weight = norm.weight ? data(*norm.weight) : nullptr, *bias = norm.bias ? data(*norm.bias) : nullptr;
+  const float* weight = norm.weight ? data(*norm.weight) : nullptr;
+  const float* bias = norm.bias ? data(*norm.bias) : nullptr;
   for (int64_t row = 0; row < rows; ++row, from += channels, to += channels) {
     Lanes sum{}, square{};
     for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) { sum += load(from + c, lanes); });
-    const float mean = total(sum) / channels;
+    const float mean = sum_of(sum) / channels;
     for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       store(to + c, load(from + c, lanes) - mean, lanes);
       const Lanes distance = load(to + c, lanes);  // 0 behind the last channel
       square += distance * distance;
     });
-    const float inverse = 1.0f / std::sqrt(total(square) / channels + float(norm.eps));
+    const float inverse = 1.0f / std::sqrt(sum_of(square) / channels + float(norm.eps));
     for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       Lanes value = load(to + c, lanes) * inverse;
-      if (weight) value = value * load(weight + c, lanes) + load(bias + c, lanes);
+      if (weight) value *= load(weight + c, lanes);
+      if (bias) value += load(bias + c, lanes);
       store(to + c, value, lanes);
     });
   }
@@ -113,11 +130,12 @@ void layer_norm(const float* from, int64_t rows, int64_t channels, const LayerNo
 
 ChannelMLP::ChannelMLP(const LayerNorm& norm, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
                        const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias)
-    : norm_(norm),
+    : norm_{checked(norm.weight, "norm_weight", {expand.size(1)}), checked(norm.bias, "norm_bias", {expand.size(1)}),
+            norm.eps},
       expand_(expand),
       reduce_(reduce),
-      expand_bias_(expand_bias),
-      gamma_(gamma),
+      expand_bias_(checked(expand_bias, "expand_bias", {expand.size(0)})),
+      gamma_(checked(gamma, "gamma", {expand.size(0)})),
       bias_(shifted_bias(reduce_bias, reduce, beta)),
       eps_(eps) {}
 
@@ -140,7 +158,7 @@ class ChannelMLP::Run {
 
   void run() const {
     groups_.for_each([&](int64_t image, int64_t images, int64_t thread) {
-      const at::AutoDispatchBelowADInplaceOrView below;  // threads do not inherit it
+      const BelowAutograd guard;  // threads do not inherit it
       float* rows = mutable_data(memory_) + thread * memory_.size(1);
       std::vector<int64_t> place;  // of each row, where the numbers of its image begin
       for (const auto i : irange(images)) place.insert(place.end(), pixels_, i * hidden_);
@@ -153,22 +171,31 @@ class ChannelMLP::Run {
   // Some images up to GELU, into `rows`; gives GRN's factor (images, E).
   Tensor expand(int64_t image, int64_t images, const std::vector<int64_t>& place, float* rows) const {
     const RowBlocks blocks(place.size(), hidden_);
-    const Tensor squares = at::zeros({blocks.count, images, hidden_}, memory_.options());
+    const int64_t spanned = std::min(images, (blocks.size - 2 + pixels_) / pixels_ + 1);  // images of a block, at most
+    const Tensor squares = at::zeros({blocks.count, spanned, hidden_}, memory_.options());
     float* sums = mutable_data(squares);
     const float *from = x_ + image * pixels_ * channels_, *bias = data(mlp_.expand_bias_);
     blocks.for_each([&](int64_t block, int64_t begin, int64_t end, int64_t part) {
       const int64_t size = (end - begin) * channels_ / LANES + 1;
-      float* normed = reinterpret_cast<float*>(Workspace(size).take(size));
+      Workspace workspace(size);
+      float* normed = reinterpret_cast<float*>(workspace.take(size));
       layer_norm(from + begin * channels_, end - begin, channels_, mlp_.norm_, normed);
-      float* sum = sums + block * images * hidden_;
+      const int64_t first = block * spanned * hidden_ - place[begin];
       multiply_rows({{normed, channels_, mlp_.expand_.block(0), channels_}}, 0, end - begin, hidden_, part, blocks.parts,
                     [&](int64_t row, int64_t c, Lanes value, int64_t count) {
                       const Lanes y = gelu(value + load(bias + c, count));
                       store(rows + (begin + row) * hidden_ + c, y, count);
-                      add_to(sum + place[begin + row] + c, y * y, count);
+                      add_to(sums + (first + place[begin + row] + c), y * y, count);
                     });
     });
-    return response_factor(response_norm(squares.sum(0)), mlp_.gamma_, mlp_.eps_);
+    const Tensor all = at::zeros({images, hidden_}, memory_.options());
+    for (const auto block : irange(blocks.count)) {
+      const int64_t begin = block * blocks.size, end = std::min(begin + blocks.size, blocks.rows);
+      const float* sum = sums + block * spanned * hidden_;
+      float* to = mutable_data(all) + place[begin];
+      for (int64_t i = 0; i < place[end - 1] - place[begin] + hidden_; ++i) to[i] += sum[i];
+    }
+    return response_factor(response_norm(all), mlp_.gamma_, mlp_.eps_);
   }
 
   // The rest: GRN's factor comes to the weights, in `scaled`, where there are fewer of them than pixels.
@@ -207,7 +234,6 @@ class ChannelMLP::Run {
 };
 
 Tensor ChannelMLP::run(const Tensor& x, const OptionalTensor& residual, Tensor out) const {
-  TORCH_CHECK(expand_.depth == x.size(1), "a linear layer of ", expand_.depth, " channels does not fit a map ", x.sizes());
   if (!out.defined()) out = empty_map(x, reduce_.outputs);
   Run(*this, x, residual, out).run();
   return out;
@@ -215,58 +241,68 @@ Tensor ChannelMLP::run(const Tensor& x, const OptionalTensor& residual, Tensor o
 
 namespace {
 
-Tensor channel_mlp(const Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+Tensor channel_mlp(const Tensor& input, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                    double norm_eps, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
-                   const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias,
-                   const OptionalTensor& residual) {
-  const at::AutoDispatchBelowADInplaceOrView below;
+                   const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias) {
+  const BelowAutograd guard;
+  const Tensor x = checked_map(input, "x");
+  check_weights(expand, reduce, x.size(1));
   return ChannelMLP({norm_weight, norm_bias, norm_eps}, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias)
-      .run(channels_last(x), residual ? channels_last(*residual) : residual);
+      .run(x);
 }
 
 // What the backward pass needs too: the rows after LayerNorm, its mean and inverse deviation, the hidden rows before GELU
 // and without their bias, and GRN's norm.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> channel_mlp_forward(
-    const Tensor& map, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, double norm_eps,
-    const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma, const OptionalTensor& beta, double eps,
+    const Tensor& input, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, double norm_eps,
+    const Tensor& expand, const Tensor& bias, const Tensor& grn_gamma, const OptionalTensor& beta, double eps,
     const Tensor& reduce, const Tensor& reduce_bias) {
-  const at::AutoDispatchBelowADInplaceOrView below;
-  const Tensor x = channels_last(map), out = empty_map(x, reduce.size(0));
-  const auto [rows, mean, inverse] = at::native_layer_norm(pixels(x), {x.size(1)}, norm_weight, norm_bias, norm_eps);
+  const BelowAutograd guard;
+  const Tensor x = checked_map(input, "x");
+  const int64_t channels = x.size(1);
+  check_weights(expand, reduce, channels);
+  const auto weight = checked(norm_weight, "norm_weight", {channels}), offset = checked(norm_bias, "norm_bias", {channels});
+  const Tensor expand_bias = checked(bias, "expand_bias", {expand.size(0)});
+  const Tensor gamma = checked(grn_gamma, "gamma", {expand.size(0)});
+  const Tensor shifted = shifted_bias(reduce_bias, reduce, beta), out = empty_map(x, reduce.size(0));
+  const auto [rows, mean, inverse] = at::native_layer_norm(pixels(x), {channels}, weight, offset, norm_eps);
   const Tensor hidden = rows.mm(expand.t()), y = at::empty_like(hidden);
   const Tensor norm = response_norm(gelu_square_sum(hidden, expand_bias, y, x.size(0)));
   scale_rows(y, response_factor(norm, gamma, eps));
   Tensor to = pixels(out);
-  at::addmm_out(to, shifted_bias(reduce_bias, reduce, beta), y, reduce.t());
+  at::addmm_out(to, shifted, y, reduce.t());
   return {out, rows, mean, inverse, hidden, norm};
 }
 
-// Of y = gelu(x + shift): y * factor (N, C), and the sums of y * grad (N, C).
-std::tuple<Tensor, Tensor> gelu_scale(const Tensor& x, const Tensor& shift, const Tensor& factor, const Tensor& grad) {
+// Of y = gelu(x + shift): y * factor (N, C) if `scaled`, and the sums of y * grad (N, C) if there is a gradient.
+std::tuple<Tensor, Tensor> gelu_scale(const Tensor& x, const Tensor& shift, const Tensor& factor, const Tensor& grad,
+                                      bool scaled) {
   const Slices slices = slices_of(x, factor.size(0));
-  const Tensor sums = slices.sums(x.options()), out = at::empty_like(x);
+  const Tensor out = scaled ? at::empty_like(x) : Tensor();
+  const Tensor sums = grad.defined() ? slices.sums(x.options()) : Tensor();
   const int64_t channels = slices.channels;
   const float* b = data(shift);
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
-    float* sum = mutable_data(sums) + slice * channels;
     const float* times = data(factor) + slice / slices.per_image * channels;
-    const float* from = data(x) + first * channels;
-    const float* above = data(grad) + first * channels;
-    float* to = mutable_data(out) + first * channels;
-    for (int64_t row = first; row < end; ++row, from += channels, above += channels, to += channels) {
+    const float* from = data(x);
+    const float* grad_out = grad.defined() ? data(grad) : nullptr;
+    float* to = scaled ? mutable_data(out) : nullptr;
+    float* sum = grad.defined() ? mutable_data(sums) + slice * channels : nullptr;
+    for (int64_t row = first; row < end; ++row) {
+      const int64_t offset = row * channels;
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-        const Lanes y = gelu(load(from + c, lanes) + load(b + c, lanes));
-        store(to + c, y * load(times + c, lanes), lanes);
-        add_to(sum + c, y * load(above + c, lanes), lanes);
+        const Lanes y = gelu(load(from + offset + c, lanes) + load(b + c, lanes));
+        if (to) store(to + offset + c, y * load(times + c, lanes), lanes);
+        if (sum) add_to(sum + c, y * load(grad_out + offset + c, lanes), lanes);
       });
     }
   });
-  return {out, sum_slices(sums)};
+  return {out, grad.defined() ? sum_slices(sums) : Tensor()};
 }
 
-// Gradient of x, in place of grad: (grad * factor + y * slope) * gelu'(x + shift), and its sums (C, ).
+// Gradient of x, in place of grad: (grad * factor + y * y_slope) * gelu'(x + shift), and its sums (C, ).
 Tensor gelu_scale_backward(const Tensor& grad, const Tensor& x, const Tensor& shift, const Tensor& factor,
-                           const Tensor& slope) {
+                           const Tensor& y_slope) {
   const Slices slices = slices_of(x, factor.size(0));
   const Tensor sums = slices.sums(x.options());
   const int64_t channels = slices.channels;
@@ -274,14 +310,14 @@ Tensor gelu_scale_backward(const Tensor& grad, const Tensor& x, const Tensor& sh
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
     float* sum = mutable_data(sums) + slice * channels;
     const float* times = data(factor) + slice / slices.per_image * channels;
-    const float* steep = data(slope) + slice / slices.per_image * channels;
+    const float* slope = data(y_slope) + slice / slices.per_image * channels;
     const float* from = data(x) + first * channels;
     float* to = mutable_data(grad) + first * channels;
     for (int64_t row = first; row < end; ++row, from += channels, to += channels) {
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Lanes value = load(from + c, lanes) + load(b + c, lanes);
-        const Lanes above = load(to + c, lanes) * load(times + c, lanes) + gelu(value) * load(steep + c, lanes);
-        const Lanes out = above * gelu_slope(value);
+        const Lanes grad_out = load(to + c, lanes) * load(times + c, lanes) + gelu(value) * load(slope + c, lanes);
+        const Lanes out = grad_out * gelu_slope(value);
         store(to + c, out, lanes);
         add_to(sum + c, out, lanes);
       });
@@ -290,8 +326,8 @@ Tensor gelu_scale_backward(const Tensor& grad, const Tensor& x, const Tensor& sh
   return sum_rows(sums.flatten(0, 1));
 }
 
-// What GRN hands on, given the sums (N, C) of gradient times y over the map: the gradient of gamma (C, ), and what times y
-// comes to the gradient of y, (N, C).
+// Backward of GRN's factor, from the sums (N, C) over the map of its gradient times y: the gradient of gamma (C, ), and the
+// factor (N, C) of y in its own gradient.
 std::tuple<Tensor, Tensor> response_backward(const Tensor& product, const Tensor& norm, const Tensor& gamma, double eps) {
   const int64_t channels = norm.size(1);
   const Tensor grad_gamma = at::zeros({channels}, norm.options()), slope = at::empty_like(norm);
@@ -314,52 +350,75 @@ std::tuple<Tensor, Tensor> response_backward(const Tensor& product, const Tensor
   return {grad_gamma, slope};
 }
 
-// Gradients of the map, LayerNorm's weight and bias, expand and its bias, gamma, beta, reduce and its bias; without an
-// affine LayerNorm or without beta theirs are undefined.
-std::vector<Tensor> channel_mlp_backward(const Tensor& grad, const Tensor& map, const OptionalTensor& norm_weight,
-                                         const OptionalTensor& norm_bias, const Tensor& expand,
-                                         const Tensor& expand_bias, const Tensor& gamma, const OptionalTensor& beta,
-                                         double eps, const Tensor& reduce, const Tensor& rows, const Tensor& mean,
-                                         const Tensor& inverse, const Tensor& hidden, const Tensor& norm) {
-  const at::AutoDispatchBelowADInplaceOrView below;
-  const Tensor x = channels_last(map), dense_grad = channels_last(grad), above = pixels(dense_grad);
-  const Tensor grad_bias = sum_rows(above);
+// Gradients of the map, LayerNorm's weight and bias, expand and its bias, gamma, beta, reduce and its bias.
+std::vector<Tensor> channel_mlp_backward(const Tensor& grad_out, const Tensor& input, const OptionalTensor& norm_weight,
+                                         const OptionalTensor& norm_bias, const Tensor& expand, const Tensor& bias,
+                                         const Tensor& grn_gamma, const OptionalTensor& beta, double eps,
+                                         const Tensor& reduce, const Tensor& saved_rows, const Tensor& saved_mean,
+                                         const Tensor& saved_inverse, const Tensor& saved_hidden, const Tensor& saved_norm,
+                                         std::array<bool, 9> required) {
+  const BelowAutograd guard;
+  const Tensor x = checked_map(input, "x");
+  const int64_t images = x.size(0), channels = x.size(1), count = x.numel() / channels;
+  check_weights(expand, reduce, channels);
+  const int64_t width = expand.size(0);
+  const auto weight = checked(norm_weight, "norm_weight", {channels}), offset = checked(norm_bias, "norm_bias", {channels});
+  const Tensor expand_bias = checked(bias, "expand_bias", {width}), gamma = checked(grn_gamma, "gamma", {width});
+  if (beta) check(*beta, "beta", {width});
+  const Tensor map = checked_map(grad_out, "grad", {images, reduce.size(0), x.size(2), x.size(3)}), grad = pixels(map);
+  const Tensor rows = checked(saved_rows, "rows", {count, channels}), hidden = checked(saved_hidden, "hidden", {count, width});
+  const Tensor norm = checked(saved_norm, "norm", {images, width});
+  const Tensor mean = checked(saved_mean, "mean", {count, 1}), inverse = checked(saved_inverse, "inverse", {count, 1});
+
+  const auto [x_required, norm_weight_required, norm_bias_required, expand_required, expand_bias_required, gamma_required,
+              beta_required, reduce_required, reduce_bias_required] = required;
+  const bool rows_required = x_required || (weight && norm_weight_required) || (offset && norm_bias_required);
+  const bool hidden_required = rows_required || expand_required || expand_bias_required;
+  std::vector<Tensor> out(required.size(), no_gradient(x));
+  auto &grad_x = out[0], &grad_expand = out[3], &grad_expand_bias = out[4], &grad_gamma = out[5], &grad_beta = out[6];
+  auto &grad_reduce = out[7], &grad_reduce_bias = out[8];
+
   const Tensor factor = response_factor(norm, gamma, eps);
-  const Tensor grad_hidden = above.mm(reduce);
-  const auto [y, product] = gelu_scale(hidden, expand_bias, factor, grad_hidden);
-  Tensor grad_reduce = above.t().mm(y);
-  if (beta) grad_reduce.addr_(grad_bias, *beta);
-  const auto [grad_gamma, slope] = response_backward(product, norm, gamma, eps);
-  const Tensor grad_expand_bias = gelu_scale_backward(grad_hidden, hidden, expand_bias, factor, slope);
-  const Tensor grad_expand = grad_hidden.t().mm(rows);
-  const bool affine = norm_weight.has_value();
-  const auto [grad_x, grad_norm_weight, grad_norm_bias] =
-      at::native_layer_norm_backward(grad_hidden.mm(expand), pixels(x), {x.size(1)}, mean, inverse, norm_weight,
-                                     norm_bias, {true, affine, affine});
-  const Tensor nothing = at::empty({0}, x.options());
-  return {grad_x.view({x.size(0), x.size(2), x.size(3), x.size(1)}).permute({0, 3, 1, 2}),
-          affine ? grad_norm_weight : nothing,
-          affine ? grad_norm_bias : nothing,
-          grad_expand,
-          grad_expand_bias,
-          grad_gamma,
-          beta ? reduce.t().mv(grad_bias) : nothing,
-          grad_reduce,
-          grad_bias};
+  const Tensor grad_hidden = hidden_required || gamma_required ? grad.mm(reduce) : Tensor();
+  Tensor y, product;
+  if (grad_hidden.defined() || reduce_required) {
+    std::tie(y, product) = gelu_scale(hidden, expand_bias, factor, grad_hidden, reduce_required);
+  }
+  if (reduce_bias_required || (beta && (beta_required || reduce_required))) {
+    const Tensor sums = sum_rows(grad);
+    if (reduce_required && beta) grad_reduce = grad.t().mm(y).addr_(sums, *beta);
+    if (beta_required && beta) grad_beta = reduce.t().mv(sums);
+    if (reduce_bias_required) grad_reduce_bias = sums;
+  }
+  if (reduce_required && !beta) grad_reduce = grad.t().mm(y);
+  if (!grad_hidden.defined()) return out;
+  const auto [gamma_sums, y_slope] = response_backward(product, norm, gamma, eps);
+  if (gamma_required) grad_gamma = gamma_sums;
+  if (!hidden_required) return out;
+  const Tensor sums = gelu_scale_backward(grad_hidden, hidden, expand_bias, factor, y_slope);
+  if (expand_bias_required) grad_expand_bias = sums;
+  if (expand_required) grad_expand = grad_hidden.t().mm(rows);
+  if (!rows_required) return out;
+  auto [grad_rows, grad_norm_weight, grad_norm_bias] = at::native_layer_norm_backward(
+      grad_hidden.mm(expand), pixels(x), {channels}, mean, inverse, weight, offset,
+      {x_required, weight && norm_weight_required, offset && norm_bias_required});
+  if (x_required) grad_x = grad_rows.view({images, x.size(2), x.size(3), channels}).permute({0, 3, 1, 2});
+  if (grad_norm_weight.defined()) out[1] = grad_norm_weight;
+  if (grad_norm_bias.defined()) out[2] = grad_norm_bias;
+  return out;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("channel_mlp(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor expand,"
-              " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor reduce_bias,"
-              " Tensor? residual=None) -> Tensor");
+              " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor reduce_bias) -> Tensor");
   library.def("channel_mlp_forward(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor expand,"
               " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor reduce_bias)"
               " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("channel_mlp_backward(Tensor grad, Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor expand,"
               " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor rows, Tensor mean,"
-              " Tensor inverse, Tensor hidden, Tensor norm) -> Tensor[]");
+              " Tensor inverse, Tensor hidden, Tensor norm, bool[9] required) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {

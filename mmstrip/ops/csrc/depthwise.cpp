@@ -1,12 +1,11 @@
 // Depthwise convolutions of maps, whatever the outline of the kernel.
 //
-// A kernel is given by the widths of its rows, each odd and centred: (3, 3, 3), or (3, 3, 7, 7, 7, 3, 3) for the cross of
+// A kernel is given by the widths of its rows, each 1, 3, 5 or 7 and centred: (3, 3, 3), or (3, 3, 7, 7, 7, 3, 3) for the cross of
 // a 7x3 and a 3x7 kernel. Its taps are counted row by row. Weights are (1, C, taps), or (N, C, taps): a kernel per image.
 #include <torch/library.h>
 
 #include "gelu.h"
-#include "maps.h"
-#include "matmul.h"
+#include "layers.h"
 
 namespace mmstrip {
 namespace {
@@ -22,7 +21,6 @@ struct Kernel {
 
   explicit Kernel(at::IntArrayRef rows) {
     for (const auto row : rows) {
-      TORCH_CHECK(row == 1 || row == 3 || row == 5 || row == 7, "rows of kernels are 1, 3, 5 or 7 wide, not ", row);
       if (bands.empty() || bands.back().width != row) bands.push_back({row, 0});
       ++bands.back().rows;
       ++height;
@@ -122,7 +120,7 @@ struct NormLanes {
 void stage_block(const float* from, const Tensor& x, int64_t count, Lanes* inside, int64_t line, const BatchNorm* norm,
                  const NormLanes& lanes) {
   const auto run = [&](auto function) {
-    stage(from, x.size(2), x.size(3), x.size(1), count, inside, line, 1, function);
+    stage_pixels(from, x.size(2), x.size(3), x.size(1), count, inside, line, 1, function);
   };
   if (norm) {
     run([&](Lanes v, int64_t) { return gelu(v * lanes.scale + lanes.shift); });
@@ -180,35 +178,39 @@ void sum_line(const float* pixels, int64_t width, int64_t channels, int64_t coun
   }
 }
 
-// What gradients of a block need: its input, through the norm if there is one, and its gradient, both staged.
+// What gradients of a block need, staged: its gradient, and for the gradient of the weights its input, through the norm if
+// there is one.
 struct StagedGrad {
   const Kernel& kernel;
   const Padded& padded;
+  const bool weight;
   Workspace workspace;
-  Lanes *x, *grad, *sums;
+  Lanes *grad, *x, *sums;
 
-  StagedGrad(const Kernel& kernel, const Padded& padded)
+  StagedGrad(const Kernel& kernel, const Padded& padded, bool weight)
       : kernel(kernel),
         padded(padded),
-        workspace(2 * padded.size + kernel.taps),
-        x(workspace.take_zeros(padded.size)),
+        weight(weight),
+        workspace(weight ? 2 * padded.size + kernel.taps : padded.size),
         grad(workspace.take_zeros(padded.size)),
-        sums(workspace.take(kernel.taps)) {}
+        x(weight ? workspace.take_zeros(padded.size) : nullptr),
+        sums(weight ? workspace.take(kernel.taps) : nullptr) {}
 
-  // Stage them, and store the gradient of the weights in `out` (N, C, taps).
+  // Stage them, and store the gradient of the weights, if it is required, in `out` (N, C, taps).
   void run(const Blocks& blocks, int64_t task, const Tensor& from_grad, const Tensor& from, const BatchNorm* norm,
            const NormLanes& lanes, float* out) {
     const int64_t height = from.size(2), width = from.size(3), count = blocks.count(task);
     const int64_t channel = blocks.image(task) * blocks.channels + blocks.first(task);
     const int64_t offset = blocks.image(task) * height * width * blocks.channels + blocks.first(task);
-    stage_block(data(from) + offset, from, count, x + padded.inside(), padded.line, norm, lanes);
     stage_block(data(from_grad) + offset, from, count, grad + padded.inside(), padded.line, nullptr, lanes);
+    if (!weight) return;
+    stage_block(data(from) + offset, from, count, x + padded.inside(), padded.line, norm, lanes);
     correlate_rows(kernel, grad + padded.inside(), x, padded.line, best_tile(width), height, width, sums);
     scatter(sums, kernel.taps, out + channel * kernel.taps, kernel.taps, count);
   }
 };
 
-// Weights (C, 1, K_h, K_w) as (1, C, taps), and their rows.
+// Weights (C, 1, K_h, K_w) as (1, C, taps), and the widths of their rows.
 Tensor flat(const Tensor& weight) {
   return weight.flatten(1).unsqueeze(0);
 }
@@ -217,20 +219,28 @@ std::vector<int64_t> rows_of(const Tensor& weight) {
   return std::vector<int64_t>(weight.size(2), weight.size(3));
 }
 
+// Refuse weights that are not (C, 1, K_h, K_w) of a kernel that Kernel takes.
+void check_weight(const Tensor& weight, int64_t channels) {
+  check(weight, "weight", {channels, 1, ANY, ANY});
+  const int64_t height = weight.size(2), width = weight.size(3);
+  TORCH_CHECK(height % 2 == 1 && width % 2 == 1 && width <= 7, "weight must be a kernel of an odd height and a width of "
+              "1, 3, 5 or 7, but is of shape ", weight.sizes());
+}
+
 // A block's part of the weights.
-const Lanes* taps_of(const Taps& weight, const Blocks& blocks, int64_t task) {
+const Lanes* taps_of(const PackedKernels& weight, const Blocks& blocks, int64_t task) {
   const int64_t kernel = weight.kernels == 1 ? task % blocks.per_image : task;
-  return as_lanes(weight.loaded) + kernel * weight.taps;
+  return as_lanes(weight.packed) + kernel * weight.taps;
 }
 
 }  // namespace
 
-Taps::Taps(const Tensor& any, at::IntArrayRef rows)
-    : rows(rows.vec()), kernels(any.size(0)), channels(any.size(1)), taps(any.size(2)) {
-  const Tensor weight = any.contiguous();
+PackedKernels::PackedKernels(const Tensor& input, at::IntArrayRef rows)
+    : rows(rows.vec()), kernels(input.size(0)), channels(input.size(1)), taps(input.size(2)) {
+  const Tensor weight = input.contiguous();
   const Blocks blocks(weight);
-  loaded = at::empty({kernels, blocks.per_image, taps, LANES}, weight.options());
-  Lanes* to = as_lanes(loaded);
+  packed = at::empty({kernels, blocks.per_image, taps, LANES}, weight.options());
+  Lanes* to = as_lanes(packed);
   at::parallel_for(0, blocks.tasks, 128, [&](int64_t begin, int64_t end) {
     for (const auto task : irange(begin, end)) {
       const float* lines[LANES];
@@ -243,20 +253,23 @@ Taps::Taps(const Tensor& any, at::IntArrayRef rows)
   });
 }
 
-Taps::Taps(const Tensor& weight) : Taps(flat(weight), rows_of(weight)) {}
+PackedKernels::PackedKernels(const Tensor& weight) : PackedKernels(flat(weight), rows_of(weight)) {}
 
-Tensor depthwise(const Tensor& x, const Taps& weight, const BatchNorm* norm, const Tensor& addend,
+PackedKernels PackedKernels::reversed(const Tensor& weight) {
+  return PackedKernels(flat(weight).flip(2), rows_of(weight));
+}
+
+Tensor depthwise(const Tensor& x, const PackedKernels& weight, const BatchNorm* norm, const Tensor& addend,
                  const Tensor& factor) {
   const Kernel kernel(weight.rows);
   const Blocks blocks(x);
   const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  TORCH_CHECK(weight.channels == channels && weight.taps == kernel.taps, "weights do not fit a map of ", channels,
-              " channels");
   const int64_t tile = best_tile(width), pixels = height * width;
   const Padded padded(kernel, height, width, tile);
   const Tensor out = empty_map(x);
   at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
-    Lanes* buffer = Workspace(padded.size).take_zeros(padded.size);
+    Workspace workspace(padded.size);
+    Lanes* buffer = workspace.take_zeros(padded.size);
     for (const auto task : irange(begin, end)) {
       const int64_t first = blocks.first(task), count = blocks.count(task);
       const int64_t offset = blocks.image(task) * pixels * channels + first;
@@ -269,9 +282,9 @@ Tensor depthwise(const Tensor& x, const Taps& weight, const BatchNorm* norm, con
       };
       if (addend.defined()) {
         const Lanes times = load(data(factor) + blocks.image(task) * channels + first, count);
-        const float* more = data(addend) + first;
+        const float* added = data(addend) + first;
         run([&](int64_t pixel, Lanes sum) {
-          store(to + pixel * channels, sum + load(more + pixel * channels, count) * times, count);
+          store(to + pixel * channels, sum + load(added + pixel * channels, count) * times, count);
         });
       } else {
         run([&](int64_t pixel, Lanes sum) { store(to + pixel * channels, sum, count); });
@@ -287,7 +300,7 @@ Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRe
   const Padded padded(kernel, x.size(2), x.size(3), best_tile(x.size(3)));
   const Tensor out = at::empty({x.size(0), blocks.channels, kernel.taps}, x.options());
   at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
-    StagedGrad staged(kernel, padded);
+    StagedGrad staged(kernel, padded, true);
     for (const auto task : irange(begin, end)) {
       staged.run(blocks, task, grad, x, nullptr, NormLanes(nullptr, 0, 0), mutable_data(out));
     }
@@ -329,95 +342,108 @@ Tensor tap_sums(const Tensor& x, at::IntArrayRef rows) {
 namespace {
 
 struct DepthwiseGrad {
-  Tensor x, weight;        // the latter (N, C, taps), of each image
-  Tensor sums, products;  // with a norm, for batch_norm_backward: x is then the gradient of what the norm gives
+  Tensor x, weight;       // undefined unless required
+  Tensor sums, products;  // with a norm, for batch_norm_backward: x is then the gradient of the norm's output
 };
 
-// Gradients of x and of the weights (C, 1, K_h, K_w).
-DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                 const BatchNorm* norm = nullptr) {
-  const Taps flipped(flat(weight).flip(2), rows_of(weight));
-  const Kernel kernel(flipped.rows);
+// Gradients of x and of the weight (C, 1, K_h, K_w). With a norm its sums are taken if `norm_required`.
+DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, bool x_required,
+                                 bool weight_required, const BatchNorm* norm = nullptr, bool norm_required = false) {
+  if (!x_required && !weight_required && !norm_required) return {};
+  const auto reversed = PackedKernels::reversed(weight);
+  const Kernel kernel(reversed.rows);
   const Blocks blocks(x);
   const int64_t images = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
   const int64_t tile = best_tile(width), pixels = height * width;
   const Padded padded(kernel, height, width, tile);
-  const Tensor out = empty_map(x), weights = at::empty({images, channels, kernel.taps}, x.options());
-  const Tensor sums = at::empty({2, images, norm ? channels : 0}, x.options());
+  const Tensor out = x_required ? empty_map(x) : Tensor();
+  const Tensor weights = at::empty({weight_required ? images : 0, channels, kernel.taps}, x.options());
+  const Tensor sums = at::empty({2, norm_required ? images : 0, channels}, x.options());
   at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
-    StagedGrad staged(kernel, padded);
+    StagedGrad staged(kernel, padded, weight_required);
     for (const auto task : irange(begin, end)) {
       const int64_t image = blocks.image(task), first = blocks.first(task), count = blocks.count(task);
       const int64_t offset = image * pixels * channels + first, channel = image * channels + first;
       const NormLanes lanes(norm, first, count);
       const float* from = data(x) + offset;
-      float* to = mutable_data(out) + offset;
+      float* to = x_required ? mutable_data(out) + offset : nullptr;
       staged.run(blocks, task, grad, x, norm, lanes, mutable_data(weights));
-      const Lanes* kernels = taps_of(flipped, blocks, task);
       const auto run = [&](auto finish) {
-        convolve(kernel, staged.grad, padded.line, tile, kernels, height, width, finish);
+        convolve(kernel, staged.grad, padded.line, tile, taps_of(reversed, blocks, task), height, width, finish);
       };
-      if (norm) {
+      if (norm_required) {
         Lanes sum{}, product{};
-        run([&](int64_t pixel, Lanes above) {
+        run([&](int64_t pixel, Lanes grad_out) {
           const Lanes value = load(from + pixel * channels, count);
-          const Lanes gradient = above * gelu_slope(value * lanes.scale + lanes.shift);
+          const Lanes gradient = grad_out * gelu_slope(value * lanes.scale + lanes.shift);
           sum += gradient;
           product += gradient * (value - lanes.mean);
-          store(to + pixel * channels, gradient, count);
+          if (to) store(to + pixel * channels, gradient, count);
         });
         store(mutable_data(sums) + channel, sum, count);
         store(mutable_data(sums) + images * channels + channel, product, count);
-      } else {
+      } else if (to) {
         run([&](int64_t pixel, Lanes sum) { store(to + pixel * channels, sum, count); });
       }
     }
   });
-  if (!norm) return {out, weights, {}, {}};
-  return {out, weights, sum_rows(sums[0]), sum_rows(sums[1])};
+  DepthwiseGrad result{out, {}, {}, {}};
+  if (weight_required) result.weight = sum_rows(weights.flatten(1)).view(weight.sizes());
+  if (norm_required) result.sums = sum_rows(sums[0]), result.products = sum_rows(sums[1]);
+  return result;
 }
 
-Tensor shared_weight_grad(const Tensor& each, const Tensor& weight) {
-  return sum_rows(each.flatten(1)).view(weight.sizes());
+Tensor run_depthwise(const Tensor& input, const Tensor& weight) {
+  const BelowAutograd guard;
+  const Tensor x = checked_map(input, "x");
+  check_weight(weight, x.size(1));
+  return depthwise(x, PackedKernels(weight));
 }
 
-Tensor run_depthwise(const Tensor& x, const Tensor& weight) {
-  return depthwise(channels_last(x), Taps(weight));
-}
-
-std::tuple<Tensor, Tensor> run_depthwise_backward(const Tensor& grad, const Tensor& x, const Tensor& weight) {
-  const auto out = depthwise_backward(channels_last(grad), channels_last(x), weight);
-  return {out.x, shared_weight_grad(out.weight, weight)};
+std::tuple<Tensor, Tensor> run_depthwise_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                                  std::array<bool, 2> required) {
+  const BelowAutograd guard;
+  const Tensor x = checked_map(input, "x");
+  check_weight(weight, x.size(1));
+  const auto out = depthwise_backward(checked_map(grad, "grad", x.sizes()), x, weight, required[0], required[1]);
+  return {out.x, out.weight};
 }
 
 // Also gives what norm_gelu_depthwise_backward needs of the norm.
-std::tuple<Tensor, Tensor> norm_gelu_depthwise(const Tensor& any, const Tensor& weight, const Tensor& norm_weight,
+std::tuple<Tensor, Tensor> norm_gelu_depthwise(const Tensor& input, const Tensor& weight, const Tensor& norm_weight,
                                                const Tensor& norm_bias, const Tensor& mean, const Tensor& variance,
                                                bool training, double momentum, double eps) {
-  const Tensor x = channels_last(any);
-  const auto norm = batch_norm(x, {}, {norm_weight, norm_bias, mean, variance, training, momentum, eps});
-  return {depthwise(x, Taps(weight), &norm), norm.values};
+  const BelowAutograd guard;
+  const Tensor x = checked_map(input, "x");
+  check_weight(weight, x.size(1));
+  const auto norm = batch_norm({norm_weight, norm_bias, mean, variance, training, momentum, eps}, x.size(1), x);
+  return {depthwise(x, PackedKernels(weight), &norm), norm.values};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> norm_gelu_depthwise_backward(const Tensor& grad, const Tensor& any,
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_gelu_depthwise_backward(const Tensor& grad, const Tensor& input,
                                                                         const Tensor& weight, const Tensor& values,
-                                                                        bool training) {
-  const Tensor x = channels_last(any);
-  const BatchNorm norm{values, training};
-  const auto inner = depthwise_backward(channels_last(grad), x, weight, &norm);
-  const auto outer = batch_norm_backward(inner.x, x, norm, inner.sums, inner.products);
-  return {outer.x, shared_weight_grad(inner.weight, weight), outer.weight, outer.bias};
+                                                                        bool training, std::array<bool, 4> required) {
+  const BelowAutograd guard;
+  const Tensor x = checked_map(input, "x");
+  check_weight(weight, x.size(1));
+  const auto norm = BatchNorm::saved(values, x.size(1), training);
+  const bool norm_required = required[0] || required[2] || required[3];
+  const auto inner = depthwise_backward(checked_map(grad, "grad", x.sizes()), x, weight, required[0], required[1],
+                                        &norm, norm_required);
+  BatchNormGrad outer;
+  if (norm_required) outer = batch_norm_backward(inner.x, x, norm, inner.sums, inner.products);
+  return {outer.x, inner.weight, required[2] ? outer.weight : Tensor(), required[3] ? outer.bias : Tensor()};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("depthwise(Tensor x, Tensor weight) -> Tensor");
-  library.def("depthwise_backward(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor)");
+  library.def("depthwise_backward(Tensor grad, Tensor x, Tensor weight, bool[2] required) -> (Tensor, Tensor)");
   library.def("norm_gelu_depthwise(Tensor x, Tensor weight, Tensor norm_weight, Tensor norm_bias, Tensor(a!) mean,"
               " Tensor(b!) variance, bool training, float momentum, float eps) -> (Tensor, Tensor)");
-  library.def("norm_gelu_depthwise_backward(Tensor grad, Tensor x, Tensor weight, Tensor norm, bool training)"
-              " -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("norm_gelu_depthwise_backward(Tensor grad, Tensor x, Tensor weight, Tensor norm, bool training,"
+              " bool[4] required) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {

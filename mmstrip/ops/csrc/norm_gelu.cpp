@@ -1,6 +1,7 @@
 // BN and GELU with their gradients, in as few passes over memory as there can be.
+#include "batch_norm.h"
 #include "gelu.h"
-#include "maps.h"
+#include "parallel.h"
 
 namespace mmstrip {
 namespace {
@@ -13,6 +14,7 @@ Slices slices_of_map(const Tensor& x) {
 void channel_moments(const Tensor& x, float* mean, float* variance) {
   const Slices slices = slices_of_map(x);
   const int64_t channels = slices.channels;
+  TORCH_CHECK(slices.pixels > 1, "BN in training needs more than one value per channel, but the map is of shape ", x.sizes());
   const Tensor sums = slices.sums(x.options()), squares = slices.sums(x.options());
   const auto size_of = [&](int64_t slice) { return std::min(SLICE, slices.pixels - slice * SLICE); };
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
@@ -65,52 +67,43 @@ void combine(const Tensor& grad, const Tensor& x, const float* scale, const floa
   });
 }
 
-}  // namespace
-
-Tensor sum_rows(const Tensor& any) {
-  const Tensor matrix = any.contiguous();
-  const Slices slices(1, matrix.size(0), matrix.size(1));
-  const int64_t channels = slices.channels;
-  const Tensor sums = slices.sums(matrix.options()), out = at::zeros({channels}, matrix.options());
-  const auto add_rows = [channels](const float* from, int64_t first, int64_t end, float* sum) {
-    for (int64_t row = first; row < end; ++row) {
-      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-        add_to(sum + c, load(from + row * channels + c, lanes), lanes);
-      });
-    }
-  };
-  slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
-    add_rows(data(matrix), first, end, mutable_data(sums) + slice * channels);
-  });
-  add_rows(data(sums), 0, slices.count, mutable_data(out));
-  return out;
+// Running statistics after their update, which a layer may hold as a view with strides of its own.
+void update(const Tensor& statistics, const Tensor& updated) {
+  if (!updated.is_same(statistics)) statistics.copy_(updated);
+  if (!statistics.is_inference()) statistics.unsafeGetTensorImpl()->bump_version();
 }
 
-BatchNorm batch_norm(const Tensor& x, const OptionalTensor& bias, const BatchNormLayer& layer) {
-  const int64_t channels = layer.weight.numel(), count = layer.training ? x.numel() / channels : 0;
-  TORCH_CHECK(!x.defined() || x.size(1) == channels, "BN of ", channels, " channels does not fit a map ", x.sizes());
-  const Tensor values = at::empty({4, channels}, layer.weight.options());
+}  // namespace
+
+BatchNorm batch_norm(const BatchNormLayer& layer, int64_t channels, const Tensor& x, const OptionalTensor& bias) {
+  const Tensor weight = checked(layer.weight, "norm_weight", {channels});
+  const Tensor offset = checked(layer.bias, "norm_bias", {channels});
+  const Tensor running_mean = checked(layer.running_mean, "mean", {channels});
+  const Tensor running_variance = checked(layer.running_variance, "variance", {channels});
+  const OptionalTensor addend = checked(bias, "bias", {channels});
+  const Tensor values = at::empty({4, channels}, weight.options());
   float* mean = mutable_data(values);
   float *inverse = mean + channels, *scale = inverse + channels, *shift = scale + channels;
-  if (layer.training) channel_moments(x, mean, inverse);
-  const float momentum = layer.momentum, unbiased = float(count) / std::max<int64_t>(count - 1, 1);
-  const float* weight = data(layer.weight);
-  const float* offset = data(layer.bias);
-  const float* more = bias ? data(*bias) : nullptr;
-  float* running_mean = mutable_data(layer.running_mean);
-  float* running_variance = mutable_data(layer.running_variance);
-  for (const auto c : irange(channels)) {
-    const float added = more ? more[c] : 0.0f;
-    if (layer.training) {
-      running_mean[c] += momentum * (mean[c] + added - running_mean[c]);
-      running_variance[c] += momentum * (inverse[c] * unbiased - running_variance[c]);
-    } else {
-      mean[c] = running_mean[c] - added;
-      inverse[c] = running_variance[c];
+  if (layer.training) {
+    channel_moments(x, mean, inverse);
+    const float unbiased = float(x.numel() / channels) / (x.numel() / channels - 1), momentum = layer.momentum;
+    float *to_mean = mutable_data(running_mean), *to_variance = mutable_data(running_variance);
+    for (const auto c : irange(channels)) {
+      to_mean[c] += momentum * (mean[c] + (addend ? data(*addend)[c] : 0.0f) - to_mean[c]);
+      to_variance[c] += momentum * (inverse[c] * unbiased - to_variance[c]);
     }
+    update(layer.running_mean, running_mean);
+    update(layer.running_variance, running_variance);
+  } else {
+    for (const auto c : irange(channels)) {
+      mean[c] = data(running_mean)[c] - (addend ? data(*addend)[c] : 0.0f);
+      inverse[c] = data(running_variance)[c];
+    }
+  }
+  for (const auto c : irange(channels)) {
     inverse[c] = 1.0f / std::sqrt(inverse[c] + float(layer.eps));
-    scale[c] = weight[c] * inverse[c];
-    shift[c] = offset[c] - mean[c] * scale[c];
+    scale[c] = data(weight)[c] * inverse[c];
+    shift[c] = data(offset)[c] - mean[c] * scale[c];
   }
   return {values, layer.training};
 }
@@ -118,11 +111,11 @@ BatchNorm batch_norm(const Tensor& x, const OptionalTensor& bias, const BatchNor
 void norm_gelu(const Tensor& x, const BatchNorm& norm, at::TensorList out) {
   const int64_t channels = x.size(1), width = channels / out.size();
   at::parallel_for(0, x.numel() / channels, 64, [&](int64_t begin, int64_t end) {
-    for (const auto part : irange(out.size())) {
-      const float* from = data(x) + begin * channels + part * width;
-      const float* scale = norm.scale() + part * width;
-      const float* shift = norm.shift() + part * width;
-      float* to = mutable_data(out[part]) + begin * width;
+    for (const auto chunk : irange(out.size())) {
+      const float* from = data(x) + begin * channels + chunk * width;
+      const float* scale = norm.scale() + chunk * width;
+      const float* shift = norm.shift() + chunk * width;
+      float* to = mutable_data(out[chunk]) + begin * width;
       for (int64_t row = begin; row < end; ++row, from += channels, to += width) {
         for_lanes(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
           store(to + c, gelu(load(from + c, lanes) * load(scale + c, lanes) + load(shift + c, lanes)), lanes);
@@ -148,36 +141,36 @@ BatchNormGrad batch_norm_backward(const Tensor& grad, const Tensor& x, const Bat
     slope[c] = -scale[c] * inverse[c] * gradient[c] / count;
     offset[c] = -scale[c] * sum[c] / count - slope[c] * mean[c];
   }
-  combine(grad, x, scale, slope, offset);
+  if (grad.defined()) combine(grad, x, scale, slope, offset);
   return {grad, weight, sums};
 }
 
-BatchNormGrad norm_gelu_backward(at::TensorList any, const Tensor& x, const BatchNorm& norm) {
+BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const BatchNorm& norm, bool x_required) {
   const Slices slices = slices_of_map(x);
-  const int64_t channels = slices.channels, width = channels / any.size();
-  std::vector<Tensor> grads;
-  for (const auto& grad : any) grads.push_back(channels_last(grad));
-  const Tensor out = empty_map(x), sums = slices.sums(x.options()), products = slices.sums(x.options());
+  const int64_t channels = slices.channels, width = channels / grads.size();
+  const Tensor out = x_required ? empty_map(x) : Tensor();
+  const Tensor sums = slices.sums(x.options()), products = slices.sums(x.options());
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
-    for (const auto part : irange(grads.size())) {
-      const int64_t left = part * width;
+    for (const auto chunk : irange(grads.size())) {
+      const int64_t left = chunk * width;
       float* sum = mutable_data(sums) + slice * channels + left;
       float* product = mutable_data(products) + slice * channels + left;
       const float* scale = norm.scale() + left;
       const float* shift = norm.shift() + left;
       const float* mean = norm.mean() + left;
       const float* from = data(x) + first * channels + left;
-      const float* above = data(grads[part]) + first * width;
-      float* to = mutable_data(out) + first * channels + left;
-      for (int64_t pixel = first; pixel < end; ++pixel, from += channels, above += width, to += channels) {
+      const float* grad_out = data(grads[chunk]) + first * width;
+      float* to = x_required ? mutable_data(out) + first * channels + left : nullptr;
+      for (int64_t pixel = first; pixel < end; ++pixel, from += channels, grad_out += width) {
         for_lanes(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
           const Lanes value = load(from + c, lanes);
           const Lanes normed = value * load(scale + c, lanes) + load(shift + c, lanes);
-          const Lanes grad = load(above + c, lanes) * gelu_slope(normed);
-          store(to + c, grad, lanes);
+          const Lanes grad = load(grad_out + c, lanes) * gelu_slope(normed);
+          if (to) store(to + c, grad, lanes);
           add_to(sum + c, grad, lanes);
           add_to(product + c, grad * (value - load(mean + c, lanes)), lanes);
         });
+        if (to) to += channels;
       }
     }
   });

@@ -1,9 +1,7 @@
 // Strip MLP layer (Section 3.2): channels of different patches side by side, so that no map is rearranged.
 #include <torch/library.h>
 
-#include "lanes.h"
-#include "maps.h"
-#include "steps.h"
+#include "layers.h"
 
 namespace mmstrip {
 namespace {
@@ -29,7 +27,7 @@ int64_t whole_tiles(int64_t lines) {
 
 // Weights (G, strip_width, L, L) of the patches of LANES channels, as (strip_width * L * L) vectors.
 void load_weight(const Tensor& weight, int64_t first, Lanes* out) {
-  const int64_t patches = weight.size(0), size = weight.stride(0);
+  const int64_t patches = weight.size(0), size = weight.numel() / patches;
   const float* rows[LANES];
   for (const auto lane : irange(LANES)) {
     rows[lane] = data(weight) + (first + lane) % patches * size;
@@ -136,11 +134,21 @@ void multiply_image(const Lanes* x, int64_t pitch, const Lanes* weight, int64_t 
   });
 }
 
-Tensor pixels_first(const Tensor& map) {
+// A map (C, H, W) as (H, W, C).
+Tensor checked_pixels_first(const Tensor& map, const char* name) {
+  check(map, name, {ANY, ANY, ANY});
   return map.permute({1, 2, 0}).contiguous();
 }
 
-Lanes pass(Lanes v, int64_t) {
+Tensor checked_weight(const Tensor& weight) {
+  check(weight, "weight", {ANY, ANY, ANY, ANY});
+  TORCH_CHECK(weight.numel() > 0 && weight.size(1) % 2 == 1 && weight.size(2) == weight.size(3),
+              "weight must be of shape [patches, strip_width, tokens, tokens] with an odd strip_width, but is of ",
+              weight.sizes());
+  return weight.contiguous();
+}
+
+Lanes identity(Lanes v, int64_t) {
   return v;
 }
 
@@ -160,95 +168,99 @@ struct StripLayer::Layout : Lines {
         pad(layer.weight_.size(1) / 2),
         pitch(all_lines + 2 * pad),
         whole(all_lines * tokens),
-        weights(layer.weight_.stride(0)),
+        weights(layer.weight_.numel() / layer.weight_.size(0)),
         biases(layer.bias_map_ ? whole : tokens),
         positions(layer.position_.defined() ? pixels : 0) {
     const Tensor& weight = layer.weight_;
-    TORCH_CHECK(tokens == weight.size(2) && tokens == weight.size(3) && channels % weight.size(0) == 0,
-                "strip weights ", weight.sizes(), " do not fit a map ", shape);
+    TORCH_CHECK(tokens == weight.size(2) && channels % weight.size(0) == 0, "weight of shape ", weight.sizes(),
+                " does not fit a map of shape ", shape);
     const auto fits = [&](const Tensor& map) { return map.size(0) == height && map.size(1) == width && map.size(2) == channels; };
-    TORCH_CHECK(!layer.position_.defined() || fits(layer.position_), "positions do not fit the map");
-    const Tensor& bias = layer.bias_;
-    TORCH_CHECK(!bias.defined() || (layer.bias_map_ ? fits(bias) : bias.numel() == weight.size(0) * tokens),
-                "biases do not fit the map");
+    TORCH_CHECK(!layer.bias_map_ || fits(layer.bias_), "bias must be of the map's shape ", shape);
+    TORCH_CHECK(!layer.position_.defined() || fits(layer.position_), "position must be of the map's shape ", shape);
   }
 
-  int64_t ready() const { return weights + biases + positions; }
+  int64_t packed() const { return weights + biases + positions; }
 };
 
 // What a block of channels needs: weights in the order of their use, biases and positions.
-struct StripLayer::Ready {
+struct StripLayer::PackedBlock {
   Lanes *weight, *bias, *position;
 
-  Ready(const Layout& layout, Lanes* memory)
+  PackedBlock(const Layout& layout, Lanes* memory)
       : weight(memory), bias(weight + layout.weights), position(bias + layout.biases) {}
 };
 
 StripLayer::StripLayer(const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& position, bool row,
                        bool backward)
-    : weight_(weight.contiguous()), row_(row), backward_(backward), bias_map_(bias && bias->dim() == 3) {
-  if (bias) bias_ = bias_map_ ? pixels_first(*bias) : bias->contiguous();
-  if (position) position_ = pixels_first(*position);
+    : weight_(checked_weight(weight)), row_(row), backward_(backward), bias_map_(bias && bias->dim() == 3) {
+  if (bias && bias_map_) bias_ = checked_pixels_first(*bias, "bias");
+  if (bias && !bias_map_) bias_ = checked(*bias, "bias", {weight.size(0), weight.size(2)});
+  if (position) position_ = checked_pixels_first(*position, "position");
 }
 
-void StripLayer::keep(at::IntArrayRef shape) {
+void StripLayer::pack(at::IntArrayRef shape) {
   const Layout layout(*this, shape);
   const int64_t blocks = divide_up(layout.channels, LANES);
   shape_ = shape.vec();
-  kept_ = at::empty({blocks, layout.ready(), LANES}, weight_.options());
+  packed_ = at::empty({blocks, layout.packed(), LANES}, weight_.options());
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    Lanes* loaded = Workspace(layout.weights).take(layout.weights);
+    Workspace workspace(layout.weights);
+    Lanes* weight = workspace.take(layout.weights);
     for (const auto block : irange(begin, end)) {
-      bring(layout, block * LANES, loaded, Ready(layout, as_lanes(kept_) + block * layout.ready()));
+      pack_block(layout, block * LANES, weight, {layout, as_lanes(packed_) + block * layout.packed()});
     }
   });
 }
 
-// Fill `ready` for the block of channels from `first` on; `loaded` is memory to work in.
-void StripLayer::bring(const Layout& layout, int64_t first, Lanes* loaded, const Ready& ready) const {
+// Fill `packed` for the block of channels from `first` on; `weight` is memory for its weights before they are arranged.
+void StripLayer::pack_block(const Layout& layout, int64_t first, Lanes* weight, const PackedBlock& packed) const {
   const int64_t patches = weight_.size(0), channels = layout.channels, count = lanes_left(channels, first);
-  load_weight(weight_, first, loaded);
-  arrange(loaded, weight_.size(1), layout.tokens, backward_, ready.weight);
+  load_weight(weight_, first, weight);
+  arrange(weight, weight_.size(1), layout.tokens, backward_, packed.weight);
   if (position_.defined()) {
-    stage(data(position_) + first, 1, layout.pixels, channels, count, ready.position, 0, 1, pass);
+    stage_pixels(data(position_) + first, 1, layout.pixels, channels, count, packed.position, 0, 1, identity);
   }
-  std::fill(ready.bias, ready.bias + layout.biases, Lanes{});
+  std::fill(packed.bias, packed.bias + layout.biases, Lanes{});
   if (bias_map_) {
-    stage(data(bias_) + first, layout.height, layout.width, channels, count, ready.bias, row_ ? 1 : layout.all_lines,
-          row_ ? layout.all_lines : 1, pass);
+    stage_pixels(data(bias_) + first, layout.height, layout.width, channels, count, packed.bias,
+                 row_ ? 1 : layout.all_lines, row_ ? layout.all_lines : 1, identity);
   } else if (bias_.defined()) {
     const float* rows[LANES];
     for (const auto lane : irange(LANES)) rows[lane] = data(bias_) + (first + lane) % patches * layout.tokens;
-    gather(rows, layout.tokens, ready.bias);
+    gather(rows, layout.tokens, packed.bias);
   }
+}
+
+void StripLayer::check_fits(const Tensor& x) const {
+  Layout{*this, x.sizes().slice(1)};
 }
 
 Tensor StripLayer::run(const Tensor& x) const {
   const int64_t images = x.size(0), strip_width = weight_.size(1);
   const Layout layout(*this, x.sizes().slice(1));
-  const bool kept = x.sizes().slice(1) == at::IntArrayRef(shape_);
+  const bool ready = x.sizes().slice(1) == at::IntArrayRef(shape_);
   const Tensor out = empty_map(x);
   for_blocks(layout.channels, images, [&](int64_t begin, int64_t end) {
-    const int64_t staged = layout.pitch * layout.tokens, own = kept ? 0 : layout.ready() + layout.weights;
+    const int64_t staged = layout.pitch * layout.tokens, own = ready ? 0 : layout.packed() + layout.weights;
     Workspace workspace(staged + layout.whole + own);
     Lanes *buffer = workspace.take_zeros(staged), *sums = workspace.take(layout.whole), *memory = workspace.take(own);
     for (const auto task : irange(begin, end)) {
       const int64_t first = task / images * LANES, image = task % images, count = lanes_left(layout.channels, first);
-      const Ready ready(layout, kept ? as_lanes(kept_) + first / LANES * layout.ready() : memory);
-      if (!kept && (task == begin || image == 0)) bring(layout, first, memory + layout.ready(), ready);
+      const PackedBlock packed(layout, ready ? as_lanes(packed_) + first / LANES * layout.packed() : memory);
+      if (!ready && (task == begin || image == 0)) pack_block(layout, first, memory + layout.packed(), packed);
       const int64_t offset = image * layout.pixels * layout.channels + first;
       const auto stage_image = [&](auto function) {
-        stage(data(x) + offset, layout.height, layout.width, layout.channels, count, buffer + layout.pad,
-              row_ ? 1 : layout.pitch, row_ ? layout.pitch : 1, function);
+        stage_pixels(data(x) + offset, layout.height, layout.width, layout.channels, count, buffer + layout.pad,
+                     row_ ? 1 : layout.pitch, row_ ? layout.pitch : 1, function);
       };
       if (position_.defined()) {
-        stage_image([&](Lanes v, int64_t pixel) { return v + ready.position[pixel]; });
+        stage_image([&](Lanes v, int64_t pixel) { return v + packed.position[pixel]; });
       } else {
-        stage_image(pass);
+        stage_image(identity);
       }
       const Target to{mutable_data(out) + offset, layout.line * layout.channels, layout.token * layout.channels, count};
-      const Start start{ready.bias, bias_map_ ? 1 : 0, bias_map_ ? layout.all_lines : 1};
-      multiply_image(buffer, layout.pitch, ready.weight, strip_width, layout, start, sums, to);
+      const Start start{packed.bias, bias_map_ ? 1 : 0, bias_map_ ? layout.all_lines : 1};
+      multiply_image(buffer, layout.pitch, packed.weight, strip_width, layout, start, sums, to);
     }
   });
   return out;
@@ -258,7 +270,8 @@ namespace {
 
 Tensor strip_layer(const Tensor& x, const Tensor& weight, const Tensor& bias, bool row,
                    const OptionalTensor& position) {
-  return StripLayer(weight, bias, position, row).run(channels_last(x));
+  const BelowAutograd guard;
+  return StripLayer(weight, bias, position, row).run(checked_map(x, "x"));
 }
 
 // Products of T x U tokens of the gradient and of the input, added up over the lines of an image.
@@ -294,7 +307,7 @@ Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t
   const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
   const Lines shape(x.size(2), x.size(3), row);
   const int64_t tokens = shape.tokens, square = tokens * tokens, pad = strip_width / 2;
-  const Tensor positions = position ? pixels_first(*position) : Tensor();
+  const Tensor positions = position ? checked_pixels_first(*position, "position") : Tensor();
   const Tensor out = at::empty({channels, strip_width, tokens, tokens}, x.options());
   at::parallel_for(0, divide_up(channels, LANES) * strip_width, 1, [&](int64_t begin, int64_t end) {
     const int64_t padded = (shape.lines + 2 * pad) * tokens;
@@ -305,19 +318,17 @@ Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t
       const int64_t first = task / strip_width * LANES, k = task % strip_width, count = lanes_left(channels, first);
       const int64_t to_line = row ? tokens : 1, to_token = row ? 1 : tokens;
       if (position) {
-        stage(data(positions) + first, 1, pixels, channels, count, position_lanes, 0, 1, pass);
+        stage_pixels(data(positions) + first, 1, pixels, channels, count, position_lanes, 0, 1, identity);
       }
       std::fill(sum, sum + square, Lanes{});
       for (const auto image : irange(images)) {
         const int64_t offset = image * pixels * channels + first;
-        stage(data(x) + offset, x.size(2), x.size(3), channels, count, staged + pad * tokens,
-              to_line, to_token, [&](Lanes v, int64_t pixel) { return v + position_lanes[pixel]; });
-        stage(data(grad) + offset, x.size(2), x.size(3), channels, count, staged_grad, to_line,
-              to_token, pass);
+        stage_pixels(data(x) + offset, x.size(2), x.size(3), channels, count, staged + pad * tokens, to_line, to_token,
+                     [&](Lanes v, int64_t pixel) { return v + position_lanes[pixel]; });
+        stage_pixels(data(grad) + offset, x.size(2), x.size(3), channels, count, staged_grad, to_line, to_token, identity);
         correlate_image(staged_grad, staged + k * tokens, shape, sum);
       }
-      scatter(sum, square, mutable_data(out) + (first * strip_width + k) * square,
-              strip_width * square, count);
+      scatter(sum, square, mutable_data(out) + (first * strip_width + k) * square, strip_width * square, count);
     }
   });
   return out.view({channels / patches, patches, strip_width, tokens, tokens}).sum(0);
@@ -338,30 +349,37 @@ Tensor sum_images(const Tensor& map) {
   return out;
 }
 
-// Gradients of the map, the weights, the biases (as a map if they are one) and the positions.
-std::tuple<Tensor, Tensor, Tensor, Tensor> strip_layer_backward(const Tensor& any_grad, const Tensor& any,
-                                                                const Tensor& any_weight, bool row, bool bias_map,
-                                                                const OptionalTensor& position) {
-  const Tensor grad = channels_last(any_grad), x = channels_last(any), weight = any_weight.contiguous();
+// Gradient of the bias: a map (C, H, W), or (G, L).
+Tensor bias_grad(const Tensor& grad, int64_t patches, bool row, bool bias_map) {
+  const Tensor map = sum_images(grad);
+  if (bias_map) return map.permute({2, 0, 1});
+  const Tensor tokens = map.sum(row ? 0 : 1);  // (L, C)
+  return tokens.view({tokens.size(0), -1, patches}).sum(1).t();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> strip_layer_backward(const Tensor& grad_out, const Tensor& input,
+                                                                const Tensor& weight, bool row, bool bias_map,
+                                                                const OptionalTensor& position,
+                                                                std::array<bool, 4> required) {
+  const BelowAutograd guard;
+  const Tensor x = checked_map(input, "x"), grad = checked_map(grad_out, "grad", x.sizes());
+  StripLayer(weight, {}, position, row).check_fits(x);
   const int64_t patches = weight.size(0);
-  const Tensor grad_x = StripLayer(weight, {}, {}, row, true).run(grad);
-  Tensor grad_bias = sum_images(grad);
-  if (bias_map) {
-    grad_bias = grad_bias.permute({2, 0, 1});
-  } else {
-    const Tensor tokens = grad_bias.sum(row ? 0 : 1);  // (L, C)
-    grad_bias = tokens.view({tokens.size(0), -1, patches}).sum(1).t();
-  }
-  return {grad_x, weight_grad(grad, x, patches, weight.size(1), row, position), grad_bias,
-          position ? sum_images(grad_x).permute({2, 0, 1}) : at::empty({0}, x.options())};
+  const bool position_required = position && required[3];
+  Tensor grad_x, grad_weight, grad_bias, grad_position;
+  if (required[0] || position_required) grad_x = StripLayer(weight, {}, {}, row, true).run(grad);
+  if (required[1]) grad_weight = weight_grad(grad, x, patches, weight.size(1), row, position);
+  if (required[2]) grad_bias = bias_grad(grad, patches, row, bias_map);
+  if (position_required) grad_position = sum_images(grad_x).permute({2, 0, 1});
+  return {required[0] ? grad_x : Tensor(), grad_weight, grad_bias, grad_position};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("strip_layer(Tensor x, Tensor weight, Tensor bias, bool row, Tensor? position=None) -> Tensor");
-  library.def("strip_layer_backward(Tensor grad, Tensor x, Tensor weight, bool row, bool bias_map,"
-              " Tensor? position=None) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("strip_layer_backward(Tensor grad, Tensor x, Tensor weight, bool row, bool bias_map, Tensor? position,"
+              " bool[4] required) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {

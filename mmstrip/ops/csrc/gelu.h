@@ -1,7 +1,7 @@
 // GELU and its derivative, within 4e-7.
 #pragma once
 
-#include "lanes.h"
+#include "simd.h"
 
 namespace mmstrip {
 
@@ -81,13 +81,13 @@ inline Lanes gelu_slope(Lanes x) {
 
 // NaN stays NaN.
 inline Lanes clamp(Lanes x, float bound) {
-  x = x > bound ? same(bound) : x;
-  return x < -bound ? same(-bound) : x;
+  x = x > bound ? broadcast(bound) : x;
+  return x < -bound ? broadcast(-bound) : x;
 }
 
 template <size_t N>
 inline Lanes polynomial(const float (&coefficients)[N], Lanes x) {
-  Lanes sum = same(coefficients[N - 1]);
+  Lanes sum = broadcast(coefficients[N - 1]);
   for (int i = N - 2; i >= 0; --i) sum = sum * x + coefficients[i];
   return sum;
 }

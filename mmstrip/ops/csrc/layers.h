@@ -1,11 +1,39 @@
-// Steps of a block with their weights in the order of their use, so that they can run many times.
+// Layers whose weights are packed once, in the order of their use, so that they can run many times.
 #pragma once
 
 #include <deque>
 
+#include "batch_norm.h"
 #include "matmul.h"
 
 namespace mmstrip {
+
+// depthwise.cpp
+
+// Weights (1 or N, C, taps) of depthwise kernels whose rows are as wide as `rows` says.
+struct PackedKernels {
+  std::vector<int64_t> rows;
+  int64_t kernels, channels, taps;
+  Tensor packed;  // (kernels, blocks of LANES channels, taps, LANES)
+
+  PackedKernels(const Tensor& weight, at::IntArrayRef rows);
+
+  // Of a weight (C, 1, K_h, K_w).
+  explicit PackedKernels(const Tensor& weight);
+
+  // Its taps in reverse order, for the gradient of the input.
+  static PackedKernels reversed(const Tensor& weight);
+};
+
+// Convolution of x; of gelu(BN(x)) if there is a norm. An `addend` (1, C, H, W) times `factor` (N, C) is added to it.
+Tensor depthwise(const Tensor& x, const PackedKernels& weight, const BatchNorm* norm = nullptr,
+                 const Tensor& addend = {}, const Tensor& factor = {});
+
+// Gradient (N, C, taps) of the weights, of each image.
+Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRef rows);
+
+// Sums (N, C, taps) of what each tap sees of x.
+Tensor tap_sums(const Tensor& x, at::IntArrayRef rows);
 
 // pointwise.cpp
 
@@ -32,11 +60,11 @@ class Pointwise {
   std::vector<Operand> operands_of(at::TensorList maps) const;
 
   int64_t outputs_;
-  std::deque<Packed> packed_;
+  std::deque<PackedWeight> packed_;
   Tensor bias_;
 };
 
-// That, BN that has seen its statistics, and GELU, cut into equal parts of the channels.
+// That, BN with fixed statistics, and GELU, in equal chunks of the channels.
 class PointwiseNormGELU {
  public:
   PointwiseNormGELU(const Tensor& weight, at::IntArrayRef channels, const BatchNorm& norm, int64_t chunks = 1);
@@ -54,26 +82,29 @@ class PointwiseNormGELU {
 // Strip MLP layer (Section 3.2), or with `backward` the gradient of its input.
 class StripLayer {
  public:
-  // Weight (G, strip_width, L, L); bias (G, L), (C, H, W) or none; positions (C, H, W), added to the input, or none.
+  // Weight (G, strip_width, L, L); bias (G, L), (C, H, W) or none; position (C, H, W), added to the input, or none.
   StripLayer(const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& position, bool row,
              bool backward = false);
 
-  // Bring the weights for maps (C, H, W) in order now: otherwise every run does so.
-  void keep(at::IntArrayRef shape);
+  // Pack the weights for maps (C, H, W) now: otherwise every run does so.
+  void pack(at::IntArrayRef shape);
+
+  // Refuse a map that the layer does not fit; run does so too.
+  void check_fits(const Tensor& x) const;
 
   Tensor run(const Tensor& x) const;
 
  private:
   struct Layout;
-  struct Ready;
+  struct PackedBlock;
 
-  void bring(const Layout& layout, int64_t first, Lanes* loaded, const Ready& ready) const;
+  void pack_block(const Layout& layout, int64_t first, Lanes* weight, const PackedBlock& packed) const;
 
   const Tensor weight_;
   const bool row_, backward_, bias_map_;
   Tensor bias_, position_;
   std::vector<int64_t> shape_;
-  Tensor kept_;
+  Tensor packed_;
 };
 
 // local_strips.cpp
@@ -88,7 +119,7 @@ class LocalStrips {
   struct Result {
     Tensor out;
     // For the gradient: the sums under each tap (N, C, taps), the average (N, C), the MLP's hidden values before GELU
-    // (N, C / 2) and the weights of the paths (N, C, 3).
+    // (N, M) and the weights of the paths (N, C, 3).
     Tensor sums, average, hidden, weights;
   };
 
@@ -109,6 +140,7 @@ struct LayerNorm {
 // LayerNorm, linear layer, GELU, GRN and linear layer.
 class ChannelMLP {
  public:
+  // Weights (E, C) and (O, E) of the linear layers, gamma and beta (E, ) of GRN.
   ChannelMLP(const LayerNorm& norm, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
              const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias);
 
@@ -119,7 +151,7 @@ class ChannelMLP {
   class Run;
 
   LayerNorm norm_;
-  Packed expand_, reduce_;
+  PackedWeight expand_, reduce_;
   Tensor expand_bias_, gamma_, bias_;
   double eps_;
 };
