@@ -5,16 +5,16 @@ INSTALLED := $(VENV)/.installed
 DEMO := strip-mlp-tiny-light_1xb64_digits-32px
 DEMO_DIR := work_dirs/$(DEMO)
 STRIP := Strip-MLP-T=mmstrip.StripMLP:arch=tiny
-OTHERS := Swin-T=mmpretrain.SwinTransformer:arch=tiny ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny ResNet-50=mmpretrain.ResNet:depth=50
+OTHERS := Swin-T=mmpretrain.SwinTransformer:arch=tiny ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny ResNet-50=mmpretrain.ResNet:depth=50 ResNet-50=mmpretrain.ResNet:depth=50@channels_last
 
 # make install, demo, transfer, benchmark and test all work from nothing; see README.md.
-.PHONY: install demo transfer benchmark soak test lint clean
+.PHONY: install demo transfer benchmark soak test sanitize lint clean
 
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
 
 # Rebuilt when what it installs changes; tools/install.py itself skips the steps whose work is there.
-$(INSTALLED): tools/install.py setup.py pyproject.toml $(wildcard requirements/*.txt mmstrip/csrc/*)
+$(INSTALLED): tools/install.py setup.py pyproject.toml $(wildcard requirements/*.txt mmstrip/ops/extension.py mmstrip/ops/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "mmstrip needs Python 3.10 or newer: make install PYTHON=python3.11"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "[install] creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
@@ -30,7 +30,7 @@ transfer: install
 	$(BIN)/python tools/transfer.py
 
 benchmark: install
-	$(BIN)/python tools/analysis_tools/benchmark.py $(OTHERS) $(STRIP) $(STRIP)@deploy $(STRIP)@plain \
+	$(BIN)/python tools/analysis_tools/benchmark.py $(OTHERS) $(STRIP) $(STRIP)@deploy $(STRIP)@reference \
 		--modes inference train --out work_dirs/benchmark/224
 	$(BIN)/python tools/analysis_tools/benchmark.py $(STRIP) $(STRIP)@deploy \
 		--batch 2 --shapes 224 448 800x1216 --rounds 5 --out work_dirs/benchmark/dense
@@ -42,8 +42,16 @@ soak: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+# The tests of the operators on a library of their own that checks every access to memory; removed afterwards.
+sanitize: export MMSTRIP_SANITIZE := 1
+sanitize: install
+	$(BIN)/python setup.py build_ext --inplace --build-temp build/sanitize --build-lib build/sanitize
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		UBSAN_OPTIONS=print_stacktrace=1 $(BIN)/python -m pytest -s -p no:xdist tests/test_ops/test_operators.py; \
+		status=$$?; rm -rf build/sanitize mmstrip/ops/_C_sanitized_*; exit $$status
+
 lint: install
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) work_dirs build *.egg-info mmstrip/*.so
+	rm -rf $(VENV) work_dirs build *.egg-info mmstrip/ops/*.so

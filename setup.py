@@ -7,6 +7,7 @@ PyTorch that is installed). Without them the package is whole too, only slower o
 import os
 import runpy
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -40,29 +41,50 @@ class BuildWithMim(build_py):
 
 def native() -> dict:
     """The compiled operators as arguments of setup; none without PyTorch, or with MMSTRIP_NATIVE=0."""
-    if BuildExtension is None or os.environ.get('MMSTRIP_NATIVE') == '0':
+    operators = ROOT / 'mmstrip' / 'ops'
+    if os.environ.get('MMSTRIP_NATIVE') == '0':
         return {}
-    build = runpy.run_path(str(ROOT / 'mmstrip' / 'csrc' / '__init__.py'))
-    extension = CppExtension(
-        build['extension_name'](),
-        [str(path.relative_to(ROOT)) for path in build['SOURCES']],
-        depends=[str(path.relative_to(ROOT)) for path in build['HEADERS']],
-        extra_compile_args=build['compile_flags'](),
-        extra_link_args=build['LINK_FLAGS'],
-    )
+    if BuildExtension is None:
+        say_none('PyTorch is not installed')
+        return {}
+    library = runpy.run_path(str(operators / 'extension.py'))
+    extensions = [
+        CppExtension(
+            f'mmstrip.ops.{library["library_name"](variant)}',
+            [str(path.relative_to(ROOT)) for path in library['SOURCES']],
+            depends=[str(path.relative_to(ROOT)) for path in library['HEADERS']],
+            extra_compile_args=library['compile_flags'](variant),
+            extra_link_args=library['link_flags'](),
+        )
+        for variant in library['VARIANTS']
+    ]
 
     class BuildNative(BuildExtension):
-        """Goes on without the operators where they cannot be compiled."""
+        """Skips the operators where they cannot be compiled."""
 
         def run(self) -> None:
             try:
                 super().run()
             except Exception as error:
-                reason = str(error).strip().split('\n')[0]
-                print(f'mmstrip: no compiled operators, it works without them, slower on CPUs ({reason})', flush=True)
+                say_none(str(error).strip().split('\n')[0])
                 self.extensions = []
 
-    return dict(ext_modules=[extension], cmdclass={'build_ext': BuildNative})
+        def _define_torch_extension_name(self, extension) -> None:
+            """Left out: nobody reads it, and files would be compiled again as the name changes with any of them."""
+
+        def build_extension(self, extension) -> None:
+            """Objects of each library in a folder of its own, as all are of the same sources."""
+            folder, self.build_temp = self.build_temp, str(Path(self.build_temp) / extension.name.split('_torch')[0])
+            super().build_extension(extension)
+            self.build_temp = folder
+
+    return dict(ext_modules=extensions, cmdclass={'build_ext': BuildNative})
+
+
+def say_none(reason: str) -> None:
+    print(
+        f'mmstrip: no compiled operators, it works without them, slower on CPUs ({reason})', file=sys.stderr, flush=True
+    )
 
 
 def requirements(name: str) -> list:
@@ -90,7 +112,7 @@ setup(
     packages=find_packages(include=('mmstrip', 'mmstrip.*')),
     install_requires=requirements('runtime'),
     extras_require={**EXTRAS, 'all': [line for lines in EXTRAS.values() for line in lines]},
-    package_data={'mmstrip.csrc': ['*.cpp', '*.h']},
+    package_data={'mmstrip.ops': ['csrc/*.cpp', 'csrc/*.h']},
     ext_modules=NATIVE.get('ext_modules', []),
     cmdclass={'build_py': BuildWithMim, **NATIVE.get('cmdclass', {})},
 )

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmstrip.utils.complexity import analyze_complexity
+from mmstrip.analysis.complexity import analyze_complexity
 
 CONFIGS = sorted((ROOT / 'configs' / 'strip_mlp').glob('*.py'))
 DENSE = sorted(path for task in ('detection', 'segmentation') for path in (ROOT / 'configs' / task).glob('*.py'))

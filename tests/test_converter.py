@@ -8,8 +8,8 @@ import torch
 from helpers import Malicious, run_tool
 from helpers.official import PARITY_FILES, load_reference, official_weights
 
+from mmstrip.converters.official import convert_official_checkpoint, convert_official_state_dict
 from mmstrip.models import StripMLP
-from mmstrip.utils.official import convert_official_checkpoint, convert_official_state_dict
 
 CLASSIFICATION = next(file for file in PARITY_FILES if 'tiny-light_224' in file.stem)
 DENSE = next(file for file in PARITY_FILES if '320x448' in file.stem)

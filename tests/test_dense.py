@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch.utils._pytree import tree_leaves
 
-from mmstrip.utils.transfer import BACKBONES, TASKS, task_config
+from mmstrip.analysis.transfer import BACKBONES, TASKS, task_config
 
 DETECTORS = (
     'retinanet_strip-mlp-tiny-light_fpn_1x_coco',

@@ -139,13 +139,15 @@ def install_mmstrip() -> None:
 
 
 def build_operators() -> None:
-    """Bring the compiled operators up to date with their sources; nothing but speed on CPUs depends on them."""
+    """Build the compiled operators where their sources have changed; nothing but speed on CPUs depends on them."""
     log = Path(sys.prefix) / 'mmstrip-build.log'
     with log.open('w') as file:
         command = [sys.executable, 'setup.py', 'build_ext', '--inplace']
         subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-    used = python_prints('from mmstrip.models import native; print(native.in_use())') == 'True'
-    say(f'compiled operators: {"in use" if used else f"none, mmstrip works without them, slower on CPUs; see {log}"}')
+    reason = python_prints('from mmstrip.ops import extension; print(extension.load())')
+    if reason == 'None':
+        return say('compiled operators: in use')
+    say(f'no compiled operators ({reason}): mmstrip works without them, slower on CPUs; see {log}')
 
 
 def has_original(distribution: str) -> bool:

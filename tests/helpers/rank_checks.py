@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 
 from helpers import ROOT, randomise, small_backbone
-from mmstrip.utils.launch import load_config
+from mmstrip.utils.config import load_config
 
 DENSE = {
     'detection': 'detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py',

@@ -16,7 +16,8 @@ _CONTEXT.set_forkserver_preload(['helpers.runs', 'mmpretrain.models', 'mmpretrai
 
 def train(config: str, work_dir: str, options: dict, output: str, file_limit: int | None) -> None:
     """What tools/train.py CONFIG --resume does, in a child process that writes to ``output``."""
-    from mmstrip.utils.launch import build_runner, load_config
+    from mmstrip.engine.launch import build_runner
+    from mmstrip.utils.config import load_config
 
     with Path(output).open('a') as file:
         os.dup2(file.fileno(), 1)

@@ -10,7 +10,7 @@ from helpers import ROOT, SMALL_CONFIG, last_line, run_tool
 from mmengine.config import Config
 from PIL import Image
 
-from mmstrip.utils.launch import check_data
+from mmstrip.engine.launch import check_data
 
 
 @pytest.fixture(scope='module')

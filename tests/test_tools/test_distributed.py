@@ -25,7 +25,7 @@ def free_port() -> int:
 
 def environment(**settings) -> dict[str, str]:
     """gloo, as on a machine without GPUs, so that the test is the same everywhere."""
-    paths = f'{ROOT / "tests" / "helpers"}{os.pathsep}{ROOT / "tests"}'
+    paths = os.pathsep.join(map(str, [ROOT / 'tests' / 'helpers', ROOT / 'tests', ROOT]))
     return dict(PORT=str(free_port()), PYTHONPATH=paths, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', **settings)
 
 
@@ -62,7 +62,7 @@ def test_two_processes_train_one_model_and_test_it(tmp_path):
     )
     assert done.returncode == 0, done.stdout
     assert 'Distributed launcher: pytorch' in done.stdout
-    assert 'No CUDA: the processes talk by gloo' in done.stdout
+    assert 'No CUDA: the processes use the gloo backend' in done.stdout
     ranks = weights_of_ranks(tmp_path)
     assert_equal_weights(*ranks)
     assert_equal_weights(ranks[0], torch.load(tmp_path / 'work' / 'epoch_1.pth')['state_dict'])
@@ -90,7 +90,7 @@ def test_two_processes_train_a_segmentor(tmp_path):
     )
     done = launch('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work', '--no-validate')
     assert done.returncode == 0, done.stdout
-    assert 'SyncBN is not there for CPUs' in done.stdout
+    assert 'SyncBN is not available on CPUs' in done.stdout
     ranks = weights_of_ranks(tmp_path)
     weights = [name for name in ranks[0] if name.endswith(('weight', 'bias', 'table'))]
     assert len(weights) > 100 and all(torch.equal(ranks[0][name], ranks[1][name]) for name in weights)

@@ -14,9 +14,9 @@ from helpers.runs import CONFIG, children, fail, finish, log, start
 from mmengine.logging import HistoryBuffer
 from sklearn.datasets import load_digits
 
+from mmstrip.converters.official import convert_official_checkpoint
+from mmstrip.converters.reparameterize import convert_to_deploy
 from mmstrip.utils.checkpoints import read_checkpoint, restore_histories, to_plain, write_checkpoint
-from mmstrip.utils.deploy import convert_to_deploy
-from mmstrip.utils.official import convert_official_checkpoint
 
 PNG_CONFIG = """
 _base_ = [{base!r}]

@@ -8,9 +8,11 @@ from helpers import SMALL_CONFIG, last_line, run_tool
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
-from mmstrip.utils.benchmark import Settings, Spec, peak_memory, run_benchmark
-from mmstrip.utils.deploy import convert_to_deploy
-from mmstrip.utils.launch import load_config
+from mmstrip.analysis.benchmark import run_benchmark
+from mmstrip.analysis.measuring import Settings, peak_memory
+from mmstrip.analysis.specs import Spec
+from mmstrip.converters.reparameterize import convert_to_deploy
+from mmstrip.utils.config import load_config
 
 BENCHMARK = 'analysis_tools/benchmark.py'
 CONVERTER = 'model_converters/reparameterize_model.py'
@@ -19,21 +21,21 @@ STRIP = 'mmstrip.StripMLP:arch=tiny-light,img_size=32'
 
 def test_benchmark_compares_and_saves(tmp_path):
     small = f'Strip={SMALL_CONFIG}'
-    models = [small, f'{small}@plain', 'Mine=mmstrip.StripMLP:arch=tiny-light,img_size=32@deploy@channels_last']
+    models = [small, f'{small}@reference', 'Mine=mmstrip.StripMLP:arch=tiny-light,img_size=32@deploy@channels_last']
     options = ['--modes', 'inference', 'train', '--shapes', '32', '48x64', '--rounds', '2', '--warmup', '1']
     done = run_tool(BENCHMARK, *models, *options, '--out', tmp_path / 'out')
     assert done.returncode == 0, done.stdout
     report = json.loads((tmp_path / 'out' / 'benchmark.json').read_text())
     assert len(report['results']) == 3 * 2 * 2
     labels = [result['label'] for result in report['results'][:3]]
-    assert labels == ['Strip', 'Strip @plain', 'Mine @deploy @channels_last']
+    assert labels == ['Strip', 'Strip @reference', 'Mine @deploy @channels_last']
     assert all(label in done.stdout for label in labels)
     for result in report['results']:
         assert result['q1'] <= result['median'] <= result['q3'] and len(result['seconds']) == 2
         assert result['peak_mib'] > 0 and result['flops'] > 0
     by_label = {result['label']: result for result in report['results'] if result['mode'] == 'train'}
-    assert by_label['Strip']['params'] == by_label['Strip @plain']['params']
-    assert by_label['Strip']['peak_mib'] < by_label['Strip @plain']['peak_mib']
+    assert by_label['Strip']['params'] == by_label['Strip @reference']['params']
+    assert by_label['Strip']['peak_mib'] < by_label['Strip @reference']['peak_mib']
     for mode in ('inference', 'train'):
         assert len(Image.open(tmp_path / 'out' / f'benchmark_{mode}.png').convert('L').getcolors()) > 20
 
@@ -48,7 +50,7 @@ def test_profile_names_modules():
 @pytest.mark.parametrize(
     'model, words',
     [
-        (f'{STRIP}@fast', 'forms are channels_last, compile, cudagraphs, deploy, dynamic, plain, python, but got fast'),
+        (f'{STRIP}@fast', 'cudagraphs, deploy, dynamic, reference, recompute, but got fast'),
         ('mmstrip.StripMLP:tiny', "KEY=VALUE, but got 'tiny'"),
         ('mmpretrain.ResNat:depth=18', "'mmpretrain.ResNat'"),
         ('mmpretrain.ResNet:depth=18@deploy', 'ResNet has no deploy form'),

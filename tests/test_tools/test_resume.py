@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.runs import CONFIG, children, fail, finish, log, start
 
-from mmstrip.engine.checkpoint_hook import STOPPED
+from mmstrip.engine.hooks.checkpoint import STOPPED
 
 EPOCHS = 24
 SETTINGS = {'randomness.seed': 5, 'train_cfg.max_epochs': EPOCHS}
@@ -151,8 +151,31 @@ def test_full_disk_and_damaged_checkpoints(tmp_path, undisturbed):
 
 
 def test_only_damaged_checkpoints(tmp_path):
-    """Nothing is overwritten by a training that would begin anew."""
+    """Nothing is overwritten by a training that would start from scratch."""
     (tmp_path / 'epoch_3.pth').write_text('no checkpoint')
     output = fail(tmp_path, SETTINGS)
     assert f'ValueError: no checkpoint in {tmp_path} can be read: {tmp_path}/epoch_3.pth cannot be loaded' in output
     assert (tmp_path / 'epoch_3.pth').read_text() == 'no checkpoint'
+
+
+WRAPPED = f"""
+_base_ = [{str(CONFIG)!r}]
+custom_imports = dict(imports=['helpers.wrapping'])
+custom_hooks = [dict(type='WrapBlockHook', priority='VERY_HIGH'), *_base_.custom_hooks]
+"""
+
+
+def test_wrapped_blocks_are_saved_and_resumed(tmp_path):
+    """Under torch's checkpoint_wrapper parameters have other names than in the state dict."""
+    config = tmp_path / 'wrapped.py'
+    config.write_text(WRAPPED)
+    options = {'randomness.seed': 3}
+    undisturbed = finish(tmp_path / 'one', options, config=config)
+    stopped = tmp_path / 'two'
+    process = start(stopped, options, config=config)
+    wait_until(lambda: steps(stopped) >= 5, process)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == STOPPED, log(stopped)[-2000:]
+    assert_same_end(finish(stopped, options, config=config), undisturbed)
+    assert 'backbone.stages.0.0.strip_mixing.fuse.weight' in undisturbed['state_dict']

@@ -9,7 +9,7 @@ from helpers import ROOT, randomise, small_backbone
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
-from mmstrip.utils.resumable import make_resumable
+from mmstrip.engine.resumable import make_resumable
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch():

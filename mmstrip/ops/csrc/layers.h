@@ -1,0 +1,169 @@
+// Layers whose weights are packed once, in the order of their use, so that they can run many times.
+#pragma once
+
+#include <deque>
+
+#include "batch_norm.h"
+#include "matmul.h"
+
+namespace mmstrip {
+
+// depthwise.cpp
+
+// Weights (1 or N, C, taps) of depthwise kernels whose rows are as wide as `rows` says.
+struct PackedKernels {
+  std::vector<int64_t> rows;
+  int64_t kernels, channels, taps;
+  Tensor packed;  // (kernels, blocks of LANES channels, taps, LANES)
+
+  PackedKernels(const Tensor& weight, at::IntArrayRef rows);
+
+  // Of a weight (C, 1, K_h, K_w).
+  explicit PackedKernels(const Tensor& weight);
+
+  // Its taps in reverse order, for the gradient of the input.
+  static PackedKernels reversed(const Tensor& weight);
+};
+
+// Convolution of x; of gelu(BN(x)) if there is a norm. An `addend` (1, C, H, W) times `factor` (N, C) is added to it.
+Tensor depthwise(const Tensor& x, const PackedKernels& weight, const BatchNorm* norm = nullptr,
+                 const Tensor& addend = {}, const Tensor& factor = {});
+
+// Gradient (N, C, taps) of the weights, of each image.
+Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRef rows);
+
+// Sums (N, C, taps) of what each tap sees of x.
+Tensor tap_sums(const Tensor& x, at::IntArrayRef rows);
+
+// pointwise.cpp
+
+// 1x1 convolution of concatenated maps, as one matrix product a map.
+class Pointwise {
+ public:
+  // Weight (O, sum of `channels`, 1, 1), bias (O, ) or none.
+  Pointwise(const Tensor& weight, at::IntArrayRef channels, const OptionalTensor& bias = {});
+
+  // As multiply_rows, for all pixels, in parallel; without the bias.
+  template <typename Finish>
+  void for_each(at::TensorList maps, Finish finish) const {
+    const auto operands = operands_of(maps);
+    const RowBlocks blocks(maps[0].numel() / maps[0].size(1), outputs_);
+    blocks.for_each([&](int64_t, int64_t begin, int64_t end, int64_t part) {
+      multiply_rows(operands, begin, end, outputs_, part, blocks.parts, finish);
+    });
+  }
+
+  // Plus a residual (N, O, H, W), if there is one; into `out`, which may be the residual, or a new map.
+  Tensor run(at::TensorList maps, const OptionalTensor& residual = {}, Tensor out = {}) const;
+
+ private:
+  std::vector<Operand> operands_of(at::TensorList maps) const;
+
+  int64_t outputs_;
+  std::deque<PackedWeight> packed_;
+  Tensor bias_;
+};
+
+// That, BN with fixed statistics, and GELU, in equal chunks of the channels.
+class PointwiseNormGELU {
+ public:
+  PointwiseNormGELU(const Tensor& weight, at::IntArrayRef channels, const BatchNorm& norm, int64_t chunks = 1);
+
+  std::vector<Tensor> run(at::TensorList maps) const;
+
+ private:
+  BatchNorm norm_;
+  int64_t width_;
+  std::vector<Pointwise> chunks_;
+};
+
+// strip_layer.cpp
+
+// Strip MLP layer (Section 3.2), or with `backward` the gradient of its input.
+class StripLayer {
+ public:
+  // Weight (G, strip_width, L, L); bias (G, L), (C, H, W) or none; position (C, H, W), added to the input, or none.
+  StripLayer(const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& position, bool row,
+             bool backward = false);
+
+  // Pack the weights for maps (C, H, W) now: otherwise every run does so.
+  void pack(at::IntArrayRef shape);
+
+  // Refuse a map that the layer does not fit; run does so too.
+  void check_fits(const Tensor& x) const;
+
+  Tensor run(const Tensor& x) const;
+
+ private:
+  struct Layout;
+  struct PackedBlock;
+
+  void pack_block(const Layout& layout, int64_t first, Lanes* weight, const PackedBlock& packed) const;
+
+  const Tensor weight_;
+  const bool row_, backward_, bias_map_;
+  Tensor bias_, position_;
+  std::vector<int64_t> shape_;
+  Tensor packed_;
+};
+
+// local_strips.cpp
+
+// LSMM (Section 3.4).
+class LocalStrips {
+ public:
+  // Kernels (C, 1, 7, 3) and (C, 1, 3, 7), and the two 1x1 convolutions of the MLP.
+  LocalStrips(const Tensor& tall, const Tensor& wide, const Tensor& narrow, const Tensor& narrow_bias,
+              const Tensor& broad, const Tensor& broad_bias);
+
+  struct Result {
+    Tensor out;
+    // For the gradient: the sums under each tap (N, C, taps), the average (N, C), the MLP's hidden values before GELU
+    // (N, M) and the weights of the paths (N, C, 3).
+    Tensor sums, average, hidden, weights;
+  };
+
+  Result run(const Tensor& u) const;
+
+ private:
+  Tensor paths_, all_, narrow_, narrow_bias_, broad_, broad_bias_;
+};
+
+// channel_mlp.cpp
+
+// Arguments of LayerNorm; without an affine part both tensors are none.
+struct LayerNorm {
+  OptionalTensor weight, bias;
+  double eps;
+};
+
+// LayerNorm, linear layer, GELU, GRN and linear layer.
+class ChannelMLP {
+ public:
+  // Weights (E, C) and (O, E) of the linear layers, gamma and beta (E, ) of GRN.
+  ChannelMLP(const LayerNorm& norm, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
+             const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias);
+
+  // Plus a residual (N, O, H, W), if there is one; into `out`, which may be the residual, or a new map.
+  Tensor run(const Tensor& x, const OptionalTensor& residual = {}, Tensor out = {}) const;
+
+ private:
+  class Run;
+
+  LayerNorm norm_;
+  PackedWeight expand_, reduce_;
+  Tensor expand_bias_, gamma_, bias_;
+  double eps_;
+};
+
+// windows.cpp
+
+// (N, C, H, W) to (N * rows * columns, C, *extent); with `mean` times each window's part in the mean of a pixel.
+Tensor split_windows(const Tensor& x, at::IntArrayRef extent, at::IntArrayRef counts, at::IntArrayRef strides,
+                     bool mean);
+
+// Windows back to a map (N, C, *size): where a pixel has several their sum, or the mean of the first and the last.
+Tensor merge_windows(const Tensor& x, at::IntArrayRef size, at::IntArrayRef counts, at::IntArrayRef strides,
+                     bool mean);
+
+}  // namespace mmstrip

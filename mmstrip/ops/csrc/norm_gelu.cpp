@@ -1,0 +1,180 @@
+// BN and GELU with their gradients, in as few passes over memory as there can be.
+#include "batch_norm.h"
+#include "gelu.h"
+#include "parallel.h"
+
+namespace mmstrip {
+namespace {
+
+Slices slices_of_map(const Tensor& x) {
+  return Slices(1, x.size(0) * x.size(2) * x.size(3), x.size(1));
+}
+
+// Mean and biased variance (C, ) of a map: those of slices, then of their means.
+void channel_moments(const Tensor& x, float* mean, float* variance) {
+  const Slices slices = slices_of_map(x);
+  const int64_t channels = slices.channels;
+  TORCH_CHECK(slices.pixels > 1, "BN in training needs more than one value per channel, but the map is of shape ", x.sizes());
+  const Tensor sums = slices.sums(x.options()), squares = slices.sums(x.options());
+  const auto size_of = [&](int64_t slice) { return std::min(SLICE, slices.pixels - slice * SLICE); };
+  slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
+    float* sum = mutable_data(sums) + slice * channels;
+    float* square = mutable_data(squares) + slice * channels;
+    const float* from = data(x);
+    for (int64_t pixel = first; pixel < end; ++pixel) {
+      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        add_to(sum + c, load(from + pixel * channels + c, lanes), lanes);
+      });
+    }
+    const float share = 1.0f / (end - first);
+    for (int64_t pixel = first; pixel < end; ++pixel) {
+      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        const Lanes distance = load(from + pixel * channels + c, lanes) - load(sum + c, lanes) * share;
+        add_to(square + c, distance * distance, lanes);
+      });
+    }
+  });
+  std::fill_n(mean, channels, 0.0f);
+  std::fill_n(variance, channels, 0.0f);
+  const float share = 1.0f / slices.pixels;
+  for (const auto slice : irange(slices.count)) {
+    const float* sum = data(sums) + slice * channels;
+    for (const auto c : irange(channels)) mean[c] += sum[c] * share;
+  }
+  for (const auto slice : irange(slices.count)) {
+    const float size = size_of(slice);
+    const float* sum = data(sums) + slice * channels;
+    const float* square = data(squares) + slice * channels;
+    for (const auto c : irange(channels)) {
+      const float distance = sum[c] / size - mean[c];
+      variance[c] += (square[c] + distance * distance * size) * share;
+    }
+  }
+}
+
+// grad * scale + x * slope + offset in place of grad; the last three (C, ).
+void combine(const Tensor& grad, const Tensor& x, const float* scale, const float* slope, const float* offset) {
+  const int64_t channels = x.size(1);
+  at::parallel_for(0, x.size(0) * x.size(2) * x.size(3), 64, [&](int64_t begin, int64_t end) {
+    const float* from = data(x) + begin * channels;
+    float* to = mutable_data(grad) + begin * channels;
+    for (int64_t pixel = begin; pixel < end; ++pixel, from += channels, to += channels) {
+      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        const Lanes moved = load(from + c, lanes) * load(slope + c, lanes) + load(offset + c, lanes);
+        store(to + c, load(to + c, lanes) * load(scale + c, lanes) + moved, lanes);
+      });
+    }
+  });
+}
+
+// Running statistics after their update, which a layer may hold as a view with strides of its own.
+void update(const Tensor& statistics, const Tensor& updated) {
+  if (!updated.is_same(statistics)) statistics.copy_(updated);
+  if (!statistics.is_inference()) statistics.unsafeGetTensorImpl()->bump_version();
+}
+
+}  // namespace
+
+BatchNorm batch_norm(const BatchNormLayer& layer, int64_t channels, const Tensor& x, const OptionalTensor& bias) {
+  const Tensor weight = checked(layer.weight, "norm_weight", {channels});
+  const Tensor offset = checked(layer.bias, "norm_bias", {channels});
+  const Tensor running_mean = checked(layer.running_mean, "mean", {channels});
+  const Tensor running_variance = checked(layer.running_variance, "variance", {channels});
+  const OptionalTensor addend = checked(bias, "bias", {channels});
+  const Tensor values = at::empty({4, channels}, weight.options());
+  float* mean = mutable_data(values);
+  float *inverse = mean + channels, *scale = inverse + channels, *shift = scale + channels;
+  if (layer.training) {
+    channel_moments(x, mean, inverse);
+    const float unbiased = float(x.numel() / channels) / (x.numel() / channels - 1), momentum = layer.momentum;
+    float *to_mean = mutable_data(running_mean), *to_variance = mutable_data(running_variance);
+    for (const auto c : irange(channels)) {
+      to_mean[c] += momentum * (mean[c] + (addend ? data(*addend)[c] : 0.0f) - to_mean[c]);
+      to_variance[c] += momentum * (inverse[c] * unbiased - to_variance[c]);
+    }
+    update(layer.running_mean, running_mean);
+    update(layer.running_variance, running_variance);
+  } else {
+    for (const auto c : irange(channels)) {
+      mean[c] = data(running_mean)[c] - (addend ? data(*addend)[c] : 0.0f);
+      inverse[c] = data(running_variance)[c];
+    }
+  }
+  for (const auto c : irange(channels)) {
+    inverse[c] = 1.0f / std::sqrt(inverse[c] + float(layer.eps));
+    scale[c] = data(weight)[c] * inverse[c];
+    shift[c] = data(offset)[c] - mean[c] * scale[c];
+  }
+  return {values, layer.training};
+}
+
+void norm_gelu(const Tensor& x, const BatchNorm& norm, at::TensorList out) {
+  const int64_t channels = x.size(1), width = channels / out.size();
+  at::parallel_for(0, x.numel() / channels, 64, [&](int64_t begin, int64_t end) {
+    for (const auto chunk : irange(out.size())) {
+      const float* from = data(x) + begin * channels + chunk * width;
+      const float* scale = norm.scale() + chunk * width;
+      const float* shift = norm.shift() + chunk * width;
+      float* to = mutable_data(out[chunk]) + begin * width;
+      for (int64_t row = begin; row < end; ++row, from += channels, to += width) {
+        for_lanes(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+          store(to + c, gelu(load(from + c, lanes) * load(scale + c, lanes) + load(shift + c, lanes)), lanes);
+        });
+      }
+    }
+  });
+}
+
+BatchNormGrad batch_norm_backward(const Tensor& grad, const Tensor& x, const BatchNorm& norm, const Tensor& sums,
+                                  const Tensor& products) {
+  const int64_t channels = norm.channels(), count = x.numel() / channels;
+  const Tensor weight = at::empty({channels}, x.options()), rest = at::zeros({2, channels}, x.options());
+  float* slope = mutable_data(rest);
+  float* offset = slope + channels;
+  const float *mean = norm.mean(), *inverse = norm.inverse(), *scale = norm.scale();
+  const float *sum = data(sums), *product = data(products);
+  float* gradient = mutable_data(weight);
+  for (const auto c : irange(channels)) {
+    gradient[c] = product[c] * inverse[c];
+    if (!norm.training) continue;
+    // x moves its mean and its variance too.
+    slope[c] = -scale[c] * inverse[c] * gradient[c] / count;
+    offset[c] = -scale[c] * sum[c] / count - slope[c] * mean[c];
+  }
+  if (grad.defined()) combine(grad, x, scale, slope, offset);
+  return {grad, weight, sums};
+}
+
+BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const BatchNorm& norm, bool x_required) {
+  const Slices slices = slices_of_map(x);
+  const int64_t channels = slices.channels, width = channels / grads.size();
+  const Tensor out = x_required ? empty_map(x) : Tensor();
+  const Tensor sums = slices.sums(x.options()), products = slices.sums(x.options());
+  slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
+    for (const auto chunk : irange(grads.size())) {
+      const int64_t left = chunk * width;
+      float* sum = mutable_data(sums) + slice * channels + left;
+      float* product = mutable_data(products) + slice * channels + left;
+      const float* scale = norm.scale() + left;
+      const float* shift = norm.shift() + left;
+      const float* mean = norm.mean() + left;
+      const float* from = data(x) + first * channels + left;
+      const float* grad_out = data(grads[chunk]) + first * width;
+      float* to = x_required ? mutable_data(out) + first * channels + left : nullptr;
+      for (int64_t pixel = first; pixel < end; ++pixel, from += channels, grad_out += width) {
+        for_lanes(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+          const Lanes value = load(from + c, lanes);
+          const Lanes normed = value * load(scale + c, lanes) + load(shift + c, lanes);
+          const Lanes grad = load(grad_out + c, lanes) * gelu_slope(normed);
+          if (to) store(to + c, grad, lanes);
+          add_to(sum + c, grad, lanes);
+          add_to(product + c, grad * (value - load(mean + c, lanes)), lanes);
+        });
+        if (to) to += channels;
+      }
+    }
+  });
+  return batch_norm_backward(out, x, norm, sum_rows(sums[0]), sum_rows(products[0]));
+}
+
+}  // namespace mmstrip

@@ -1,0 +1,187 @@
+// How work is shared among threads, and the memory in which a thread works.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <memory>
+
+#include "simd.h"
+#include "tensor.h"
+
+namespace mmstrip {
+
+// Memory of a tensor as vectors.
+inline Lanes* as_lanes(const Tensor& tensor) {
+  return reinterpret_cast<Lanes*>(mutable_data(tensor));
+}
+
+// Memory to work in, from which its user cuts pieces. Up to LIMIT vectors are cached by the thread from call to call, as
+// fresh memory costs a fault a page; more is freed after use.
+class Workspace {
+ public:
+  explicit Workspace(int64_t size) : cached_(size <= LIMIT) {
+    if (cached_) memory_ = std::move(cache());
+    if (memory_.size < size) memory_ = {std::unique_ptr<Lanes[]>(new Lanes[size]), size};
+    next_ = memory_.data.get();
+  }
+
+  ~Workspace() {
+    if (cached_) cache() = std::move(memory_);
+  }
+
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  Lanes* take(int64_t size) {
+    next_ += size;
+    return next_ - size;
+  }
+
+  Lanes* take_zeros(int64_t size) {
+    Lanes* piece = take(size);
+    std::fill(piece, piece + size, Lanes{});
+    return piece;
+  }
+
+ private:
+  static constexpr int64_t LIMIT = (8 << 20) / sizeof(Lanes);
+
+  struct Memory {
+    std::unique_ptr<Lanes[]> data;
+    int64_t size = 0;
+  };
+
+  static Memory& cache() {
+    thread_local Memory memory;
+    return memory;
+  }
+
+  const bool cached_;
+  Memory memory_;
+  Lanes* next_;
+};
+
+// Tasks are the images of all blocks of LANES channels, a block's images after each other; function(begin, end) runs some.
+template <typename Function>
+inline void for_blocks(int64_t channels, int64_t images, Function function) {
+  at::parallel_for(0, divide_up(channels, LANES) * images, 1, function);
+}
+
+// Sums over pixels are taken slice by slice, so that their order does not depend on the threads.
+constexpr int64_t SLICE = 128;
+
+// Rows of images of so many pixels each, cut into slices that do not leave their image.
+struct Slices {
+  int64_t images, pixels, channels, per_image, count;
+
+  Slices(int64_t images, int64_t pixels, int64_t channels)
+      : images(images),
+        pixels(pixels),
+        channels(channels),
+        per_image(divide_up(pixels, SLICE)),
+        count(images * per_image) {}
+
+  // Space for sums of all slices, (images, slices, channels).
+  Tensor sums(const at::TensorOptions& options) const { return at::zeros({images, per_image, channels}, options); }
+
+  // function(slice, first row, end) for all slices, rows counted over all images.
+  template <typename Function>
+  void for_each(Function function) const {
+    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t slice = begin; slice < end; ++slice) {
+        const int64_t image = slice / per_image, first = slice % per_image * SLICE;
+        function(slice, image * pixels + first, image * pixels + std::min(first + SLICE, pixels));
+      }
+    });
+  }
+};
+
+// So many rows keep a matrix product busy and fit the second cache.
+constexpr int64_t BLOCK_ROWS = 196;
+
+inline int64_t free_threads() {
+  return at::in_parallel_region() ? 1 : at::get_num_threads();
+}
+
+// The rows of a product in blocks and, where there are too few rows for all threads, its columns in parts.
+struct RowBlocks {
+  int64_t rows, size, count, parts;
+
+  RowBlocks(int64_t rows, int64_t columns) : rows(rows) {
+    constexpr int64_t fewest = BLOCK_ROWS / 2, narrowest = 64;
+    const int64_t threads = free_threads();
+    size = std::clamp(divide_up(rows, threads), std::min(fewest, rows), BLOCK_ROWS);
+    count = divide_up(rows, size);
+    parts = std::clamp<int64_t>(threads / count, 1, divide_up(columns, narrowest));
+  }
+
+  // function(block, first row, end, part) in parallel.
+  template <typename Function>
+  void for_each(Function function) const {
+    at::parallel_for(0, count * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t block = task / parts;
+        function(block, block * size, std::min((block + 1) * size, rows), task % parts);
+      }
+    });
+  }
+};
+
+// Images that go through several steps one group after the other, so that what lies between stays in the cache: a group
+// a thread where they come out even, else each on all threads.
+struct Groups {
+  int64_t images, pixels, size, count;
+  bool side_by_side;
+
+  // With `waves` a thread that is free may go on with another group's next step.
+  Groups(int64_t images, int64_t pixels, bool waves = false) : images(images), pixels(pixels) {
+    const int64_t threads = free_threads();
+    split(BLOCK_ROWS);
+    side_by_side = threads > 1 && (count % threads == 0 || count >= (waves ? 1 : 4) * threads);
+    if (!side_by_side) split(BLOCK_ROWS * threads);
+  }
+
+  // Memory (threads, floats).
+  Tensor memory(int64_t floats, const at::TensorOptions& options) const {
+    return in_large_pages(at::empty({side_by_side ? at::get_num_threads() : 1, floats}, options));
+  }
+
+  // function(first image, images, thread)
+  template <typename Function>
+  void for_each(Function function) const {
+    const auto run = [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) {
+        function(group * size, std::min(size, images - group * size), side_by_side ? at::get_thread_num() : 0);
+      }
+    };
+    side_by_side ? at::parallel_for(0, count, 1, run) : run(0, count);
+  }
+
+ private:
+  void split(int64_t rows) {
+    size = std::clamp<int64_t>(divide_up(rows, pixels), 1, images);
+    count = divide_up(images, size);
+  }
+};
+
+// Sums (C, ) of a matrix (R, C) over its rows.
+inline Tensor sum_rows(const Tensor& matrix) {
+  const Tensor dense = matrix.contiguous();
+  const Slices slices(1, dense.size(0), dense.size(1));
+  const int64_t channels = slices.channels;
+  const Tensor sums = slices.sums(dense.options()), out = at::zeros({channels}, dense.options());
+  const auto add_rows = [channels](const float* from, int64_t first, int64_t end, float* sum) {
+    for (int64_t row = first; row < end; ++row) {
+      for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        add_to(sum + c, load(from + row * channels + c, lanes), lanes);
+      });
+    }
+  };
+  slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
+    add_rows(data(dense), first, end, mutable_data(sums) + slice * channels);
+  });
+  add_rows(data(sums), 0, slices.count, mutable_data(out));
+  return out;
+}
+
+}  // namespace mmstrip

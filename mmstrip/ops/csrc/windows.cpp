@@ -1,0 +1,145 @@
+// Overlapping windows of a map, as mmstrip/models/windows.py lays them out.
+#include <torch/library.h>
+
+#include <cstring>
+
+#include "layers.h"
+
+namespace mmstrip {
+namespace {
+
+// Windows along an axis: `stride` apart, the last one moved back to end with the map.
+struct Axis {
+  struct Cover {
+    int64_t first, last;  // of the windows that hold a token
+  };
+
+  int64_t length, extent, count;
+  std::vector<int64_t> starts;
+  std::vector<Cover> covers;
+
+  Axis(int64_t length, int64_t extent, int64_t count, int64_t stride)
+      : length(length), extent(extent), count(count) {
+    TORCH_CHECK(extent >= 1 && extent <= length, "extent must be from 1 to ", length, ", the map's, but is ", extent);
+    TORCH_CHECK(count >= 1 && count <= length, "counts must be from 1 to ", length, ", but is ", count);
+    const bool covering = stride >= 0 && (stride <= extent || count == 1) && (count - 1) * stride >= length - extent;
+    TORCH_CHECK(covering, "counts and strides must be such that windows of ", extent, " tokens cover a map of ", length,
+                ", but are ", count, " and ", stride);
+    covers.resize(length, {-1, -1});
+    for (const auto window : irange(count)) {
+      starts.push_back(std::min(window * stride, length - extent));
+      for (const auto token : irange(starts.back(), starts.back() + extent)) {
+        if (covers[token].first < 0) covers[token].first = window;
+        covers[token].last = window;
+      }
+    }
+  }
+
+  // A window's part in the mean of a token's first and last window, which may be the same.
+  float share(int64_t window, int64_t token) const {
+    return 0.5f * (covers[token].first == window) + 0.5f * (covers[token].last == window);
+  }
+};
+
+Axis axis(at::IntArrayRef size, at::IntArrayRef extent, at::IntArrayRef counts, at::IntArrayRef strides, size_t i) {
+  const auto check = [](at::IntArrayRef pair, const char* name) {
+    TORCH_CHECK(pair.size() == 2, name, " must hold two numbers, but is ", pair);
+  };
+  check(size, "size"), check(extent, "extent"), check(counts, "counts"), check(strides, "strides");
+  return Axis(size[i], extent[i], counts[i], strides[i]);
+}
+
+struct Layout {
+  Axis rows, columns;
+
+  Layout(at::IntArrayRef size, at::IntArrayRef extent, at::IntArrayRef counts, at::IntArrayRef strides)
+      : rows(axis(size, extent, counts, strides, 0)), columns(axis(size, extent, counts, strides, 1)) {}
+
+  // Place of a pixel of the map in one of its windows, in pixels; windows go row by row, image by image.
+  int64_t place(int64_t image, int64_t row_window, int64_t column_window, int64_t h, int64_t w) const {
+    const int64_t window = (image * rows.count + row_window) * columns.count + column_window;
+    return (window * rows.extent + h - rows.starts[row_window]) * columns.extent + w - columns.starts[column_window];
+  }
+};
+
+}  // namespace
+
+Tensor split_windows(const Tensor& input, at::IntArrayRef extent, at::IntArrayRef counts, at::IntArrayRef strides,
+                     bool mean) {
+  const BelowAutograd guard;
+  const Tensor x = checked_map(input, "x");
+  const int64_t images = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
+  const Layout layout({height, width}, extent, counts, strides);
+  const Axis &rows = layout.rows, &columns = layout.columns;
+  const Tensor out =
+      empty_map({images * rows.count * columns.count, channels, rows.extent, columns.extent}, x.options());
+  const float* from = data(x);
+  float* to = mutable_data(out);
+  at::parallel_for(0, images * rows.count * rows.extent, 1, [&](int64_t begin, int64_t end) {
+    for (const auto line : irange(begin, end)) {
+      const int64_t window = line / rows.extent, image = window / rows.count, row_window = window % rows.count;
+      const int64_t h = rows.starts[row_window] + line % rows.extent;
+      for (const auto column_window : irange(columns.count)) {
+        const int64_t w = columns.starts[column_window];
+        const float* source = from + ((image * height + h) * width + w) * channels;
+        float* target = to + layout.place(image, row_window, column_window, h, w) * channels;
+        if (!mean) {
+          std::memcpy(target, source, columns.extent * channels * sizeof(float));
+          continue;
+        }
+        for (const auto column : irange(columns.extent)) {
+          const float share = rows.share(row_window, h) * columns.share(column_window, w + column);
+          for (const auto c : irange(channels)) target[column * channels + c] = source[column * channels + c] * share;
+        }
+      }
+    }
+  });
+  return out;
+}
+
+Tensor merge_windows(const Tensor& input, at::IntArrayRef size, at::IntArrayRef counts, at::IntArrayRef strides, bool mean) {
+  const BelowAutograd guard;
+  const Tensor x = checked_map(input, "x");
+  const Layout layout(size, x.sizes().slice(2), counts, strides);
+  const Axis &rows = layout.rows, &columns = layout.columns;
+  const int64_t channels = x.size(1), height = rows.length, width = columns.length;
+  const int64_t images = x.size(0) / (rows.count * columns.count);
+  TORCH_CHECK(images * rows.count * columns.count == x.size(0), "x must hold a multiple of ", rows.count * columns.count,
+              " windows, but is of shape ", x.sizes());
+  const Tensor out = empty_map({images, channels, height, width}, x.options());
+  const float* from = data(x);
+  float* to = mutable_data(out);
+  at::parallel_for(0, images * height, 1, [&](int64_t begin, int64_t end) {
+    for (const auto line : irange(begin, end)) {
+      const int64_t image = line / height, h = line % height;
+      const auto row = rows.covers[h];
+      for (const auto w : irange(width)) {
+        const auto column = columns.covers[w];
+        float* target = to + (line * width + w) * channels;
+        std::fill(target, target + channels, 0.0f);
+        for (const auto row_window : irange(row.first, row.last + 1)) {
+          for (const auto column_window : irange(column.first, column.last + 1)) {
+            const float share = mean ? rows.share(row_window, h) * columns.share(column_window, w) : 1.0f;
+            const float* source = from + layout.place(image, row_window, column_window, h, w) * channels;
+            for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+              add_to(target + c, load(source + c, lanes) * share, lanes);
+            });
+          }
+        }
+      }
+    }
+  });
+  return out;
+}
+
+TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
+  library.def("split_windows(Tensor x, int[2] extent, int[2] counts, int[2] strides, bool mean=False) -> Tensor");
+  library.def("merge_windows(Tensor x, int[2] size, int[2] counts, int[2] strides, bool mean=True) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {
+  library.impl("split_windows", split_windows);
+  library.impl("merge_windows", merge_windows);
+}
+
+}  // namespace mmstrip

@@ -1,0 +1,861 @@
+"""Compiled operators against formulas in float64: values, gradients, required gradients, bad arguments, layouts."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmstrip.ops import extension
+
+REASON = extension.load()
+if extension.is_switched_off():
+    pytest.skip(REASON, allow_module_level=True)
+
+operators = torch.ops.mmstrip
+EXAMPLES = settings(max_examples=12)
+MAPS = st.tuples(st.integers(1, 3), st.integers(1, 35), st.integers(1, 9), st.integers(1, 17))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def library():
+    assert REASON is None, REASON
+
+
+# Formulas, of tensors of any precision.
+
+
+def depthwise(x, weight):
+    height, width = weight.shape[2:]
+    return F.conv2d(x, weight, padding=(height // 2, width // 2), groups=len(weight))
+
+
+def norm_gelu(x, weight, bias, statistics, eps=1e-5):
+    """GELU of BN, by the map's own statistics (None) or by given ones."""
+    mean, variance = statistics or (x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False))
+    normed = (x - mean[:, None, None]) / (variance[:, None, None] + eps).sqrt()
+    return F.gelu(normed * weight[:, None, None] + bias[:, None, None])
+
+
+def strip_layer(x, weight, bias, row, position=None):
+    if not row:
+        bias = bias.transpose(1, 2) if bias.dim() == 3 else bias
+        position = None if position is None else position.transpose(1, 2)
+        return strip_layer(x.transpose(2, 3), weight, bias, True, position).transpose(2, 3)
+    patches, strip_width, _, _ = weight.shape
+    lines, pad = x.shape[2], strip_width // 2
+    x = F.pad(x if position is None else x + position, (0, 0, pad, pad)).unflatten(1, (-1, patches))
+    out = sum(torch.einsum('gvw,nighw->nighv', weight[:, k], x[..., k : k + lines, :]) for k in range(strip_width))
+    return out.flatten(1, 2) + (bias if bias.dim() == 3 else bias.repeat(out.shape[1], 1)[:, None])
+
+
+def local_strips(u, tall, wide, narrow, narrow_bias, broad, broad_bias):
+    paths = torch.stack([depthwise(u, tall), depthwise(u, wide), u])
+    average = paths.sum(0).mean((2, 3), keepdim=True)
+    logits = F.conv2d(F.gelu(F.conv2d(average, narrow, narrow_bias)), broad, broad_bias)
+    weights = logits.view(len(u), -1, 3).softmax(2).permute(2, 0, 1)
+    return (paths * weights[..., None, None]).sum(0)
+
+
+def channel_mlp(x, norm_weight, norm_bias, norm_eps, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias):
+    rows = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], norm_weight, norm_bias, norm_eps)
+    hidden = F.gelu(F.linear(rows, expand, expand_bias))
+    norm = hidden.square().sum((1, 2), keepdim=True).clamp_min(1e-24).sqrt()
+    hidden = hidden * (1 + gamma * norm / (norm.mean(3, keepdim=True) + eps)) + (0 if beta is None else beta)
+    return F.linear(hidden, reduce, reduce_bias).permute(0, 3, 1, 2)
+
+
+def starts(length, extent, count, stride):
+    return [min(i * stride, length - extent) for i in range(count)]
+
+
+def split_windows(x, extent, counts, strides):
+    rows, columns = (starts(*axis) for axis in zip(x.shape[2:], extent, counts, strides))
+    windows = [x[:, :, h : h + extent[0], w : w + extent[1]] for h in rows for w in columns]
+    return torch.stack(windows, 1).flatten(0, 1)
+
+
+def mean_of_windows(x, size, counts, strides):
+    """The mean of the first and the last window along each axis, of at most two that overlap."""
+    extent = x.shape[2:]
+    windows = x.unflatten(0, (-1, counts[0] * counts[1]))
+    out = x.new_zeros(len(windows), x.shape[1], *size)
+    share = x.new_zeros(size)
+    rows, columns = (starts(*axis) for axis in zip(size, extent, counts, strides))
+    places = [(..., slice(h, h + extent[0]), slice(w, w + extent[1])) for h in rows for w in columns]
+    for i, place in enumerate(places):
+        share[place] += 1
+        out[place] += windows[:, i]
+    return out / share
+
+
+def stage(x, blocks, eps, windows):
+    """Deployed blocks, as csrc/stage.cpp lists their tensors; ``windows`` are extent, counts and strides."""
+    for tensors, (norm_eps, layer_norm_eps, response_eps) in zip(blocks, eps):
+        weight, bias, mean, variance, kernel, project, project_bias, row, row_bias, *rest = tensors
+        fuse_row, fuse_row_bias, column, column_bias, *local, fuse, channel_kernel, expand, expand_bias = rest[:-3]
+        gamma, reduce, reduce_bias = rest[-3:]
+
+        y = depthwise(norm_gelu(x, weight, bias, (mean, variance), norm_eps), kernel)
+        first, second = F.gelu(F.conv2d(y, project, project_bias)).chunk(2, 1)
+        u = split_windows(first, *windows)
+        u = F.gelu(F.conv2d(torch.cat([strip_layer(u, row, row_bias, True), u], 1), fuse_row, fuse_row_bias))
+        mixed = mean_of_windows(strip_layer(u, column, column_bias, False), x.shape[2:], *windows[1:])
+        x = x + F.conv2d(torch.cat([first, mixed, local_strips(second, *local)], 1), fuse)
+        y = depthwise(x, channel_kernel)
+        x = x + channel_mlp(
+            y, None, None, layer_norm_eps, expand, expand_bias, gamma, None, response_eps, reduce, reduce_bias
+        )
+    return x
+
+
+# Comparison.
+
+
+def close(got, expected, tolerance=1e-4):
+    expected = expected.float()
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance * max(1, expected.abs().max().item()))
+
+
+def gradients(formula, tensors, *grads):
+    """Outputs and gradients of all tensors, in float64, given those of the outputs."""
+    leaves = [tensor.double().requires_grad_() for tensor in tensors]
+    outs = formula(*leaves)
+    outs = (outs,) if isinstance(outs, torch.Tensor) else tuple(outs)
+    torch.autograd.backward(outs, [grad.double() for grad in grads])
+    return [out.detach() for out in outs], [leaf.grad for leaf in leaves]
+
+
+def flat(values):
+    """All tensors in nested lists."""
+    if isinstance(values, torch.Tensor):
+        return [values]
+    return [tensor for value in values for tensor in flat(value)] if isinstance(values, (list, tuple)) else []
+
+
+def assert_gradients(backward, expected):
+    """All gradients; then each alone, and none: what is not required is None, or empty in a list."""
+    count = len(expected)
+    masks = [[True] * count, [False] * count, *([i == j for j in range(count)] for i in range(count))]
+    for required in masks:
+        grads = backward(required)
+        assert len(grads) == count
+        for needed, got, value in zip(required, grads, expected):
+            if needed:
+                close(got, value, 2e-4)
+            else:
+                assert got is None or got.numel() == 0
+
+
+# Operators.
+
+
+@EXAMPLES
+@given(size=MAPS, height=st.sampled_from([1, 3, 5, 9]), width=st.sampled_from([1, 3, 5, 7]))
+def test_depthwise(size, height, width):
+    x, weight, grad = torch.randn(size), torch.randn(size[1], 1, height, width), torch.randn(size)
+    (out,), expected = gradients(depthwise, [x, weight], grad)
+    close(operators.depthwise(x, weight), out)
+    assert_gradients(lambda required: operators.depthwise_backward(grad, x, weight, required), expected)
+
+
+def norm_arguments(channels):
+    """Weight, bias, mean and variance."""
+    return torch.rand(channels) + 0.5, torch.randn(channels), torch.randn(channels), torch.rand(channels) + 0.5
+
+
+def updated(mean, variance, x, momentum):
+    """Running statistics of BN after x (in float64)."""
+    return [
+        (1 - momentum) * mean.double() + momentum * x.mean((0, 2, 3)),
+        (1 - momentum) * variance.double() + momentum * x.var((0, 2, 3)),
+    ]
+
+
+@EXAMPLES
+@given(size=MAPS.filter(lambda size: size[0] * size[2] * size[3] > 1), training=st.booleans())
+def test_norm_gelu_depthwise(size, training):
+    x, weight, grad = torch.randn(size), torch.randn(size[1], 1, 3, 3), torch.randn(size)
+    norm_weight, norm_bias, mean, variance = norm_arguments(size[1])
+    statistics = None if training else (mean.double(), variance.double())
+    moved = updated(mean, variance, x.double(), 0.3) if training else (mean.double(), variance.double())
+
+    def formula(x, weight, norm_weight, norm_bias):
+        return depthwise(norm_gelu(x, norm_weight, norm_bias, statistics), weight)
+
+    (out,), expected = gradients(formula, [x, weight, norm_weight, norm_bias], grad)
+    got, norm = operators.norm_gelu_depthwise(x, weight, norm_weight, norm_bias, mean, variance, training, 0.3, 1e-5)
+    close(got, out)
+    for statistic, value in zip((mean, variance), moved):
+        close(statistic, value)
+
+    def backward(required):
+        return operators.norm_gelu_depthwise_backward(grad, x, weight, norm, training, required)
+
+    assert_gradients(backward, expected)
+
+
+@EXAMPLES
+@given(size=MAPS, outputs=st.integers(1, 70), more=st.integers(0, 20), biased=st.booleans())
+def test_pointwise(size, outputs, more, biased):
+    parts = [torch.randn(size)] + ([torch.randn(size[0], more, *size[2:])] if more else [])
+    weight, bias = torch.randn(outputs, size[1] + more, 1, 1), torch.randn(outputs)
+    grad = torch.randn(size[0], outputs, *size[2:])
+
+    def formula(weight, bias, *parts):
+        return F.conv2d(torch.cat(parts, 1), weight, bias if biased else None) + (0 if biased else 0 * bias.sum())
+
+    (out,), expected = gradients(formula, [weight, bias, *parts], grad)
+    close(operators.pointwise(parts, weight, bias if biased else None), out)
+    expected[1] = grad.sum((0, 2, 3))
+
+    def backward(required):
+        grads, grad_weight, grad_bias = operators.pointwise_backward(grad, parts, weight, required)
+        return grad_weight, grad_bias, *grads
+
+    assert_gradients(backward, expected)
+
+
+@EXAMPLES
+@given(
+    size=MAPS.filter(lambda size: size[0] * size[2] * size[3] > 2),
+    width=st.integers(1, 20),
+    chunks=st.integers(1, 3),
+    biased=st.booleans(),
+    training=st.booleans(),
+)
+def test_pointwise_norm_gelu(size, width, chunks, biased, training):
+    outputs = width * chunks
+    parts = [torch.randn(size), torch.randn(size[0], 3, *size[2:])]
+    weight, bias = torch.randn(outputs, size[1] + 3, 1, 1), torch.randn(outputs)
+    norm_weight, norm_bias, mean, variance = norm_arguments(outputs)
+    grads = [torch.randn(size[0], width, *size[2:]) for _ in range(chunks)]
+    statistics = None if training else (mean.double(), variance.double())
+    convolved = F.conv2d(torch.cat(parts, 1).double(), weight.double(), bias.double() if biased else None)
+    moved = updated(mean, variance, convolved, 0.3) if training else (mean.double(), variance.double())
+
+    def formula(weight, bias, norm_weight, norm_bias, *parts):
+        x = F.conv2d(torch.cat(parts, 1), weight) + (bias if biased else 0 * bias)[:, None, None]
+        return norm_gelu(x, norm_weight, norm_bias, statistics).chunk(chunks, 1)
+
+    outs, expected = gradients(formula, [weight, bias, norm_weight, norm_bias, *parts], *grads)
+    layer = [parts, weight, bias if biased else None, norm_weight, norm_bias]
+    again = [mean.clone(), variance.clone()]
+    for out, got in zip(outs, operators.pointwise_norm_gelu(*layer, *again, training, 0.3, 1e-5, chunks)):
+        close(got, out, 1e-3)
+    got, x, norm = operators.pointwise_norm_gelu_forward(*layer, mean, variance, training, 0.3, 1e-5, chunks)
+    for out, other in zip(outs, got):
+        close(other, out, 1e-3)
+    for statistic, other, value in zip((mean, variance), again, moved):
+        close(statistic, value)
+        close(other, value)
+
+    def backward(required):
+        first, *rest = operators.pointwise_norm_gelu_backward(grads, parts, weight, x, norm, training, required)
+        return *rest, *first
+
+    if not biased:  # the norm's own, whether it was added or not
+        expected[1] = backward([False, True] + [False] * 4)[1]
+    if size[0] * size[2] * size[3] > 8 or not training:  # else the variance may be next to nothing
+        assert_gradients(backward, expected)
+
+
+STRIPS = dict(
+    images=st.integers(1, 3),
+    tokens=st.integers(1, 12),
+    lines=st.integers(1, 9),
+    patches=st.integers(1, 7),
+    size=st.integers(1, 5),
+    strip_width=st.sampled_from([1, 3, 5]),
+    row=st.booleans(),
+    bias_map=st.booleans(),
+    positioned=st.booleans(),
+)
+
+
+@settings(max_examples=25)
+@given(**STRIPS)
+def test_strip_layer(images, tokens, lines, patches, size, strip_width, row, bias_map, positioned):
+    shape = (patches * size, lines, tokens) if row else (patches * size, tokens, lines)
+    x, grad, weight = (
+        torch.randn(images, *shape),
+        torch.randn(images, *shape),
+        torch.randn(patches, strip_width, tokens, tokens),
+    )
+    bias = torch.randn(shape) if bias_map else torch.randn(patches, tokens)
+    position = torch.randn(shape) if positioned else None
+
+    def formula(x, weight, bias, position=None):
+        return strip_layer(x, weight, bias, row, position)
+
+    arguments = [x, weight, bias] + ([position] if positioned else [])
+    (out,), expected = gradients(formula, arguments, grad)
+    close(operators.strip_layer(x, weight, bias, row, position), out)
+
+    def backward(required):
+        required = required + [not positioned] * (4 - len(required))
+        grads = operators.strip_layer_backward(grad, x, weight, row, bias_map, position, required)
+        assert positioned or grads[3] is None
+        return grads[: len(arguments)]
+
+    assert_gradients(backward, expected)
+
+
+@EXAMPLES
+@given(tokens=st.sampled_from([29, 57]), row=st.booleans())
+def test_strip_layer_of_many_tokens(tokens, row):
+    """So many that their products are taken in pieces."""
+    shape = (3, 5, tokens) if row else (3, tokens, 5)
+    x, weight, bias = torch.randn(1, *shape), torch.randn(3, 3, tokens, tokens), torch.randn(3, tokens)
+    close(operators.strip_layer(x, weight, bias, row), strip_layer(x.double(), weight.double(), bias.double(), row))
+
+
+def local_arguments(channels, hidden):
+    return [
+        *(torch.randn(channels, 1, 7, 3), torch.randn(channels, 1, 3, 7)),
+        *(torch.randn(hidden, channels, 1, 1), torch.randn(hidden)),
+        *(torch.randn(3 * channels, hidden, 1, 1) / hidden, torch.randn(3 * channels)),
+    ]
+
+
+@EXAMPLES
+@given(size=MAPS, hidden=st.integers(1, 5))
+def test_local_strips(size, hidden):
+    u, grad, layers = torch.randn(size), torch.randn(size), local_arguments(size[1], hidden)
+    (out,), expected = gradients(local_strips, [u, *layers], grad)
+    got, *saved = operators.local_strips(u, *layers)
+    close(got, out)
+    tall, wide, narrow, _, broad, _ = layers
+
+    def backward(required):
+        return operators.local_strips_backward(grad, u, tall, wide, narrow, broad, *saved, required)
+
+    assert_gradients(backward, expected)
+
+
+def mlp_arguments(channels, hidden, outputs, norm='both', beta=True):
+    """Those of the operator after x; LayerNorm with weight and bias, one of them or neither."""
+    return [
+        torch.rand(channels) + 0.5 if norm in ('both', 'weight') else None,
+        torch.randn(channels) if norm in ('both', 'bias') else None,
+        1e-3,
+        *(torch.randn(hidden, channels), torch.randn(hidden)),
+        *(torch.randn(hidden), torch.randn(hidden) if beta else None, 1e-4),
+        *(torch.randn(outputs, hidden), torch.randn(outputs)),
+    ]
+
+
+@settings(max_examples=20)
+@given(
+    size=MAPS,
+    hidden=st.integers(1, 40),
+    outputs=st.integers(1, 20),
+    norm=st.sampled_from(['both', 'weight', 'bias', 'none']),
+    beta=st.booleans(),
+)
+def test_channel_mlp(size, hidden, outputs, norm, beta):
+    x, grad = torch.randn(size), torch.randn(size[0], outputs, *size[2:])
+    layers = mlp_arguments(size[1], hidden, outputs, norm, beta)
+    tensors = [tensor for tensor in (x, *layers) if isinstance(tensor, torch.Tensor)]
+
+    def formula(*tensors):
+        tensors = iter(tensors)
+        x = next(tensors)
+        return channel_mlp(x, *(next(tensors) if isinstance(old, torch.Tensor) else old for old in layers))
+
+    (out,), given_grads = gradients(formula, tensors, grad)
+    close(operators.channel_mlp(x, *layers), out)
+    got, *saved = operators.channel_mlp_forward(x, *layers)
+    close(got, out)
+    norm_weight, norm_bias, _, expand, expand_bias, gamma, beta, eps, reduce, _ = layers
+    places = [
+        i
+        for i, old in enumerate([x, norm_weight, norm_bias, expand, expand_bias, gamma, beta, reduce, 0])
+        if old is not None
+    ]
+
+    def backward(required):
+        mask = [True] * 9  # of what is not there, which must not matter
+        for place, needed in zip(places, required):
+            mask[place] = needed
+        grads = operators.channel_mlp_backward(
+            grad, x, norm_weight, norm_bias, expand, expand_bias, gamma, beta, eps, reduce, *saved, mask
+        )
+        assert all(grads[i].numel() == 0 for i in set(range(9)) - set(places))
+        return [grads[place] for place in places]
+
+    assert_gradients(backward, given_grads)
+
+
+def axis_layouts():
+    """Length, extent, count and stride of windows, of which at most two overlap."""
+
+    def axis(extent, count, overlap, back):
+        stride = max(extent - overlap, (extent + 1) // 2)
+        return ((count - 1) * stride + extent - min(back, stride - 1) if count > 1 else extent), extent, count, stride
+
+    return st.builds(axis, st.integers(1, 5), st.integers(1, 4), st.integers(0, 2), st.just(0))
+
+
+@EXAMPLES
+@given(images=st.integers(1, 3), channels=st.integers(1, 20), rows=axis_layouts(), columns=axis_layouts())
+def test_windows(images, channels, rows, columns):
+    size, extent, counts, strides = (list(pair) for pair in zip(rows, columns))
+    x = torch.randn(images, channels, *size)
+    windows = torch.randn(images * counts[0] * counts[1], channels, *extent)
+    (split,), (split_grad,) = gradients(lambda x: split_windows(x, extent, counts, strides), [x], windows)
+    (mean,), (mean_grad,) = gradients(lambda w: mean_of_windows(w, size, counts, strides), [windows], x)
+    close(operators.split_windows(x, extent, counts, strides), split)
+    close(operators.merge_windows(windows, size, counts, strides, False), split_grad)
+    close(operators.merge_windows(windows, size, counts, strides), mean)
+    close(operators.split_windows(x, extent, counts, strides, True), mean_grad)
+
+
+# Fused stages.
+
+
+def block_tensors(channels, extent, patches=2, strip_width=3, hidden=None):
+    half, (height, width), hidden = channels // 2, extent, hidden or 3 * channels
+    return [
+        *norm_arguments(channels),
+        torch.randn(channels, 1, 3, 3) / 3,
+        *(torch.randn(channels, channels, 1, 1) / channels**0.5, torch.randn(channels)),
+        *(torch.randn(patches, strip_width, width, width) / 3, torch.randn(half, height, width)),
+        *(torch.randn(half, 2 * half, 1, 1) / channels**0.5, torch.randn(half)),
+        *(torch.randn(patches, strip_width, height, height) / 3, torch.randn(half, height, width)),
+        *local_arguments(half, half),
+        torch.randn(channels, 3 * half, 1, 1) / channels,
+        torch.randn(channels, 1, 7, 7) / 7,
+        *(torch.randn(hidden, channels) / channels**0.5, torch.randn(hidden), torch.randn(hidden)),
+        *(torch.randn(channels, hidden) / hidden, torch.randn(channels)),
+    ]
+
+
+def assert_stage(blocks, x, extent, counts, strides):
+    eps = [[1e-5, 1e-5 * (i + 1), 1e-6] for i in range(len(blocks))]
+    got = torch.classes.mmstrip.Stage(blocks, eps).run(x, counts, strides)
+    expected = stage(x.double(), [[t.double() for t in block] for block in blocks], eps, (extent, counts, strides))
+    close(got, expected, 1e-3)
+    return got
+
+
+@settings(max_examples=15)
+@given(
+    images=st.integers(1, 5),
+    half=st.sampled_from([2, 4, 10, 18]),
+    depth=st.integers(1, 3),
+    rows=axis_layouts(),
+    columns=axis_layouts(),
+)
+def test_stage(images, half, depth, rows, columns):
+    size, extent, counts, strides = (list(pair) for pair in zip(rows, columns))
+    blocks = [block_tensors(2 * half, extent) for _ in range(depth)]
+    assert_stage(blocks, torch.randn(images, 2 * half, *size), extent, counts, strides)
+
+
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('images', [1, 3, 16])
+def test_stage_on_any_number_of_threads(images, set_threads):
+    """Images go side by side where there are enough of them."""
+    blocks, x = [block_tensors(8, (14, 14)) for _ in range(3)], torch.randn(images, 8, 14, 14)
+    results = []
+    for threads in (1, 2, 8):
+        set_threads(threads)
+        results.append(assert_stage(blocks, x, [14, 14], [1, 1], [0, 0]))
+    for result in results[1:]:
+        close(result, results[0], 1e-5)
+
+
+class TestWhatAStageWasPackedFrom:
+    @pytest.fixture
+    def blocks(self):
+        return [block_tensors(8, (3, 4)) for _ in range(2)]
+
+    @pytest.fixture
+    def packed(self, blocks):
+        packed = torch.classes.mmstrip.Stage(blocks, [[1e-5, 1e-5, 1e-6]] * 2)
+        assert packed.is_current(blocks)
+        return packed
+
+    def test_same_tensors_in_other_lists(self, blocks, packed):
+        assert packed.is_current([list(block) for block in blocks])
+
+    @pytest.mark.parametrize('place', range(26))
+    def test_change_in_place(self, blocks, packed, place):
+        blocks[1][place].flatten()[1:2] = 3
+        assert not packed.is_current(blocks)
+
+    @pytest.mark.parametrize('place', range(26))
+    def test_another_tensor(self, blocks, packed, place):
+        blocks[1][place] = blocks[1][place].clone()
+        assert not packed.is_current(blocks)
+
+    def test_another_view_of_the_same_memory(self, blocks, packed):
+        blocks[0][0] = blocks[0][0][:]
+        assert not packed.is_current(blocks)
+
+    def test_tensors_of_inference_mode(self):
+        with torch.inference_mode():
+            blocks = [block_tensors(8, (3, 4))]
+            packed = torch.classes.mmstrip.Stage(blocks, [[1e-5, 1e-5, 1e-6]])
+            assert packed.is_current(blocks)
+            blocks[0][21].mul_(2)
+            assert not packed.is_current(blocks)
+
+    def test_write_in_inference_mode(self, blocks, packed):
+        with torch.inference_mode():
+            blocks[0][21].add_(1)
+        assert not packed.is_current(blocks)
+
+    def test_write_to_data(self, blocks, packed):
+        blocks[0][21].data.add_(1)
+        assert not packed.is_current(blocks)
+
+    def test_other_data(self, blocks, packed):
+        blocks[0][19].data = blocks[0][19].clone()
+        assert not packed.is_current(blocks)
+
+    def test_memory_that_is_gone(self, blocks, packed):
+        blocks[0][19].untyped_storage().resize_(0)
+        assert not packed.is_current(blocks)
+
+    def test_other_lengths(self, blocks, packed):
+        assert not packed.is_current(blocks[:1])
+        assert not packed.is_current([*blocks, blocks[0]])
+        assert not packed.is_current([blocks[0], blocks[1][:-1]])
+
+
+def test_an_error_in_one_thread_ends_a_stage(set_threads):
+    packed = torch.classes.mmstrip.Stage([block_tensors(8, (14, 14))] * 2, [[1e-5, 1e-5, 1e-6]] * 2)
+    for threads in (1, 4):
+        set_threads(threads)
+        for size in ((13, 14), (14, 15)):
+            with pytest.raises(RuntimeError, match='does not fit|must be of'):
+                packed.run(torch.randn(8, 8, *size), [1, 1], [0, 0])
+
+
+# Layouts, threads and bad arguments, of one example of each operator.
+
+
+def cases():
+    """Arguments of each operator; what is trained, and so written, comes twice."""
+    x, grad, windows = torch.randn(2, 6, 4, 5), torch.randn(2, 6, 4, 5), torch.randn(8, 6, 3, 3)
+    square, layers, local = torch.randn(6, 9, 1, 1), mlp_arguments(6, 11, 5), local_arguments(6, 4)
+    norm, kernel, parts = [*norm_arguments(6), False, 0.1, 1e-5], torch.randn(6, 1, 3, 5), [x, torch.randn(2, 3, 4, 5)]
+    trained = [*norm[:4], True, *norm[5:]]
+    strips, biases, position = torch.randn(3, 3, 5, 5), torch.randn(3, 5), torch.randn(6, 4, 5)
+    _, before, values = operators.pointwise_norm_gelu_forward(parts, square, None, *norm, 2)
+    chunks = [torch.randn(2, 3, 4, 5) for _ in range(2)]
+    saved_local, saved_mlp = operators.local_strips(x, *local)[1:], operators.channel_mlp_forward(x, *layers)[1:]
+    yes = [True] * 9
+    return {
+        'depthwise': [x, kernel],
+        'depthwise_backward': [grad, x, kernel, yes[:2]],
+        'norm_gelu_depthwise': [x, kernel, *norm],
+        'norm_gelu_depthwise (training)': [x, kernel, *trained],
+        'norm_gelu_depthwise_backward': [grad, x, kernel, values, True, yes[:4]],
+        'pointwise': [parts, square, torch.randn(6)],
+        'pointwise_backward': [grad, parts, square, yes[:4]],
+        'pointwise_norm_gelu': [parts, square, torch.randn(6), *norm, 2],
+        'pointwise_norm_gelu_forward (training)': [parts, square, torch.randn(6), *trained, 2],
+        'pointwise_norm_gelu_backward': [chunks, parts, square, before, values, True, yes[:6]],
+        'strip_layer': [x, strips, biases, True, position],
+        'strip_layer_backward': [grad, x, strips, True, False, position, yes[:4]],
+        'local_strips': [x, *local],
+        'local_strips_backward': [grad, x, *local[:3], local[4], *saved_local, yes[:7]],
+        'channel_mlp': [x, *layers],
+        'channel_mlp_forward': [x, *layers],
+        'channel_mlp_backward': [torch.randn(2, 5, 4, 5), x, *layers[:2], *layers[3:9], *saved_mlp, yes],
+        'split_windows': [x, [3, 3], [2, 2], [1, 2]],
+        'merge_windows': [windows, [4, 5], [2, 2], [1, 2]],
+    }
+
+
+torch.manual_seed(0)
+CASES = cases() if REASON is None else {}
+
+
+def copied(value):
+    if isinstance(value, list):
+        return [copied(one) for one in value]
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def replaced(name, place, change):
+    """Arguments of a case, of which all tensors in one place are changed."""
+    arguments = copied(CASES[name])
+    old = arguments[place]
+    arguments[place] = [change(one) for one in old] if isinstance(old, list) else change(old)
+    return arguments
+
+
+def operator(name):
+    return getattr(operators, name.split()[0])
+
+
+def results(name, arguments):
+    """What an operator gives, and its arguments after it, as running statistics are written."""
+    return flat([operator(name)(*arguments), arguments])
+
+
+def places(name):
+    return [place for place, argument in enumerate(CASES[name]) if flat(argument)]
+
+
+def argument_name(name, place):
+    return operator(name).default._schema.arguments[place].name
+
+
+def spread(tensor):
+    wide = torch.full((*tensor.shape, 2), torch.nan)
+    wide[..., 0] = tensor
+    return wide[..., 0]
+
+
+def reversed_dims(tensor):
+    order = tuple(reversed(range(tensor.dim())))
+    return tensor.permute(order).contiguous().permute(order)
+
+
+def shifted(tensor):
+    """Amid other memory, not aligned."""
+    wide = torch.full((*tensor.shape[:1], tensor[0].numel() + 5), torch.nan)
+    wide[:, 1:-4] = tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None]
+    return wide[:, 1:-4].unflatten(1, tensor.shape[1:]) if tensor.dim() > 1 else wide[:, 1]
+
+
+def channels_last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('layout', [spread, reversed_dims, shifted, channels_last])
+def test_any_layout(name, layout):
+    expected = results(name, copied(CASES[name]))
+    for place in places(name):
+        for got, value in zip(results(name, replaced(name, place, layout)), expected):
+            close(got, value)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_expanded_tensors(name):
+    """Of one value, or of one row: read like dense ones. Statistics cannot be written to them."""
+    for place in places(name):
+        written = '(training)' in name and argument_name(name, place) in ('mean', 'variance')
+        for part in (lambda tensor: tensor.flatten()[:1].abs(), lambda tensor: tensor[:1].abs()):
+
+            def expanded(tensor, part=part):
+                return part(tensor).expand_as(tensor)
+
+            if written:
+                with pytest.raises(RuntimeError, match='single memory location'):
+                    results(name, replaced(name, place, expanded))
+                continue
+            dense = results(name, replaced(name, place, lambda tensor: expanded(tensor).contiguous()))
+            for got, value in zip(results(name, replaced(name, place, expanded)), dense):
+                close(got, value)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_any_number_of_threads(name, set_threads):
+    found = []
+    for threads in (1, 2, 8):
+        set_threads(threads)
+        found.append(results(name, copied(CASES[name])))
+    for result in found[1:]:
+        for got, value in zip(result, found[0]):
+            close(got, value, 1e-5)
+
+
+def test_statistics_are_seen_to_change():
+    for training in (True, False):
+        name = 'norm_gelu_depthwise' + ' (training)' * training
+        arguments = copied(CASES[name])
+        operator(name)(*arguments)
+        assert [tensor._version for tensor in arguments[4:6]] == [int(training)] * 2
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_tensors_are_checked(name):
+    changes = {
+        'float32': torch.Tensor.double,
+        'shape': lambda tensor: tensor[None, None],
+        'shape|empty': lambda tensor: tensor[..., :0],
+    }
+    for place in places(name):
+        for message, change in changes.items():
+            arguments = replaced(name, place, change)
+            with pytest.raises(RuntimeError, match=f'{argument_name(name, place)}.*({message})'):
+                operator(name)(*arguments)
+
+
+def resized(dim, difference):
+    def change(tensor):
+        size = [*tensor.shape]
+        size[dim % len(size)] = max(size[dim % len(size)] + difference, 0)
+        return torch.rand(size)
+
+    return change
+
+
+CHANGES = [
+    *(resized(dim, by) for dim in range(4) for by in (-1, 1, 16)),
+    lambda tensor: tensor[:1],
+    lambda t: t[..., 0],
+]
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_wrong_shapes_are_refused_or_harmless(data):
+    """Nothing is read or written beyond memory, which `make sanitize` would see."""
+    name = data.draw(st.sampled_from(list(CASES)))
+    arguments = copied(CASES[name])
+    for _ in range(data.draw(st.integers(1, 2))):
+        place, change = data.draw(st.sampled_from(places(name))), data.draw(st.sampled_from(CHANGES))
+        old = arguments[place]
+        with contextlib.suppress(IndexError):
+            arguments[place] = [change(old[0]), *old[1:]] if isinstance(old, list) else change(old)
+    with contextlib.suppress(RuntimeError):
+        operator(name)(*arguments)
+
+
+def numbers(name, **changes):
+    names = [argument.name for argument in operator(name).default._schema.arguments]
+    return [changes.get(key, value) for key, value in zip(names, copied(CASES[name]))]
+
+
+VECTORS = ('expand_bias', 'gamma', 'beta', 'norm_weight', 'norm_bias', 'reduce_bias')
+
+
+@pytest.mark.parametrize(
+    'name, argument, value',
+    [
+        *(('depthwise', 'weight', torch.ones(6, 1, *kernel)) for kernel in ((2, 3), (3, 2), (3, 9), (0, 3))),
+        *(('strip_layer', 'weight', torch.ones(3, width, 5, 5)) for width in (0, 2)),
+        *(('strip_layer', 'weight|bias', torch.ones(*shape)) for shape in ((4, 3, 5, 5), (3, 3, 4, 4), (3, 3, 7, 7))),
+        *(('strip_layer', 'bias', torch.ones(*shape)) for shape in ((5, 3), (3, 4), (6, 5, 4), (15,))),
+        *(('strip_layer', 'position', torch.ones(*shape)) for shape in ((6, 5, 4), (1, 4, 5))),
+        *(('pointwise', 'weight', torch.ones(*shape)) for shape in ((6, 9), (6, 8, 1, 1), (6, 9, 3, 3), (0, 9, 1, 1))),
+        ('pointwise', 'bias', torch.ones(5)),
+        ('pointwise', 'parts', []),
+        ('pointwise', 'parts', [torch.ones(2, 6, 4, 5), torch.ones(2, 3, 5, 4)]),
+        ('pointwise_backward', 'required', [True] * 3),
+        ('pointwise_norm_gelu_backward', 'required', [True] * 7),
+        ('pointwise_norm_gelu_backward', 'grads', []),
+        ('pointwise_norm_gelu_backward', 'grads', [torch.ones(2, 6, 4, 5)] * 2),
+        *(('pointwise_norm_gelu', 'chunks', chunks) for chunks in (-1, 0, 4, 7)),
+        *(('pointwise_norm_gelu_forward (training)', 'chunks', chunks) for chunks in (-1, 0, 4, 7)),
+        *(
+            ('channel_mlp', name, torch.ones(10))
+            for name in ('expand_bias', 'gamma', 'beta', 'norm_weight', 'norm_bias')
+        ),
+        *(('channel_mlp_forward', name, torch.ones(10)) for name in ('expand_bias', 'gamma', 'beta', 'norm_weight')),
+        *(('channel_mlp', 'reduce', torch.ones(*shape)) for shape in ((11, 5), (5, 12), (0, 11))),
+        *(('split_windows', 'extent', value) for value in ([5, 3], [0, 3], [3, 6], [-1, 3])),
+        *(('split_windows', 'counts', value) for value in ([0, 2], [2, -1], [2, 9], [1, 2])),
+        *(('split_windows', 'strides', value) for value in ([-1, 2], [1, 4], [0, 2], [1, 2**62])),
+        *(('merge_windows', 'counts', value) for value in ([0, 2], [2, -1], [1, 2])),
+        ('merge_windows', 'strides', [1, 1]),
+        ('merge_windows', 'x', torch.ones(7, 6, 3, 3)),
+    ],
+)
+def test_arguments_are_checked(name, argument, value):
+    with pytest.raises(RuntimeError, match=argument):
+        operator(name)(*numbers(name, **{argument.split('|')[0]: value}))
+
+
+def test_bn_in_training_needs_more_than_one_value():
+    layer = *norm_arguments(6), True, 0.1, 1e-5
+    with pytest.raises(RuntimeError, match='more than one value'):
+        operators.norm_gelu_depthwise(torch.ones(1, 6, 1, 1), torch.ones(6, 1, 3, 3), *layer)
+
+
+@pytest.mark.parametrize('place', range(26))
+@pytest.mark.parametrize('change', [torch.Tensor.double, lambda tensor: tensor[None], lambda tensor: tensor[..., :-1]])
+def test_tensors_of_a_stage_are_checked(place, change):
+    block = block_tensors(8, (3, 4))
+    block[place] = change(block[place])
+    with pytest.raises(RuntimeError, match=r'must be|does not fit'):
+        torch.classes.mmstrip.Stage([block], [[1e-5, 1e-5, 1e-6]])
+
+
+def test_other_arguments_of_a_stage_are_checked():
+    eps, block = [1e-5, 1e-5, 1e-6], block_tensors(8, (3, 4))
+    for blocks, constants in (([], []), ([block], [eps, eps]), ([block], [eps[:2]]), ([block[:-1]], [eps])):
+        with pytest.raises(RuntimeError, match='blocks|eps'):
+            torch.classes.mmstrip.Stage(blocks, constants)
+    with pytest.raises(RuntimeError, match='one width'):
+        torch.classes.mmstrip.Stage([block, block_tensors(4, (3, 4))], [eps, eps])
+    packed = torch.classes.mmstrip.Stage([block], [eps])
+    for x in (torch.ones(1, 6, 3, 4), torch.ones(8, 3, 4), torch.ones(0, 8, 3, 4), torch.ones(1, 8, 3, 4).double()):
+        with pytest.raises(RuntimeError, match='x must'):
+            packed.run(x, [1, 1], [0, 0])
+    with pytest.raises(RuntimeError, match='gradient'):
+        packed.run(torch.ones(1, 8, 3, 4, requires_grad=True), [1, 1], [0, 0])
+    for counts, strides in (([1], [0]), ([1, 1], [0]), ([2, 1], [9, 0]), ([1, 1], [0, 0])):
+        with pytest.raises(RuntimeError, match='counts|strides|extent|must be of'):
+            packed.run(torch.ones(1, 8, 5, 4), counts, strides)
+
+
+# The library.
+
+
+def test_it_is_that_of_this_cpu():
+    (path,) = [path for path in torch.ops.loaded_libraries if '_C_' in path]
+    assert f'{extension.variant()}_torch' in path
+
+
+@pytest.mark.skipif(extension.variant() != 'avx512', reason='this machine runs on AVX2 anyway, or has no AVX2')
+def test_values_on_avx2():
+    """The other half of the build, with the formulas above."""
+    subset = 'depthwise or pointwise or strip_layer or local_strips or channel_mlp or test_stage or of_this_cpu'
+    command = [
+        sys.executable,
+        '-m',
+        'pytest',
+        '-q',
+        '-p',
+        'no:cacheprovider',
+        __file__,
+        '-k',
+        f'({subset}) and not checked',
+    ]
+    environment = {**os.environ, 'ATEN_CPU_CAPABILITY': 'avx2'}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0 and ' passed' in done.stdout, done.stdout
+
+
+def test_it_is_switched_off_by_the_environment(monkeypatch):
+    monkeypatch.setenv('MMSTRIP_NATIVE', '0')
+    assert 'MMSTRIP_NATIVE=0' in extension.load()
+
+
+@pytest.mark.skipif('default' in extension.VARIANTS, reason='one library serves all CPUs of this kind')
+def test_a_cpu_without_vectors(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'DEFAULT')
+    assert 'need AVX2' in extension.load()
+
+
+def test_a_library_of_other_sources_is_not_loaded(monkeypatch):
+    monkeypatch.setattr(extension, 'SOURCES', extension.SOURCES[1:])
+    assert 'not built for' in extension.load()
+
+
+def test_a_library_that_does_not_load(monkeypatch, tmp_path):
+    path = tmp_path / (extension.library_name(extension.variant()) + EXTENSION_SUFFIXES[0])
+    path.write_text('no library')
+    monkeypatch.setattr(extension, 'HERE', tmp_path)
+    assert 'do not load' in extension.load()
