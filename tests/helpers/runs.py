@@ -5,12 +5,16 @@ handlers, environment and working directory are as in a process that a user star
 """
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import resource
 import runpy
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -24,6 +28,14 @@ _CONTEXT.set_forkserver_preload(
         *(f'{toolbox}.{part}' for toolbox in ('mmpretrain', 'mmdet', 'mmseg') for part in ('models', 'datasets')),
     ]
 )
+
+
+def _begin(target: Callable, *arguments) -> multiprocessing.Process:
+    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=''):  # as on a machine without GPUs, everywhere
+        multiprocessing.forkserver.ensure_running()
+    process = _CONTEXT.Process(target=target, args=arguments)
+    process.start()
+    return process
 
 
 def _print_to(output: str) -> None:
@@ -51,15 +63,13 @@ def _run_tool(tool: str, arguments: list[str], output: str, cwd: str, env: dict[
     runpy.run_path(tool, run_name='__main__')
 
 
-def start_tool(tool: str, *arguments, output: Path, cwd: Path = ROOT, env: dict = {}) -> multiprocessing.Process:
-    """Begin to run a script below tools/ with its command line; what it prints goes to a file."""
+def start_tool(tool: str | Path, *arguments, output: Path, cwd: Path = ROOT, env: dict = {}) -> multiprocessing.Process:
+    """Begin to run a script, of tools/ or at another place, with its command line; what it prints goes to a file."""
     script = str(ROOT / 'tools' / tool)
-    process = _CONTEXT.Process(target=_run_tool, args=(script, list(map(str, arguments)), str(output), str(cwd), env))
-    process.start()
-    return process
+    return _begin(_run_tool, script, list(map(str, arguments)), str(output), str(cwd), env)
 
 
-def call_tool(tool: str, *arguments, folder: Path, **options) -> subprocess.CompletedProcess:
+def call_tool(tool: str | Path, *arguments, folder: Path, **options) -> subprocess.CompletedProcess:
     """Run a script below tools/ with its command line, without paying for its imports.
 
     Args:
@@ -72,6 +82,29 @@ def call_tool(tool: str, *arguments, folder: Path, **options) -> subprocess.Comp
     process = start_tool(tool, *arguments, output=output, **options)
     _join(process, 600)
     return subprocess.CompletedProcess([tool, *arguments], process.exitcode, output.read_text())
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return server.getsockname()[1]
+
+
+def call_ranks(script: str | Path, *arguments, folder: Path, count: int = 2) -> str:
+    """Run a script in several processes, with the environment that torchrun gives them.
+
+    Returns:
+        What they printed; all of them must have ended well.
+    """
+    output, port = folder / 'ranks.txt', str(free_port())
+    processes = []
+    for rank in map(str, range(count)):
+        env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+        processes.append(start_tool(str(script), *arguments, output=output, env=env))
+    for process in processes:
+        _join(process, 300)
+    assert not any(process.exitcode for process in processes), output.read_text()[-3000:]
+    return output.read_text()
 
 
 def train(config: str, work_dir: str, options: dict, output: str, file_limit: int | None) -> None:
@@ -93,10 +126,7 @@ def start(
 ) -> multiprocessing.Process:
     """Begin or resume a training in another process, which may write no file of more than so many bytes."""
     work_dir.mkdir(exist_ok=True)
-    arguments = (str(config), str(work_dir), options, str(work_dir / 'output.txt'), file_limit)
-    process = _CONTEXT.Process(target=train, args=arguments)
-    process.start()
-    return process
+    return _begin(train, str(config), str(work_dir), options, str(work_dir / 'output.txt'), file_limit)
 
 
 def fail(work_dir: Path, options: dict, **settings) -> str:
