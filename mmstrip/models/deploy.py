@@ -24,13 +24,13 @@ BOXES = {
 }
 FOLDED = {
     'strip_mixing.project.0': CONV,
-    'strip_mixing.fuse': CONV,
+    'strip_mixing.fuse': pointwise(bias=False),
     'strip_mixing.branches.cgsmm.position_row': Layer(RelativePosition, ('table',)),
     'strip_mixing.branches.cgsmm.row': Layer(StripMLPLayer, ('weight', 'bias')),
     'strip_mixing.branches.cgsmm.fuse_row': CONV,
     'strip_mixing.branches.cgsmm.position_column': Layer(RelativePosition, ('table',)),
     'strip_mixing.branches.cgsmm.column': Layer(StripMLPLayer, ('weight', 'bias')),
-    'strip_mixing.branches.cgsmm.fuse_column': CONV,
+    'strip_mixing.branches.cgsmm.fuse_column': pointwise(bias=False),
     'channel_mixing.norm': layer_norm,
     'channel_mixing.fc1': linear,
     'channel_mixing.grn': Layer(GlobalResponseNorm, ('gamma',), ('beta',)),
@@ -134,7 +134,7 @@ class PackedStage:
     """
 
     def __init__(self, stage: nn.Sequential, tensors: list[list[Tensor]]):
-        blocks = list(stage.children())
+        blocks = list(stage)  # with those that stand there twice
         self.extent = blocks[0].strip_mixing.branches['cgsmm'].extent
         self.operator = torch.classes.mmstrip.Stage(tensors, [_eps(block) for block in blocks])
         self.blocks = dict(stage._modules)  # not the stage itself, whose end is to be noticed
@@ -182,7 +182,7 @@ def packed_stage(stage: nn.Sequential, x: Tensor) -> PackedStage | None:
 
 def _pack(stage: nn.Sequential) -> PackedStage | None:
     tensors = []
-    for block in stage.children():
+    for block in stage:
         if not _is_packable(block):
             return None
         tensors.append(_tensors(block))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..ops import boxes
-from ..ops.dispatch import Layer, fused
+from ..ops.dispatch import Layer, fused, in_channels_last
 from ..registry import MODELS
 from . import deploy as deploy_form
 from .arguments import (
@@ -229,10 +229,6 @@ class StripMLP(BaseModule):
             ]
             self.stages.append(Stage(*blocks, with_cp=with_cp))
         self._freeze_stages()
-        # Convolutions only: strip weights are four-dimensional too, but no images.
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
         if deploy:
             self.switch_to_deploy()
 
@@ -264,7 +260,7 @@ class StripMLP(BaseModule):
             ``out_indices``, in their order; sizes are floored at each stride.
         """
         self._check_input(x)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = in_channels_last(x)
         maps = []
         merged_maps = []  # of earlier stages, at the size of the present one
         for i, stage in enumerate(self.stages):

@@ -43,15 +43,9 @@ def reference_gradients(
     """
     with torch.enable_grad():
         # Views: the gradient of an input must not include what reaches it through another input's graph.
-        leaves = [None if tensor is None else _leaf(tensor) for tensor in inputs]
+        leaves = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
         outputs = reference(*leaves)
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     needed = [leaf for leaf, need in zip(leaves, required) if need]
     found = iter(torch.autograd.grad(outputs, needed, grads, create_graph=torch.is_grad_enabled(), allow_unused=True))
     return [next(found) if need else None for need in required]
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    return (
-        tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_(tensor.is_floating_point())
-    )

@@ -65,7 +65,8 @@ class _ChannelMLP(Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, saved = ctx.saved_tensors[:9], ctx.saved_tensors[9:]
+        tensors = ctx.saved_tensors
+        inputs, saved = tensors[:9], tensors[9:]
         norm_eps, eps = ctx.eps
         required = [need for i, need in enumerate(ctx.needs_input_grad) if i not in (3, 8)]
         if is_differentiated([grad]):

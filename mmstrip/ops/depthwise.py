@@ -37,9 +37,10 @@ class _Depthwise(Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         required = ctx.needs_input_grad
+        inputs = ctx.saved_tensors
         if is_differentiated([grad]):
-            return tuple(reference_gradients(reference, ctx.saved_tensors, [grad], required))
-        return operators.depthwise_backward(grad, *ctx.saved_tensors, required)
+            return tuple(reference_gradients(reference, inputs, [grad], required))
+        return operators.depthwise_backward(grad, *inputs, required)
 
 
 class _NormGELUDepthwise(Function):

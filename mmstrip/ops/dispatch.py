@@ -118,6 +118,13 @@ def _is_ordinary(*maps: Tensor) -> bool:
     return all(type(x) in PLAIN and x.dim() == 4 and x.numel() > x.shape[1] for x in maps)  # BN refuses one pixel
 
 
+def in_channels_last(x: Tensor) -> Tensor:
+    """A map (N, C, H, W) in channels_last memory, which convolutions keep; as it is under vmap, which has no such."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def native_may_run(*maps: Tensor) -> bool:
     """Whether the operators take these maps: ordinary ones, in float32 on CPUs, outside of autocast."""
     for x in maps:

@@ -55,7 +55,8 @@ class _LocalStrips(Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, saved = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        tensors = ctx.saved_tensors
+        inputs, saved = tensors[:7], tensors[7:]
         required = ctx.needs_input_grad
         if is_differentiated([grad]):
             return tuple(reference_gradients(reference, inputs, [grad], required))

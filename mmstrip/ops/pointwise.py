@@ -82,8 +82,8 @@ class _PointwiseNormGELU(Function):
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weight, bias, *affine, x, norm = ctx.saved_tensors[:6]
-        parts = ctx.saved_tensors[6:]
+        weight, bias, *affine, x, norm = (tensors := ctx.saved_tensors)[:6]
+        parts = tensors[6:]
         required = *ctx.needs_input_grad[:4], *ctx.needs_input_grad[6:]
         if is_differentiated(grads):
             inputs = weight, bias, *affine, *parts

@@ -61,6 +61,11 @@ def _copies(length: int, extent: int, count: int, stride: int, device: torch.dev
     return tuple(window * extent + token - starts[window] for window in (first, last))
 
 
+def _zeros(shape: torch.Size, grad: Tensor) -> Tensor:
+    """A map to take gradients at, as cutting and merging are linear; not of the gradient's vmap level."""
+    return torch.zeros(shape, dtype=grad.dtype, device=grad.device, requires_grad=True)
+
+
 class _SplitWindows(Function):
     """Windows of a map, each pixel as often as it is covered; with ``mean`` times its part in the windows' mean."""
 
@@ -73,7 +78,7 @@ class _SplitWindows(Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         shape, *layout, mean = ctx.arguments
         if is_batched([grad]):
-            (grad_x,) = reference_gradients(lambda x: split_reference(x, *layout), [grad.new_zeros(shape)], [grad])
+            (grad_x,) = reference_gradients(lambda x: split_reference(x, *layout), [_zeros(shape, grad)], [grad])
         else:
             grad_x = _MergeWindows.apply(grad, shape[2:], *layout[1:], mean)
         return grad_x, None, None, None, None
@@ -91,7 +96,7 @@ class _MergeWindows(Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         shape, *layout, mean = ctx.arguments
         if is_batched([grad]):
-            (grad_x,) = reference_gradients(lambda x: merge_reference(x, *layout), [grad.new_zeros(shape)], [grad])
+            (grad_x,) = reference_gradients(lambda x: merge_reference(x, *layout), [_zeros(shape, grad)], [grad])
         else:
             grad_x = _SplitWindows.apply(grad, shape[2:], *layout[1:], mean)
         return grad_x, None, None, None, None

@@ -1,4 +1,4 @@
-"""Run by torchrun, or alone: gradients and metrics of this number of processes, written by the first one.
+"""Run in several processes, or alone: gradients and metrics of this number of processes, written by the first one.
 
 rank_checks.py SCENES OUT
 """

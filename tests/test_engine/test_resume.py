@@ -1,19 +1,18 @@
-"""Trainings that are killed, starved of disk or asked to stop, and go on as if nothing had happened."""
+"""Trainings that are killed, starved of disk or asked to stop, and resume as if nothing had happened."""
 
 import os
-import random
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.kills import assert_same_end, kill_repeatedly, start_and_train, steps, unfinished, wait_until
 from helpers.runs import CONFIG, children, fail, finish, log, start
 
 from mmstrip.engine.hooks.checkpoint import STOPPED
 
-EPOCHS = 24
+EPOCHS = 12
 SETTINGS = {'randomness.seed': 5, 'train_cfg.max_epochs': EPOCHS}
 
 
@@ -23,59 +22,11 @@ def undisturbed(tmp_path_factory) -> dict:
     return finish(tmp_path_factory.mktemp('undisturbed'), SETTINGS)
 
 
-def assert_same_end(checkpoint: dict, expected: dict) -> None:
-    """Weights, their average, optimizer, schedules and what was validated are the same, bit for bit."""
-    for part in ('state_dict', 'ema_state_dict'):
-        assert checkpoint[part].keys() == expected[part].keys()
-        different = [name for name, value in expected[part].items() if not torch.equal(value, checkpoint[part][name])]
-        assert not different
-    for index, state in expected['optimizer']['state'].items():
-        for name, value in state.items():
-            assert torch.equal(value, checkpoint['optimizer']['state'][index][name])
-    assert checkpoint['param_schedulers'] == expected['param_schedulers']
-    for name in ('train/loss', 'val/accuracy/top1'):
-        one, other = (part['message_hub']['log_scalars'][name]['history'] for part in (checkpoint, expected))
-        assert torch.equal(one, other), name
-
-
-def unfinished(folder: Path) -> list[Path]:
-    return list(folder.glob('.*.tmp'))
-
-
-def wait_until(condition, process, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while process.is_alive() and not condition() and time.monotonic() < end:
-        time.sleep(0.0005)
-
-
-def steps(folder: Path) -> int:
-    return log(folder).count('Epoch(train)')
-
-
-def start_and_train(folder: Path, iterations: int):
-    """A process that goes on with the run and has trained so many more iterations."""
-    goal = steps(folder) + iterations
-    process = start(folder, SETTINGS)
-    wait_until(lambda: steps(folder) >= goal, process)
-    return process
-
-
-def test_twenty_kills_change_nothing(tmp_path, undisturbed):
-    """kill -9 at random moments and, every other time, in the middle of writing a checkpoint."""
-    moments, during_save = random.Random(0), 0
-    for number in range(20):
-        process = start_and_train(tmp_path, moments.randint(1, 4))
-        if number % 2:
-            wait_until(lambda: unfinished(tmp_path), process)
-        else:
-            time.sleep(moments.uniform(0, 0.1))
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        during_save += bool(unfinished(tmp_path))
-    assert during_save >= 3
+def test_kills_change_nothing(tmp_path, undisturbed):
+    """Six here, twenty in `make soak`; half of them in the middle of writing a checkpoint."""
+    assert kill_repeatedly(tmp_path, SETTINGS, kills=6) >= 1
     last = finish(tmp_path, SETTINGS)
-    assert log(tmp_path).count('Resuming from') >= 10
+    assert log(tmp_path).count('Resuming from') >= 3
     assert_same_end(last, undisturbed)
     # What the kills have left is gone, and old checkpoints are too.
     assert not unfinished(tmp_path)
@@ -87,7 +38,7 @@ def test_sigterm_saves_inside_an_epoch(tmp_path, undisturbed):
     """Also where the cluster sends it to the workers of the dataloader, and again and again."""
     inside = 0
     for iterations in (4, 4, 5):
-        process = start_and_train(tmp_path, iterations)
+        process = start_and_train(tmp_path, SETTINGS, iterations)
         for child in children(process.pid):
             os.kill(child, signal.SIGTERM)
         os.kill(process.pid, signal.SIGTERM)
@@ -103,14 +54,14 @@ def test_sigterm_saves_inside_an_epoch(tmp_path, undisturbed):
 BY_ITERATIONS = f"""
 _base_ = [{str(CONFIG)!r}]
 train_dataloader = dict(sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True))
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=25, val_interval=4)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=18, val_interval=4)
 param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=False)]
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=4))
 log_processor = dict(by_epoch=False)
 """
 
 
-def test_training_by_iterations_goes_on_at_any_iteration(tmp_path):
+def test_training_by_iterations_resumes_at_any_iteration(tmp_path):
     """As segmentors are trained: an endless sampler, and the batches that were trained are not loaded again."""
     config = tmp_path / 'iterations.py'
     config.write_text(BY_ITERATIONS)
@@ -128,7 +79,7 @@ def test_training_by_iterations_goes_on_at_any_iteration(tmp_path):
 
 
 def test_full_disk_and_damaged_checkpoints(tmp_path, undisturbed):
-    process = start_and_train(tmp_path, 8)
+    process = start_and_train(tmp_path, SETTINGS, 8)
     process.kill()
     process.join()
     before = {file.name: file.read_bytes() for file in tmp_path.glob('*.pth')}
@@ -169,7 +120,7 @@ def test_wrapped_blocks_are_saved_and_resumed(tmp_path):
     """Under torch's checkpoint_wrapper parameters have other names than in the state dict."""
     config = tmp_path / 'wrapped.py'
     config.write_text(WRAPPED)
-    options = {'randomness.seed': 3}
+    options = {'randomness.seed': 3, 'train_cfg.max_epochs': 3}
     undisturbed = finish(tmp_path / 'one', options, config=config)
     stopped = tmp_path / 'two'
     process = start(stopped, options, config=config)
