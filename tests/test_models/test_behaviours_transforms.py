@@ -708,6 +708,34 @@ class TestDevicesAndDtypes:
         loss_of(maps).backward()
         assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
+    @pytest.mark.parametrize('mode', ['train', 'eval'])
+    def test_training_in_autocast(self, mode, implementation):
+        """Gradients in the direction of the right ones."""
+        model = backbone(mode)
+        with torch.autocast('cpu', torch.bfloat16):
+            maps = model(images())
+        loss_of(maps).backward()
+        right = expected(model, images(), gradients=True)
+        for name, parameter in model.named_parameters():
+            if not name.endswith('project.0.bias'):  # 0 but for rounding
+                one, other = parameter.grad.double().flatten(), right[f'grad of {name}'].flatten()
+                assert torch.cosine_similarity(one, other, dim=0) > 0.95, name
+
+    @pytest.mark.parametrize('mode', MODES)
+    def test_other_defaults(self, mode, monkeypatch):
+        """New tensors are float64, and what is not written is NaN."""
+        right, x, model = expected(backbone(mode), images()), images(), backbone(mode)
+        monkeypatch.setattr(torch.utils.deterministic, 'fill_uninitialized_memory', True)
+        try:
+            torch.set_default_dtype(torch.float64)
+            torch.use_deterministic_algorithms(True)
+            got = run(model, x)
+        finally:
+            torch.set_default_dtype(torch.float32)
+            torch.use_deterministic_algorithms(False)
+        assert all(value.dtype == torch.float32 for value in got.values())
+        assert_same(got, right)
+
     @pytest.mark.parametrize('mode', MODES)
     def test_back_from_other_dtypes(self, mode):
         model = backbone(mode)
