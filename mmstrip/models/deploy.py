@@ -45,17 +45,17 @@ def fold(backbone: nn.Module) -> None:
     Raises:
         ValueError: A layer is not as it was built; nothing is folded then.
     """
-    blocks = {
-        f'stages.{i}.{j}': block for i, stage in enumerate(backbone.stages) for j, block in enumerate(stage.children())
-    }
-    for name, block in blocks.items():
-        _check_foldable(name, block)
-    for block in blocks.values():
+    blocks = {block: f'stages.{i}.{j}' for i, stage in enumerate(backbone.stages) for j, block in enumerate(stage)}
+    seen: set[int] = set()
+    for block, name in blocks.items():
+        _check_foldable(name, block, seen)
+    for block in blocks:
         _fold_strip_mixing(block.strip_mixing)
         _fold_channel_mixing(block.channel_mixing)
 
 
-def _check_foldable(name: str, block: nn.Module) -> None:
+def _check_foldable(name: str, block: nn.Module, seen: set[int]) -> None:
+    """Add to ``seen`` what folding changes, which no other block may share."""
     modules = dict(block.named_modules())
     for key in [*BOXES, *FOLDED, *(key for key in modules if key.endswith(('project.1', 'cgsmm.norm')))]:
         if 'cgsmm' in key and 'cgsmm' not in getattr(block.strip_mixing, 'branches', ()):
@@ -66,6 +66,10 @@ def _check_foldable(name: str, block: nn.Module) -> None:
                 f'the deploy form cannot fold {name}.{key} ({type(layer).__name__}): it is missing, replaced, wrapped, '
                 'parametrised or has hooks; merge or remove adapters, parametrisations and hooks first'
             )
+        found = {id(layer), *map(id, layer.parameters())} if key not in BOXES else {id(layer)}
+        if found & seen:
+            raise ValueError(f'the deploy form cannot fold {name}.{key}: it is shared with another layer')
+        seen |= found
 
 
 def _is_foldable(key: str, layer: nn.Module | None) -> bool:
@@ -147,7 +151,7 @@ class PackedStage:
                 type(module) is not kind or module.__dict__ != state for module, kind, state in self.states
             ):
                 return False
-        except RuntimeError:  # another tensor, which compares element by element
+        except (RuntimeError, ValueError):  # another tensor or array, which compares element by element
             return False
         return self.operator.is_current([_tensors(block) for block in self.blocks.values()])
 

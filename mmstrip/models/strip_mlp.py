@@ -1,7 +1,8 @@
 """Backbone of "Strip-MLP: Efficient Token Interaction for Vision MLP" (Cao et al., ICCV 2023, arXiv 2307.11458)."""
 
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.utils.checkpoint
@@ -333,23 +334,30 @@ class StripMLP(BaseModule):
 
 def _checkpoint(block: nn.Module, x: Tensor) -> Tensor:
     """Run a block, and again in the backward pass, where it must not count a batch twice."""
-
-    def contexts():
-        return nullcontext(), _still_statistics(block)
-
+    contexts = partial(_contexts, block)
     return torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
 
-@contextmanager
-def _still_statistics(module: nn.Module):
-    """Run BN layers in their present mode, but leave their running statistics as they are."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before):
+def _contexts(block: nn.Module):
+    return nullcontext(), _FrozenStatistics(block)
+
+
+class _FrozenStatistics:
+    """A context in which BN layers run in their present mode, but leave their running statistics as they are.
+
+    It may be entered again: second derivatives run a block once more.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __enter__(self) -> None:
+        norms = [m for m in self.module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+        self.before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *error) -> None:
+        for norm, momentum, count in self.before:
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(count)
