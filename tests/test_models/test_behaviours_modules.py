@@ -17,7 +17,7 @@ from helpers.behaviours import (
     BOXES,
     MODES,
     POINTWISE,
-    STAGE_INPUT,
+    SecondStage,
     assert_differ,
     assert_right,
     assert_same,
@@ -109,25 +109,25 @@ class TestAdapters:
     @pytest.mark.parametrize('adapter', [ExposingLoRA, HidingLoRA])
     @pytest.mark.parametrize('name', POINTWISE)
     def test_lora_in_place_of_a_layer(self, name, adapter, mode):
-        model = backbone(mode)
+        model = SecondStage(mode)
         if isinstance(child(model, name), nn.Identity):
             pytest.skip('the deploy form has folded it')
         put(model, name, adapter(child(model, name)))
-        x = images(*STAGE_INPUT)
-        right = run(merged(model).stages[1], x.double(), gradients=False)
-        assert_same(run(model.stages[1], x, gradients=False), right)
+        x = SecondStage.input()
+        right = run(merged(model), x.double(), gradients=False)
+        assert_same(run(model, x, gradients=False), right)
         assert_differ(right, stock(mode, 'stage'))
 
     @pytest.mark.parametrize('adapter', [ExposingLoRA, HidingLoRA])
     @pytest.mark.parametrize('name', POINTWISE)
     def test_lora_learns(self, name, adapter):
-        model = backbone('train')
+        model = SecondStage('train')
         lora = adapter(child(model, name))
         put(model, name, lora)
-        x = images(*STAGE_INPUT)
-        run(model.stages[1], x)
+        x = SecondStage.input()
+        run(model, x)
         reference = merged(model)
-        run(reference.stages[1], x.double())
+        run(reference, x.double())
         weight_grad = child(reference, name).weight.grad.flatten(1)
         down, up = (layer.weight for layer in (lora.down, lora.up))
         got = {'grad of down': down.grad.flatten(1), 'grad of up': up.grad.flatten(1)}
@@ -160,20 +160,20 @@ class TestAdapters:
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', ['channel_mixing.fc2', 'strip_mixing.fuse'])
     def test_an_adapter_is_taken_off_again(self, name, mode):
-        model = backbone(mode)
+        model = SecondStage(mode)
         layer = child(model, name)
         put(model, name, HidingLoRA(layer))
-        run(model, images(), gradients=False)
+        run(model, SecondStage.input(), gradients=False)
         put(model, name, layer)
-        assert_right(model.eval(), images())
+        assert_right(model.eval(), SecondStage.input())
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', ['', 'channel_mixing', 'strip_mixing', 'strip_mixing.branches.lsmm'])
     def test_an_adapter_after_a_box(self, name, mode):
-        model = backbone(mode)
+        model = SecondStage(mode)
         channels = 16 if name.endswith('lsmm') else 32
         put(model, name, nn.Sequential(child(model, name), nn.Conv2d(channels, channels, 1), nn.Tanh()))
-        assert_differ(assert_right(model, images()), stock(mode))
+        assert_differ(assert_right(model, SecondStage.input()), stock(mode, 'stage'))
 
     @pytest.mark.parametrize('mode', MODES)
     def test_a_stage_is_added_to(self, mode):
@@ -202,14 +202,20 @@ NAMES = {
     ]
     for mode in MODES
 }
-EVERY_NAME = [pytest.param(mode, name, id=f'{mode}-{name or "model"}') for mode in MODES for name in NAMES[mode]]
 
 
-def part_of(model, name):
-    """The smallest part that shows what happens to a module, quick to run: its stage, or the model; and its input."""
+def in_modes(*modes):
+    return [pytest.param(mode, name, id=f'{mode}-{name or "model"}') for mode in modes for name in NAMES[mode]]
+
+
+EVERY_NAME = in_modes(*MODES)
+
+
+def part_with(mode, name):
+    """The smallest part of a backbone that holds a module, as that is quick to run, and what it takes."""
     if name.startswith('stages.1'):
-        return model.stages[1], images(*STAGE_INPUT)
-    return model, images()
+        return SecondStage(mode), SecondStage.input()
+    return backbone(mode), images()
 
 
 def stock_of(mode, name):
@@ -243,10 +249,9 @@ def flip_by_patched_forward(module):
 @functools.cache
 def flipped_by_hook(mode, name, flip=flip_by_hook):
     """Maps of a float64 model, one of whose modules has a hook."""
-    model = backbone(mode)
+    model, x = part_with(mode, name)
     flip(model.get_submodule(name))
-    part, x = part_of(model, name)
-    return expected(part, x, gradients=False)
+    return expected(model, x, gradients=False)
 
 
 class Seen:
@@ -306,20 +311,22 @@ class TestHooks:
                 assert all(map(torch.equal, outputs, copies)), name
 
     @pytest.mark.parametrize('mode, name', EVERY_NAME)
-    def test_one_fires_once(self, mode, name):
-        model = backbone(mode)
-        module, outputs = model.get_submodule(name), []
-        module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-        assert_same(run(*part_of(model, name)), stock_of(mode, name))
-        assert len(outputs) == (2 if isinstance(module, DropPath) else 1)
+    def test_one_fires_once_and_replaces_the_output(self, mode, name):
+        model, x = part_with(mode, name)
+        module, calls = model.get_submodule(name), []
+        module.register_forward_hook(lambda *hooked: calls.append(module))
+        flip_by_hook(module)
+        got = run(model, x, gradients=False)
+        assert len(calls) == (2 if isinstance(module, DropPath) else 1)
+        assert_same(got, flipped_by_hook(mode, name))
+        assert_differ(got, stock_of(mode, name))
 
-    @pytest.mark.parametrize('flip', [flip_by_hook, flip_by_pre_hook])
-    @pytest.mark.parametrize('mode, name', EVERY_NAME)
-    def test_they_replace_inputs_and_outputs(self, mode, name, flip):
-        model = backbone(mode)
-        flip(model.get_submodule(name))
-        got = run(*part_of(model, name), gradients=False)
-        assert_same(got, flipped_by_hook(mode, name, flip))
+    @pytest.mark.parametrize('mode, name', in_modes('train', 'deploy'))
+    def test_one_replaces_inputs(self, mode, name):
+        model, x = part_with(mode, name)
+        flip_by_pre_hook(model.get_submodule(name))
+        got = run(model, x, gradients=False)
+        assert_same(got, flipped_by_hook(mode, name, flip_by_pre_hook))
         assert_differ(got, stock_of(mode, name))
 
     @pytest.mark.parametrize('mode', MODES)
@@ -365,15 +372,20 @@ class TestHooks:
             assert_same(got, right)
 
     @pytest.mark.parametrize('mode', MODES)
-    @pytest.mark.parametrize('name', ['stages.1', 'channel_mixing.fc1', 'strip_mixing.fuse', 'channel_mixing.grn'])
+    @pytest.mark.parametrize(
+        'name', ['stages.1', f'{BLOCK}.channel_mixing.fc1', f'{BLOCK}.strip_mixing.fuse', f'{BLOCK}.channel_mixing.grn']
+    )
     def test_backward_hooks_replace_gradients(self, name, mode):
         results = []
-        for model, x in ((backbone(mode), images()), (in_float64(backbone(mode)), images().double())):
-            module = model.get_submodule(name) if name.startswith('stages') else child(model, name)
+        for model, x in (
+            (SecondStage(mode), SecondStage.input()),
+            (in_float64(SecondStage(mode)), SecondStage.input().double()),
+        ):
+            module = model.get_submodule(name)
             module.register_full_backward_hook(lambda module, grad_input, grad_output: (grad_input[0].flip(1),))
             results.append(run(model, x, gradients=True))
         assert_same(*results)
-        untouched = expected(backbone(mode), images(), gradients=True)['grad of x']
+        untouched = expected(SecondStage(mode), SecondStage.input(), gradients=True)['grad of x']
         assert (results[0]['grad of x'] - untouched).abs().max() > 1e-2 * untouched.abs().max()
 
     @pytest.mark.parametrize('mode', MODES)
@@ -407,14 +419,17 @@ OWN_FORWARDS = [flip_by_subclass, flip_by_patched_forward]
 
 
 class TestLayersOfOnesOwn:
-    @pytest.mark.parametrize('flip', OWN_FORWARDS)
     @pytest.mark.parametrize('mode, name', [case for case in EVERY_NAME if case.values[1] != ''])
-    def test_their_forward_runs(self, mode, name, flip):
-        model = backbone(mode)
-        flip(model.get_submodule(name))
-        got = run(*part_of(model, name), gradients=False)
-        assert_same(got, flipped_by_hook(mode, name))
-        assert_differ(got, stock_of(mode, name))
+    def test_forward_of_a_subclass_runs(self, mode, name):
+        model, x = part_with(mode, name)
+        flip_by_subclass(model.get_submodule(name))
+        assert_same(run(model, x, gradients=False), flipped_by_hook(mode, name))
+
+    @pytest.mark.parametrize('mode, name', [case for case in in_modes('eval', 'deploy') if case.values[1] != ''])
+    def test_patched_forward_runs(self, mode, name):
+        model, x = part_with(mode, name)
+        flip_by_patched_forward(model.get_submodule(name))
+        assert_same(run(model, x, gradients=False), flipped_by_hook(mode, name))
 
     @pytest.mark.parametrize('flip', OWN_FORWARDS)
     @pytest.mark.parametrize('name', [name for name in NAMES['eval'] if name.startswith(f'{BLOCK}.')] + ['stages.1'])
@@ -422,14 +437,14 @@ class TestLayersOfOnesOwn:
         model = backbone('eval')
         flip(model.get_submodule(name))
         if deployed_or_refused(model, [name]):
-            assert_same(run(*part_of(model, name)), flipped_by_hook('eval', name))
+            assert_same(run(model.stages[1], SecondStage.input()), flipped_by_hook('eval', name))
 
     @pytest.mark.parametrize('name', BOXES)
     def test_gradients_of_subclasses(self, name):
-        model, reference = backbone('train'), in_float64(backbone('train'))
+        model, reference = SecondStage('train'), in_float64(SecondStage('train'))
         flip_by_subclass(child(model, BOXES[name]))
         flip_by_hook(child(reference, BOXES[name]))
-        assert_same(run(model, images()), run(reference, images().double()))
+        assert_same(run(model, SecondStage.input()), run(reference, SecondStage.input().double()))
 
     @pytest.mark.parametrize('mode', MODES)
     def test_subclasses_without_changes_give_the_same(self, mode):
@@ -441,16 +456,16 @@ class TestLayersOfOnesOwn:
     @pytest.mark.parametrize('mode', MODES)
     def test_a_layer_replaced_by_identity(self, mode):
         for name in ('channel_mixing', 'strip_mixing.branches.lsmm', 'strip_mixing.depthwise', 'channel_mixing.grn'):
-            model = put(backbone(mode), name, nn.Identity())
-            assert_differ(assert_right(model, images()), stock(mode))
+            model = put(SecondStage(mode), name, nn.Identity())
+            assert_differ(assert_right(model, SecondStage.input()), stock(mode, 'stage'))
 
     @pytest.mark.parametrize('mode', MODES)
     def test_dropout_in_channel_mixing(self, mode):
         """Dropout that drops nothing, after the activation."""
-        model = put(backbone(mode), 'channel_mixing.act', nn.Sequential(nn.GELU(), nn.Dropout(0.0)))
-        assert_right(model, images())
-        model = put(backbone('train'), 'channel_mixing.act', nn.Sequential(nn.GELU(), nn.Dropout(0.5)))
-        assert_differ(run(model, images(), gradients=False), stock('train'))
+        model = put(SecondStage(mode), 'channel_mixing.act', nn.Sequential(nn.GELU(), nn.Dropout(0.0)))
+        assert_right(model, SecondStage.input())
+        model = put(SecondStage('train'), 'channel_mixing.act', nn.Sequential(nn.GELU(), nn.Dropout(0.5)))
+        assert_differ(run(model, SecondStage.input(), gradients=False), stock('train', 'stage'))
 
 
 def conv(old, **changes):
@@ -592,11 +607,11 @@ class TestOtherHyperparameters:
     @pytest.mark.parametrize('case', OTHER_LAYERS)
     def test_of_one_layer(self, case, mode):
         name, change = OTHER_LAYERS[case]
-        model = backbone(mode)
+        model = SecondStage(mode)
         if isinstance(child(model, name), nn.Identity):
             pytest.skip('the deploy form has folded it')
         change(model, name)
-        right = assert_right(model.stages[1], images(*STAGE_INPUT))
+        right = assert_right(model, SecondStage.input())
         if case not in dict(train=SAME_IN_TRAINING, eval=(), deploy=SAME_IN_DEPLOY)[mode]:
             assert_differ(right, stock(mode, 'stage'))
 
@@ -605,38 +620,40 @@ class TestOtherHyperparameters:
         name, change = OTHER_LAYERS[case]
         model = backbone('eval')
         change(model, name)
-        right = expected(model.stages[1], images(*STAGE_INPUT))
+        right = expected(model.stages[1], SecondStage.input())
         if deployed_or_refused(model, [f'{BLOCK}.{name}']):
-            assert_same(run(model.stages[1], images(*STAGE_INPUT)), right)
+            assert_same(run(model.stages[1], SecondStage.input()), right)
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', ACTIVATIONS)
     def test_gelu_by_tanh(self, name, mode):
         """It differs from the exact one by 5e-4 at most, so that inputs are brought there, and tolerances are tight."""
-        model = backbone(mode)
+        model = SecondStage(mode)
         put(model, name, nn.GELU(approximate='tanh'))
         layer, reference = child(model, name), in_float64(model)
         assert_same(
-            run(model, images()), run(reference, images().double()), tolerance=5e-6 if mode != 'train' else 1e-4
+            run(model, SecondStage.input()),
+            run(reference, SecondStage.input().double()),
+            tolerance=5e-6 if mode != 'train' else 1e-4,
         )
         kept = []
         layer.register_forward_hook(lambda module, inputs, output: kept.append((inputs[0], output)))
-        run(model, images())
+        run(model, SecondStage.input())
         assert torch.equal(nn.functional.gelu(kept[0][0], approximate='tanh'), kept[0][1])
 
     @pytest.mark.parametrize('momentum', [0.7, None])
     @pytest.mark.parametrize('name', BATCH_NORMS)
     def test_momentum_of_one_norm(self, name, momentum):
-        model = backbone('train')
+        model = SecondStage('train')
         child(model, name).momentum = momentum
         reference = in_float64(model)
         for seed in (0, 1):
-            run(model, images(seed=seed))
-            run(reference, images(seed=seed).double())
+            run(model, SecondStage.input(seed=seed))
+            run(reference, SecondStage.input(seed=seed).double())
         got, right = child(model, name), child(reference, name)
         for key, value in right.state_dict().items():
             torch.testing.assert_close(got.state_dict()[key].to(value), value, rtol=1e-4, atol=1e-5)
-        assert_right(model.eval(), images())
+        assert_right(model.eval(), SecondStage.input())
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', [*BATCH_NORMS[:1], 'channel_mixing.norm', 'channel_mixing.grn'])
@@ -649,23 +666,23 @@ class TestOtherHyperparameters:
 
     @pytest.mark.parametrize('mode', MODES)
     def test_a_padding_mode_assigned_after_a_forward(self, mode):
-        model = backbone(mode)
-        run(model, images())
+        model = SecondStage(mode)
+        run(model, SecondStage.input())
         layer = child(model, 'channel_mixing.depthwise')
         layer.dilation, layer.padding = (2, 2), (6, 6)
-        assert_differ(assert_right(model, images()), stock(mode))
+        assert_differ(assert_right(model, SecondStage.input()), stock(mode, 'stage'))
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', [*BATCH_NORMS, 'channel_mixing.norm'])
     def test_norms_of_one_box_in_another_mode(self, name, mode):
         """A norm that alone is frozen in training, or that alone trains in evaluation."""
-        model = backbone(mode)
+        model = SecondStage(mode)
         module = child(model, name)
         module.train(mode != 'train')
         before = copy.deepcopy(module.state_dict())
-        right = assert_right(model, images())
+        right = assert_right(model, SecondStage.input())
         if isinstance(module, nn.BatchNorm2d):
-            assert_differ(right, stock(mode))
+            assert_differ(right, stock(mode, 'stage'))
             moved = not torch.equal(before['running_mean'], module.state_dict()['running_mean'])
             assert moved == (mode != 'train')
 
@@ -676,21 +693,21 @@ class TestWrappers:
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', [*WRAPPED, 'channel_mixing.fc1', 'channel_mixing.grn', 'strip_mixing.fuse'])
     def test_checkpoint_wrapper(self, name, mode):
-        model = backbone(mode)
+        model = SecondStage(mode)
         put(model, name, checkpoint_wrapper(child(model, name)))
-        got = run(model, images())
+        got = run(model, SecondStage.input())
         prefix = '_checkpoint_wrapped_module.'
-        assert_same({key.replace(prefix, ''): value for key, value in got.items()}, stock(mode))
-        assert model.state_dict().keys() == backbone(mode).state_dict().keys()
+        assert_same({key.replace(prefix, ''): value for key, value in got.items()}, stock(mode, 'stage'))
+        assert model.state_dict().keys() == SecondStage(mode).state_dict().keys()
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', ['channel_mixing', 'strip_mixing.branches.lsmm', 'channel_mixing.fc2'])
     def test_compiled_in_place_of_a_box(self, name, mode):
         torch._dynamo.reset()
-        model = backbone(mode)
+        model = SecondStage(mode)
         put(model, name, torch.compile(child(model, name), backend='eager'))
-        got = run(model, images())
-        assert_same({key.replace('_orig_mod.', ''): value for key, value in got.items()}, stock(mode))
+        got = run(model, SecondStage.input())
+        assert_same({key.replace('_orig_mod.', ''): value for key, value in got.items()}, stock(mode, 'stage'))
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', ['channel_mixing', 'strip_mixing.branches.lsmm', 'channel_mixing.grn'])
@@ -703,9 +720,9 @@ class TestWrappers:
             graphs.append(graph)
             return graph.forward
 
-        model = backbone(mode)
+        model = SecondStage(mode)
         child(model, name).compile(backend=backend)
-        assert_same(run(model, images()), stock(mode))
+        assert_same(run(model, SecondStage.input()), stock(mode, 'stage'))
         assert graphs
 
     @pytest.mark.parametrize(
@@ -802,19 +819,19 @@ class TestParametrizations:
         ],
     )
     def test_of_ones_own(self, name, attribute, mode):
-        model = backbone(mode)
+        model = SecondStage(mode)
         module = child(model, name)
         if getattr(module, attribute, None) is None:
             pytest.skip('the deploy form has folded it')
         parametrize.register_parametrization(module, attribute, Flipped())
-        right = backbone(mode).double()
+        right = SecondStage(mode).double()
         tensor = getattr(child(right, name), attribute)
         tensor.data = tensor.data.flip(0)
-        right = run(right, images().double(), gradients=False)
-        assert_same(run(model, images(), gradients=False), right)
-        assert_differ(right, stock(mode))
+        right = run(right, SecondStage.input().double(), gradients=False)
+        assert_same(run(model, SecondStage.input(), gradients=False), right)
+        assert_differ(right, stock(mode, 'stage'))
         parametrize.remove_parametrizations(module, attribute)
-        assert_same(run(model, images(), gradients=False), right)
+        assert_same(run(model, SecondStage.input(), gradients=False), right)
 
     @pytest.mark.parametrize('name', ['strip_mixing.project.0', 'channel_mixing.fc1', 'channel_mixing.fc2'])
     def test_before_deploy_they_are_kept_or_refused(self, name):
@@ -828,14 +845,14 @@ class TestParametrizations:
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('name', ['channel_mixing.fc1', 'channel_mixing.fc2'])
 def test_weights_of_another_class(name, mode):
-    model, reference = backbone(mode), backbone(mode).double()
+    model, reference = SecondStage(mode), SecondStage(mode).double()
     layer = child(model, name)
     layer.weight = nn.Parameter(layer.weight.detach().as_subclass(WeightOfItsOwn), requires_grad=False)
     weight = child(reference, name).weight
     weight.data = weight.data.flip(0)
-    right = run(reference, images().double(), gradients=False)
-    assert_same(run(model, images(), gradients=False), right)
-    assert_differ(right, stock(mode))
+    right = run(reference, SecondStage.input().double(), gradients=False)
+    assert_same(run(model, SecondStage.input(), gradients=False), right)
+    assert_differ(right, stock(mode, 'stage'))
 
 
 class TestPruning:
