@@ -132,8 +132,8 @@ def test_deploy_form_in_dense_models(task, name):
     with torch.no_grad():
         expected = tree_leaves(model(images, mode='tensor'))
         model.backbone.switch_to_deploy()
-        for got, plain in zip(tree_leaves(model(images, mode='tensor')), expected):
-            torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-4 * max(1, plain.abs().max().item()))
+        for got, reference in zip(tree_leaves(model(images, mode='tensor')), expected):
+            torch.testing.assert_close(got, reference, rtol=1e-4, atol=1e-4 * max(1, reference.abs().max().item()))
 
 
 BACKBONE = "dict(_delete_=True, type='mmstrip.StripMLP', arch='tiny-light', out_indices=(0, 1, 2, 3))"
