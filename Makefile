@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := strip-mlp-tiny-light_1xb64_digits-32px
 DEMO_DIR := work_dirs/$(DEMO)
 STRIP := Strip-MLP-T=mmstrip.StripMLP:arch=tiny
-OTHERS := Swin-T=mmpretrain.SwinTransformer:arch=tiny ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny ResNet-50=mmpretrain.ResNet:depth=50
+OTHERS := Swin-T=mmpretrain.SwinTransformer:arch=tiny ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny ResNet-50=mmpretrain.ResNet:depth=50 ResNet-50=mmpretrain.ResNet:depth=50@channels_last
 
 # make install, demo, transfer, benchmark and test all work from nothing; see README.md.
 .PHONY: install demo transfer benchmark soak test sanitize lint clean
@@ -30,7 +30,7 @@ transfer: install
 	$(BIN)/python tools/transfer.py
 
 benchmark: install
-	$(BIN)/python tools/analysis_tools/benchmark.py $(OTHERS) $(STRIP) $(STRIP)@deploy $(STRIP)@plain \
+	$(BIN)/python tools/analysis_tools/benchmark.py $(OTHERS) $(STRIP) $(STRIP)@deploy $(STRIP)@reference \
 		--modes inference train --out work_dirs/benchmark/224
 	$(BIN)/python tools/analysis_tools/benchmark.py $(STRIP) $(STRIP)@deploy \
 		--batch 2 --shapes 224 448 800x1216 --rounds 5 --out work_dirs/benchmark/dense

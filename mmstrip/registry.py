@@ -3,6 +3,8 @@
 ``locations`` are imported on the first look-up of a ``mmstrip.`` name.
 """
 
+from importlib import import_module
+
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
@@ -12,10 +14,26 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
+
+class LazyRegistry(Registry):
+    """A registry of packages whose names are lazy attributes: a look-up imports the module of that name alone.
+
+    Each dataset needs a toolbox, and the toolboxes take seconds to import.
+    """
+
+    def get(self, key: str) -> type | None:
+        name = key.removeprefix(f'{self.scope}.')
+        for location in self._locations:
+            getattr(import_module(location), name, None)  # its module registers it
+        return super().get(key)
+
+
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmstrip', locations=['mmstrip.models'])
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmstrip', locations=['mmstrip.datasets'])
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmstrip', locations=['mmstrip.datasets'])
+DATASETS = LazyRegistry('dataset', parent=MMENGINE_DATASETS, scope='mmstrip', locations=['mmstrip.datasets'])
+TRANSFORMS = LazyRegistry('transform', parent=MMENGINE_TRANSFORMS, scope='mmstrip', locations=['mmstrip.datasets'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmstrip', locations=['mmstrip.engine'])
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmstrip', locations=['mmstrip.engine'])
-DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmstrip', locations=['mmstrip.datasets'])
-FUNCTIONS = Registry('function', parent=MMENGINE_FUNCTIONS, scope='mmstrip', locations=['mmstrip.datasets'])
+DATA_SAMPLERS = Registry(
+    'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmstrip', locations=['mmstrip.utils.seeding']
+)
+FUNCTIONS = Registry('function', parent=MMENGINE_FUNCTIONS, scope='mmstrip', locations=['mmstrip.utils.seeding'])

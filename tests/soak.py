@@ -1,7 +1,8 @@
 """A long run, watched: python tests/soak.py [EPOCHS]   (make soak)
 
 Trains the tiny digits classifier (3 iterations and a validation an epoch; 700 epochs by default) and reports the slope
-of its memory, how right the announced time left was, and which files are left. Not part of the test suite.
+of its memory, how right the announced ETA was, and which files are left. Then kills a training twenty times and
+compares its end with that of one that nobody disturbs. Not part of the test suite.
 """
 
 import datetime
@@ -12,7 +13,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from helpers.runs import children, log, start
+from helpers.kills import assert_same_end, kill_repeatedly
+from helpers.runs import children, finish, log, start
 from rich.progress import track
 from scipy.stats import theilslopes
 
@@ -40,13 +42,13 @@ def watch(folder: Path, epochs: int) -> list[tuple[int, float]]:
     return memory
 
 
-def report_time_left(text: str) -> None:
+def report_eta(text: str) -> None:
     lines = [(_moment(stamp), int(epoch), [int(part) for part in left]) for stamp, epoch, *left in STATUS.findall(text)]
     end = lines[-1][0]
     for share in (0.25, 0.5, 0.75):
         moment, epoch, (hours, minutes, seconds) = lines[int(share * len(lines))]
         announced, real = 3600 * hours + 60 * minutes + seconds, (end - moment).total_seconds()
-        print(f'Time left at epoch {epoch}: announced {announced} s, real {real:.0f} s ({announced / real - 1:+.0%})')
+        print(f'ETA at epoch {epoch}: announced {announced} s, real {real:.0f} s ({announced / real - 1:+.0%})')
 
 
 def _moment(stamp: str) -> datetime.datetime:
@@ -61,11 +63,22 @@ def main(epochs: int) -> None:
         tenths = ', '.join(f'{mib:.1f}' for mib in memory[:: max(1, len(memory) // 9), 1])
         print(f'{3 * epochs} iterations; MiB from 10 % on, in tenths: {tenths}')
         print(f'Slope {1024 * slope:+.3f} KiB an iteration, which is {slope * 1e6 / 1024:+.2f} GiB in a million')
-        report_time_left(log(folder))
+        report_eta(log(folder))
         for file in sorted(folder.rglob('*')):
             if file.is_file():
                 print(f'{file.relative_to(folder)}: {file.stat().st_size / 1024:.0f} KiB')
 
 
+def survive_kills(kills: int = 20) -> None:
+    settings = {'randomness.seed': 5, 'train_cfg.max_epochs': 24}
+    with tempfile.TemporaryDirectory() as name:
+        expected = finish(Path(name) / 'undisturbed', settings)
+        during_save = kill_repeatedly(Path(name) / 'killed', settings, kills)
+        assert during_save >= 3, during_save
+        assert_same_end(finish(Path(name) / 'killed', settings), expected)
+        print(f'{kills} kills, {during_save} of them during a save: the same weights, bit for bit')
+
+
 if __name__ == '__main__':
+    survive_kills()
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 700)

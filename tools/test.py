@@ -6,7 +6,8 @@ import os
 from mmengine.config import ConfigDict
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from mmstrip.utils.launch import build_runner, check_data, leaf_datasets, load_config, parse_with_launcher, set_work_dir
+from mmstrip.engine.launch import build_runner, check_data, parse_with_launcher, set_work_dir
+from mmstrip.utils.config import leaf_datasets, load_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,7 +5,8 @@ import os
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from mmstrip.utils.launch import build_runner, check_data, load_config, parse_with_launcher, set_work_dir
+from mmstrip.engine.launch import build_runner, check_data, parse_with_launcher, set_work_dir
+from mmstrip.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:

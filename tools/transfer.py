@@ -5,7 +5,7 @@ import argparse
 
 from mmengine.config import DictAction
 
-from mmstrip.utils.transfer import BACKBONES, STARTS, TASKS, compare_transfer
+from mmstrip.analysis.transfer import BACKBONES, STARTS, TASKS, compare_transfer
 
 
 def main() -> None:

@@ -1,24 +1,21 @@
-"""Datasets and transforms; those that build on a toolbox are there when the toolbox is."""
+"""Datasets and transforms, each imported when it is first asked for, as most need a toolbox."""
 
 from importlib import import_module
 
-from .digit_scenes import PlaceDigit
-from .drawing import SeededSampler, shield_worker
-from .loading import LoadImage
-
-__all__ = ['LoadImage', 'PlaceDigit', 'SeededSampler', 'shield_worker']
-
-_NEEDS_TOOLBOX = {
-    'mmpretrain': {'caltech101': 'Caltech101', 'digits': 'Digits'},
-    'mmdet': {'coco': 'CocoDataset'},
-    'mmseg': {'seg_map': 'LoadSegMap'},
+_MODULES = {
+    'Caltech101': 'caltech101',  # mmpretrain
+    'CocoDataset': 'coco',  # mmdet
+    'Digits': 'digits',  # mmpretrain
+    'LoadImage': 'loading',
+    'LoadSegMap': 'seg_map',  # mmseg
+    'PlaceDigit': 'digit_scenes',
 }
 
-for _toolbox, _modules in _NEEDS_TOOLBOX.items():
-    try:
-        import_module(f'{_toolbox}.datasets')
-    except (ImportError, AssertionError):  # not installed, or it refuses this mmcv: its own users see why
-        continue
-    for _module, _name in _modules.items():
-        globals()[_name] = getattr(import_module(f'.{_module}', __name__), _name)
-        __all__.append(_name)
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> type:
+    """Raises ImportError where the toolbox is missing."""
+    if name not in _MODULES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'.{_MODULES[name]}', __name__), name)

@@ -3,10 +3,7 @@
 from mmcv.transforms import LoadImageFromFile
 
 from ..registry import TRANSFORMS
-
-
-class UnreadableImageError(ValueError):
-    """A file that cannot be read as an image."""
+from ..utils.seeding import UnreadableImageError
 
 
 @TRANSFORMS.register_module()

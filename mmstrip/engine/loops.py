@@ -1,4 +1,4 @@
-"""Training loops that go on in the middle of an epoch and explain why data stopped coming."""
+"""Training loops that resume in the middle of an epoch and explain why data stopped coming."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 
-from ..datasets.drawing import remaining_batches
 from ..registry import LOOPS
+from ..utils.seeding import remaining_batches
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def explained_worker_death() -> Iterator[None]:
 
 @LOOPS.register_module()
 class ResumableEpochLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs, whose first epoch may begin behind batches that were trained before a stop.
+    """mmengine's loop over epochs, whose first epoch may begin after batches that were trained before a stop.
 
     Attributes:
         batches_done (int): Batches of the coming epoch that are skipped; 0 but for a resumed run.
@@ -54,7 +54,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class ResumableIterLoop(IterBasedTrainLoop):
-    """mmengine's loop over iterations, which goes on at any of them.
+    """mmengine's loop over iterations, which resumes at any of them.
 
     Raises:
         RuntimeError: A process that loads data was killed.

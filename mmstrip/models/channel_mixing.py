@@ -5,7 +5,9 @@ from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from . import ops
+from ..ops import boxes
+from ..ops.channel_mlp import response_norm
+from ..ops.dispatch import Layer, depthwise, fused, gelu, layer_norm, linear
 
 
 class GlobalResponseNorm(nn.Module):
@@ -28,11 +30,7 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, H, W, C)."""
-        return ops.response_norm(x, self.gamma, self.eps) + self.beta
-
-    def shifted_bias(self, linear: nn.Linear) -> Tensor:
-        """The bias of the linear layer behind, with what that makes of beta."""
-        return linear.bias if self.beta is None else torch.addmv(linear.bias, linear.weight, self.beta)
+        return response_norm(x, self.gamma, self.beta, self.eps)
 
 
 class ChannelMixingBlock(BaseModule):
@@ -54,18 +52,18 @@ class ChannelMixingBlock(BaseModule):
         self.grn = GlobalResponseNorm(hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Mix the channels of (N, C, H, W), plus a residual of that shape if there is one."""
-        x = ops.depthwise(x, self.depthwise.weight)
-        return ops.channel_mlp(x, self.norm, self.fc1, self.act, self.grn, self.fc2, residual)
-
-    @torch.no_grad()
-    def switch_to_deploy(self) -> None:
-        """Fold the affine part of LayerNorm into fc1 and the shift of GRN into fc2."""
-        if self.grn.beta is None:
-            return
-        self.fc2.bias.copy_(self.grn.shifted_bias(self.fc2))
-        self.grn.beta = None
-        self.fc1.bias.add_(self.fc1.weight @ self.norm.bias)
-        self.fc1.weight.mul_(self.norm.weight)
-        self.norm = nn.LayerNorm(self.norm.normalized_shape, self.norm.eps, elementwise_affine=False)
+    @fused(
+        boxes.channel_mixing,
+        boxes.channel_mixing_recompute,
+        depthwise=depthwise(7, 7),
+        norm=layer_norm,
+        fc1=linear,
+        act=gelu,
+        grn=Layer(GlobalResponseNorm, ('gamma',), ('beta',)),
+        fc2=linear,
+    )
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the channels of (N, C, H, W)."""
+        x = self.depthwise(x).permute(0, 2, 3, 1)  # (N, H, W, C)
+        x = self.act(self.fc1(self.norm(x)))
+        return self.fc2(self.grn(x)).permute(0, 3, 1, 2)

@@ -6,14 +6,13 @@ Shapes: N images, C channels, an H x W map. Where the paper and the authors' cod
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from . import ops
+from ..ops import boxes, strip_layer
+from ..ops.dispatch import Layer, batch_norm, depthwise, fused, gelu, identity, pointwise, sequence
+from ..ops.local_strips import weighted_sum
 from .windows import run_in_windows
 
 BRANCHES = ('cgsmm', 'lsmm')
@@ -49,36 +48,10 @@ class StripMLPLayer(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
-        """Mix (N, C, H, W), plus positions (C, H, W) if there are any, along the layer's axis.
-
-        That side must be ``tokens`` long; the other one may be any.
-        """
-        return ops.strip_layer(x, self.weight, self.bias, self.axis, position)
-
-    @torch.no_grad()
-    def fold_position(self, position: Tensor) -> None:
-        """Take what the layer makes of positions (C, H, W), and its bias, as a bias map (C, H, W) from now on."""
-        self.bias = nn.Parameter(self(position[None])[0].contiguous())
-
-    def resample_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> bool:
-        """Bring strip weights trained at another extent to this layer's, in place; True if there was need to.
-
-        Weights are interpolated over both token axes and scaled by old / new tokens, so that their sums over a line
-        stay what they were; biases are interpolated over their one axis.
-        """
-        weight, bias = state_dict.get(prefix + 'weight'), state_dict.get(prefix + 'bias')
-        if weight is None or bias is None or weight.dim() != 4 or bias.dim() != 2:
-            return False
-        old, new = weight.shape[3], self.weight.shape[3]
-        square = weight.shape[2] == weight.shape[3] == bias.shape[1]
-        if old == new or not square or weight.shape[:2] != self.weight.shape[:2]:
-            return False
-        planes = F.interpolate(weight.float(), (new, new), mode='bicubic', antialias=True) * (old / new)
-        state_dict[prefix + 'weight'] = planes.to(weight.dtype)
-        lines = F.interpolate(bias.float()[None, :, None], (1, new), mode='bicubic', antialias=True)
-        state_dict[prefix + 'bias'] = lines[0, :, 0].contiguous().to(bias.dtype)
-        return True
+    @fused(boxes.strip_mlp_layer)
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix (N, C, H, W) along the layer's axis: that side must be ``tokens`` long, the other one may be any."""
+        return strip_layer.reference(x, self.weight, self.bias, self.axis)
 
     def extra_repr(self) -> str:
         num_patches, strip_width, _, tokens = self.weight.shape
@@ -86,11 +59,7 @@ class StripMLPLayer(nn.Module):
 
 
 class RelativePosition(nn.Module):
-    """Relative positions added to the input of a strip layer: position (h, w) gets ``table[clip(w - h) + span]``.
-
-    While the table can change (training, or a gradient is wanted) it is expanded in each forward. Otherwise the
-    expanded map is kept, and renewed by ``eval()``, by loading a state dict and after in-place changes of the table;
-    after writing to ``table.data`` in eval mode, call :meth:`refresh`.
+    """Relative position embedding, added to the input of a strip layer: ``table[clip(w - h) + span]`` at (h, w).
 
     Args:
         channels (int): Channels C of the map.
@@ -104,56 +73,26 @@ class RelativePosition(nn.Module):
         self.extent = tuple(extent)
         self.table = nn.Parameter(torch.empty(2 * span + 1, channels))
         nn.init.trunc_normal_(self.table, std=0.02)
-        height, width = extent
-        offset = torch.arange(width) - torch.arange(height)[:, None]
-        self.register_buffer('index', (offset.clamp(-span, span) + span).flatten(), persistent=False)
-        self.register_buffer('expanded', torch.empty(channels, *extent), persistent=False)
-        self.refresh()
 
     def expand(self) -> Tensor:
-        """The table as a map (C, H, W), differentiable."""
+        """The embedding as a map (C, H, W)."""
+        height, width = self.extent
+        span = self.table.shape[0] // 2
+        row, column = (torch.arange(side, device=self.table.device) for side in (height, width))
+        offset = (column - row[:, None]).clamp(-span, span) + span
         # Rows are quicker to collect than columns; this is channels_last memory too.
-        return self.table.index_select(0, self.index).unflatten(0, self.extent).permute(2, 0, 1)
+        return self.table.index_select(0, offset.flatten()).unflatten(0, self.extent).permute(2, 0, 1)
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Renew the kept map from the table."""
-        self.expanded = self.expand()
-        self._expanded_version = ops.version(self.table)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if not mode:
-            self.refresh()
-        return self
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.refresh()
-
-    def forward(self) -> Tensor:
-        """The positions, as a map (C, H, W)."""
-        if self.training or (self.table.requires_grad and torch.is_grad_enabled()):
-            return self.expand()
-        if ops.version(self.table) not in (None, self._expanded_version):
-            self.refresh()
-        return self.expanded
-
-    def resample_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> bool:
-        """Bring a table trained at another extent to this one's span, in place; True if there was need to.
-
-        Rows are interpolated linearly, offset 0 and both ends staying where they are.
-        """
-        table = state_dict.get(prefix + 'table')
-        rows, channels = self.table.shape
-        if table is None or table.dim() != 2 or table.shape[0] == rows or table.shape[1] != channels:
-            return False
-        resampled = F.interpolate(table.float().t()[None], rows, mode='linear', align_corners=True)
-        state_dict[prefix + 'table'] = resampled[0].t().contiguous().to(table.dtype)
-        return True
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the embedding to (N, C, H, W)."""
+        return x + self.expand().to(x.dtype)
 
     def extra_repr(self) -> str:
         return f'channels={self.table.shape[1]}, extent={self.extent}, span={self.table.shape[0] // 2}'
+
+
+_STRIP_LAYER = Layer(StripMLPLayer, ('weight', 'bias'))
+_POSITION = Layer(RelativePosition, ('table',))
 
 
 class CascadeGroupStripMixing(BaseModule):
@@ -200,35 +139,33 @@ class CascadeGroupStripMixing(BaseModule):
         self.column = StripMLPLayer(height, num_patches, strip_width, axis='column')
         self.fuse_column = nn.Conv2d(2 * channels, channels, 1, bias=False)
 
-    def mix_window(self, u: Tensor) -> Tensor:
-        """Row and column mixing of windows (M, C, *extent): c, or [v, c] in parallel form."""
-        row = self.row(u, self.position_row and self.position_row())
-        (v,) = ops.pointwise_norm_activate((row, u), self.fuse_row.weight, self.fuse_row.bias, self.norm, self.act)
-        column = self.column(v if self.cascade else u, self.position_column and self.position_column())
-        return column if self.cascade else torch.cat([v, column], dim=1)
-
-    def mix(self, u: Tensor) -> tuple[Tensor, ...]:
-        """All but the last fusion of (N, C, H, W), of any H and W: the maps that it fuses, 2 C channels in all."""
-        mixed = run_in_windows(self.mix_window, u, self.extent)
-        return (u, mixed) if self.cascade else (mixed,)
-
     def forward(self, u: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
-        return ops.pointwise(self.mix(u), self.fuse_column.weight)
+        mixed = run_in_windows(self.mix_window, u, self.extent)
+        return self.fuse(u, mixed) if self.cascade else self.fuse(mixed)
 
-    @torch.no_grad()
-    def switch_to_deploy(self) -> Tensor:
-        """Fold positions into the biases of the strip layers and BN into ``fuse_row``.
+    @fused(
+        boxes.mix_window,
+        boxes.mix_window_recompute,
+        position_row=(_POSITION, identity),
+        row=_STRIP_LAYER,
+        fuse_row=pointwise(bias=None),
+        norm=(batch_norm, identity),
+        act=gelu,
+        position_column=(_POSITION, identity),
+        column=_STRIP_LAYER,
+    )
+    def mix_window(self, u: Tensor) -> Tensor:
+        """Row and column mixing of windows (M, C, *extent): c, or [v, c] in parallel form."""
+        r = self.row(self.position_row(u))
+        v = self.act(self.norm(self.fuse_row(torch.cat([r, u], dim=1))))
+        c = self.column(self.position_column(v if self.cascade else u))
+        return c if self.cascade else torch.cat([v, c], dim=1)
 
-        Returns:
-            The weights of the last fusion, (C, 2 C), for the layer that takes it over: :meth:`mix` is left.
-        """
-        self.row.fold_position(self.position_row())
-        self.column.fold_position(self.position_column())
-        self.position_row = self.position_column = None
-        self.fuse_row, self.norm = _fold_norm(self.fuse_row, self.norm)
-        fuse_column, self.fuse_column = self.fuse_column, None
-        return fuse_column.weight.flatten(1)
+    @fused(boxes.fuse, fuse_column=pointwise(bias=False))
+    def fuse(self, *maps: Tensor) -> Tensor:
+        """The last fusion, of maps of 2 C channels in all."""
+        return self.fuse_column(torch.cat(maps, dim=1))
 
 
 class LocalStripMixing(BaseModule):
@@ -252,9 +189,15 @@ class LocalStripMixing(BaseModule):
             nn.Conv2d(channels // 2, 3 * channels, 1),
         )
 
+    @fused(
+        boxes.local_strip_mixing,
+        tall=depthwise(7, 3),
+        wide=depthwise(3, 7),
+        reweight=sequence(pointwise(bias=True), gelu, pointwise(bias=True)),
+    )
     def forward(self, u: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
-        return ops.local_strips(u, self.tall.weight, self.wide.weight, self.reweight)
+        return weighted_sum((self.tall(u), self.wide(u), u), self.reweight)
 
 
 class StripMixingBlock(BaseModule):
@@ -303,36 +246,16 @@ class StripMixingBlock(BaseModule):
         if 'lsmm' in branches:
             self.branches['lsmm'] = LocalStripMixing(width, act_cfg)
         self.fuse = nn.Conv2d(channels, channels, 1, bias=False)
-        self.deployed = False
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Mix (N, C, H, W), of any H and W, plus a residual of that shape if there is one."""
-        norm, act, depthwise = self.depthwise
-        x = ops.norm_activate_depthwise(norm, act, x, depthwise.weight)
-        conv, norm, act = self.project
-        parts = ops.pointwise_norm_activate((x,), conv.weight, conv.bias, norm, act, chunks=len(self.branches))
-        mixed = []
-        for (name, branch), part in zip(self.branches.items(), parts):
-            mixed += branch.mix(part) if self.deployed and name == 'cgsmm' else (branch(part),)
-        return ops.pointwise(mixed, self.fuse.weight, residual=residual)
-
-    @torch.no_grad()
-    def switch_to_deploy(self) -> None:
-        """Fold BN into ``project``, what CGSMM can fold, and its last fusion into ``fuse``."""
-        if self.deployed:
-            return
-        self.project[0], self.project[1] = _fold_norm(*self.project[:2])
-        if 'cgsmm' in self.branches:
-            weight = self.fuse.weight.flatten(1)
-            last = self.branches['cgsmm'].switch_to_deploy()
-            folded = torch.cat([weight[:, : len(last)] @ last, weight[:, len(last) :]], dim=1)
-            self.fuse = nn.Conv2d(folded.shape[1], len(folded), 1, bias=False, device=folded.device, dtype=folded.dtype)
-            self.fuse.weight.copy_(folded[:, :, None, None])
-        self.deployed = True
-
-
-def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
-    """A convolution and the norm behind it, which goes into it if it is BN: other norms depend on the input."""
-    if not (isinstance(norm, _BatchNorm) and norm.track_running_stats):
-        return conv, norm
-    return fuse_conv_bn_eval(conv.eval(), norm.eval()), nn.Identity()
+    @fused(
+        boxes.strip_mixing,
+        boxes.strip_mixing_recompute,
+        depthwise=sequence(batch_norm, gelu, depthwise(3, 3)),
+        project=sequence(pointwise(bias=True), (batch_norm, identity), gelu),
+        fuse=pointwise(bias=False),
+    )
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix (N, C, H, W), of any H and W."""
+        parts = self.project(self.depthwise(x)).chunk(len(self.branches), dim=1)
+        mixed = [branch(part) for branch, part in zip(self.branches.values(), parts)]
+        return self.fuse(torch.cat(mixed, dim=1))

@@ -2,28 +2,33 @@
 
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from numbers import Integral, Real
 
 import torch
 import torch.utils.checkpoint
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
-from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..ops import boxes
+from ..ops.dispatch import Layer, fused, in_channels_last
 from ..registry import MODELS
-from . import whole_blocks
+from . import deploy as deploy_form
+from .arguments import (
+    MIN_SIDE,
+    NUM_STAGES,
+    STEM_STRIDE,
+    check_scalars,
+    parse_arch,
+    parse_branches,
+    parse_img_size,
+    parse_num_patches,
+    parse_out_indices,
+)
 from .channel_mixing import ChannelMixingBlock
-from .strip_mixing import BRANCHES, RelativePosition, StripMixingBlock, StripMLPLayer
-
-STEM_STRIDE = 4
-NUM_STAGES = 4
-# The smallest side that leaves one token in the last stage.
-MIN_SIDE = STEM_STRIDE * 2 ** (NUM_STAGES - 1)
+from .state_dict import adapt_state_dict
+from .strip_mixing import BRANCHES, StripMixingBlock
 
 
 class StripMLPBlock(BaseModule):
@@ -34,27 +39,53 @@ class StripMLPBlock(BaseModule):
         extent (tuple): Height and width that the strip weights are tied to, in tokens.
         mlp_ratio (float): Hidden channels of the channel mixing over C. Defaults to 3.
         drop_path (float): Probability that a residual branch is dropped for an image. Defaults to 0.
+        act_cfg (dict): Defaults to ``dict(type='GELU')``.
         **strip_mixing: Further arguments of :class:`StripMixingBlock`.
     """
 
     def __init__(
-        self, channels: int, extent: tuple[int, int], mlp_ratio: float = 3.0, drop_path: float = 0.0, **strip_mixing
+        self,
+        channels: int,
+        extent: tuple[int, int],
+        mlp_ratio: float = 3.0,
+        drop_path: float = 0.0,
+        act_cfg: dict = dict(type='GELU'),
+        **strip_mixing,
     ):
         super().__init__()
-        self.strip_mixing = StripMixingBlock(channels, extent, **strip_mixing)
-        self.channel_mixing = ChannelMixingBlock(channels, mlp_ratio, strip_mixing['act_cfg'])
+        self.strip_mixing = StripMixingBlock(channels, extent, act_cfg=act_cfg, **strip_mixing)
+        self.channel_mixing = ChannelMixingBlock(channels, mlp_ratio, act_cfg)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        whole = None if self.training else whole_blocks.run([self], x)
-        if whole is not None:
-            return whole
-        for mixing in (self.strip_mixing, self.channel_mixing):
-            if self.training:
-                # What drop path makes of a one for each image: 0 or 1 / (1 - drop_path), in one pass with the sum.
-                x = torch.addcmul(x, mixing(x), self.drop_path(x.new_ones(len(x), 1, 1, 1)))
-            else:
-                x = mixing(x, residual=x)
+        """Mix (N, C, H, W), of any H and W."""
+        x = self.add_branch(x, self.strip_mixing(x))
+        return self.add_branch(x, self.channel_mixing(x))
+
+    @fused(boxes.add_branch, boxes.add_branch, drop_path=Layer(DropPath))
+    def add_branch(self, x: Tensor, branch: Tensor) -> Tensor:
+        return x + self.drop_path(branch)
+
+
+class Stage(nn.Sequential):
+    """Blocks of one resolution.
+
+    Args:
+        *blocks: As of ``nn.Sequential``.
+        with_cp (bool): Recompute the blocks' activations in the backward pass instead of saving them.
+            Defaults to False.
+    """
+
+    def __init__(self, *blocks, with_cp: bool = False):
+        super().__init__(*blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = deploy_form.packed_stage(self, x)
+        if packed is not None:
+            return packed(x)
+        for block in self:
+            x = _checkpoint(block, x) if self.with_cp and x.requires_grad else block(x)
         return x
 
 
@@ -71,7 +102,7 @@ class StripMLP(BaseModule):
 
     Args:
         arch (str | dict): 'tiny-light', 'tiny', 'small' or 'base' (Strip-MLP-T*, -T, -S, -B), or a dict with
-            ``embed_dims`` (int, stage-1 channels), ``depths`` (four ints) and, if wanted, ``num_patches`` and
+            ``embed_dims`` (int, stage-1 channels), ``depths`` (four ints) and optionally ``num_patches`` and
             ``mlp_ratio`` as below. Defaults to 'tiny'.
         img_size (int | tuple): Training size in pixels, one side or (H, W), multiples of 32. Defaults to 224.
         in_channels (int): Image channels. Defaults to 3.
@@ -87,7 +118,7 @@ class StripMLP(BaseModule):
             False: the same in all blocks, as the authors do. Defaults to False.
         norm_cfg (dict): Norm layer of the maps. Defaults to ``dict(type='BN')``.
         act_cfg (dict): Activation. Defaults to ``dict(type='GELU')``.
-        out_indices (int | Sequence[int]): Stages to output, from 0 (negative: from the end). Stages behind the last
+        out_indices (int | Sequence[int]): Stages to output, from 0 (negative: from the end). Stages after the last
             one are not built. Stage 3 is normalised. Defaults to (3, ).
         frozen_stages (int): -1: none; 0: the patch embedding; n: that and the first n stages, whose BN statistics and
             drop path stand still too. Defaults to -1.
@@ -145,33 +176,31 @@ class StripMLP(BaseModule):
     ):
         super().__init__(init_cfg)
         settings = dict(num_patches=num_patches, mlp_ratio=mlp_ratio)
-        settings.update(_parse_arch(arch, self.arch_zoo))
+        settings.update(parse_arch(arch, self.arch_zoo))
+        mlp_ratio = settings['mlp_ratio']
         self.arch = arch
         self.embed_dims = settings['embed_dims']
         self.depths = tuple(settings['depths'])
-        self.img_size = _parse_img_size(img_size)
-        self.out_indices = _parse_out_indices(out_indices)
-        branches = _parse_branches(branches)
-        patches = _parse_num_patches(settings['num_patches'], self.embed_dims, branches)
-        odd = _is_positive_int(strip_width) and strip_width % 2 == 1
-        freezable = _is_int(frozen_stages) and -1 <= frozen_stages <= NUM_STAGES
-        _check(_is_positive_int(in_channels), 'in_channels', in_channels, 'a positive int')
-        _check(odd, 'strip_width', strip_width, 'an odd positive int')
-        ratio, rate = settings['mlp_ratio'], drop_path_rate
-        wide = isinstance(ratio, Real) and self.embed_dims * ratio >= 1
-        _check(wide, 'mlp_ratio', ratio, 'a number that leaves at least one hidden channel')
-        _check(isinstance(rate, Real) and 0 <= rate < 1, 'drop_path_rate', rate, 'a number in [0, 1)')
-        _check(freezable, 'frozen_stages', frozen_stages, f'an int from -1 to {NUM_STAGES}')
+        self.img_size = parse_img_size(img_size)
+        self.out_indices = parse_out_indices(out_indices)
+        branches = parse_branches(branches)
+        patches = parse_num_patches(settings['num_patches'], self.embed_dims, branches)
+        check_scalars(in_channels, strip_width, self.embed_dims, mlp_ratio, drop_path_rate, frozen_stages)
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.with_cp = with_cp
         self.deploy = False
 
         num_stages = max(self.out_indices) + 1
         channels = [self.embed_dims * 2**i for i in range(num_stages)]
-        rates = iter(_drop_path_rates(drop_path_rate, sum(self.depths), drop_path_ramp))
+        num_blocks = sum(self.depths)
+        rates = (
+            torch.linspace(0, drop_path_rate, num_blocks).tolist() if drop_path_ramp else [drop_path_rate] * num_blocks
+        )
+        rates = iter(rates)
 
+        # First among the children: tools that fold BN take it for the norm of the convolution that precedes it there.
+        self.norm = build_norm_layer(norm_cfg, channels[-1])[1] if num_stages == NUM_STAGES else None
         self.patch_embed = nn.Conv2d(in_channels, channels[0], STEM_STRIDE, STEM_STRIDE, bias=False)
         self.merging = nn.ModuleList(
             nn.Conv2d(channels[i - 1], channels[i], 2, 2, bias=False) for i in range(1, num_stages)
@@ -184,7 +213,7 @@ class StripMLP(BaseModule):
             for i in range(num_stages)
         )
         shared = dict(
-            mlp_ratio=settings['mlp_ratio'],
+            mlp_ratio=mlp_ratio,
             strip_width=strip_width,
             cascade=cascade,
             branches=branches,
@@ -198,29 +227,25 @@ class StripMLP(BaseModule):
                 StripMLPBlock(channels[i], extent, drop_path=next(rates), num_patches=patches[i], **shared)
                 for _ in range(self.depths[i])
             ]
-            self.stages.append(nn.Sequential(*blocks))
-        if num_stages == NUM_STAGES:
-            self.norm = build_norm_layer(norm_cfg, channels[-1])[1]
+            self.stages.append(Stage(*blocks, with_cp=with_cp))
         self._freeze_stages()
-        # Convolutions only: strip weights are four-dimensional too, but no images.
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
         if deploy:
             self.switch_to_deploy()
 
     def switch_to_deploy(self) -> None:
         """Fold all that inference can do without: same features (but for rounding), fewer steps.
 
-        BN goes into the 1x1 convolution before it, positions into the biases of the strip layers, LayerNorm's affine
-        part and GRN's shift into the linear layers behind them, CGSMM's last fusion into that of its block. For
+        BN goes into the 1x1 convolution before it, position embeddings into the biases of the strip layers, LayerNorm's
+        affine part and GRN's shift into the linear layers after them, CGSMM's last fusion into that of its block. For
         inference: there is no way back, and batch statistics are gone. Checkpoints of this form load into a model
         built with ``deploy=True`` and the same ``img_size``.
+
+        Raises:
+            ValueError: A layer to be folded is replaced, wrapped, parametrised or has hooks; nothing is folded then.
         """
-        for stage in self.stages:
-            for block in stage:
-                block.strip_mixing.switch_to_deploy()
-                block.channel_mixing.switch_to_deploy()
+        if self.deploy:
+            return
+        deploy_form.fold(self)
         self.deploy = True
         self.train(self.training)  # the layers that are new
 
@@ -235,36 +260,19 @@ class StripMLP(BaseModule):
             ``out_indices``, in their order; sizes are floored at each stride.
         """
         self._check_input(x)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = in_channels_last(x)
         maps = []
-        passed_on = []  # merged maps of earlier stages, at the size of the present one
+        merged_maps = []  # of earlier stages, at the size of the present one
         for i, stage in enumerate(self.stages):
             merged = x = self.merging[i - 1](x) if i else self.patch_embed(x)
-            passed_on = [conv(feature) for conv, feature in zip(self.cross_stage[i], passed_on)]
-            for feature in passed_on:
-                x = x + feature
-            if i:
-                passed_on.append(merged)
-            x = self._run_stage(stage, x)
+            merged_maps = [conv(feature) for conv, feature in zip(self.cross_stage[i], merged_maps)]
+            x = sum(merged_maps, x)
+            merged_maps += [merged] if i else []
+            x = stage(x)
             maps.append(x)
-        if hasattr(self, 'norm'):
-            maps[-1] = self.norm(x)
+        maps[-1] = x if self.norm is None else self.norm(x)
         # mmcv's compiled operators, RoIAlign among them, read memory as NCHW whatever the strides say.
         return tuple(maps[i].contiguous() for i in self.out_indices)
-
-    def _run_stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
-        whole = whole_blocks.run(stage, x, keep=True) if self.deploy else None
-        if whole is not None:
-            return whole
-        for block in stage:
-            x = self._run_block(block, x)
-        return x
-
-    def _run_block(self, block: StripMLPBlock, x: Tensor) -> Tensor:
-        if self.with_cp and x.requires_grad:
-            contexts = partial(_recompute_contexts, block)
-            return torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=contexts)
-        return block(x)
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < MIN_SIDE:
@@ -289,17 +297,11 @@ class StripMLP(BaseModule):
         frozen = [self.patch_embed]
         for i in range(min(self.frozen_stages, len(self.stages))):
             frozen += [self.stages[i], self.cross_stage[i]] + ([self.merging[i - 1]] if i else [])
-        if self.frozen_stages == NUM_STAGES and hasattr(self, 'norm'):
+        if self.frozen_stages == NUM_STAGES and self.norm is not None:
             frozen.append(self.norm)
         for module in frozen:
             module.eval()
             module.requires_grad_(False)
-
-    def init_weights(self) -> None:
-        super().init_weights()
-        for module in self.modules():
-            if isinstance(module, RelativePosition):
-                module.refresh()
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning rates.
@@ -325,68 +327,17 @@ class StripMLP(BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
         """Refuse other archs; bring strip weights and position tables of another ``img_size`` to this one's."""
-        self._check_arch(state_dict, prefix)
-        resampled = {
-            kind: sum(
-                module.resample_state_dict(state_dict, f'{prefix}{name}.')
-                for name, module in self.named_modules()
-                if isinstance(module, kind)
-            )
-            for kind in (StripMLPLayer, RelativePosition)
-        }
-        if any(resampled.values()):
-            print_log(
-                f'Resampled the weights of {resampled[StripMLPLayer]} strip MLP layers and '
-                f'{resampled[RelativePosition]} position tables to img_size {self.img_size}: the checkpoint was '
-                'trained at another one.',
-                logger='current',
-            )
-        self._check_shapes(state_dict, prefix)
+        adapt_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _check_arch(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Compare what a state dict says of its arch with this model; silent on what it does not say."""
-        stem = state_dict.get(f'{prefix}patch_embed.weight')
-        if not prefix and state_dict and not set(state_dict) & set(self.state_dict()):
-            raise ValueError(
-                f'the checkpoint holds nothing of this StripMLP, its first keys are {", ".join(list(state_dict)[:5])}; '
-                "that of a whole model needs prefix='backbone.', that of the authors the converter"
-            )
-        if stem is None or stem.dim() != 4:
-            return
-        found = dict(in_channels=stem.shape[1], embed_dims=stem.shape[0])
-        expected = dict(in_channels=self.in_channels, embed_dims=self.embed_dims)
-        blocks = {tuple(key[len(prefix) :].split('.')[1:3]) for key in state_dict if key.startswith(f'{prefix}stages.')}
-        if blocks:
-            trained = any(key.startswith(f'{prefix}stages.') and key.endswith('.grn.beta') for key in state_dict)
-            found['deploy'], expected['deploy'] = not trained, self.deploy
-        for i, stage in enumerate(self.stages):
-            found[f'depths[{i}]'], expected[f'depths[{i}]'] = sum(index == str(i) for index, _ in blocks), len(stage)
-        for name, module in self.named_modules():
-            weight = state_dict.get(f'{prefix}{name}.weight')
-            if isinstance(module, StripMLPLayer) and weight is not None and weight.dim() == 4:
-                key = f'num_patches[{name.split(".")[1]}]'
-                found[key], expected[key] = weight.shape[0], module.weight.shape[0]
-                found['strip_width'], expected['strip_width'] = weight.shape[1], module.weight.shape[1]
-        different = [key for key in found if found[key] != expected[key]]
-        if different:
-            raise ValueError(
-                'the checkpoint is of another arch than this StripMLP: it has '
-                + ', '.join(f'{key}={found[key]}' for key in different)
-                + ' where the model has '
-                + ', '.join(f'{key}={expected[key]}' for key in different)
-                + ', so build the model with the arch, num_patches, strip_width and deploy of the checkpoint'
-            )
 
-    def _check_shapes(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Refuse what only mlp_ratio, branches or damage can explain, as loaders that are not strict just go on."""
-        for key, value in self.state_dict().items():
-            found = state_dict.get(prefix + key, value)
-            if found.shape != value.shape:
-                raise ValueError(
-                    f'the checkpoint is of another arch than this StripMLP: {key} has shape {tuple(found.shape)} '
-                    f'where the model has {tuple(value.shape)}'
-                )
+def _checkpoint(block: nn.Module, x: Tensor) -> Tensor:
+    """Run a block, and again in the backward pass, where it must not count a batch twice."""
+
+    def contexts():
+        return nullcontext(), _still_statistics(block)
+
+    return torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
@@ -402,82 +353,3 @@ def _still_statistics(module: nn.Module):
         for norm, (momentum, count) in zip(norms, before):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(count)
-
-
-def _recompute_contexts(block: nn.Module):
-    """Contexts of a checkpointed block's forward and of its recomputation, which must not count a batch again."""
-    return nullcontext(), _still_statistics(block)
-
-
-def _check(valid: bool, name: str, got, allowed: str) -> None:
-    if not valid:
-        raise ValueError(f'{name} must be {allowed}, but got {got!r}')
-
-
-def _is_int(value) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_positive_int(value) -> bool:
-    return _is_int(value) and value > 0
-
-
-def _parse_arch(arch: str | dict, zoo: dict[str, dict]) -> dict:
-    if isinstance(arch, str):
-        _check(arch in zoo, 'arch', arch, f'one of {", ".join(zoo)}, or a dict')
-        return zoo[arch]
-    required, optional = {'embed_dims', 'depths'}, {'num_patches', 'mlp_ratio'}
-    known = isinstance(arch, dict) and required <= set(arch) <= required | optional
-    _check(known, 'arch', arch, f'a name or a dict with {sorted(required)} and, if wanted, {sorted(optional)}')
-    embed_dims, depths = arch['embed_dims'], arch['depths']
-    four = isinstance(depths, Sequence) and len(depths) == NUM_STAGES and all(map(_is_positive_int, depths))
-    _check(four, 'depths', depths, f'{NUM_STAGES} positive ints')
-    _check(_is_positive_int(embed_dims), 'embed_dims', embed_dims, 'a positive int')
-    return arch
-
-
-def _parse_img_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = to_2tuple(img_size)
-    valid = len(sides) == 2 and all(_is_positive_int(side) and side % MIN_SIDE == 0 for side in sides)
-    _check(valid, 'img_size', img_size, f'one side or (H, W) in pixels, multiples of {MIN_SIDE} from {MIN_SIDE} up')
-    return tuple(int(side) for side in sides)
-
-
-def _parse_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
-    indices = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices,)
-    valid = len(indices) > 0 and all(_is_int(i) and -NUM_STAGES <= i < NUM_STAGES for i in indices)
-    _check(valid, 'out_indices', out_indices, f'one or more ints from {-NUM_STAGES} to {NUM_STAGES - 1}')
-    return tuple(i % NUM_STAGES for i in indices)
-
-
-def _parse_branches(branches: str | Sequence[str]) -> tuple[str, ...]:
-    names = tuple(branches) if isinstance(branches, Sequence) and not isinstance(branches, str) else (branches,)
-    valid = len(names) > 0 and len(set(names)) == len(names) and set(names) <= set(BRANCHES)
-    _check(valid, 'branches', branches, f'one or both of {", ".join(BRANCHES)}')
-    return names
-
-
-def _parse_num_patches(num_patches: int | Sequence[int] | None, embed_dims: int, branches: Sequence[str]) -> list[int]:
-    """Channel patches of each stage; the authors' rule stands in for None."""
-    per_stage = list(num_patches) if isinstance(num_patches, Sequence) else [num_patches] * NUM_STAGES
-    _check(len(per_stage) == NUM_STAGES, 'num_patches', num_patches, f'an int or {NUM_STAGES} ints')
-    halves = embed_dims % len(branches) == 0 and embed_dims // len(branches) >= 2
-    _check(halves, 'embed_dims', embed_dims, 'even and at least 4, to be halved between CGSMM and LSMM')
-    if 'cgsmm' not in branches:
-        return per_stage
-    for i, count in enumerate(per_stage):
-        channels = embed_dims * 2**i // len(branches)
-        if count is None:
-            size = 2 if embed_dims * 2**i % 80 == 0 else 4
-            splits = f"such that CGSMM's {channels} channels of stage {i} split into patches of {size}"
-            _check(channels % size == 0, 'embed_dims', embed_dims, f'{splits}, or come with num_patches')
-            per_stage[i] = channels // size
-        else:
-            valid = _is_positive_int(count) and channels % count == 0
-            allowed = f'divisors of the channels that CGSMM gets ({channels} in stage {i})'
-            _check(valid, 'num_patches', num_patches, allowed)
-    return per_stage
-
-
-def _drop_path_rates(rate: float, num_blocks: int, ramp: bool) -> list[float]:
-    return torch.linspace(0, rate, num_blocks).tolist() if ramp else [rate] * num_blocks

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, of plain values only, and read without running any code in them."""
+"""Checkpoint files: written atomically, of plain values only, and read without running any code in them."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ class UnsafeCheckpointError(ValueError):
 
 
 def write_file(path: str | Path, write: Callable) -> None:
-    """Write a file whole or not at all: to a temporary file beside it, flushed to the disk, then renamed.
+    """Write a file atomically: to a temporary file beside it, flushed to the disk, then renamed.
 
     Args:
         path: The file; an older one stays as it is until the new one is complete.
@@ -79,7 +79,7 @@ def remove_unfinished(folder: str | Path) -> None:
 
 
 def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
-    """Write a checkpoint whole or not at all.
+    """Write a checkpoint atomically.
 
     Args:
         checkpoint: Nested dicts, lists and tuples of tensors, numbers and strings, as :func:`to_plain` gives them.

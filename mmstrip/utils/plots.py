@@ -100,38 +100,3 @@ def plot_pictures(rows: dict[str, list[np.ndarray]], path: Path) -> None:
         for axes, picture in zip(line, pictures):
             axes.imshow(picture)
     figure.savefig(path, dpi=80)
-
-
-def plot_benchmark(results: list[dict], title: str, path: Path) -> None:
-    """Throughput against FLOPs at the first shape, and time per megapixel against resolution if there are several.
-
-    Args:
-        results: Those of one mode, as of :func:`mmstrip.utils.benchmark.run_benchmark`.
-        title: Title of the picture.
-        path: PNG file to write.
-    """
-    shapes = sorted({tuple(result['shape']) for result in results}, key=lambda shape: shape[0] * shape[1])
-    labels = list(dict.fromkeys(result['label'] for result in results))
-    figure = Figure(figsize=(6 * (1 + (len(shapes) > 1)), 4.5), layout='constrained')
-    figure.suptitle(title)
-    first, *others = figure.subplots(1, 1 + (len(shapes) > 1), squeeze=False)[0]
-    for number, label in enumerate(labels):
-        own = sorted((r for r in results if r['label'] == label), key=lambda r: r['shape'][0] * r['shape'][1])
-        color = f'C{number % 10}'
-        batch = own[0]['images_per_second'] * own[0]['median']
-        rates = [batch / own[0][quartile] for quartile in ('q3', 'median', 'q1')]
-        spread = [[rates[1] - rates[0]], [rates[2] - rates[1]]]
-        first.errorbar(own[0]['flops'] / 1e9, rates[1], yerr=spread, fmt='o', color=color, label=label, capsize=3)
-        for axes in others:
-            pixels = [r['shape'][0] * r['shape'][1] / 1e6 for r in own]
-            times = [1e3 * r['median'] / batch / area for r, area in zip(own, pixels)]
-            axes.plot(pixels, times, marker='o', color=color, label=label)
-    first.set(
-        xlabel='multiply-adds of an image, G', ylabel='images/s', title='{}x{}'.format(*shapes[0]), ylim=(0, None)
-    )
-    for axes in others:
-        axes.set(xlabel='megapixels', ylabel='ms per megapixel', title='any resolution', ylim=(0, None))
-    for axes in (first, *others):
-        axes.grid(alpha=0.3)
-    first.legend(fontsize=8)
-    figure.savefig(path, dpi=120)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -39,9 +40,17 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith('running_var'):
                 value.copy_(1 + torch.rand(value.shape, generator=generator))
-            elif value.is_floating_point() and not name.endswith('expanded'):
+            elif value.is_floating_point():
                 value.add_(0.1 * torch.randn(value.shape, generator=generator))
     return model.train(model.training)
+
+
+def operators_of(call: Callable) -> set[str]:
+    """Names of the compiled operators that a call runs on, of their forward passes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    names = [event.key for event in profile.key_averages()]
+    return {name.removeprefix('mmstrip::') for name in names if name.startswith('mmstrip::')}
 
 
 class Malicious:

@@ -1,4 +1,4 @@
-"""Run by torchrun, or alone: gradients and metrics of this number of processes, written by the first one.
+"""Run in several processes, or alone: gradients and metrics of this number of processes, written by the first one.
 
 rank_checks.py SCENES OUT
 """
@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 
 from helpers import ROOT, randomise, small_backbone
-from mmstrip.utils.launch import load_config
+from mmstrip.utils.config import load_config
 
 DENSE = {
     'detection': 'detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py',

@@ -1,26 +1,118 @@
-"""Training in processes that can be killed, without paying for the imports each time."""
+"""Trainings and tools in processes of their own that share the imports of a fork server.
+
+Such a process starts from modules that were imported and nothing else: registries, default scopes, loggers, signal
+handlers, environment and working directory are as in a process that a user starts, which takes 5 to 10 seconds more.
+"""
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import resource
+import runpy
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 
-from helpers import DATA
+from helpers import DATA, ROOT
 
 CONFIG = DATA / 'digits_tiny.py'
 _CONTEXT = multiprocessing.get_context('forkserver')
-_CONTEXT.set_forkserver_preload(['helpers.runs', 'mmpretrain.models', 'mmpretrain.datasets', 'mmstrip.engine'])
+_CONTEXT.set_forkserver_preload(
+    [
+        *('helpers.runs', 'mmstrip.engine', 'mmstrip.analysis.transfer', 'mmstrip.converters.reparameterize'),
+        *(f'{toolbox}.{part}' for toolbox in ('mmpretrain', 'mmdet', 'mmseg') for part in ('models', 'datasets')),
+    ]
+)
+
+
+def _begin(target: Callable, *arguments) -> multiprocessing.Process:
+    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=''):  # as on a machine without GPUs, everywhere
+        multiprocessing.forkserver.ensure_running()
+    process = _CONTEXT.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def _print_to(output: str) -> None:
+    """Let this process print to the end of a file."""
+    with Path(output).open('ab') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)
+
+
+def _join(process: multiprocessing.Process, seconds: int) -> None:
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f'a process has not ended after {seconds} seconds')
+
+
+def _run_tool(tool: str, arguments: list[str], output: str, cwd: str, env: dict[str, str]) -> None:
+    _print_to(output)
+    os.chdir(cwd)
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    sys.argv = [tool, *arguments]
+    sys.path.insert(0, str(Path(tool).parent))
+    runpy.run_path(tool, run_name='__main__')
+
+
+def start_tool(tool: str | Path, *arguments, output: Path, cwd: Path = ROOT, env: dict = {}) -> multiprocessing.Process:
+    """Begin to run a script, of tools/ or at another place, with its command line; what it prints goes to a file."""
+    script = str(ROOT / 'tools' / tool)
+    return _begin(_run_tool, script, list(map(str, arguments)), str(output), str(cwd), env)
+
+
+def call_tool(tool: str | Path, *arguments, folder: Path, **options) -> subprocess.CompletedProcess:
+    """Run a script below tools/ with its command line, without paying for its imports.
+
+    Args:
+        tool: The script.
+        *arguments: Its command line.
+        folder: Where a file for its output may be.
+        **options: As of :func:`start_tool`.
+    """
+    output = folder / f'{Path(tool).stem}-{os.urandom(4).hex()}.txt'
+    process = start_tool(tool, *arguments, output=output, **options)
+    _join(process, 600)
+    return subprocess.CompletedProcess([tool, *arguments], process.exitcode, output.read_text())
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return server.getsockname()[1]
+
+
+def call_ranks(script: str | Path, *arguments, folder: Path, count: int = 2) -> str:
+    """Run a script in several processes, with the environment that torchrun gives them.
+
+    Returns:
+        What they printed; all of them must have ended well.
+    """
+    output, port = folder / 'ranks.txt', str(free_port())
+    processes = []
+    for rank in map(str, range(count)):
+        env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+        processes.append(start_tool(str(script), *arguments, output=output, env=env))
+    for process in processes:
+        _join(process, 300)
+    assert not any(process.exitcode for process in processes), output.read_text()[-3000:]
+    return output.read_text()
 
 
 def train(config: str, work_dir: str, options: dict, output: str, file_limit: int | None) -> None:
     """What tools/train.py CONFIG --resume does, in a child process that writes to ``output``."""
-    from mmstrip.utils.launch import build_runner, load_config
+    from mmstrip.engine.launch import build_runner
+    from mmstrip.utils.config import load_config
 
-    with Path(output).open('a') as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    _print_to(output)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     torch.set_num_threads(1)
@@ -32,18 +124,15 @@ def train(config: str, work_dir: str, options: dict, output: str, file_limit: in
 def start(
     work_dir: Path, options: dict, config: Path = CONFIG, file_limit: int | None = None
 ) -> multiprocessing.Process:
-    """Begin or go on with a training in another process, which may write no file of more than so many bytes."""
+    """Begin or resume a training in another process, which may write no file of more than so many bytes."""
     work_dir.mkdir(exist_ok=True)
-    arguments = (str(config), str(work_dir), options, str(work_dir / 'output.txt'), file_limit)
-    process = _CONTEXT.Process(target=train, args=arguments)
-    process.start()
-    return process
+    return _begin(train, str(config), str(work_dir), options, str(work_dir / 'output.txt'), file_limit)
 
 
 def fail(work_dir: Path, options: dict, **settings) -> str:
     """The last lines of a training that ends with an error."""
     process = start(work_dir, options, **settings)
-    process.join(300)
+    _join(process, 300)
     assert process.exitcode == 1, log(work_dir)[-3000:]
     return log(work_dir)[-3000:]
 
@@ -62,6 +151,6 @@ def log(work_dir: Path) -> str:
 def finish(work_dir: Path, options: dict, **settings) -> dict:
     """Train to the end; the last checkpoint."""
     process = start(work_dir, options, **settings)
-    process.join(300)
+    _join(process, 300)
     assert process.exitcode == 0, log(work_dir)[-3000:]
     return torch.load((work_dir / 'last_checkpoint').read_text(), weights_only=True)

@@ -6,8 +6,8 @@ from helpers.official import PARITY_FILES, load_reference, official_weights, ref
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
+from mmstrip.converters.official import convert_official_checkpoint
 from mmstrip.models import StripMLP
-from mmstrip.utils.official import convert_official_checkpoint
 
 TOLERANCE = 1e-3
 

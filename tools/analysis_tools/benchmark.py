@@ -15,17 +15,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mmstrip.utils.benchmark import (
-    DTYPES,
-    FORMS,
-    MODES,
-    Settings,
-    Spec,
-    costliest_operations,
-    print_report,
-    run_benchmark,
-    save_report,
-)
+from mmstrip.analysis.benchmark import run_benchmark
+from mmstrip.analysis.measuring import DTYPES, MODES, Settings
+from mmstrip.analysis.profiling import costliest_operations
+from mmstrip.analysis.report import print_report, save_report
+from mmstrip.analysis.specs import FORMS, Spec
 
 
 def parse_shape(text: str) -> tuple[int, int]:

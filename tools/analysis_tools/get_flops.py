@@ -5,8 +5,8 @@ import argparse
 from mmengine.config import DictAction
 from mmengine.registry import MODELS, init_default_scope
 
-from mmstrip.utils.complexity import analyze_complexity
-from mmstrip.utils.launch import load_config
+from mmstrip.analysis.complexity import analyze_complexity
+from mmstrip.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:

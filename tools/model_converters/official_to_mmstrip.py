@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from mmstrip.utils.official import convert_official_checkpoint
+from mmstrip.converters.official import convert_official_checkpoint
 
 
 def main() -> None:

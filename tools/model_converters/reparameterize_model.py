@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from mmstrip.utils.deploy import convert_to_deploy
+from mmstrip.converters.reparameterize import convert_to_deploy
 
 
 def main() -> None:

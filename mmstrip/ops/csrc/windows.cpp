@@ -21,7 +21,8 @@ struct Axis {
   Axis(int64_t length, int64_t extent, int64_t count, int64_t stride)
       : length(length), extent(extent), count(count) {
     TORCH_CHECK(extent >= 1 && extent <= length, "extent must be from 1 to ", length, ", the map's, but is ", extent);
-    TORCH_CHECK(count >= 1 && count <= length, "counts must be from 1 to ", length, ", but is ", count);
+    // The published rule rounds half to even: a map may have one window more than tokens.
+    TORCH_CHECK(count >= 1 && count <= length + 1, "counts must be from 1 to ", length + 1, ", but is ", count);
     const bool covering = stride >= 0 && (stride <= extent || count == 1) && (count - 1) * stride >= length - extent;
     TORCH_CHECK(covering, "counts and strides must be such that windows of ", extent, " tokens cover a map of ", length,
                 ", but are ", count, " and ", stride);

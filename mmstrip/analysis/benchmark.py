@@ -1,0 +1,145 @@
+"""Time, memory and work of models, side by side in one run."""
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from .. import ops
+from .measuring import Candidate, Settings, matmul_gflops, peak_memory, seconds_of
+from .specs import Spec
+
+
+@dataclass
+class Result:
+    """One model at one shape in one mode.
+
+    Attributes:
+        label, mode, shape: What was measured; (H, W) in pixels.
+        seconds: Of each round, after warm-up.
+        q1, median, q3: Quartiles of the seconds.
+        images_per_second: At the median.
+        peak_mib: Largest memory in use beyond what was in use before the step (weights), MiB.
+        params, flops: Of the model; multiply-adds of one image.
+        gflops: Floating point operations per second at the median, two to a multiply-add, three times as many in
+            training, in 10^9.
+        of_ceiling: The same over what a large matrix product reaches in this run.
+    """
+
+    label: str
+    mode: str
+    shape: tuple[int, int]
+    seconds: list[float]
+    q1: float
+    median: float
+    q3: float
+    images_per_second: float
+    peak_mib: float
+    params: int
+    flops: int
+    gflops: float
+    of_ceiling: float
+
+
+def run_benchmark(specs: Sequence[Spec], settings: Settings) -> dict:
+    """Measure models in interleaved rounds.
+
+    Each round runs every model once, in turn, so that slow moments of a machine meet all of them.
+
+    Args:
+        specs: Models.
+        settings: How to measure.
+
+    Returns:
+        A dict for JSON: ``environment``, ``settings``, ``ceiling_gflops`` and ``results``, one per model, mode and
+        shape (:class:`Result`).
+
+    Raises:
+        ValueError: Two models have one label.
+    """
+    labels = [spec.label for spec in specs]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f'models need labels of their own (LABEL=MODEL), but got {", ".join(labels)}')
+    candidates = [Candidate(spec, settings) for spec in specs]
+    results, ceilings = [], []
+    cases = [(mode, tuple(shape)) for mode in settings.modes for shape in settings.shapes]
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        rounds = settings.warmup + settings.rounds
+        task = progress.add_task('benchmark', total=len(cases) * len(candidates) * rounds)
+        for mode, shape in cases:
+            progress.update(task, description=f'{mode} {shape[0]}x{shape[1]}')
+            seconds = _run_rounds(candidates, settings, mode, shape, ceilings, lambda: progress.advance(task))
+            results += [_summarise(candidate, mode, shape, own) for candidate, own in zip(candidates, seconds)]
+    ceiling = median(ceilings)
+    for result in results:
+        result.of_ceiling = result.gflops / ceiling
+    return dict(
+        environment=_environment(settings),
+        settings=asdict(settings),
+        ceiling_gflops=ceiling,
+        results=[asdict(result) for result in results],
+    )
+
+
+def _run_rounds(
+    candidates: Sequence[Candidate],
+    settings: Settings,
+    mode: str,
+    shape: tuple[int, int],
+    ceilings: list[float],
+    advance: Callable[[], None],
+) -> list[list[float]]:
+    """Seconds of each candidate in each round after warm-up; each round adds one to ``ceilings``."""
+    seconds = [[] for _ in candidates]
+    for _ in range(settings.warmup + settings.rounds):
+        ceilings.append(matmul_gflops(settings))
+        for candidate, own in zip(candidates, seconds):
+            own.append(seconds_of(candidate.step(mode, shape), settings.device))
+            advance()
+    return [own[settings.warmup :] for own in seconds]
+
+
+def _summarise(candidate: Candidate, mode: str, shape: tuple[int, int], seconds: list[float]) -> Result:
+    settings, spec = candidate.settings, candidate.spec
+    q1, middle, q3 = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    peak = peak_memory(candidate.step(mode, shape), settings.device)
+    complexity = candidate.complexity(shape)
+    work = 2 * complexity.flops * settings.batch * (3 if mode == 'train' else 1)
+    return Result(
+        label=spec.label,
+        mode=mode,
+        shape=shape,
+        seconds=seconds,
+        q1=q1,
+        median=middle,
+        q3=q3,
+        images_per_second=settings.batch / middle,
+        peak_mib=peak / 2**20,
+        params=complexity.params,
+        flops=complexity.flops,
+        gflops=work / middle / 1e9,
+        of_ceiling=float('nan'),
+    )
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    cuda = settings.device.startswith('cuda')
+    return dict(
+        device=torch.cuda.get_device_name() if cuda else _cpu_name(),
+        threads=str(torch.get_num_threads()),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        operators=ops.status(),
+        tf32=str(torch.backends.cuda.matmul.allow_tf32 if cuda else False),
+    )
+
+
+def _cpu_name() -> str:
+    info = Path('/proc/cpuinfo')
+    names = [line.partition(':')[2].strip() for line in info.read_text().splitlines() if line.startswith('model name')]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,233 @@
+"""The authors' checkpoints, classification and MLP-DINO, as mmstrip's: the one place that knows their keys."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..models import StripMLP
+from ..utils.checkpoints import read_checkpoint, write_checkpoint
+
+# Official name of each module -> ours. Within a block, then outside of the blocks.
+_BLOCK = {
+    'token_mixing.dwsc.conv_merge.BN': 'strip_mixing.depthwise.0',
+    'token_mixing.dwsc.conv_merge.Conv': 'strip_mixing.depthwise.2',
+    'token_mixing.smlp_block.mlp.0': 'strip_mixing.project.0',
+    'token_mixing.smlp_block.mlp.1': 'strip_mixing.project.1',
+    'token_mixing.smlp_block.relate_pos_h': 'strip_mixing.branches.cgsmm.position_row',
+    'token_mixing.smlp_block.proj_h': 'strip_mixing.branches.cgsmm.row',
+    'token_mixing.smlp_block.fuse_h': 'strip_mixing.branches.cgsmm.fuse_row',
+    'token_mixing.smlp_block.BN': 'strip_mixing.branches.cgsmm.norm',
+    'token_mixing.smlp_block.relate_pos_w': 'strip_mixing.branches.cgsmm.position_column',
+    'token_mixing.smlp_block.proj_w': 'strip_mixing.branches.cgsmm.column',
+    'token_mixing.smlp_block.proh_w': 'strip_mixing.branches.cgsmm.column',
+    'token_mixing.smlp_block.fuse_w': 'strip_mixing.branches.cgsmm.fuse_column',
+    'token_mixing.smlp_block.fc_w': 'strip_mixing.branches.lsmm.tall',
+    'token_mixing.smlp_block.fc_h': 'strip_mixing.branches.lsmm.wide',
+    'token_mixing.smlp_block.reweight.fc1': 'strip_mixing.branches.lsmm.reweight.0',
+    'token_mixing.smlp_block.reweight.fc2': 'strip_mixing.branches.lsmm.reweight.2',
+    'token_mixing.smlp_block.fuse': 'strip_mixing.fuse',
+    'channel_mixing.conv_77': 'channel_mixing.depthwise',
+    'channel_mixing.layer_norm': 'channel_mixing.norm',
+    'channel_mixing.fc1': 'channel_mixing.fc1',
+    'channel_mixing.grn': 'channel_mixing.grn',
+    'channel_mixing.fc2': 'channel_mixing.fc2',
+}
+_REST = {
+    'patch_embed': 'backbone.patch_embed',
+    'merging1': 'backbone.merging.0',
+    'merging2': 'backbone.merging.1',
+    'merging3': 'backbone.merging.2',
+    'conv_s1_28': 'backbone.cross_stage.2.0',
+    'conv_s1_14': 'backbone.cross_stage.3.0',
+    'conv_s2_14': 'backbone.cross_stage.3.1',
+    'norm': 'backbone.norm',
+    'head': 'head.fc',
+}
+_COLUMN_SPELLINGS = {'classification': 'proj_w', 'MLP-DINO': 'proh_w'}
+_SHOWN = 5  # keys named in an error
+
+
+class Conversion(NamedTuple):
+    """A converted checkpoint.
+
+    Attributes:
+        kind: 'classification' or 'MLP-DINO'.
+        arch: Name in ``StripMLP.arch_zoo``.
+        backbone: Arguments that build the backbone the weights belong to.
+        state_dict: Keys of an mmpretrain ``ImageClassifier``: ``backbone.*`` and, if there is a head, ``head.fc.*``.
+        skipped: Number of tensors of a detector that lie outside its backbone.
+    """
+
+    kind: str
+    arch: str
+    backbone: dict
+    state_dict: dict[str, Tensor]
+    skipped: int
+
+
+def convert_official_checkpoint(source: str | Path, target: str | Path, trusted: bool = False) -> Conversion:
+    """Convert a file of the authors and write it atomically.
+
+    Args:
+        source: The authors' checkpoint.
+        target: Where the result goes: ``{'state_dict': ..., 'meta': ...}``.
+        trusted: Run the code that ``source`` may ask for. Defaults to False.
+
+    Raises:
+        FileNotFoundError: ``source`` or the folder of ``target`` is missing.
+        ValueError: ``source`` cannot be read safely, or is not a complete checkpoint of a Strip-MLP.
+    """
+    source, target = Path(source), Path(target)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f'no folder {target.parent} to write {target.name} to')
+    if target.is_dir():
+        raise ValueError(f'{target} is a folder, but must be the file to write')
+    checkpoint = read_checkpoint(source, trusted=trusted)
+    try:
+        conversion = convert_official_state_dict(checkpoint)
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from error
+    meta = dict(source=conversion.kind, arch=conversion.arch, backbone=conversion.backbone)
+    write_checkpoint(dict(state_dict=conversion.state_dict, meta=meta), target)
+    return conversion
+
+
+def convert_official_state_dict(checkpoint: dict) -> Conversion:
+    """Convert the authors' weights to ours.
+
+    Args:
+        checkpoint: Their checkpoint, ``{'model': state_dict, ...}``, or the state dict itself. A prefix before the
+            backbone's keys, as in a whole detector, is found and taken off; what lies outside is skipped.
+
+    Raises:
+        ValueError: It is not a Strip-MLP checkpoint, its arch is none of ours, or tensors are missing, unexpected or
+            of another shape.
+    """
+    weights = checkpoint.get('model', checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    ):
+        raise ValueError("not a checkpoint of the authors: expected {'model': state dict} or a state dict")
+    official, skipped = _strip_prefix(weights)
+    kind = _recognise_kind(official)
+    arch, backbone = _recognise_arch(official)
+    names = _official_names(kind, StripMLP.arch_zoo[arch]['depths'])
+    expected = {f'backbone.{key}': tuple(value.shape) for key, value in StripMLP(**backbone).state_dict().items()}
+    if kind == 'classification':
+        classes = official['head.weight'].shape[0] if 'head.weight' in official else 1000
+        channels = StripMLP.arch_zoo[arch]['embed_dims'] * 8
+        expected.update({'head.fc.weight': (classes, channels), 'head.fc.bias': (classes,)})
+    to_ours = {_official_key(ours, names): ours for ours in expected}
+    _compare_keys(set(official), set(to_ours))
+    state_dict = {}
+    for key, ours in to_ours.items():
+        value = _to_our_layout(key, official[key], expected[ours])
+        if value.shape != expected[ours]:
+            raise ValueError(
+                f'{key} has shape {tuple(official[key].shape)}, which does not give the '
+                f'{expected[ours]} of arch {arch!r}'
+            )
+        state_dict[ours] = value.clone()
+    return Conversion(kind, arch, backbone, state_dict, skipped)
+
+
+def _strip_prefix(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    stems = [key for key in weights if re.search(r'(^|\.)patch_embed\.weight$', key)]
+    if len(stems) != 1 or weights[stems[0]].dim() != 4:
+        raise ValueError(
+            'not a Strip-MLP checkpoint of the authors: it has no (4-D) patch_embed.weight; '
+            f'its first keys are {_listed(list(weights))}'
+        )
+    prefix = stems[0][: -len('patch_embed.weight')]
+    official = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+    return official, len(weights) - len(official)
+
+
+def _recognise_kind(official: dict[str, Tensor]) -> str:
+    for kind, spelling in _COLUMN_SPELLINGS.items():
+        if any(f'.{spelling}.' in key for key in official):
+            return kind
+    raise ValueError(
+        'not a Strip-MLP checkpoint of the authors: it has neither proj_w (classification) nor proh_w '
+        '(MLP-DINO) weights; its first keys are ' + _listed(list(official))
+    )
+
+
+def _recognise_arch(official: dict[str, Tensor]) -> tuple[str, dict]:
+    """Name of the arch and the arguments that build it, from tensor shapes."""
+    in_channels, embed_dims = official['patch_embed.weight'].shape[1], official['patch_embed.weight'].shape[0]
+    blocks = {match.groups() for match in (re.match(r'blocks(\d)\.(\d+)\.', key) for key in official) if match}
+    depths = tuple(sum(stage == str(i + 1) for stage, _ in blocks) for i in range(4))
+    arch = next(
+        (
+            name
+            for name, settings in StripMLP.arch_zoo.items()
+            if (settings['embed_dims'], settings['depths']) == (embed_dims, depths)
+        ),
+        None,
+    )
+    if arch is None:
+        zoo = ', '.join(
+            f'{name}: {settings["embed_dims"]} and {settings["depths"]}' for name, settings in StripMLP.arch_zoo.items()
+        )
+        raise ValueError(f'it has {embed_dims} stage-1 channels and depths {depths}, which is none of {zoo}')
+    extents, patches = [], []
+    for stage in range(1, 5):
+        rows, tokens = _first_shape(official, f'blocks{stage}.0.token_mixing.smlp_block.proj_h.weight')[:2]
+        extents.append(tokens)
+        patches.append(rows // tokens)
+    return arch, dict(arch=arch, img_size=extents[0] * 4, in_channels=in_channels, num_patches=patches)
+
+
+def _first_shape(official: dict[str, Tensor], key: str) -> torch.Size:
+    if key not in official:
+        raise ValueError(f'the checkpoint is incomplete: {key} is missing')
+    return official[key].shape
+
+
+def _official_names(kind: str, depths: tuple[int, ...]) -> dict[str, str]:
+    """Our module names -> the official ones of a kind of checkpoint."""
+    other_spelling = next(spelling for name, spelling in _COLUMN_SPELLINGS.items() if name != kind)
+    block = {ours: official for official, ours in _BLOCK.items() if not official.endswith(other_spelling)}
+    names = {ours: official for official, ours in _REST.items()}
+    for stage, depth in enumerate(depths):
+        for i in range(depth):
+            names.update(
+                {
+                    f'backbone.stages.{stage}.{i}.{ours}': f'blocks{stage + 1}.{i}.{official}'
+                    for ours, official in block.items()
+                }
+            )
+    return names
+
+
+def _official_key(ours: str, names: dict[str, str]) -> str:
+    module, _, tensor = ours.rpartition('.')
+    return f'{names[module]}.{"embeddings_table" if tensor == "table" else tensor}'
+
+
+def _to_our_layout(key: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Strip weights from grouped convolution kernels (G * L, L, 1, k) to (G, k, L, L); biases and GRN by shape."""
+    if re.search(r'\.pro[jh]_[hw]\.weight$', key):
+        groups, strip_width, tokens, _ = shape
+        fits = value.shape == (groups * tokens, tokens, 1, strip_width)
+        return value.view(groups, tokens, tokens, strip_width).permute(0, 3, 1, 2) if fits else value
+    return value.reshape(shape) if value.numel() == torch.Size(shape).numel() else value
+
+
+def _compare_keys(found: set, expected: set) -> None:
+    problems = [
+        (word, sorted(keys)) for word, keys in (('missing', expected - found), ('unexpected', found - expected)) if keys
+    ]
+    if problems:
+        raise ValueError(
+            'the checkpoint is incomplete or foreign: '
+            + '; '.join(f'{len(keys)} {word} keys ({_listed(keys)})' for word, keys in problems)
+        )
+
+
+def _listed(keys: list[str]) -> str:
+    return ', '.join(keys[:_SHOWN]) + (', ...' if len(keys) > _SHOWN else '') if keys else 'none'

@@ -1,0 +1,21 @@
+from .bad_images import BadImagesHook
+from .checkpoint import SafeCheckpointHook
+from .complete_checkpoint import CompleteCheckpointHook
+from .curves import TrainingCurvesHook
+from .eta import TimeLeftHook
+from .invalid_loss import InvalidLossHook
+from .pictures import PredictionPicturesHook
+from .report import ClassificationReportHook
+from .seed import SeedHook
+
+__all__ = [
+    'BadImagesHook',
+    'ClassificationReportHook',
+    'CompleteCheckpointHook',
+    'InvalidLossHook',
+    'PredictionPicturesHook',
+    'SafeCheckpointHook',
+    'SeedHook',
+    'TimeLeftHook',
+    'TrainingCurvesHook',
+]

@@ -1,0 +1,44 @@
+"""A limit on the images that may be skipped because they cannot be read."""
+
+from pathlib import Path
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ...registry import HOOKS
+
+
+@HOOKS.register_module()
+class BadImagesHook(Hook):
+    """Report images that cannot be read and were skipped, and stop when there are too many.
+
+    Args:
+        path (str): File to which :class:`mmstrip.utils.seeding.SeededSampler` writes them.
+        max_share (float): Largest share of the training images that may be bad.
+
+    Raises:
+        ValueError: More images of the training set are bad.
+    """
+
+    def __init__(self, path: str, max_share: float):
+        self.path = Path(path)
+        self.max_share = max_share
+        self.known: set[str] = set()
+        self.seen = 0  # bytes of the file, which is read only when it has grown
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+        if not self.path.is_file() or self.path.stat().st_size == self.seen:
+            return
+        text = self.path.read_text()
+        self.seen = len(text.encode())
+        lines = dict.fromkeys(text.splitlines())
+        new = [line for line in lines if line not in self.known]
+        self.known.update(new)
+        for line in new:
+            runner.logger.warning(f'Skipped, {len(self.known)} so far: {line}')
+        total = len(runner.train_dataloader.dataset)
+        if len(self.known) > self.max_share * total:
+            raise ValueError(
+                f'{len(self.known)} of {total} training images cannot be read, more than skip_bad_images='
+                f'{self.max_share:g} allows; {self.path} names them'
+            )

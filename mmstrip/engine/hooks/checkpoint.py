@@ -1,0 +1,208 @@
+"""Checkpoints of a training that tolerates faults: it may be killed at any moment, and is resumed exactly."""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from ...registry import HOOKS
+from ...utils.checkpoints import remove_unfinished, restore_histories, to_plain, write_file
+from ...utils.wrappers import unwrap_model
+
+INTERRUPTED = 'interrupted.pth'
+BACKEND = 'mmstrip.atomic'
+STOPPED = 128 + signal.SIGTERM  # exit code of a training that saved and stopped on SIGTERM
+
+
+@register_backend(BACKEND)
+class AtomicBackend(LocalBackend):
+    """mmengine's files on disk, written atomically, and removed only when their successor is there."""
+
+    def __init__(self):
+        self.to_remove: list[str] = []
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+        write_file(filepath, lambda file: file.write(obj))
+
+    def remove(self, filepath: str | Path) -> None:
+        self.to_remove.append(str(filepath))
+
+    def remove_now(self, keep: set[str]) -> None:
+        for path in set(self.to_remove) - keep:
+            Path(path).unlink(missing_ok=True)
+        self.to_remove.clear()
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, for runs that may be killed at any moment and resume exactly where they were saved.
+
+    - Checkpoints and ``last_checkpoint`` are written atomically, and old ones are removed afterwards.
+    - They hold plain values only, so that they load without running code (``weights_only=True``).
+    - One that was saved before its validation makes the resumed run validate first.
+    - On SIGTERM, the running iteration (or validation) is finished, ``interrupted.pth`` saved and the process ended
+      with exit code 143. It goes when the next regular checkpoint is there.
+    - Weights with NaN or infinite values are not saved.
+
+    Takes the arguments of :class:`mmengine.hooks.CheckpointHook`.
+
+    Raises:
+        FloatingPointError: A parameter holds NaN or infinite values when it is to be saved.
+        OSError: A checkpoint cannot be written, because the disk is full for instance; the older ones are intact.
+    """
+
+    def __init__(self, *args, max_keep_ckpts: int = -1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.max_keep = max_keep_ckpts
+        self.validated = True
+        self.stop = False
+        self.previous_handler = None
+
+    def before_train(self, runner: Runner) -> None:
+        local = self.backend_args is None and '://' not in str(self.out_dir or runner.work_dir)
+        if local:
+            self.backend_args = dict(backend=BACKEND)
+        super().before_train(runner)
+        self.local = local
+        if is_main_process() and local:
+            remove_unfinished(self.out_dir)
+            remove_unfinished(runner.work_dir)
+        if threading.current_thread() is threading.main_thread():
+            self.previous_handler = signal.signal(signal.SIGTERM, self._note_stop)
+        if not self.validated and _validation_due(runner):
+            runner.logger.info('The checkpoint is from before its validation, which comes first')
+            runner.val_loop.run()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if 'message_hub' in checkpoint:
+            checkpoint['message_hub'] = restore_histories(checkpoint['message_hub'])
+        meta = checkpoint.get('meta') or {}
+        if not runner._resume or not isinstance(meta, dict):
+            return
+        self.validated = meta.get('validated', True)
+        if meta.get('batches_done'):
+            self._resume_inside_epoch(runner, **meta['batches_done'])
+
+    @staticmethod
+    def _resume_inside_epoch(runner: Runner, done: int, of: int) -> None:
+        if len(runner.train_dataloader) == of:
+            runner.train_loop.batches_done = done
+            return
+        runner.logger.warning(
+            f'The checkpoint is from the middle of an epoch of {of} batches, which now has '
+            f'{len(runner.train_dataloader)}: the epoch starts from scratch'
+        )
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        # The parameters themselves: wrappers such as torch's checkpoint_wrapper name them otherwise than a state dict.
+        for name, parameter in unwrap_model(runner.model).named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise FloatingPointError(
+                    f'{name} holds NaN or infinite values at iteration {runner.iter}: nothing is saved, the '
+                    f'checkpoints in {runner.work_dir} are from before it'
+                )
+        checkpoint.update(to_plain(checkpoint))
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self.validated = False
+        super().after_train_epoch(runner)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        self.validated = by_epoch
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        # Not between accumulated gradients, which are not saved, nor before what follows the last batch of an epoch.
+        whole_step = (runner.iter + 1) % getattr(runner.optim_wrapper, '_accumulative_counts', 1) == 0
+        if self._stop_agreed() and whole_step and not (by_epoch and batch_idx + 1 == len(runner.train_dataloader)):
+            meta = dict(epoch=runner.epoch, iter=runner.iter + 1)
+            if by_epoch:
+                meta['batches_done'] = dict(done=batch_idx + 1, of=len(runner.train_dataloader))
+            self._save_and_stop(runner, meta)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        self.validated = True
+        super().after_val_epoch(runner, metrics)
+
+    def after_val(self, runner: Runner) -> None:
+        if self._stop_agreed():
+            self._save_and_stop(runner, dict(epoch=runner.epoch, iter=runner.iter))
+
+    def after_train(self, runner: Runner) -> None:
+        super().after_train(runner)
+        if self.previous_handler is not None:
+            signal.signal(signal.SIGTERM, self.previous_handler)
+
+    def _note_stop(self, *_) -> None:
+        self.stop = True
+
+    def _stop_agreed(self) -> bool:
+        """Whether any process was asked to stop; all get the same answer."""
+        if get_world_size() == 1:
+            return self.stop
+        stop = torch.tensor(float(self.stop))
+        all_reduce(stop)
+        return bool(stop)
+
+    def _save_and_stop(self, runner: Runner, meta: dict) -> None:
+        runner.logger.warning(f'SIGTERM: saving {INTERRUPTED} at iteration {meta["iter"]}; --resume resumes from there')
+        self._save(runner, INTERRUPTED, meta)
+        sys.exit(STOPPED)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        self._save(runner, name, meta)
+        if is_main_process():
+            self._remove_old(step)
+
+    def _save(self, runner: Runner, name: str, meta: dict) -> None:
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=dict(meta, validated=self.validated),
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            path = self.file_backend.join_path(self.out_dir, name)
+            write_file(Path(runner.work_dir) / 'last_checkpoint', lambda file: file.write(path.encode()))
+
+    def _remove_old(self, step: int) -> None:
+        """All but the newest ``max_keep_ckpts`` checkpoints up to this step, and the one of a stop before."""
+        if not self.local:
+            return
+        folder = Path(self.out_dir)
+        (folder / INTERRUPTED).unlink(missing_ok=True)
+        if self.max_keep > 0:
+            start, end = self.filename_tmpl.split('{}')
+            steps = [file.name[len(start) : len(file.name) - len(end)] for file in folder.glob(f'{start}*{end}')]
+            steps = sorted(int(number) for number in steps if number.isdigit() and int(number) <= step)
+            for number in steps[: -self.max_keep]:
+                (folder / self.filename_tmpl.format(number)).unlink(missing_ok=True)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        super()._save_best_checkpoint(runner, metrics)
+        if self.local:
+            one, several = getattr(self, 'best_ckpt_path', None), getattr(self, 'best_ckpt_path_dict', {})
+            self.file_backend.remove_now(keep={one, *several.values()})
+
+
+def _validation_due(runner: Runner) -> bool:
+    """Whether the loop would validate at the place it is at."""
+    loop = runner.train_loop
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    place, last = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
+    due = place >= loop.val_begin and (place % loop.val_interval == 0 or place == last)
+    return runner.val_loop is not None and due

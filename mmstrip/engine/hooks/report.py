@@ -1,0 +1,88 @@
+"""A report that people can look at, at the end of a classification run."""
+
+import numpy as np
+from mmengine.dist import collect_results
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel
+from mmengine.runner import Runner
+
+from ...registry import HOOKS
+from ...utils.plots import plot_confusion, plot_predictions
+from ...utils.wrappers import unwrap_model
+from .curves import log_folder
+
+
+@HOOKS.register_module()
+class ClassificationReportHook(Hook):
+    """Draw the confusion matrix and a sheet of predictions, and say where they are.
+
+    After training: of the last validation; after testing: of the test. The PNG files go to the run's log folder,
+    ``{work_dir}/{timestamp}/``. Needs data samples with ``pred_label`` and ``gt_label``, as mmpretrain's for one label
+    an image; without them it stays silent.
+
+    Args:
+        sheet_size (int): Images on the sheet: wrong predictions first, at most half of it where there are right ones
+            to fill the rest. Defaults to 60.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, sheet_size: int = 60):
+        self.sheet_size = sheet_size
+        self._clear()
+
+    def _clear(self) -> None:
+        self.pairs: list[tuple] = []  # (true, predicted) of every sample
+        self.right: list[tuple] = []  # (image, predicted, true) of the first ones
+        self.wrong: list[tuple] = []
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._clear()
+
+    before_test_epoch = before_val_epoch
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list) -> None:
+        images = data_batch['inputs']
+        if isinstance(runner.model, BaseTTAModel):
+            images = images[0]  # the first augmentation of each image
+        bgr = getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False)
+        for image, sample in zip(images, outputs):
+            if 'pred_label' not in sample or 'gt_label' not in sample or sample.gt_label.numel() != 1:
+                return
+            true, predicted = int(sample.gt_label), int(sample.pred_label)
+            self.pairs.append((true, predicted))
+            kept = self.right if true == predicted else self.wrong
+            if len(kept) < self.sheet_size:
+                image = image.permute(1, 2, 0).cpu().numpy()
+                kept.append((image[..., ::-1] if bgr else image, predicted, true))
+
+    after_test_iter = after_val_iter
+
+    def after_train(self, runner: Runner) -> None:
+        if runner.val_loop is not None:
+            self._report(runner, runner.val_dataloader.dataset)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        self._report(runner, runner.test_dataloader.dataset)
+
+    def _report(self, runner: Runner, dataset) -> None:
+        pairs = collect_results(self.pairs, len(dataset), device='cpu')
+        if not pairs:
+            return
+        labels, predictions = np.array(pairs).T
+        classes = dataset.metainfo.get('classes') or [str(i) for i in range(max(labels.max(), predictions.max()) + 1)]
+        split = getattr(dataset, 'split', None) or 'held-out'
+        right = np.sum(labels == predictions)
+        accuracy = f'{split.capitalize()} top-1 {right / len(labels):.2%} ({right} of {len(labels)} images)'
+        folder = log_folder(runner)
+        confusion, sheet = folder / 'confusion_matrix.png', folder / 'predictions.png'
+        plot_confusion(labels, predictions, classes, confusion)
+        half = self.sheet_size - min(len(self.right), self.sheet_size // 2)
+        samples = self.wrong[:half]
+        samples += self.right[: self.sheet_size - len(samples)]
+        plot_predictions(
+            [(image, classes[predicted], classes[true]) for image, predicted, true in samples], accuracy, sheet
+        )
+        runner.logger.info(f'Confusion matrix: {confusion}')
+        runner.logger.info(f'Images with predictions: {sheet}')
+        runner.logger.info(accuracy)

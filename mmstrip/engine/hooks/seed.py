@@ -1,0 +1,21 @@
+"""Random states that depend on the place in the training alone."""
+
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ...registry import HOOKS
+from ...utils.seeding import seed_all
+
+
+@HOOKS.register_module()
+class SeedHook(Hook):
+    """Before each training iteration, seed what the model draws (mixup, drop path, ...) by seed, rank and iteration.
+
+    A run that is resumed then draws what it would have drawn without the stop, and no random state has to be saved.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        seed_all((runner.seed, 0, get_rank(), runner.iter), cuda=True)

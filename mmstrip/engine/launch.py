@@ -1,0 +1,143 @@
+"""From a config file to a Runner: what the command-line tools share."""
+
+import argparse
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed
+from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS, RUNNERS, init_default_scope
+from mmengine.runner import Runner
+
+from ..utils.checkpoints import load_plain_weights_only
+from ..utils.config import leaf_datasets
+from .resumable import choose_checkpoint, make_resumable
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line of a tool that runs in one process or in many."""
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config'
+    )
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how the processes were started')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
+    parser.add_argument(
+        '--trust-checkpoints',
+        action='store_true',
+        help='load checkpoints that run code when they are read; only if you trust their makers',
+    )
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def set_work_dir(config: Config, work_dir: str | None, path: str) -> None:
+    """Command line before config file before ``./work_dirs/{name of the config}``."""
+    config.work_dir = work_dir or config.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
+
+
+def check_data(config: Config, loaders: Sequence[str]) -> None:
+    """Look for the data folders before anything is built.
+
+    Args:
+        config: A whole config.
+        loaders: Keys of the dataloaders that will be used, such as 'train_dataloader'.
+
+    Raises:
+        FileNotFoundError: A ``data_root`` is missing, and its dataset does not download it.
+    """
+    init_default_scope(config.get('default_scope') or 'mmengine')
+    for loader in loaders:
+        for key, dataset in leaf_datasets((config.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
+            root = dataset.get('data_root')
+            if root and '://' not in root and not Path(root).is_dir() and not _downloads(dataset):
+                raise FileNotFoundError(
+                    f'{key}.data_root: no folder {root}; put the data there, or name its place with '
+                    f'--cfg-options {key}.data_root=FOLDER'
+                )
+
+
+def _downloads(dataset: dict) -> bool:
+    dataset_type = dataset['type']
+    if isinstance(dataset_type, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            dataset_type = registry.get(dataset_type)
+    parameters = inspect.signature(dataset_type).parameters if dataset_type else {}
+    return 'download' in parameters and dataset.get('download', True)
+
+
+def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool = False) -> Runner:
+    """The Runner of a config, in a process group if there is a launcher: NCCL with CUDA, else gloo.
+
+    A training can be stopped and resumed anywhere, see :func:`mmstrip.engine.resumable.make_resumable`; from here on,
+    the process loads checkpoints without running any code in them.
+
+    Args:
+        config: A whole config.
+        launcher: 'none', 'pytorch' (torchrun), 'slurm' or 'mpi'.
+        trust_checkpoints: Run the code that checkpoints may ask for. Defaults to False.
+
+    Raises:
+        ValueError: Distributed running without CUDA by a launcher other than torchrun, or a checkpoint to resume that
+            cannot be read.
+    """
+    load_plain_weights_only(trust_checkpoints)
+    make_resumable(config)
+    if config.get('resume'):
+        choose_checkpoint(config, trust_checkpoints)
+    config.launcher = launcher
+    if launcher != 'none' and not torch.cuda.is_available():
+        _prepare_gloo(config, launcher)
+    elif launcher == 'pytorch' and _restarts() and not torch.distributed.is_initialized():
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        _join_group('nccl')
+    runner_type = config.get('runner_type')
+    return Runner.from_cfg(config) if runner_type is None else RUNNERS.build(config)
+
+
+def _prepare_gloo(config: Config, launcher: str) -> None:
+    """mmengine's own start-up selects CUDA devices, so on CPUs the group and the model's wrapper come from here."""
+    if launcher != 'pytorch':
+        raise ValueError(f"launcher must be 'pytorch' (torchrun) on machines without CUDA, but got {launcher!r}")
+    if not torch.distributed.is_initialized():
+        _join_group('gloo')
+        print_log('No CUDA: the processes use the gloo backend', logger='current')
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=config.get('find_unused_parameters', False),
+    )
+    config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper
+    if _replace_sync_bn(config.model):
+        print_log(
+            'SyncBN is not available on CPUs: each process keeps its own BN statistics in training', logger='current'
+        )
+
+
+def _restarts() -> int:
+    """How often torchrun has started the processes again."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
+
+
+def _join_group(backend: str) -> None:
+    """Join the other processes of this start; torchrun's store still has the addresses of those that died before."""
+    store, rank, world_size = next(torch.distributed.rendezvous('env://'))
+    store = torch.distributed.PrefixStore(f'start_{_restarts()}', store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+
+
+def _replace_sync_bn(node) -> int:
+    """Turn SyncBN into BN wherever a model's config names it; the number of places."""
+    if isinstance(node, dict):
+        found = int(node.get('type') == 'SyncBN')
+        if found:
+            node['type'] = 'BN'
+        return found + sum(_replace_sync_bn(value) for value in node.values())
+    return sum(_replace_sync_bn(value) for value in node) if isinstance(node, (list, tuple)) else 0

@@ -1,0 +1,82 @@
+"""What makes the training of any config resumable: the parts of ours that take the place of mmengine's."""
+
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from ..utils.checkpoints import newest_checkpoint, read_checkpoint
+
+_HOOKS = ('mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook')
+_BAD_IMAGES_HOOK = 'mmstrip.BadImagesHook'
+
+
+def make_resumable(config: Config) -> None:
+    """Put samplers, loops and hooks into a config that make its training resumable.
+
+    Args:
+        config: A whole config with ``work_dir``; it may have been through here before, as those that runs dump. Its key
+            ``skip_bad_images`` is the largest share of training images that may be skipped because they cannot be
+            read; without it, the first one stops the run.
+
+    Raises:
+        ValueError: ``skip_bad_images`` is no share.
+    """
+    hooks = [dict(type=name) for name in _HOOKS]
+    share = config.get('skip_bad_images')
+    bad_images = None
+    if share is not None:
+        if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise ValueError(f'skip_bad_images must be a share from 0 to 1, but got {share!r}')
+        bad_images = str(Path(config.work_dir).absolute() / 'bad_images.txt')
+        hooks.append(dict(type=_BAD_IMAGES_HOOK, path=bad_images, max_share=share))
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = config.get(name)
+        if loader and loader.get('num_workers'):
+            loader.setdefault('worker_init_fn', dict(type='mmstrip.shield_worker'))
+    sampler = (config.get('train_dataloader') or {}).get('sampler')
+    if sampler:
+        sampler = sampler.sampler if sampler.type == 'mmstrip.SeededSampler' else sampler
+        config.train_dataloader.sampler = dict(type='mmstrip.SeededSampler', sampler=sampler, bad_images=bad_images)
+    if config.get('train_cfg'):
+        _replace_loop(config.train_cfg)
+        others = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in (*_HOOKS, _BAD_IMAGES_HOOK)]
+        config.custom_hooks = others + hooks
+    default_hooks = dict(config.get('default_hooks') or {})
+    checkpoint = default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    if checkpoint and checkpoint.get('type') == 'CheckpointHook':
+        checkpoint['type'] = 'mmstrip.SafeCheckpointHook'
+    config.default_hooks = default_hooks
+
+
+def _replace_loop(loop: dict) -> None:
+    by_epoch = loop.pop('by_epoch', loop.get('type') == 'EpochBasedTrainLoop')
+    if loop.get('type') in (None, 'EpochBasedTrainLoop', 'IterBasedTrainLoop'):
+        loop['type'] = 'mmstrip.ResumableEpochLoop' if by_epoch else 'mmstrip.ResumableIterLoop'
+
+
+def choose_checkpoint(config: Config, trusted: bool = False) -> None:
+    """Find the checkpoint of a run to be resumed: ``load_from``, or the newest one in the work dir that can be read.
+
+    The run takes the seed in it; where there is no checkpoint yet, it starts from scratch.
+
+    Args:
+        config: A whole config with ``work_dir`` and ``resume=True``.
+        trusted: As of :func:`mmstrip.utils.checkpoints.read_checkpoint`.
+
+    Raises:
+        FileNotFoundError, ValueError: The checkpoint, or every one in the work dir, cannot be read.
+    """
+    if config.get('load_from'):
+        found = config.load_from, read_checkpoint(config.load_from, trusted=trusted)
+    else:
+        found = newest_checkpoint(config.work_dir, trusted)
+    if found is None:
+        print_log(f'No checkpoint in {config.work_dir} yet: the training starts from scratch', logger='current')
+        config.resume = False
+        return
+    config.load_from, checkpoint = found
+    print_log(f'Resuming from {config.load_from}', logger='current')
+    seed = checkpoint['meta'].get('seed')
+    if seed is not None:
+        config.randomness = dict(config.get('randomness') or {}, seed=seed)

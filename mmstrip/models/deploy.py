@@ -1,0 +1,236 @@
+"""The deploy form: what inference can do without is folded into other layers, and a stage runs as one operator.
+
+Folded layers become identities, so that the forward methods of the boxes stay as they are.
+"""
+
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..ops.dispatch import Layer, identity, is_stock, is_untouched, layer_norm, linear, native_may_run, pointwise
+from .channel_mixing import ChannelMixingBlock, GlobalResponseNorm
+from .strip_mixing import BRANCHES, CascadeGroupStripMixing, RelativePosition, StripMixingBlock, StripMLPLayer
+from .windows import counts_and_strides
+
+CONV = pointwise(bias=None)
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+# What folding reads or changes in a block: boxes that stay, whose forward methods it relies on, and layers.
+BOXES = {
+    'strip_mixing': StripMixingBlock,
+    'strip_mixing.branches.cgsmm': CascadeGroupStripMixing,
+    'channel_mixing': ChannelMixingBlock,
+}
+FOLDED = {
+    'strip_mixing.project.0': CONV,
+    'strip_mixing.fuse': pointwise(bias=False),
+    'strip_mixing.branches.cgsmm.position_row': Layer(RelativePosition, ('table',)),
+    'strip_mixing.branches.cgsmm.row': Layer(StripMLPLayer, ('weight', 'bias')),
+    'strip_mixing.branches.cgsmm.fuse_row': CONV,
+    'strip_mixing.branches.cgsmm.position_column': Layer(RelativePosition, ('table',)),
+    'strip_mixing.branches.cgsmm.column': Layer(StripMLPLayer, ('weight', 'bias')),
+    'strip_mixing.branches.cgsmm.fuse_column': pointwise(bias=False),
+    'channel_mixing.norm': layer_norm,
+    'channel_mixing.fc1': linear,
+    'channel_mixing.grn': Layer(GlobalResponseNorm, ('gamma',), ('beta',)),
+    'channel_mixing.fc2': linear,
+}
+
+
+@torch.no_grad()
+def fold(backbone: nn.Module) -> None:
+    """Fold all blocks of a :class:`.strip_mlp.StripMLP`; see its ``switch_to_deploy``.
+
+    Raises:
+        ValueError: A layer is not as it was built; nothing is folded then.
+    """
+    blocks = {
+        f'stages.{i}.{j}': block for i, stage in enumerate(backbone.stages) for j, block in enumerate(stage.children())
+    }
+    for name, block in blocks.items():
+        _check_foldable(name, block)
+    for block in blocks.values():
+        _fold_strip_mixing(block.strip_mixing)
+        _fold_channel_mixing(block.channel_mixing)
+
+
+def _check_foldable(name: str, block: nn.Module) -> None:
+    modules = dict(block.named_modules())
+    for key in [*BOXES, *FOLDED, *(key for key in modules if key.endswith(('project.1', 'cgsmm.norm')))]:
+        if 'cgsmm' in key and 'cgsmm' not in getattr(block.strip_mixing, 'branches', ()):
+            continue
+        layer = modules.get(key)
+        if not _is_foldable(key, layer):
+            raise ValueError(
+                f'the deploy form cannot fold {name}.{key} ({type(layer).__name__}): it is missing, replaced, wrapped, '
+                'parametrised or has hooks; merge or remove adapters, parametrisations and hooks first'
+            )
+
+
+def _is_foldable(key: str, layer: nn.Module | None) -> bool:
+    if layer is None:
+        return False
+    if key in BOXES:
+        return type(layer) is BOXES[key] and 'forward' not in layer.__dict__
+    return FOLDED[key].fits(layer, native=False) if key in FOLDED else is_untouched(layer)
+
+
+def _fold_strip_mixing(mixing: StripMixingBlock) -> None:
+    """Fold BN into ``project``, what CGSMM can fold, and its last fusion into ``fuse``."""
+    mixing.project[0], mixing.project[1] = _fold_norm(*mixing.project[:2])
+    if 'cgsmm' not in mixing.branches:
+        return
+    last = _fold_cgsmm(mixing.branches['cgsmm'])
+    weight = mixing.fuse.weight.flatten(1)
+    folded = torch.cat([weight[:, : len(last)] @ last, weight[:, len(last) :]], dim=1)[:, :, None, None]
+    mixing.fuse = nn.Conv2d(
+        folded.shape[1], len(folded), 1, bias=False, device=folded.device, dtype=folded.dtype
+    ).requires_grad_(mixing.fuse.weight.requires_grad)
+    mixing.fuse.weight.copy_(folded)
+
+
+def _fold_cgsmm(cgsmm: CascadeGroupStripMixing) -> Tensor:
+    """Fold positions into the biases of the strip layers and BN into ``fuse_row``.
+
+    Returns:
+        The weights of the last fusion, (C, 2 C), which is left out: CGSMM gives what it fuses.
+    """
+    for layer, name in ((cgsmm.row, 'position_row'), (cgsmm.column, 'position_column')):
+        bias = layer(getattr(cgsmm, name).expand()[None])[0].contiguous()  # a map (C, H, W)
+        layer.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+        setattr(cgsmm, name, nn.Identity())
+    cgsmm.fuse_row, cgsmm.norm = _fold_norm(cgsmm.fuse_row, cgsmm.norm)
+    last, cgsmm.fuse_column = cgsmm.fuse_column, nn.Identity()
+    return last.weight.flatten(1)
+
+
+def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
+    """A convolution and the norm after it, which goes into it if it is BN: other norms depend on the input."""
+    if type(norm) not in BATCH_NORMS or not norm.track_running_stats:
+        return conv, norm
+    folded = fuse_conv_bn_eval(conv.eval(), norm.eval())
+    folded.bias.requires_grad_(conv.weight.requires_grad)
+    return folded, nn.Identity()
+
+
+def _fold_channel_mixing(mixing: ChannelMixingBlock) -> None:
+    """Fold the affine part of LayerNorm into fc1 and the shift of GRN into fc2."""
+    if mixing.grn.beta is not None:
+        mixing.fc2.bias.add_(mixing.fc2.weight @ mixing.grn.beta)
+        mixing.grn.beta = None
+    if mixing.norm.elementwise_affine:
+        mixing.fc1.bias.add_(mixing.fc1.weight @ mixing.norm.bias)
+        mixing.fc1.weight.mul_(mixing.norm.weight)
+        mixing.norm = nn.LayerNorm(mixing.norm.normalized_shape, mixing.norm.eps, elementwise_affine=False)
+
+
+class PackedStage:
+    """A stage of the deploy form as one operator, with its weights packed: that takes as much memory again.
+
+    Args:
+        stage: Of blocks that are as they were folded.
+        tensors: Those of each block, in the order of the operator.
+    """
+
+    def __init__(self, stage: nn.Sequential, tensors: list[list[Tensor]]):
+        blocks = list(stage)  # with those that stand there twice
+        self.extent = blocks[0].strip_mixing.branches['cgsmm'].extent
+        self.operator = torch.classes.mmstrip.Stage(tensors, [_eps(block) for block in blocks])
+        self.blocks = dict(stage._modules)  # not the stage itself, whose end is to be noticed
+        self.states = [(module, type(module), _state(module)) for block in blocks for module in block.modules()]
+
+    def is_current(self, stage: nn.Sequential) -> bool:
+        """Whether nothing in the stage has changed: no attribute, layer, hook or tensor, nor a tensor's values."""
+        try:
+            if stage._modules != self.blocks or any(
+                type(module) is not kind or module.__dict__ != state for module, kind, state in self.states
+            ):
+                return False
+        except RuntimeError:  # another tensor, which compares element by element
+            return False
+        return self.operator.is_current([_tensors(block) for block in self.blocks.values()])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.operator.run(x, *counts_and_strides(tuple(x.shape[2:]), self.extent))
+
+
+def _state(module: nn.Module) -> dict:
+    """A module's attributes, with copies of what holds its hooks, tensors and layers."""
+    return {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in module.__dict__.items()}
+
+
+_packed: WeakKeyDictionary[nn.Module, PackedStage] = WeakKeyDictionary()
+
+
+def packed_stage(stage: nn.Sequential, x: Tensor) -> PackedStage | None:
+    """What runs a stage on (N, C, H, W) as one operator, or None where its blocks have to be called.
+
+    Weights are packed at the first call, and again when something has changed.
+    """
+    if not native_may_run(x):
+        return None
+    packed = _packed.get(stage)
+    if packed is None or not packed.is_current(stage):
+        packed = _pack(stage)
+        if packed is None:
+            return None
+    if torch.is_grad_enabled() and (x.requires_grad or any(value.requires_grad for value in stage.parameters())):
+        return None
+    return None if any(length < side for length, side in zip(x.shape[2:], packed.extent)) else packed
+
+
+def _pack(stage: nn.Sequential) -> PackedStage | None:
+    tensors = []
+    for block in stage:
+        if not _is_packable(block):
+            return None
+        tensors.append(_tensors(block))
+    if not tensors:
+        return None
+    _packed[stage] = PackedStage(stage, tensors)
+    return _packed[stage]
+
+
+def _is_packable(block: nn.Module) -> bool:
+    """Whether the operator computes what calling a block of the deploy form does."""
+    if not (is_stock(block, 'add_branch') and is_untouched(block)):
+        return False
+    strips, channels = block.strip_mixing, block.channel_mixing
+    if not all(is_untouched(box) and is_stock(box, 'forward') for box in (strips, channels)):
+        return False
+    if tuple(strips.branches) != BRANCHES or block.drop_path.training or strips.depthwise[0].training:
+        return False
+    cgsmm, lsmm = strips.branches.values()
+    if not (is_untouched(cgsmm) and is_stock(cgsmm, 'mix_window') and cgsmm.cascade):
+        return False
+    if not (is_untouched(lsmm) and is_stock(lsmm, 'forward')):
+        return False
+    left_out = strips.project[1], cgsmm.norm, cgsmm.position_row, cgsmm.position_column, cgsmm.fuse_column
+    folded = all(identity.fits(layer, native=True) for layer in left_out) and channels.norm.weight is None
+    maps = cgsmm.row.bias.dim() == cgsmm.column.bias.dim() == 3
+    return folded and maps and channels.grn.beta is None and cgsmm.fuse_row.bias is not None
+
+
+def _tensors(block: nn.Module) -> list[Tensor]:
+    """Tensors of a block in the order of the operator; see csrc/stage.cpp."""
+    strips, channels = block.strip_mixing, block.channel_mixing
+    norm, _, depthwise = strips.depthwise
+    project = strips.project[0]
+    cgsmm, lsmm = strips.branches.values()
+    narrow, _, broad = lsmm.reweight
+    return [
+        *(norm.weight, norm.bias, norm.running_mean, norm.running_var, depthwise.weight),
+        *(project.weight, project.bias),
+        *(cgsmm.row.weight, cgsmm.row.bias, cgsmm.fuse_row.weight, cgsmm.fuse_row.bias),
+        *(cgsmm.column.weight, cgsmm.column.bias),
+        *(lsmm.tall.weight, lsmm.wide.weight, narrow.weight, narrow.bias, broad.weight, broad.bias),
+        strips.fuse.weight,
+        *(channels.depthwise.weight, channels.fc1.weight, channels.fc1.bias, channels.grn.gamma),
+        *(channels.fc2.weight, channels.fc2.bias),
+    ]
+
+
+def _eps(block: nn.Module) -> list[float]:
+    channels = block.channel_mixing
+    return [block.strip_mixing.depthwise[0].eps, channels.norm.eps, channels.grn.eps]

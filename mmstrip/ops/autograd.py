@@ -1,0 +1,51 @@
+"""What the autograd Functions of the operations share."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .dispatch import PLAIN
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+_BATCHED = torch._C._dispatch_key_parse('Batched')  # of is_grads_batched=True, beside functorch's own
+
+
+def is_batched(grads: Sequence[Tensor]) -> bool:
+    """Whether gradients are of a vmap level or of another kind than operators take."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return any(type(grad) not in PLAIN or torch._C._dispatch_keys(grad).has(_BATCHED) for grad in grads)
+
+
+def is_differentiated(grads: Sequence[Tensor]) -> bool:
+    """Whether a backward pass is itself differentiated or batched: operators are neither."""
+    return torch.is_grad_enabled() or is_batched(grads)
+
+
+def reference_gradients(
+    reference: Callable, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], required: Sequence[bool] = (True,)
+) -> list[Tensor | None]:
+    """Gradients of a reference that is computed again, with their graph.
+
+    Args:
+        reference: Gives one map, or a sequence of maps.
+        inputs: Its arguments, as saved in the forward pass.
+        grads: Gradients of its maps.
+        required: Which inputs need a gradient. Defaults to the only one.
+
+    Returns:
+        One for each input, None where it is not required.
+    """
+    with torch.enable_grad():
+        # Views: the gradient of an input must not include what reaches it through another input's graph.
+        leaves = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+        outputs = reference(*leaves)
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    needed = [leaf for leaf, need in zip(leaves, required) if need]
+    found = iter(torch.autograd.grad(outputs, needed, grads, create_graph=torch.is_grad_enabled(), allow_unused=True))
+    return [next(found) if need else None for need in required]

@@ -1,0 +1,260 @@
+"""What may run in place of the boxes of :mod:`mmstrip.models`, and when.
+
+The ``forward`` of a box is ordinary PyTorch that calls its layers: the reference. An implementation that reads the
+parameters of these layers and computes the same in fewer passes over memory may run in its place where nobody can tell
+the difference. :func:`fused` asks for that once a call, and nothing else does.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from . import extension
+
+IMPLEMENTATIONS = ('reference', 'recompute', 'native')
+PLAIN = (Tensor, nn.Parameter)
+CONTAINERS = (nn.Sequential, nn.ModuleDict)
+
+_missing = extension.load()  # None, or why there are no operators
+_best = 'native'
+
+
+def available() -> tuple[str, ...]:
+    """The implementations that can run in this process: 'reference', 'recompute' and, if compiled, 'native'."""
+    return IMPLEMENTATIONS if _missing is None else IMPLEMENTATIONS[:-1]
+
+
+def status() -> str:
+    """One sentence on the compiled operators: that they run and for which instructions, or why they do not."""
+    if _missing is None:
+        return f'the compiled operators are loaded ({extension.variant()}) and run float32 maps on CPUs'
+    return f'no compiled operators, the network is slower on CPUs: {_missing}'
+
+
+@contextmanager
+def use(best: str) -> Iterator[None]:
+    """Within it, run nothing better than one implementation.
+
+    Backward passes run as their forward passes did.
+
+    Args:
+        best: 'native' (the default everywhere), compiled operators where they can run; 'recompute', functions in
+            Python that save memory in training; 'reference', the modules alone.
+
+    Raises:
+        ValueError: There is no such implementation.
+        RuntimeError: The compiled operators are asked for, but are not there.
+    """
+    global _best
+    if best not in IMPLEMENTATIONS:
+        raise ValueError(f'the implementation must be one of {", ".join(IMPLEMENTATIONS)}, but got {best!r}')
+    if best not in available():
+        raise RuntimeError(status())
+    before, _best = _best, best
+    try:
+        yield
+    finally:
+        _best = before
+
+
+def fused(native: Callable, recompute: Callable | None = None, **layers) -> Callable:
+    """Decorator of a box's method: another implementation runs in its place if the box is stock.
+
+    Args:
+        native: Called as the method, with the box and its maps; runs on compiled operators.
+        recompute: The same without operators, for training: it saves less for the backward pass. Optional.
+        **layers: What the box's layers must be, by their names; see :class:`Layer`. Layers that are not named must
+            not be read by the implementations.
+    """
+
+    def decorate(reference: Callable) -> Callable:
+        @functools.wraps(reference)
+        def method(box: nn.Module, *maps: Tensor) -> Tensor:
+            if _best == 'reference' or not _is_ordinary(*maps):
+                return reference(box, *maps)
+            if native_may_run(*maps) and is_stock(box, reference.__name__):
+                return native(box, *maps)
+            if recompute and torch.is_grad_enabled() and is_stock(box, reference.__name__, native=False):
+                return recompute(box, *maps)
+            return reference(box, *maps)
+
+        method.layers = layers
+        return method
+
+    return decorate
+
+
+def is_stock(box: nn.Module, method: str, native: bool = True) -> bool:
+    """Whether an implementation may run in place of a method of a box.
+
+    Args:
+        box: A module.
+        method: Name of a method that is decorated by :func:`fused`.
+        native: For operators, which take float32 parameters on CPUs.
+    """
+    function = type(box).__dict__.get(method)  # not inherited: a subclass may change what the method calls
+    layers = getattr(function, 'layers', None)
+    if layers is None or method in box.__dict__:
+        return False
+    for tensor in box._parameters.values():
+        if tensor is not None and not _is_plain(tensor, native):
+            return False
+    return all(_is_as_expected(box._modules.get(name), layer, native) for name, layer in layers.items())
+
+
+def _is_ordinary(*maps: Tensor) -> bool:
+    """Whether plain tensors are computed, now and by PyTorch itself: no graph is recorded, nothing is intercepted."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch_module._has_any_global_hook():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    return all(type(x) in PLAIN and x.dim() == 4 and x.numel() > x.shape[1] for x in maps)  # BN refuses one pixel
+
+
+def in_channels_last(x: Tensor) -> Tensor:
+    """A map (N, C, H, W) in channels_last memory, which convolutions keep; as it is under vmap, which has no such."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def native_may_run(*maps: Tensor) -> bool:
+    """Whether the operators take these maps: ordinary ones, in float32 on CPUs, outside of autocast."""
+    for x in maps:
+        if type(x) not in PLAIN or x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided:
+            return False
+    if _best != 'native' or torch.is_autocast_enabled('cpu') or not _is_ordinary(*maps):
+        return False
+    if _missing is not None:
+        _warn_once()
+        return False
+    return True
+
+
+@functools.cache
+def _warn_once() -> None:
+    if not extension.is_switched_off():
+        warnings.warn(f'mmstrip: {status()}', stacklevel=2)
+
+
+class Layer:
+    """What a layer must be, for an implementation to compute what its ``forward`` does.
+
+    Args:
+        kind: Its very type.
+        tensors: Names of its parameters and buffers that must be there.
+        optional: Names of those that may be there, or None.
+        accepts: Whether its hyperparameters are those that the implementation computes.
+    """
+
+    def __init__(
+        self,
+        kind: type,
+        tensors: tuple[str, ...] = (),
+        optional: tuple[str, ...] = (),
+        accepts: Callable[[nn.Module], bool] = lambda layer: True,
+    ):
+        self.kind, self.tensors, self.optional, self.accepts = kind, set(tensors), {*tensors, *optional}, accepts
+
+    def fits(self, layer: nn.Module, native: bool) -> bool:
+        return type(layer) is self.kind and is_untouched(layer) and self._holds(layer, native) and self.accepts(layer)
+
+    def _holds(self, layer: nn.Module, native: bool) -> bool:
+        found = set()
+        for tensors in (layer._parameters, layer._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if not _is_plain(tensor, native):
+                    return False
+                found.add(name)
+        return self.tensors <= found <= self.optional
+
+
+def _is_plain(tensor: Tensor, native: bool) -> bool:
+    if type(tensor) not in PLAIN:
+        return False
+    return not native or (tensor.is_cpu and (tensor.dtype is torch.float32 or not tensor.is_floating_point()))
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling a module is calling the ``forward`` of its class: no hooks, nothing compiled or replaced."""
+    state = module.__dict__
+    return not (
+        state['_forward_hooks']
+        or state['_forward_pre_hooks']
+        or state['_backward_hooks']
+        or state['_backward_pre_hooks']
+        or 'forward' in state
+        or state.get('_compiled_call_impl') is not None
+    )
+
+
+def _is_as_expected(layer: nn.Module | None, expected, native: bool) -> bool:
+    """Whether a layer is what is expected: a Layer, one of several, or a container of layers by their names."""
+    if layer is None:
+        return False
+    if isinstance(expected, Layer):
+        return expected.fits(layer, native)
+    if isinstance(expected, tuple):
+        return any(_is_as_expected(layer, one, native) for one in expected)
+    if type(layer) not in CONTAINERS or not is_untouched(layer) or list(layer._modules) != list(expected):
+        return False
+    return all(_is_as_expected(layer._modules[name], layers, native) for name, layers in expected.items())
+
+
+def sequence(*layers) -> dict:
+    """An ``nn.Sequential`` of layers."""
+    return {str(i): layer for i, layer in enumerate(layers)}
+
+
+def depthwise(*kernel_size: int) -> Layer:
+    """A depthwise convolution without bias that keeps the map's size."""
+
+    def accepts(conv: nn.Conv2d) -> bool:
+        padding = tuple(side // 2 for side in kernel_size)
+        return conv.in_channels == conv.out_channels == conv.groups and _convolves(conv, kernel_size, padding)
+
+    return Layer(nn.Conv2d, ('weight',), accepts=accepts)
+
+
+def pointwise(bias: bool | None) -> Layer:
+    """A 1x1 convolution, with or without bias, or (None) either."""
+    tensors = ('weight', 'bias') if bias else ('weight',)
+    optional = ('bias',) if bias is None else ()
+    return Layer(nn.Conv2d, tensors, optional, lambda conv: conv.groups == 1 and _convolves(conv, (1, 1), (0, 0)))
+
+
+def _convolves(conv: nn.Conv2d, kernel_size: tuple[int, int], padding: tuple[int, int]) -> bool:
+    return (
+        conv.kernel_size == kernel_size
+        and conv.padding == padding
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding_mode == 'zeros'
+    )
+
+
+def _has_exponential_average(norm: nn.BatchNorm2d) -> bool:
+    return norm.affine and norm.track_running_stats and norm.momentum is not None
+
+
+batch_norm = Layer(
+    nn.BatchNorm2d,
+    ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'),
+    accepts=_has_exponential_average,
+)
+layer_norm = Layer(
+    nn.LayerNorm,
+    optional=('weight', 'bias'),
+    accepts=lambda norm: len(norm.normalized_shape) == 1 and (norm.weight is None) == (norm.bias is None),
+)
+linear = Layer(nn.Linear, ('weight', 'bias'))
+gelu = Layer(nn.GELU, accepts=lambda act: act.approximate == 'none')
+identity = Layer(nn.Identity)

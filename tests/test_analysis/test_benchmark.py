@@ -1,0 +1,128 @@
+"""The benchmark and the deploy converter as users type them."""
+
+import json
+
+import pytest
+import torch
+from helpers import SMALL_CONFIG, last_line, run_tool
+from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
+
+from mmstrip.analysis.benchmark import run_benchmark
+from mmstrip.analysis.measuring import Settings, peak_memory
+from mmstrip.analysis.specs import Spec
+from mmstrip.converters.reparameterize import convert_to_deploy
+from mmstrip.utils.config import load_config
+
+BENCHMARK = 'analysis_tools/benchmark.py'
+CONVERTER = 'model_converters/reparameterize_model.py'
+STRIP = 'mmstrip.StripMLP:arch=tiny-light,img_size=32'
+
+
+def test_benchmark_compares_and_saves(tmp_path):
+    small = f'Strip={SMALL_CONFIG}'
+    models = [small, f'{small}@reference', 'Mine=mmstrip.StripMLP:arch=tiny-light,img_size=32@deploy@channels_last']
+    options = ['--modes', 'inference', 'train', '--shapes', '32', '48x64', '--rounds', '2', '--warmup', '1']
+    done = run_tool(BENCHMARK, *models, *options, '--out', tmp_path / 'out')
+    assert done.returncode == 0, done.stdout
+    report = json.loads((tmp_path / 'out' / 'benchmark.json').read_text())
+    assert len(report['results']) == 3 * 2 * 2
+    labels = [result['label'] for result in report['results'][:3]]
+    assert labels == ['Strip', 'Strip @reference', 'Mine @deploy @channels_last']
+    assert all(label in done.stdout for label in labels)
+    for result in report['results']:
+        assert result['q1'] <= result['median'] <= result['q3'] and len(result['seconds']) == 2
+        assert result['peak_mib'] > 0 and result['flops'] > 0
+    by_label = {result['label']: result for result in report['results'] if result['mode'] == 'train'}
+    assert by_label['Strip']['params'] == by_label['Strip @reference']['params']
+    assert by_label['Strip']['peak_mib'] < by_label['Strip @reference']['peak_mib']
+    for mode in ('inference', 'train'):
+        assert len(Image.open(tmp_path / 'out' / f'benchmark_{mode}.png').convert('L').getcolors()) > 20
+
+
+def test_profile_names_modules():
+    done = run_tool(BENCHMARK, STRIP, '--profile', '--modes', 'train', '--shapes', '32', '--batch', '2')
+    assert done.returncode == 0, done.stdout
+    rows = [line for line in done.stdout.split('\n') if '%' in line]
+    assert len(rows) == 10 and any('channel_mixing' in row for row in rows) and any('(backward)' in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    'model, words',
+    [
+        (f'{STRIP}@fast', 'cudagraphs, deploy, dynamic, reference, recompute, but got fast'),
+        ('mmstrip.StripMLP:tiny', "KEY=VALUE, but got 'tiny'"),
+        ('mmpretrain.ResNat:depth=18', "'mmpretrain.ResNat'"),
+        ('mmpretrain.ResNet:depth=18@deploy', 'ResNet has no deploy form'),
+    ],
+)
+def test_models_that_cannot_be(model, words):
+    with pytest.raises(ValueError, match=words):
+        Spec.parse(model).build()
+
+
+def test_models_need_labels_of_their_own():
+    with pytest.raises(ValueError, match='LABEL=MODEL'):
+        run_benchmark([Spec.parse(STRIP), Spec.parse(STRIP)], Settings())
+
+
+def test_benchmark_says_what_is_wrong():
+    done = run_tool(BENCHMARK, 'nowhere.py', '--shapes', '32', '--rounds', '1')
+    assert done.returncode != 0 and last_line(done.stdout) == 'Error: no config at nowhere.py', done.stdout
+
+
+def test_peak_memory_is_what_is_held_at_once():
+    def step():
+        first = torch.ones(2**18)  # 1 MiB
+        second = first + 1
+        del first
+        return second * 2
+
+    assert 2 * 2**20 <= peak_memory(step, 'cpu') < 2.1 * 2**20
+
+
+def test_specs_are_read():
+    spec = Spec.parse('Mine=mmpretrain.ResNet:depth=50,style=pytorch@compile')
+    assert (spec.label, spec.source, spec.forms) == ('Mine @compile', 'mmpretrain.ResNet', ('compile',))
+    assert spec.arguments == dict(depth=50, style='pytorch')
+    assert Spec.parse('mmstrip.StripMLP:arch=tiny').label == 'StripMLP-tiny'
+    assert Settings().shapes == ((224, 224),)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    config = load_config(str(SMALL_CONFIG))
+    init_default_scope(config.default_scope)
+    model = MODELS.build(config.model).eval()
+    path = tmp_path_factory.mktemp('deploy') / 'trained.pth'
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return model, path
+
+
+class TestDeployConverter:
+    """tools/model_converters/reparameterize_model.py."""
+
+    def test_outputs_stay(self, trained, tmp_path):
+        model, path = trained
+        done = run_tool(CONVERTER, SMALL_CONFIG, path, tmp_path / 'deploy.pth')
+        assert done.returncode == 0 and 'model.backbone.deploy=True' in done.stdout, done.stdout
+        config = load_config(str(SMALL_CONFIG), {'model.backbone.deploy': True})
+        deployed = MODELS.build(config.model).eval()
+        state_dict = torch.load(tmp_path / 'deploy.pth', weights_only=True)['state_dict']
+        deployed.load_state_dict(state_dict)
+        images = torch.rand(2, 3, 32, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(deployed(images), model(images), rtol=1e-4, atol=1e-4)
+        with pytest.raises(ValueError, match='deploy=True'):
+            convert_to_deploy(str(SMALL_CONFIG), str(tmp_path / 'deploy.pth'), str(tmp_path / 'again.pth'))
+        assert not (tmp_path / 'again.pth').exists()
+
+    def test_bad_input_is_named(self, trained, tmp_path):
+        model, _ = trained
+        state_dict = {k: v for k, v in model.state_dict().items() if not k.startswith('head')}
+        torch.save(state_dict, tmp_path / 'part.pth')
+        with pytest.raises(ValueError, match='lacks head'):
+            convert_to_deploy(str(SMALL_CONFIG), str(tmp_path / 'part.pth'), str(tmp_path / 'out.pth'))
+        done = run_tool(CONVERTER, SMALL_CONFIG, tmp_path / 'none.pth', tmp_path / 'out.pth')
+        assert done.returncode != 0 and 'no checkpoint at' in last_line(done.stdout), done.stdout
+        assert not (tmp_path / 'out.pth').exists()

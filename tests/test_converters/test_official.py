@@ -1,0 +1,128 @@
+"""Authors' checkpoints: what is recognised, what is refused, what is written."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from helpers import Malicious, run_tool
+from helpers.official import PARITY_FILES, load_reference, official_weights
+
+from mmstrip.converters.official import convert_official_checkpoint, convert_official_state_dict
+from mmstrip.models import StripMLP
+
+CLASSIFICATION = next(file for file in PARITY_FILES if 'tiny-light_224' in file.stem)
+DENSE = next(file for file in PARITY_FILES if '320x448' in file.stem)
+
+STRIP = 'blocks1.0.token_mixing.smlp_block.proj_w.weight'
+
+
+@pytest.fixture(scope='module')
+def official():
+    return official_weights(load_reference(CLASSIFICATION)['state_dict'])
+
+
+def test_detector_checkpoints_give_their_backbone():
+    weights = official_weights(load_reference(DENSE)['state_dict'])
+    detector = {f'backbone.0.{key}': value for key, value in weights.items()}
+    detector['transformer.level_embed'] = torch.zeros(4, 256)
+    result = convert_official_state_dict({'model': detector})
+    assert (result.kind, result.arch, result.skipped) == ('MLP-DINO', 'tiny-light', 1)
+    assert all(key.startswith('backbone.') for key in result.state_dict)
+    backbone = StripMLP(**result.backbone)
+    backbone.load_state_dict({key[len('backbone.') :]: value for key, value in result.state_dict.items()})
+
+
+def test_patches_are_read_from_the_weights():
+    """MLP-DINO has two channels a patch in every arch, other than the classification code."""
+    with torch.device('meta'):
+        ours = StripMLP('small', num_patches=[24, 48, 96, 192])
+    classification = load_reference(next(file for file in PARITY_FILES if 'small' in file.stem))['state_dict']
+    weights = {}
+    for key, shape in classification.items():
+        if '.proj_' in key:
+            shape = [2 * shape[0], *shape[1:]]
+            key = key.replace('proj_w', 'proh_w')
+        if not key.startswith('head.'):
+            weights[key] = torch.zeros(shape)
+    result = convert_official_state_dict(weights)
+    assert result.arch == 'small' and result.backbone['num_patches'] == [24, 48, 96, 192]
+    for key, value in ours.state_dict().items():
+        assert result.state_dict[f'backbone.{key}'].shape == value.shape
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda w: w.pop('merging2.weight'), r'1 missing keys \(merging2.weight\)'),
+        (lambda w: [w.pop(k) for k in list(w) if 'fc_w' in k], 'missing keys .*fc_w.weight, .*, ...'),
+        (
+            lambda w: w.update({'blocks1.0.extra.weight': torch.zeros(1)}),
+            r'1 unexpected keys \(blocks1.0.extra.weight\)',
+        ),
+        (lambda w: [w.pop(k) for k in list(w) if k.startswith('blocks3.5.')], r'80 .* and depths \(2, 2, 5, 2\)'),
+        (lambda w: w.update({'merging1.weight': torch.zeros(3, 3)}), r'merging1.weight has shape \(3, 3\)'),
+        (lambda w: w.update({STRIP: torch.zeros(1120, 55, 1, 3)}), r'proj_w.weight has shape \(1120, 55, 1, 3\)'),
+        (lambda w: w.pop('patch_embed.weight'), r'no \(4-D\) patch_embed.weight'),
+    ],
+)
+def test_incomplete_or_foreign_files_write_nothing(change, words, official, tmp_path):
+    weights = dict(official)
+    change(weights)
+    torch.save({'model': weights}, tmp_path / 'src.pth')
+    with pytest.raises(ValueError, match=f'src.pth: .*{words}'):
+        convert_official_checkpoint(tmp_path / 'src.pth', tmp_path / 'dst.pth')
+    assert os.listdir(tmp_path) == ['src.pth']
+
+
+def test_other_networks_are_refused(tmp_path):
+    from torchvision.models import resnet18
+
+    torch.save(resnet18().state_dict(), tmp_path / 'resnet.pth')
+    with pytest.raises(ValueError, match='not a Strip-MLP checkpoint .* its first keys are conv1.weight'):
+        convert_official_checkpoint(tmp_path / 'resnet.pth', tmp_path / 'dst.pth')
+    torch.save([1, 2], tmp_path / 'list.pth')
+    with pytest.raises(ValueError, match='not a checkpoint of the authors'):
+        convert_official_checkpoint(tmp_path / 'list.pth', tmp_path / 'dst.pth')
+
+
+def test_code_in_a_file_does_not_run(tmp_path):
+    torch.save({'model': Malicious(tmp_path / 'ran')}, tmp_path / 'evil.pth')
+    (tmp_path / 'evil.pkl').write_bytes(pickle.dumps(Malicious(tmp_path / 'ran')))
+    for name, words in (('evil.pth', 'it holds .*open, which would run code'), ('evil.pkl', 'weights_only')):
+        with pytest.raises(ValueError, match=words):
+            convert_official_checkpoint(tmp_path / name, tmp_path / 'dst.pth')
+    (tmp_path / 'text.pth').write_text('no checkpoint')
+    with pytest.raises(ValueError, match='damaged or another kind of file'):
+        convert_official_checkpoint(tmp_path / 'text.pth', tmp_path / 'dst.pth')
+    assert not (tmp_path / 'ran').exists() and not (tmp_path / 'dst.pth').exists()
+
+
+def test_a_failing_write_leaves_the_old_file(official, tmp_path, monkeypatch):
+    torch.save({'model': official}, tmp_path / 'src.pth')
+    (tmp_path / 'dst.pth').write_text('old')
+
+    def full_disk(checkpoint, file):
+        file.write(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('torch.save', full_disk)
+    with pytest.raises(OSError, match='cannot write .*dst.pth: No space left on device; nothing else is lost'):
+        convert_official_checkpoint(tmp_path / 'src.pth', tmp_path / 'dst.pth')
+    assert (tmp_path / 'dst.pth').read_text() == 'old'
+    assert sorted(os.listdir(tmp_path)) == ['dst.pth', 'src.pth']
+
+
+def test_command_line(official, tmp_path):
+    torch.save({'model': official, 'epoch': 299}, tmp_path / 'src.pth')
+    done = run_tool('model_converters/official_to_mmstrip.py', tmp_path / 'src.pth', tmp_path / 'dst.pth')
+    assert done.returncode == 0, done.stdout
+    assert f'Strip-MLP tiny-light from classification, {len(official)} tensors' in done.stdout
+    checkpoint = torch.load(tmp_path / 'dst.pth', weights_only=True)
+    assert checkpoint['meta']['arch'] == 'tiny-light' and 'head.fc.weight' in checkpoint['state_dict']
+
+    failed = run_tool('model_converters/official_to_mmstrip.py', tmp_path / 'src.pth', tmp_path)
+    assert failed.stdout.strip() == f'Error: {tmp_path} is a folder, but must be the file to write'
+    failed = run_tool('model_converters/official_to_mmstrip.py', tmp_path / 'none.pth', tmp_path / 'dst2.pth')
+    assert failed.returncode == 1
+    assert failed.stdout.strip() == f'Error: no checkpoint at {tmp_path / "none.pth"}'

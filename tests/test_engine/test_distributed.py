@@ -1,0 +1,192 @@
+"""Several processes, and nodes, on one machine."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from helpers import ROOT, SMALL_CONFIG, run
+from helpers.runs import CONFIG, call_ranks, call_tool, free_port
+
+from mmstrip.datasets.digit_scenes import write_digit_scenes
+
+
+def environment(**settings) -> dict[str, str]:
+    """gloo, as on a machine without GPUs, so that the test is the same everywhere."""
+    paths = os.pathsep.join(map(str, [ROOT / 'tests', ROOT]))
+    return dict(PORT=str(free_port()), PYTHONPATH=paths, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', **settings)
+
+
+def launch(script, *arguments, **env):
+    return run('bash', ROOT / 'tools' / script, *arguments, env={**environment(), **env})
+
+
+def weights_of_ranks(folder) -> list[dict]:
+    return [torch.load(folder / f'rank{rank}.pth') for rank in range(2)]
+
+
+def assert_equal_weights(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys() and len(one) > 100
+    assert not [name for name, value in one.items() if not torch.equal(value, other[name])]
+
+
+def test_two_processes_train_one_model_and_test_it(tmp_path):
+    config = tmp_path / 'two.py'
+    config.write_text(
+        f'_base_ = [{str(SMALL_CONFIG)!r}]\n'
+        "custom_imports = dict(imports=['helpers.rank_dump'])\n"
+        'custom_hooks = _base_.custom_hooks\n'
+        f"custom_hooks.append(dict(type='RankDumpHook', folder={str(tmp_path)!r}))\n"
+    )
+    done = launch(
+        'dist_train.sh',
+        config,
+        2,
+        '--work-dir',
+        tmp_path / 'work',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'train_dataloader.batch_size=32',
+    )
+    assert done.returncode == 0, done.stdout
+    assert 'Distributed launcher: pytorch' in done.stdout
+    assert 'No CUDA: the processes use the gloo backend' in done.stdout
+    ranks = weights_of_ranks(tmp_path)
+    assert_equal_weights(*ranks)
+    assert_equal_weights(ranks[0], torch.load(tmp_path / 'work' / 'epoch_1.pth')['state_dict'])
+
+    # 360 images over two processes: nothing counted twice or dropped.
+    test = launch('dist_test.sh', config, tmp_path / 'work' / 'epoch_1.pth', '--work-dir', tmp_path / 'test', GPUS='2')
+    assert test.returncode == 0, test.stdout
+    expected = re.search(r'Test (top-1 .*of 360 images\))', done.stdout).group(1)
+    assert f'Test {expected}' in test.stdout
+
+
+def test_two_processes_train_a_segmentor(tmp_path):
+    """No parameter is left unused, and SyncBN, which CPUs do not have, is replaced."""
+    write_digit_scenes(tmp_path / 'data', num_train=16, num_val=2, size=64)
+    config = tmp_path / 'two.py'
+    config.write_text(
+        f'_base_ = [{str(ROOT / "configs/segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py")!r}]\n'
+        "custom_imports = dict(imports=['helpers.rank_dump'])\n"
+        f"custom_hooks = [dict(type='RankDumpHook', folder={str(tmp_path)!r}), dict(type='SyncBuffersHook')]\n"
+        f'train_dataloader = dict(batch_size=4, dataset=dict(data_root={str(tmp_path / "data")!r}))\n'
+        "model = dict(backbone=dict(norm_cfg=dict(type='SyncBN'), out_indices=(0, 1, 2)), neck=dict(num_outs=3))\n"
+        'model.update(decode_head=dict(in_index=[0, 1, 2], in_channels=[64] * 3, feature_strides=[4, 8, 16]))\n'
+        'model["neck"]["in_channels"] = [48, 96, 192]\n'
+        'train_cfg = dict(max_epochs=1)\n'
+    )
+    arguments = ['--launcher', 'pytorch', '--work-dir', tmp_path / 'work', '--no-validate']
+    printed = call_ranks('train.py', config, *arguments, folder=tmp_path)
+    assert 'SyncBN is not available on CPUs' in printed
+    ranks = weights_of_ranks(tmp_path)
+    weights = [name for name in ranks[0] if name.endswith(('weight', 'bias', 'table'))]
+    assert len(weights) > 100 and all(torch.equal(ranks[0][name], ranks[1][name]) for name in weights)
+
+
+def tiny(folder, *hooks: str) -> str:
+    """A config of three epochs of two iterations, after which the ranks write their weights to the folder."""
+    folder.mkdir(exist_ok=True)
+    config, dump = folder / 'tiny.py', f"dict(type='RankDumpHook', folder={str(folder)!r})"
+    config.write_text(
+        f'_base_ = [{str(CONFIG)!r}]\n'
+        "custom_imports = dict(imports=['helpers.rank_dump'])\n"
+        f"custom_hooks = [dict(type='SyncBuffersHook'), {dump}, {', '.join(hooks)}]\n"
+        'train_dataloader = dict(batch_size=6)\n'
+        'train_cfg = dict(max_epochs=3)\n'
+        'randomness = dict(seed=7)\n'
+    )
+    return str(config)
+
+
+@pytest.fixture(scope='module')
+def two_nodes(tmp_path_factory) -> dict:
+    """Weights that two nodes with one process each have trained, both started by hand."""
+    folder = tmp_path_factory.mktemp('nodes')
+    config, port = tiny(folder), str(free_port())
+
+    def node(rank: int):
+        nodes = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', PORT=port)
+        return launch('dist_train.sh', config, 1, '--work-dir', folder / 'work', **nodes)
+
+    with ThreadPoolExecutor() as pool:
+        for done in pool.map(node, range(2)):
+            assert done.returncode == 0, done.stdout
+    ranks = weights_of_ranks(folder)
+    assert_equal_weights(*ranks)
+    return ranks[0]
+
+
+def test_a_rank_that_was_killed_is_started_again(tmp_path, two_nodes):
+    """And the job ends as if nothing had happened, here with the processes on one node."""
+    config = tiny(tmp_path, f"dict(type='DieHook', iteration=3, once={str(tmp_path / 'died')!r})")
+    done = launch('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work', '--resume', MAX_RESTARTS='1')
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / 'died').exists()
+    assert 'No checkpoint in' in done.stdout and f'Resuming from {tmp_path}/work/epoch_1.pth' in done.stdout
+    ranks = weights_of_ranks(tmp_path)
+    assert_equal_weights(*ranks)
+    assert_equal_weights(ranks[0], two_nodes)
+
+
+def test_a_rank_with_an_error_ends_the_job(tmp_path):
+    config = tiny(tmp_path, "dict(type='DieHook', iteration=1)")
+    done = launch('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work')
+    assert done.returncode == 1
+    assert 'OSError: the network card melted' in done.stdout
+    assert re.search(r'Root Cause.*rank +: 1 .*melted', done.stdout, re.DOTALL)
+
+
+def test_sigterm_ends_all_ranks_with_a_checkpoint(tmp_path):
+    config = tiny(tmp_path)
+    command = [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', tmp_path / 'work']
+    options = ['--cfg-options', 'train_cfg.max_epochs=1000']
+    with (tmp_path / 'output.txt').open('w') as output:
+        settings = {**os.environ, **environment(PYTHON=sys.executable)}
+        job = subprocess.Popen(['bash', *command, *options], env=settings, stdout=output, stderr=output)
+        while 'Epoch(train)' not in (tmp_path / 'output.txt').read_text() and job.poll() is None:
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 128 + signal.SIGTERM, (tmp_path / 'output.txt').read_text()
+    assert (tmp_path / 'work' / 'last_checkpoint').read_text().endswith('interrupted.pth')
+
+
+def test_two_processes_give_the_gradients_and_metrics_of_one(tmp_path):
+    """Of an odd number of samples, so that one process has more: nothing is counted twice or dropped."""
+    write_digit_scenes(tmp_path / 'scenes', num_train=1, num_val=7)
+    script = ROOT / 'tests' / 'helpers' / 'rank_checks.py'
+    alone = call_tool(script, tmp_path / 'scenes', tmp_path / 'one.pth', folder=tmp_path)
+    assert alone.returncode == 0, alone.stdout
+    call_ranks(script, tmp_path / 'scenes', tmp_path / 'two.pth', folder=tmp_path)
+    one, two = (torch.load(tmp_path / f'{name}.pth', weights_only=False) for name in ('one', 'two'))
+    for task, metric in (('accuracy', 'accuracy/top1'), ('detection', 'coco/bbox_mAP'), ('segmentation', 'mIoU')):
+        assert one[task] == two[task] and one[task][metric] > 0.1
+    for name, gradient in one['gradients'].items():
+        torch.testing.assert_close(two['gradients'][name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max())
+
+
+def test_usage_is_shown():
+    for script, words in (
+        ('dist_train.sh', 'CONFIG GPUS'),
+        ('dist_test.sh', 'CONFIG CHECKPOINT GPUS'),
+        ('slurm_train.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR'),
+        ('slurm_test.sh', 'PARTITION JOB_NAME CONFIG CHECKPOINT'),
+    ):
+        done = run('bash', ROOT / 'tools' / script)
+        assert done.returncode == 2 and f'tools/{script} {words}' in done.stdout
+
+
+def test_slurm_scripts_give_srun_the_tools_arguments(tmp_path):
+    """With an srun that only prints what it gets."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\necho "$@"\n')
+    srun.chmod(0o755)
+    settings = f'PATH={tmp_path}:$PATH GPUS=16 SRUN_ARGS="--qos high"'
+    done = run('bash', '-c', f'{settings} tools/slurm_train.sh gpu job c.py out --amp')
+    assert '--partition=gpu --job-name=job --gres=gpu:8 --ntasks=16' in done.stdout
+    assert re.search(r'--qos high python -u .*/train.py c.py --work-dir out --amp --launcher slurm', done.stdout)

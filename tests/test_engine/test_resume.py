@@ -1,0 +1,132 @@
+"""Trainings that are killed, starved of disk or asked to stop, and resume as if nothing had happened."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.kills import assert_same_end, kill_repeatedly, start_and_train, steps, unfinished, wait_until
+from helpers.runs import CONFIG, children, fail, finish, log, start
+
+from mmstrip.engine.hooks.checkpoint import STOPPED
+
+EPOCHS = 12
+SETTINGS = {'randomness.seed': 5, 'train_cfg.max_epochs': EPOCHS}
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory) -> dict:
+    """The last checkpoint of a run that nobody disturbs."""
+    return finish(tmp_path_factory.mktemp('undisturbed'), SETTINGS)
+
+
+def test_kills_change_nothing(tmp_path, undisturbed):
+    """Six here, twenty in `make soak`; half of them in the middle of writing a checkpoint."""
+    assert kill_repeatedly(tmp_path, SETTINGS, kills=6) >= 1
+    last = finish(tmp_path, SETTINGS)
+    assert log(tmp_path).count('Resuming from') >= 3
+    assert_same_end(last, undisturbed)
+    # What the kills have left is gone, and old checkpoints are too.
+    assert not unfinished(tmp_path)
+    assert {file.name for file in tmp_path.glob('epoch_*')} == {f'epoch_{EPOCHS - 1}.pth', f'epoch_{EPOCHS}.pth'}
+    assert len(list(tmp_path.glob('best_*'))) == 1
+
+
+def test_sigterm_saves_inside_an_epoch(tmp_path, undisturbed):
+    """Also where the cluster sends it to the workers of the dataloader, and again and again."""
+    inside = 0
+    for iterations in (4, 4, 5):
+        process = start_and_train(tmp_path, SETTINGS, iterations)
+        for child in children(process.pid):
+            os.kill(child, signal.SIGTERM)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(60)
+        assert process.exitcode == STOPPED == 143, log(tmp_path)[-2000:]
+        assert 'SIGTERM: saving interrupted.pth' in log(tmp_path)
+        inside += 'batches_done' in torch.load(tmp_path / 'interrupted.pth', weights_only=True)['meta']
+    assert inside  # others may have waited for the end of a validation
+    assert_same_end(finish(tmp_path, SETTINGS), undisturbed)
+    assert not (tmp_path / 'interrupted.pth').exists()
+
+
+BY_ITERATIONS = f"""
+_base_ = [{str(CONFIG)!r}]
+train_dataloader = dict(sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True))
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=18, val_interval=4)
+param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=False)]
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=4))
+log_processor = dict(by_epoch=False)
+"""
+
+
+def test_training_by_iterations_resumes_at_any_iteration(tmp_path):
+    """As segmentors are trained: an endless sampler, and the batches that were trained are not loaded again."""
+    config = tmp_path / 'iterations.py'
+    config.write_text(BY_ITERATIONS)
+    options = {'randomness.seed': 2}
+    undisturbed = finish(tmp_path / 'one', options, config=config)
+    stopped = tmp_path / 'two'
+    for number, stop in enumerate((signal.SIGTERM, signal.SIGKILL)):
+        process = start(stopped, options, config=config)
+        wait_until(lambda goal=6 + 8 * number: log(stopped).count('Iter(train)') >= goal, process)
+        os.kill(process.pid, stop)
+        process.join(60)
+        assert process.exitcode == (STOPPED if stop == signal.SIGTERM else -stop)
+    assert_same_end(finish(stopped, options, config=config), undisturbed)
+    assert 'slower' not in log(stopped)
+
+
+def test_full_disk_and_damaged_checkpoints(tmp_path, undisturbed):
+    process = start_and_train(tmp_path, SETTINGS, 8)
+    process.kill()
+    process.join()
+    before = {file.name: file.read_bytes() for file in tmp_path.glob('*.pth')}
+    # The system refuses files above 64 KiB, as a full disk would.
+    output = fail(tmp_path, SETTINGS, file_limit=2**16)
+    name = re.search(r'OSError: .*cannot write .*/(epoch_\d+.pth): File too large; nothing else is lost', output).group(
+        1
+    )
+    assert name not in before
+    assert {file.name: file.read_bytes() for file in tmp_path.glob('*.pth')} == before
+    assert not unfinished(tmp_path)
+
+    newest = Path((tmp_path / 'last_checkpoint').read_text())
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    (tmp_path / 'iter_9.pth').write_text('no checkpoint')
+    last = finish(tmp_path, SETTINGS)
+    for damaged in (newest, tmp_path / 'iter_9.pth'):
+        assert f'going back to the one before: {damaged} cannot be loaded' in log(tmp_path)
+    assert_same_end(last, undisturbed)
+
+
+def test_only_damaged_checkpoints(tmp_path):
+    """Nothing is overwritten by a training that would start from scratch."""
+    (tmp_path / 'epoch_3.pth').write_text('no checkpoint')
+    output = fail(tmp_path, SETTINGS)
+    assert f'ValueError: no checkpoint in {tmp_path} can be read: {tmp_path}/epoch_3.pth cannot be loaded' in output
+    assert (tmp_path / 'epoch_3.pth').read_text() == 'no checkpoint'
+
+
+WRAPPED = f"""
+_base_ = [{str(CONFIG)!r}]
+custom_imports = dict(imports=['helpers.wrapping'])
+custom_hooks = [dict(type='WrapBlockHook', priority='VERY_HIGH'), *_base_.custom_hooks]
+"""
+
+
+def test_wrapped_blocks_are_saved_and_resumed(tmp_path):
+    """Under torch's checkpoint_wrapper parameters have other names than in the state dict."""
+    config = tmp_path / 'wrapped.py'
+    config.write_text(WRAPPED)
+    options = {'randomness.seed': 3, 'train_cfg.max_epochs': 3}
+    undisturbed = finish(tmp_path / 'one', options, config=config)
+    stopped = tmp_path / 'two'
+    process = start(stopped, options, config=config)
+    wait_until(lambda: steps(stopped) >= 5, process)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == STOPPED, log(stopped)[-2000:]
+    assert_same_end(finish(stopped, options, config=config), undisturbed)
+    assert 'backbone.stages.0.0.strip_mixing.fuse.weight' in undisturbed['state_dict']

@@ -1,0 +1,102 @@
+"""What imports what, and when."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, python
+
+# A module imports from lower lines alone, or from its own package.
+LAYERS = (
+    ('tools',),
+    ('analysis', 'converters'),
+    ('engine',),
+    ('datasets', 'models'),
+    ('ops', 'csrc', 'utils'),
+    ('registry', 'version'),
+)
+LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
+FILES = [*ROOT.glob('mmstrip/*/**/*.py'), *ROOT.glob('mmstrip/*.py'), *ROOT.glob('tools/**/*.py')]
+TOOLBOXES = ('mmpretrain', 'mmdet', 'mmseg')
+
+
+def part_of(path: Path) -> str:
+    """The package below mmstrip (or the module in it) that a file belongs to; 'tools' of a tool."""
+    first, *rest = path.relative_to(ROOT).with_suffix('').parts
+    return 'tools' if first == 'tools' else rest[0]
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names of the modules of mmstrip that a file imports, anywhere in it."""
+    package = path.relative_to(ROOT).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            source = '.'.join([*above, *filter(None, [node.module])])
+            found |= {f'{source}.{alias.name}' for alias in node.names}
+    return {name for name in found if name.startswith('mmstrip.')}
+
+
+def upward_imports(path: Path) -> list[str]:
+    own = part_of(path)
+    parts = {name.split('.')[1] for name in imported_modules(path)} & set(LEVELS)
+    return [f'{path.relative_to(ROOT)} imports {part}' for part in parts if part != own and LEVELS[part] <= LEVELS[own]]
+
+
+def test_no_import_runs_upwards():
+    files = [path for path in FILES if path != ROOT / 'mmstrip' / '__init__.py']
+    assert {part_of(path) for path in files} <= set(LEVELS), 'a package without a level'
+    assert not [words for path in files for words in upward_imports(path)]
+
+
+def test_the_package_itself_imports_its_version_alone():
+    assert imported_modules(ROOT / 'mmstrip' / '__init__.py') == {'mmstrip.version.__version__'}
+
+
+def test_relative_imports_are_seen():
+    """Or the test above would see nothing."""
+    hook = ROOT / 'mmstrip' / 'engine' / 'hooks' / 'seed.py'
+    assert imported_modules(hook) == {'mmstrip.registry.HOOKS', 'mmstrip.utils.seeding.seed_all'}
+    assert 'mmstrip.utils.config.load_config' in imported_modules(ROOT / 'tools' / 'train.py')
+    assert 'mmstrip.hooks.seed' not in imported_modules(ROOT / 'mmstrip' / 'engine' / '__init__.py')
+
+
+def test_the_backbone_needs_mmengine_and_mmcv_alone(tmp_path):
+    """No toolbox, no compiled operators of mmcv, nothing that draws, and no word of warning."""
+    blocked = ('sklearn', 'matplotlib', *TOOLBOXES, 'mmcv.ops')
+    done = python(
+        f'import sys; sys.modules.update(dict.fromkeys({blocked}))\n'
+        'from mmstrip.models import StripMLP\n'
+        "print(StripMLP('tiny-light', img_size=32).embed_dims)",
+        cwd=tmp_path,
+        env=dict(PYTHONWARNINGS='error'),
+    )
+    assert done.stdout == '80\n', done.stdout
+
+
+@pytest.mark.parametrize(
+    'names, toolboxes',
+    [
+        ('LoadImage PlaceDigit SeededSampler shield_worker', []),
+        ('Digits Caltech101', ['mmpretrain']),
+        ('CocoDataset', ['mmdet']),
+        ('LoadSegMap', ['mmseg']),
+    ],
+)
+def test_looking_up_a_dataset_imports_its_toolbox_alone(names, toolboxes, tmp_path):
+    """And what that toolbox itself imports."""
+    done = python(
+        f'import sys\nfor toolbox in {toolboxes}:\n    __import__(f"{{toolbox}}.datasets")\n'
+        'before = set(sys.modules)\n'
+        'from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS\n'
+        'registries = DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS\n'
+        f'for name in {names.split()}:\n'
+        '    found = next(filter(None, (registry.get(f"mmstrip.{name}") for registry in registries)))\n'
+        '    print(found.__name__)\n'
+        f'print([name for name in {TOOLBOXES} if name in set(sys.modules) - before])',
+        cwd=tmp_path,
+    )
+    assert done.stdout.endswith('\n'.join([*names.split(), '[]\n'])), done.stdout

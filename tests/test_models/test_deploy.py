@@ -1,0 +1,280 @@
+"""The deploy form: what is folded, and stages that run as one operator."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from helpers import operators_of, randomise, small_backbone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.model import ExponentialMovingAverage
+from torch import nn
+
+from mmstrip import ops
+from mmstrip.models import deploy
+
+ALL = dict(out_indices=(0, 1, 2, 3))
+needs_operators = pytest.mark.skipif('native' not in ops.available(), reason=ops.status())
+
+
+class TestFolding:
+    @pytest.mark.parametrize(
+        'arguments',
+        [
+            {},
+            dict(cascade=False),
+            dict(branches='cgsmm'),
+            dict(branches='lsmm'),
+            dict(strip_width=5, num_patches=8),
+            dict(norm_cfg=dict(type='GN', num_groups=2)),
+            dict(act_cfg=dict(type='ReLU')),
+        ],
+    )
+    @pytest.mark.parametrize('size', [(64, 64), (97, 75)])
+    def test_same_features_and_a_state_dict_that_loads(self, arguments, size):
+        model = randomise(small_backbone(out_indices=(0, 1, 2, 3), **arguments)).eval()
+        x = torch.rand(2, 3, *size)
+        with torch.no_grad():
+            expected = model(x)
+            model.switch_to_deploy()
+            model.switch_to_deploy()  # once more changes nothing
+            features = model(x)
+            other = small_backbone(out_indices=(0, 1, 2, 3), deploy=True, **arguments).eval()
+            other.load_state_dict(model.state_dict())
+            for got, same, plain in zip(features, other(x), expected):
+                torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(got, same, rtol=0, atol=0)
+
+    def test_it_has_nothing_left_to_fold(self):
+        model = small_backbone(deploy=True)
+        kinds = {type(module).__name__ for module in model.stages.modules()}
+        assert 'RelativePosition' not in kinds
+        # The norm before GELU and a depthwise convolution has to stay.
+        norms = [name for name, module in model.stages.named_modules() if isinstance(module, nn.BatchNorm2d)]
+        assert norms and all(name.endswith('strip_mixing.depthwise.0') for name in norms)
+
+    def test_forms_are_not_mixed_up(self):
+        trained, deployed = small_backbone(), small_backbone(deploy=True)
+        for model, state_dict in ((trained, deployed.state_dict()), (deployed, trained.state_dict())):
+            with pytest.raises(ValueError, match='deploy=(True|False)'):
+                model.load_state_dict(state_dict, strict=False)
+
+    @pytest.mark.parametrize(
+        'name', ['channel_mixing.fc1', 'strip_mixing.fuse', 'strip_mixing.project.1', 'strip_mixing.branches.cgsmm.row']
+    )
+    @pytest.mark.parametrize('change', ['replaced', 'hooked', 'parametrised'])
+    def test_changed_layers_are_refused_by_name(self, name, change):
+        """And nothing is folded."""
+        model = randomise(small_backbone()).eval()
+        block = model.stages[2][1]
+        layer = block.get_submodule(name)
+        if change == 'replaced':
+            block.set_submodule(name, nn.Sequential(layer))
+        elif change == 'hooked':
+            layer.register_forward_hook(lambda *arguments: None)
+        else:
+            nn.utils.parametrizations.weight_norm(layer)
+        before = copy.deepcopy(model.state_dict())
+        if name.endswith('project.1') and change != 'hooked':
+            return  # another norm than BN stays
+        with pytest.raises(ValueError, match=rf'stages.2.1.{name}'):
+            model.switch_to_deploy()
+        assert not model.deploy
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+def step_by_step(model, x):
+    """The same with its stages' blocks called."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploy, 'packed_stage', lambda stage, x: None)
+        return model(x)
+
+
+def assert_same(model, x):
+    with torch.no_grad():
+        for got, expected in zip(model(x), step_by_step(model, x)):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * max(1, expected.abs().max().item()))
+
+
+def packed_stages(model, x):
+    """How many stages run as one operator."""
+    count = 0
+    with torch.no_grad():
+        hooks = []
+
+        def look(stage, inputs):
+            nonlocal count
+            count += deploy.packed_stage(stage, inputs[0]) is not None
+
+        hooks = [stage.register_forward_pre_hook(look) for stage in model.stages]
+        model(x)
+        for hook in hooks:
+            hook.remove()
+    return count
+
+
+@needs_operators
+class TestPackedStages:
+    @pytest.fixture
+    def model(self):
+        return randomise(small_backbone(deploy=True, **ALL)).eval()
+
+    @given(
+        size=st.sampled_from([(64, 64), (96, 64), (65, 130), (128, 200)]),
+        images=st.integers(1, 5),
+        strip_width=st.sampled_from([1, 3, 5]),
+        embed_dims=st.sampled_from([8, 24, 40]),
+    )
+    @settings(max_examples=25)
+    def test_same_as_step_by_step(self, size, images, strip_width, embed_dims):
+        arch = dict(embed_dims=embed_dims, depths=(1, 1, 2, 1))
+        model = randomise(small_backbone(arch=arch, strip_width=strip_width, deploy=True, **ALL)).eval()
+        x = torch.rand(images, 3, *size)
+        assert packed_stages(model, x) == 4
+        assert_same(model, x)
+
+    @pytest.mark.parametrize('threads', [1, 2, 3, 16])
+    def test_any_number_of_threads(self, model, threads):
+        """Images go side by side where there are enough of them for the threads."""
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(threads)
+            for images in (1, 4, 7, 33):
+                assert_same(model, torch.rand(images, 3, 64, 64))
+        finally:
+            torch.set_num_threads(before)
+
+    def test_each_block_has_its_own_eps(self, model):
+        for i, block in enumerate(model.stages[2]):
+            block.strip_mixing.depthwise[0].eps = 0.1 * (i + 1)
+            block.channel_mixing.norm.eps = 0.5 * (i + 1)
+            block.channel_mixing.grn.eps = 0.2 * (i + 1)
+        x = torch.rand(2, 3, 64, 64)
+        assert packed_stages(model, x) == 4
+        assert_same(model, x)
+
+    def test_weights_are_packed_once(self, model):
+        x = torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            model(x)
+            packed = [deploy._packed[stage] for stage in model.stages]
+            model(torch.rand(2, 3, 96, 64))
+        assert all(deploy._packed[stage] is one for stage, one in zip(model.stages, packed))
+
+    @pytest.mark.parametrize('inference', [False, True])
+    @pytest.mark.parametrize(
+        'change', ['in place', 'loaded', 'assigned', 'replaced', 'converted', 'module replaced', 'averaged', 'eps']
+    )
+    def test_changes_are_followed(self, model, change, inference):
+        x = torch.rand(1, 3, 64, 64)
+        mixing = model.stages[0][0].channel_mixing
+        other = randomise(small_backbone(deploy=True, **ALL), seed=1)
+        with torch.inference_mode() if inference else torch.no_grad():
+            before = model(x)[0].clone()
+            if change == 'in place':
+                mixing.fc2.weight.mul_(2)
+            elif change in ('loaded', 'assigned'):
+                model.load_state_dict(other.state_dict(), assign=change == 'assigned')
+            elif change == 'replaced':
+                mixing.fc2.weight = nn.Parameter(mixing.fc2.weight * 2)
+            elif change == 'converted':
+                model.bfloat16().float()
+            elif change == 'averaged':  # which writes to .data
+                average = ExponentialMovingAverage(model, momentum=0.5)
+                average.module(x)
+                average.update_parameters(other)
+                average.update_parameters(other)
+                model = average.module.eval()
+            elif change == 'eps':
+                mixing.norm.eps = 1.0
+            else:
+                mixing.fc2 = nn.Linear(mixing.fc2.in_features, mixing.fc2.out_features)
+            after = model(x)[0]
+            assert not torch.equal(after, before)
+            expected = copy.deepcopy(model).double()(x.double())[0]
+            torch.testing.assert_close(after, expected.float(), rtol=0, atol=1e-4 * expected.abs().max().item())
+
+    def test_statistics_that_training_moved_are_followed(self, model):
+        """BN's running statistics change without a new version."""
+        x = torch.rand(2, 3, 64, 64)
+        with torch.no_grad():
+            before = model(x)[0]
+            model.train()(2 * x)
+            model.eval()
+            assert not torch.allclose(model(x)[0], before)
+        assert_same(model, x)
+
+    def test_packed_weights_are_no_part_of_the_model(self, model):
+        x = torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            expected = model(x)
+            for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+                for got, same in zip(other(x), expected):
+                    torch.testing.assert_close(got, same, rtol=0, atol=0)
+        count = len(deploy._packed)
+        del other
+        assert len(deploy._packed) < count  # they go with their model
+
+
+@needs_operators
+class TestWhereBlocksAreCalled:
+    X = torch.rand(1, 3, 64, 64)
+
+    def test_with_gradients(self):
+        model = small_backbone(deploy=True).eval()
+        assert not any(
+            deploy.packed_stage(stage, torch.rand(1, 16 << i, 16, 16)) for i, stage in enumerate(model.stages)
+        )
+        model(self.X)[0].sum().backward()
+        assert all(parameter.grad is not None for parameter in model.stages.parameters())
+
+    def test_where_a_norm_trains(self):
+        model = small_backbone(deploy=True).eval()
+        model.stages[0][0].strip_mixing.depthwise[0].train()
+        assert packed_stages(model, self.X) == 3
+
+    def test_under_hooks(self):
+        model = small_backbone(deploy=True).eval()
+        seen = []
+        for name, module in model.stages.named_modules():
+            if name and name.count('.') == 0:
+                module.register_forward_hook(lambda module, x, y: seen.append(y.shape[1]))
+        assert packed_stages(model, self.X) == 4  # hooks on stages fire anyway
+        assert seen == [16, 32, 64, 128]
+        model.stages[2][1].strip_mixing.register_forward_hook(lambda module, x, y: seen.append('hook'))
+        assert packed_stages(model, self.X) == 3
+        assert seen.count('hook') == 1
+
+    @pytest.mark.parametrize(
+        'arguments',
+        [
+            dict(cascade=False),
+            dict(branches='cgsmm'),
+            dict(branches='lsmm'),
+            dict(act_cfg=dict(type='ReLU')),
+            dict(norm_cfg=dict(type='GN', num_groups=2)),
+        ],
+    )
+    def test_of_variants(self, arguments):
+        assert packed_stages(small_backbone(deploy=True, **arguments).eval(), self.X) == 0
+
+    def test_of_trained_models(self):
+        assert packed_stages(small_backbone().eval(), self.X) == 0
+
+    def test_on_maps_smaller_than_windows(self):
+        model = randomise(small_backbone(deploy=True, **ALL)).eval()
+        assert packed_stages(model, torch.rand(1, 3, 64, 50)) == 0
+        assert operators_of(lambda: model(torch.rand(1, 3, 64, 50)))
+
+    def test_of_adapters(self):
+        """Added later, they act."""
+        model = randomise(small_backbone(deploy=True, **ALL)).eval()
+        with torch.no_grad():
+            before = model(self.X)
+            fc1 = model.stages[2][1].channel_mixing.fc1
+            model.stages[2][1].channel_mixing.fc1 = nn.Sequential(fc1, nn.Linear(fc1.out_features, fc1.out_features))
+            after = model(self.X)
+        assert torch.equal(before[1], after[1]) and not torch.allclose(before[2], after[2])
+        assert packed_stages(model, self.X) == 3

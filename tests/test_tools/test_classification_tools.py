@@ -1,0 +1,188 @@
+"""The tools as users type them, on real digits with a small network."""
+
+import json
+import re
+
+import mmengine
+import pytest
+import torch
+from helpers import ROOT, SMALL_CONFIG, last_line, run_tool
+from mmengine.config import Config
+from PIL import Image
+
+from mmstrip.engine.launch import check_data
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A work dir of tools/train.py, and what it printed."""
+    work_dir = tmp_path_factory.mktemp('digits')
+    done = run_tool('train.py', SMALL_CONFIG, '--work-dir', work_dir)
+    assert done.returncode == 0, done.stdout
+    return work_dir, done.stdout
+
+
+def test_training_learns_digits_and_reports(trained):
+    work_dir, output = trained
+    top1 = float(re.search(r'Test top-1 ([\d.]+)%', output).group(1))
+    assert top1 > 90
+    assert re.search(r'eta: \d+:\d+:\d+', output)
+    for name in ('curves', 'confusion_matrix', 'predictions'):
+        (picture,) = work_dir.glob(f'*/{name}.png')
+        assert str(picture) in output
+        image = Image.open(picture).convert('L')
+        # Not blank: something is drawn in the lower half too.
+        assert len(set(image.crop((0, image.height // 2, *image.size)).tobytes())) > 20
+    assert str(work_dir / 'epoch_4.pth') in output
+
+
+def test_testing_gives_the_same_figures_and_files(trained, tmp_path):
+    work_dir, output = trained
+    checkpoint = (work_dir / 'last_checkpoint').read_text()
+    done = run_tool(
+        'test.py',
+        SMALL_CONFIG,
+        checkpoint,
+        '--work-dir',
+        tmp_path,
+        '--out',
+        tmp_path / 'out.pkl',
+        '--show-dir',
+        tmp_path / 'pictures',
+        '--interval',
+        '100',
+    )
+    assert done.returncode == 0, done.stdout
+    top1 = re.search(r'Test (top-1 .*)', output).group(1)
+    assert f'Test {top1}' in done.stdout
+    predictions = mmengine.load(tmp_path / 'out.pkl')
+    assert len(predictions) == 360
+    right = sum(int(sample['pred_label']) == int(sample['gt_label']) for sample in predictions)
+    assert f'({right} of 360 images)' in top1
+    pictures = list(tmp_path.glob('pictures/*.png'))
+    assert len(pictures) == 4 and min(Image.open(pictures[0]).size) >= 200
+
+
+def test_test_time_augmentation(trained, tmp_path):
+    checkpoint = trained[0] / 'epoch_4.pth'
+    done = run_tool('test.py', SMALL_CONFIG, checkpoint, '--work-dir', tmp_path, '--tta')
+    assert done.returncode == 0, done.stdout
+    assert float(re.search(r'Test top-1 ([\d.]+)%', done.stdout).group(1)) > 90
+    without = run_tool(
+        'test.py', SMALL_CONFIG, checkpoint, '--work-dir', tmp_path, '--tta', '--cfg-options', 'tta_model=None'
+    )
+    assert 'no tta_model' in last_line(without.stdout)
+
+
+def test_resuming_goes_on_from_the_last_checkpoint(tmp_path):
+    first = run_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epochs=1')
+    assert first.returncode == 0, first.stdout
+    second = run_tool(
+        'train.py',
+        SMALL_CONFIG,
+        '--work-dir',
+        tmp_path,
+        '--resume',
+        '--no-validate',
+        '--cfg-options',
+        'train_cfg.max_epochs=2',
+    )
+    assert second.returncode == 0, second.stdout
+    assert 'Epoch(train) [2]' in second.stdout and 'Epoch(train) [1]' not in second.stdout
+    assert 'Epoch(val)' not in second.stdout
+    assert (tmp_path / 'epoch_2.pth').is_file()
+
+
+def test_auto_scale_lr(tmp_path):
+    done = run_tool(
+        'train.py',
+        SMALL_CONFIG,
+        '--work-dir',
+        tmp_path,
+        '--auto-scale-lr',
+        '--no-validate',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'auto_scale_lr.base_batch_size=128',
+        'default_hooks.logger.interval=1',
+        'param_scheduler=None',
+    )
+    assert done.returncode == 0, done.stdout
+    scalars = next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    assert json.loads(scalars[-1])['lr'] == pytest.approx(3e-3 / 2)
+
+
+def test_flops_of_any_shape():
+    config = ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py'
+    done = run_tool('analysis_tools/get_flops.py', config, '--shape', '224')
+    assert 'Params: 24.90 M (24,903,920)' in done.stdout and 'FLOPs:  3.66 G' in done.stdout
+    done = run_tool('analysis_tools/get_flops.py', SMALL_CONFIG, '--shape', '32', '64', '--table')
+    assert 'Input:  3 x 32 x 64' in done.stdout and 'backbone.stages.2' in done.stdout
+
+
+class TestBadInput:
+    """The last line is one sentence that names what is wrong."""
+
+    def test_config_with_a_typo(self):
+        done = run_tool('train.py', ROOT / 'configs/strip_mlp/strip-mlp-tinny_8xb128_in1k.py')
+        assert done.returncode != 0
+        assert re.search(
+            r'FileNotFoundError: no config at .*tinny.*; did you mean strip-mlp-tiny_8xb128_in1k.py',
+            last_line(done.stdout),
+        )
+
+    def test_missing_data(self, tmp_path):
+        config = ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py'
+        done = run_tool(
+            'train.py',
+            config,
+            '--work-dir',
+            tmp_path,
+            '--cfg-options',
+            f'train_dataloader.dataset.data_root={tmp_path}/gone',
+        )
+        assert re.search(
+            r'FileNotFoundError: train_dataloader.dataset.data_root: no folder .*/gone', last_line(done.stdout)
+        )
+
+    def test_missing_checkpoints(self, tmp_path):
+        done = run_tool('test.py', SMALL_CONFIG, tmp_path / 'none.pth', '--work-dir', tmp_path)
+        assert last_line(done.stdout) == f'FileNotFoundError: no checkpoint at {tmp_path / "none.pth"}'
+        done = run_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--resume', tmp_path / 'none.pth')
+        assert last_line(done.stdout) == f'FileNotFoundError: --resume: no checkpoint at {tmp_path / "none.pth"}'
+
+    def test_checkpoint_of_another_arch(self, trained, tmp_path):
+        config = ROOT / 'configs/strip_mlp/strip-mlp-tiny-light_1xb64_digits-32px.py'
+        done = run_tool('test.py', config, trained[0] / 'epoch_4.pth', '--work-dir', tmp_path)
+        assert 'the checkpoint is of another arch than this StripMLP: it has embed_dims=32' in last_line(done.stdout)
+
+    def test_checkpoint_of_another_network(self, tmp_path):
+        torch.save({'model': {'patch_embed.weight': torch.zeros(80, 3, 4, 4)}}, tmp_path / 'theirs.pth')
+        done = run_tool('test.py', SMALL_CONFIG, tmp_path / 'theirs.pth', '--work-dir', tmp_path)
+        assert 'ValueError: the checkpoint lacks' in last_line(done.stdout)
+
+    def test_bad_argument_in_a_config(self, tmp_path):
+        done = run_tool(
+            'train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--cfg-options', 'model.backbone.strip_width=4'
+        )
+        assert 'strip_width must be an odd positive int, but got 4' in last_line(done.stdout)
+
+    def test_out_file_of_another_kind(self, trained, tmp_path):
+        done = run_tool('test.py', SMALL_CONFIG, trained[0] / 'epoch_4.pth', '--out', tmp_path / 'out.json')
+        assert '--out must end in .pkl' in last_line(done.stdout)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason='says what happens without a GPU')
+    def test_amp_without_a_gpu(self, tmp_path):
+        done = run_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--amp')
+        assert last_line(done.stdout) == 'ValueError: --amp needs a GPU, and there is none'
+
+    def test_missing_data_inside_wrappers(self, tmp_path):
+        inner = [dict(type='CustomDataset', data_root=str(tmp_path)), dict(type='CustomDataset', data_root='/gone')]
+        concat = dict(type='RepeatDataset', dataset=dict(type='ConcatDataset', datasets=inner))
+        config = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=concat)))
+        words = r'train_dataloader.dataset.dataset.datasets.1.data_root: no folder /gone'
+        with pytest.raises(FileNotFoundError, match=words):
+            check_data(config, ['train_dataloader', 'val_dataloader'])
+        inner[1]['data_root'] = str(tmp_path)
+        config = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=concat)))
+        check_data(config, ['train_dataloader', 'val_dataloader'])

@@ -1,0 +1,140 @@
+"""Detectors and segmentors as users train and test them, on scenes of digits."""
+
+import re
+import shutil
+
+import mmengine
+import numpy as np
+import pytest
+from helpers import ROOT, last_line
+from helpers.runs import call_tool
+from PIL import Image
+
+from mmstrip.datasets import digit_scenes
+
+CONFIGS = {
+    'detection': 'detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py',
+    'segmentation': 'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py',
+}
+# What half a minute of training must reach; a model that knows background alone has 0 and 8 %.
+LEAST = {'detection': ('coco/bbox_mAP_50', 0.05), 'segmentation': ('mIoU', 15)}
+EPOCHS = {'detection': 3, 'segmentation': 15}
+# Detectors learn enough to find digits in other scenes; segmentors are to know a few scenes by heart.
+SCENES = {'detection': ('val', 120), 'segmentation': ('train', 16)}
+NUM_VAL = 16
+
+SMALL = """
+_base_ = [{base!r}]
+train_dataloader = dict(dataset=dict(data_root={root!r}, indices={count}))
+val_dataloader = dict(dataset=dict(data_root={root!r}, indices={num_val}))
+test_dataloader = val_dataloader
+train_cfg = dict(max_epochs={epochs}, val_interval={epochs})
+param_scheduler = [dict(type='CosineAnnealingLR', end={epochs}, convert_to_iter_based=True)]
+optim_wrapper = dict(optimizer=dict(lr=4e-3), paramwise_cfg=dict(_delete_=True))
+model = dict(
+    backbone=dict(arch=dict(embed_dims=16, depths=(1, 1, 1, 1))), neck=dict(in_channels=[16, 32, 64, 128])
+)
+"""
+OF_TASK = {
+    'detection': """
+val_evaluator = test_evaluator = dict(ann_file={root!r} + '/annotations/val.json')
+""",
+    'segmentation': """
+val_dataloader.update(dataset=dict(val_dataloader['dataset'], data_prefix=_base_.train_dataloader.dataset.data_prefix))
+model['neck'].update(out_channels=32)
+model.update(decode_head=dict(in_channels=[32] * 4, channels=32))
+""",
+}
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    """Of digits that are larger and clearer than usual, so that they are learnt in half a minute."""
+    folder = tmp_path_factory.mktemp('data') / 'scenes'
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (('SIDES', (24, 40)), ('CONTRASTS', (110, 150)), ('COUNTS', (2, 4))):
+            patch.setattr(digit_scenes, name, value)
+        digit_scenes.write_digit_scenes(folder, num_train=SCENES['detection'][1], num_val=NUM_VAL, size=48)
+    return folder
+
+
+def write_config(path, task, data_root):
+    """The embedded config on other scenes, with a smaller network and for fewer epochs."""
+    base = str(ROOT / 'configs' / CONFIGS[task])
+    values = dict(base=base, root=str(data_root), count=SCENES[task][1], num_val=NUM_VAL, epochs=EPOCHS[task])
+    path.write_text((SMALL + OF_TASK[task]).format(**values))
+    return path
+
+
+@pytest.fixture(scope='module', params=CONFIGS)
+def trained(request, scenes, tmp_path_factory):
+    """Task, config, work dir and output of a training."""
+    work_dir = tmp_path_factory.mktemp(request.param)
+    config = write_config(work_dir / 'config.py', request.param, scenes)
+    done = call_tool('train.py', config, '--work-dir', work_dir, folder=work_dir)
+    assert done.returncode == 0, done.stdout
+    return request.param, config, work_dir, done.stdout
+
+
+def metric(task, output):
+    return float(re.findall(rf'{LEAST[task][0]}: +([\d.]+)', output)[-1])
+
+
+def test_training_learns_and_draws_curves(trained):
+    task, _, work_dir, output = trained
+    assert metric(task, output) >= LEAST[task][1]
+    assert re.search(r'eta: \d+:\d+:\d+', output)
+    (curves,) = work_dir.glob('*/curves.png')
+    assert f'Training curves: {curves}' in output and Image.open(curves).width > 1000
+    assert f'Checkpoint: {work_dir}/epoch_{EPOCHS[task]}.pth' in output
+
+
+def test_testing_gives_the_same_figures_and_pictures(trained, scenes, tmp_path):
+    task, config, work_dir, output = trained
+    pictures, predictions = tmp_path / 'pictures', tmp_path / 'out.pkl'
+    checkpoint = work_dir / f'epoch_{EPOCHS[task]}.pth'
+    arguments = ['--work-dir', tmp_path, '--show-dir', pictures, '--interval', '6', '--out', predictions]
+    done = call_tool('test.py', config, checkpoint, *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert metric(task, done.stdout) == metric(task, output)
+    assert len(mmengine.load(predictions)) == NUM_VAL
+    assert sorted(path.name for path in pictures.iterdir()) == ['00001.png', '00007.png', '00013.png']
+    shown = np.array(Image.open(pictures / '00007.png').convert('RGB')).astype(int)
+    scene = np.array(Image.open(scenes / SCENES[task][0] / '00007.png')).astype(int)
+    # The scene with the truth beside the scene with the prediction; boxes are shown from a score of 0.3 on.
+    assert shown.shape == (48, 96, 3)
+    assert np.abs(shown[:, :48] - scene).max() > 0
+    assert task == 'detection' or np.abs(shown[:, 48:] - scene).max() > 0
+
+
+def test_resuming_from_the_last_checkpoint(trained, tmp_path):
+    task, config, work_dir, _ = trained
+    last = EPOCHS[task]
+    shutil.copy(work_dir / f'epoch_{EPOCHS[task]}.pth', tmp_path)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / f'epoch_{EPOCHS[task]}.pth'))
+    more = [f'train_cfg.max_epochs={last + 1}', 'train_dataloader.dataset.indices=16', 'param_scheduler=None']
+    arguments = ['--work-dir', tmp_path, '--resume', '--no-validate', '--cfg-options', *more]
+    done = call_tool('train.py', config, *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert f'Epoch(train) [{last + 1}]' in done.stdout and 'Epoch(train) [1]' not in done.stdout
+    assert (tmp_path / f'epoch_{last + 1}.pth').is_file()
+
+
+def test_broken_data_are_named(scenes, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(scenes, data)
+    detection = write_config(tmp_path / 'detection.py', 'detection', data)
+    segmentation = write_config(tmp_path / 'segmentation.py', 'segmentation', data)
+    for image in (data / 'train').iterdir():
+        image.unlink()
+    done = call_tool('train.py', detection, '--work-dir', tmp_path / 'out', folder=tmp_path)
+    assert re.match(rf'FileNotFoundError: no image file at {data}/train/\d+.png', last_line(done.stdout))
+    (data / 'annotations' / 'train.json').write_text('{"images": [')
+    done = call_tool('train.py', detection, '--work-dir', tmp_path / 'out', folder=tmp_path)
+    assert f'ValueError: {data}/annotations/train.json is not an annotation file' in last_line(done.stdout)
+    shutil.rmtree(data / 'train')
+    shutil.copytree(scenes / 'train', data / 'train')
+    for labels in (data / 'labels' / 'train').iterdir():
+        Image.fromarray(np.full((48, 48), 17, np.uint8)).save(labels)
+    done = call_tool('train.py', segmentation, '--work-dir', tmp_path / 'out', folder=tmp_path)
+    assert re.match(rf'ValueError: {data}/labels/train/\d+.png must hold labels from 0 to 10', last_line(done.stdout))
