@@ -133,7 +133,7 @@ def install_toolboxes() -> None:
 def install_mmstrip() -> None:
     if version('mmstrip') and (ROOT / 'mmstrip' / '.mim').is_dir():
         return say(f'mmstrip {version("mmstrip")} is there')
-    say('installing mmstrip itself, in editable form; compiling its operators takes a minute')
+    say('installing mmstrip itself, in editable form; compiling its operators takes two minutes')
     pip('install', *BUILD_TOOLS)
     pip('install', '--no-deps', '--no-build-isolation', '--editable', str(ROOT))
 
