@@ -43,11 +43,11 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The tests of the operators on a library of their own that checks every access to memory; removed afterwards.
-sanitize: export MMSTRIP_SANITIZE := 1
+SANITIZED := MMSTRIP_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 sanitize: install
-	$(BIN)/python setup.py build_ext --inplace --build-temp build/sanitize --build-lib build/sanitize
-	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-		UBSAN_OPTIONS=print_stacktrace=1 $(BIN)/python -m pytest -s -p no:xdist tests/test_ops/test_operators.py; \
+	$(SANITIZED) $(BIN)/python setup.py build_ext --inplace --build-temp build/sanitize --build-lib build/sanitize
+	$(SANITIZED) LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+		$(BIN)/python -m pytest -s -p no:xdist tests/test_ops/test_operators.py; \
 		status=$$?; rm -rf build/sanitize mmstrip/ops/_C_sanitized_*; exit $$status
 
 lint: install

@@ -4,7 +4,7 @@
 
     python tools/install.py
 
-Every step looks first whether its work is done, so running it again does nothing, and an interrupted run goes on
+Every step looks first whether its work is done, so running it again does nothing, and an interrupted run continues
 where it stopped. A torch >= 2.4 that is already there is kept. Works with and without a GPU.
 """
 
@@ -74,7 +74,7 @@ def install_mmcv(prebuilt: bool) -> None:
         pip('uninstall', '--yes', MMCV)
     build_mmcv()
     if not mmcv_ops_load():
-        say("the wheel in pip's cache has no ops for this torch: building it anew")
+        say("the wheel in pip's cache has no ops for this torch: building it from scratch")
         pip('cache', 'remove', MMCV.replace('-', '_'))
         pip('uninstall', '--yes', MMCV)
         build_mmcv()
@@ -133,7 +133,7 @@ def install_toolboxes() -> None:
 def install_mmstrip() -> None:
     if version('mmstrip') and (ROOT / 'mmstrip' / '.mim').is_dir():
         return say(f'mmstrip {version("mmstrip")} is there')
-    say('installing mmstrip itself, in editable form; compiling its operators takes a minute')
+    say('installing mmstrip itself, in editable form; compiling its operators takes two minutes')
     pip('install', *BUILD_TOOLS)
     pip('install', '--no-deps', '--no-build-isolation', '--editable', str(ROOT))
 
@@ -187,7 +187,7 @@ def pip_command(*args: str) -> list:
 def pip(*args: str) -> None:
     result = subprocess.run(pip_command(*args))
     if result.returncode:
-        sys.exit(f'"pip {" ".join(args)}" failed, see above; run this again to go on from here')
+        sys.exit(f'"pip {" ".join(args)}" failed, see above; run this again to continue from here')
     importlib.invalidate_caches()
 
 

@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint; without a path, or with "auto", from the newest one in the work dir',
+        help='resume from a checkpoint; without a path, or with "auto", from the newest one in the work dir',
     )
     parser.add_argument(
         '--amp',

@@ -79,7 +79,7 @@ def draw_scene(digits: tuple, size: int, generator: np.random.Generator) -> tupl
         generator: Source of all that is random.
 
     Returns:
-        uint8 (size, size, 3) in RGB, and its digits, from the one behind to the one in front.
+        uint8 (size, size, 3) in RGB, and its digits, from the lowest to the topmost.
     """
     images, labels, ids = digits
     scene = _background(size, generator)

@@ -105,7 +105,7 @@ def _check_arch(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) ->
 
 
 def _check_shapes(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Refuse what only mlp_ratio, branches or damage can explain, as loaders that are not strict just go on."""
+    """Refuse what only mlp_ratio, branches or damage can explain, which loaders that are not strict pass over."""
     for key, value in model.state_dict().items():
         found = state_dict.get(prefix + key, value)
         if found.shape != value.shape:

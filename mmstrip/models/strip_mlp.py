@@ -1,11 +1,8 @@
 """Backbone of "Strip-MLP: Efficient Token Interaction for Vision MLP" (Cao et al., ICCV 2023, arXiv 2307.11458)."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from functools import partial
 
 import torch
-import torch.utils.checkpoint
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
@@ -28,6 +25,7 @@ from .arguments import (
     parse_out_indices,
 )
 from .channel_mixing import ChannelMixingBlock
+from .checkpointing import run_checkpointed
 from .state_dict import adapt_state_dict
 from .strip_mixing import BRANCHES, StripMixingBlock
 
@@ -86,7 +84,7 @@ class Stage(nn.Sequential):
         if packed is not None:
             return packed(x)
         for block in self:
-            x = _checkpoint(block, x) if self.with_cp and x.requires_grad else block(x)
+            x = run_checkpointed(block, x) if self.with_cp and x.requires_grad else block(x)
         return x
 
 
@@ -330,34 +328,3 @@ class StripMLP(BaseModule):
         """Refuse other archs; bring strip weights and position tables of another ``img_size`` to this one's."""
         adapt_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _checkpoint(block: nn.Module, x: Tensor) -> Tensor:
-    """Run a block, and again in the backward pass, where it must not count a batch twice."""
-    contexts = partial(_contexts, block)
-    return torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=contexts)
-
-
-def _contexts(block: nn.Module):
-    return nullcontext(), _FrozenStatistics(block)
-
-
-class _FrozenStatistics:
-    """A context in which BN layers run in their present mode, but leave their running statistics as they are.
-
-    It may be entered again: second derivatives run a block once more.
-    """
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-    def __enter__(self) -> None:
-        norms = [m for m in self.module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-        self.before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-        for norm in norms:
-            norm.momentum = 0.0
-
-    def __exit__(self, *error) -> None:
-        for norm, momentum, count in self.before:
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)

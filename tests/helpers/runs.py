@@ -17,6 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from yapf.yapflib import yapf_api
 
 from helpers import DATA, ROOT
 
@@ -46,6 +47,13 @@ def _print_to(output: str) -> None:
     sys.stdout.reconfigure(line_buffering=True)
 
 
+def _prepare(output: str) -> None:
+    """One core, a file to print to, and configs in logs and checkpoints as they are: yapf takes a second for each."""
+    _print_to(output)
+    torch.set_num_threads(1)
+    yapf_api.FormatCode = lambda text, **_: (text, False)
+
+
 def _join(process: multiprocessing.Process, seconds: int) -> None:
     process.join(seconds)
     if process.is_alive():
@@ -54,10 +62,9 @@ def _join(process: multiprocessing.Process, seconds: int) -> None:
 
 
 def _run_tool(tool: str, arguments: list[str], output: str, cwd: str, env: dict[str, str]) -> None:
-    _print_to(output)
+    _prepare(output)
     os.chdir(cwd)
     os.environ.update(env)
-    torch.set_num_threads(1)
     sys.argv = [tool, *arguments]
     sys.path.insert(0, str(Path(tool).parent))
     runpy.run_path(tool, run_name='__main__')
@@ -112,10 +119,9 @@ def train(config: str, work_dir: str, options: dict, output: str, file_limit: in
     from mmstrip.engine.launch import build_runner
     from mmstrip.utils.config import load_config
 
-    _print_to(output)
+    _prepare(output)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    torch.set_num_threads(1)
     config = load_config(config, options)
     config.work_dir, config.resume = work_dir, True
     build_runner(config).train()

@@ -1,21 +1,18 @@
-"""The benchmark and the deploy converter as users type them."""
+"""The benchmark: its tool, models, tables and pictures."""
 
 import json
 
 import pytest
 import torch
 from helpers import SMALL_CONFIG, last_line, run_tool
-from mmengine.registry import MODELS, init_default_scope
+from helpers.runs import call_tool
 from PIL import Image
 
 from mmstrip.analysis.benchmark import run_benchmark
 from mmstrip.analysis.measuring import Settings, peak_memory
 from mmstrip.analysis.specs import Spec
-from mmstrip.converters.reparameterize import convert_to_deploy
-from mmstrip.utils.config import load_config
 
 BENCHMARK = 'analysis_tools/benchmark.py'
-CONVERTER = 'model_converters/reparameterize_model.py'
 STRIP = 'mmstrip.StripMLP:arch=tiny-light,img_size=32'
 
 
@@ -40,8 +37,10 @@ def test_benchmark_compares_and_saves(tmp_path):
         assert len(Image.open(tmp_path / 'out' / f'benchmark_{mode}.png').convert('L').getcolors()) > 20
 
 
-def test_profile_names_modules():
-    done = run_tool(BENCHMARK, STRIP, '--profile', '--modes', 'train', '--shapes', '32', '--batch', '2')
+def test_profile_names_modules(tmp_path):
+    done = call_tool(
+        BENCHMARK, STRIP, '--profile', '--modes', 'train', '--shapes', '32', '--batch', '2', folder=tmp_path
+    )
     assert done.returncode == 0, done.stdout
     rows = [line for line in done.stdout.split('\n') if '%' in line]
     assert len(rows) == 10 and any('channel_mixing' in row for row in rows) and any('(backward)' in row for row in rows)
@@ -66,8 +65,8 @@ def test_models_need_labels_of_their_own():
         run_benchmark([Spec.parse(STRIP), Spec.parse(STRIP)], Settings())
 
 
-def test_benchmark_says_what_is_wrong():
-    done = run_tool(BENCHMARK, 'nowhere.py', '--shapes', '32', '--rounds', '1')
+def test_benchmark_says_what_is_wrong(tmp_path):
+    done = call_tool(BENCHMARK, 'nowhere.py', '--shapes', '32', '--rounds', '1', folder=tmp_path)
     assert done.returncode != 0 and last_line(done.stdout) == 'Error: no config at nowhere.py', done.stdout
 
 
@@ -87,42 +86,3 @@ def test_specs_are_read():
     assert spec.arguments == dict(depth=50, style='pytorch')
     assert Spec.parse('mmstrip.StripMLP:arch=tiny').label == 'StripMLP-tiny'
     assert Settings().shapes == ((224, 224),)
-
-
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    config = load_config(str(SMALL_CONFIG))
-    init_default_scope(config.default_scope)
-    model = MODELS.build(config.model).eval()
-    path = tmp_path_factory.mktemp('deploy') / 'trained.pth'
-    torch.save(dict(state_dict=model.state_dict()), path)
-    return model, path
-
-
-class TestDeployConverter:
-    """tools/model_converters/reparameterize_model.py."""
-
-    def test_outputs_stay(self, trained, tmp_path):
-        model, path = trained
-        done = run_tool(CONVERTER, SMALL_CONFIG, path, tmp_path / 'deploy.pth')
-        assert done.returncode == 0 and 'model.backbone.deploy=True' in done.stdout, done.stdout
-        config = load_config(str(SMALL_CONFIG), {'model.backbone.deploy': True})
-        deployed = MODELS.build(config.model).eval()
-        state_dict = torch.load(tmp_path / 'deploy.pth', weights_only=True)['state_dict']
-        deployed.load_state_dict(state_dict)
-        images = torch.rand(2, 3, 32, 32)
-        with torch.no_grad():
-            torch.testing.assert_close(deployed(images), model(images), rtol=1e-4, atol=1e-4)
-        with pytest.raises(ValueError, match='deploy=True'):
-            convert_to_deploy(str(SMALL_CONFIG), str(tmp_path / 'deploy.pth'), str(tmp_path / 'again.pth'))
-        assert not (tmp_path / 'again.pth').exists()
-
-    def test_bad_input_is_named(self, trained, tmp_path):
-        model, _ = trained
-        state_dict = {k: v for k, v in model.state_dict().items() if not k.startswith('head')}
-        torch.save(state_dict, tmp_path / 'part.pth')
-        with pytest.raises(ValueError, match='lacks head'):
-            convert_to_deploy(str(SMALL_CONFIG), str(tmp_path / 'part.pth'), str(tmp_path / 'out.pth'))
-        done = run_tool(CONVERTER, SMALL_CONFIG, tmp_path / 'none.pth', tmp_path / 'out.pth')
-        assert done.returncode != 0 and 'no checkpoint at' in last_line(done.stdout), done.stdout
-        assert not (tmp_path / 'out.pth').exists()

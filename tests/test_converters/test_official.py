@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import Malicious, run_tool
 from helpers.official import PARITY_FILES, load_reference, official_weights
+from helpers.runs import call_tool
 
 from mmstrip.converters.official import convert_official_checkpoint, convert_official_state_dict
 from mmstrip.models import StripMLP
@@ -121,8 +122,10 @@ def test_command_line(official, tmp_path):
     checkpoint = torch.load(tmp_path / 'dst.pth', weights_only=True)
     assert checkpoint['meta']['arch'] == 'tiny-light' and 'head.fc.weight' in checkpoint['state_dict']
 
-    failed = run_tool('model_converters/official_to_mmstrip.py', tmp_path / 'src.pth', tmp_path)
+    failed = call_tool('model_converters/official_to_mmstrip.py', tmp_path / 'src.pth', tmp_path, folder=tmp_path)
     assert failed.stdout.strip() == f'Error: {tmp_path} is a folder, but must be the file to write'
-    failed = run_tool('model_converters/official_to_mmstrip.py', tmp_path / 'none.pth', tmp_path / 'dst2.pth')
+    failed = call_tool(
+        'model_converters/official_to_mmstrip.py', tmp_path / 'none.pth', tmp_path / 'dst2.pth', folder=tmp_path
+    )
     assert failed.returncode == 1
     assert failed.stdout.strip() == f'Error: no checkpoint at {tmp_path / "none.pth"}'

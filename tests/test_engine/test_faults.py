@@ -1,22 +1,18 @@
 """Bad data, bad losses and checkpoints that want to run code."""
 
 import os
-import pickle
 import re
 import signal
 import time
 
-import numpy as np
 import pytest
 import torch
-from helpers import SMALL_CONFIG, Malicious, last_line, run_tool
-from helpers.runs import CONFIG, children, fail, finish, log, start
-from mmengine.logging import HistoryBuffer
+from helpers import SMALL_CONFIG, Malicious, last_line
+from helpers.runs import CONFIG, call_tool, children, fail, finish, log, start
 from sklearn.datasets import load_digits
 
 from mmstrip.converters.official import convert_official_checkpoint
 from mmstrip.converters.reparameterize import convert_to_deploy
-from mmstrip.utils.checkpoints import read_checkpoint, restore_histories, to_plain, write_checkpoint
 
 PNG_CONFIG = """
 _base_ = [{base!r}]
@@ -95,7 +91,7 @@ def test_no_tool_runs_code_of_a_checkpoint(tmp_path):
     evil, ran = tmp_path / 'evil.pth', tmp_path / 'ran'
     torch.save(dict(state_dict={}, meta=dict(evil=Malicious(ran)), optimizer={}), evil)
     refusal = f'{evil} cannot be loaded as plain weights (weights_only=True): it holds '
-    done = run_tool('test.py', CONFIG, evil, '--work-dir', tmp_path / 'work')
+    done = call_tool('test.py', CONFIG, evil, '--work-dir', tmp_path / 'work', folder=tmp_path)
     assert done.returncode == 1 and refusal in last_line(done.stdout)
     assert '--trust-checkpoints' in last_line(done.stdout)
     assert refusal in fail(tmp_path / 'resume', {'load_from': str(evil)})
@@ -107,26 +103,5 @@ def test_no_tool_runs_code_of_a_checkpoint(tmp_path):
         convert_official_checkpoint(evil, tmp_path / 'out.pth')
     assert not ran.exists() and not (tmp_path / 'out.pth').exists()
 
-    done = run_tool('test.py', CONFIG, evil, '--work-dir', tmp_path / 'work', '--trust-checkpoints')
+    done = call_tool('test.py', CONFIG, evil, '--work-dir', tmp_path / 'work', '--trust-checkpoints', folder=tmp_path)
     assert ran.exists() and 'the checkpoint lacks' in last_line(done.stdout)
-
-
-def test_plain_pickles_are_refused(tmp_path):
-    (tmp_path / 'evil.pkl').write_bytes(pickle.dumps(Malicious(tmp_path / 'ran')))
-    with pytest.raises(ValueError, match='cannot be loaded as plain weights'):
-        read_checkpoint(tmp_path / 'evil.pkl')
-    assert not (tmp_path / 'ran').exists()
-
-
-def test_checkpoints_of_the_model_zoos_are_read(tmp_path):
-    """They hold histories of losses and NumPy numbers, which run nothing."""
-    history = HistoryBuffer([1.0, 0.5], [1, 1])
-    content = dict(message_hub=dict(log_scalars={'train/loss': history}), best=np.float64(0.5), ids=np.arange(3))
-    torch.save(content, tmp_path / 'zoo.pth')
-    loaded = read_checkpoint(tmp_path / 'zoo.pth')
-    assert loaded['message_hub']['log_scalars']['train/loss'].current() == 0.5 and loaded['best'] == 0.5
-
-    write_checkpoint(to_plain({**content, 'function': print, 'nested': [print, (1, 'a')]}), tmp_path / 'ours.pth')
-    ours = torch.load(tmp_path / 'ours.pth', weights_only=True)
-    assert ours['nested'] == [(1, 'a')] and 'function' not in ours and ours['ids'].tolist() == [0, 1, 2]
-    assert restore_histories(ours)['message_hub']['log_scalars']['train/loss'].current() == 0.5

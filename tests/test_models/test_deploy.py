@@ -42,8 +42,8 @@ class TestFolding:
             features = model(x)
             other = small_backbone(out_indices=(0, 1, 2, 3), deploy=True, **arguments).eval()
             other.load_state_dict(model.state_dict())
-            for got, same, plain in zip(features, other(x), expected):
-                torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-4)
+            for got, same, reference in zip(features, other(x), expected):
+                torch.testing.assert_close(got, reference, rtol=1e-4, atol=1e-4)
                 torch.testing.assert_close(got, same, rtol=0, atol=0)
 
     def test_it_has_nothing_left_to_fold(self):

@@ -141,16 +141,16 @@ def test_features_do_not_depend_on_batch_mates():
 
 
 def test_checkpointing_changes_nothing_but_memory():
-    plain = randomise(small_backbone(drop_path_rate=0.3, img_size=32))
-    saving = copy.deepcopy(plain)
+    reference = randomise(small_backbone(drop_path_rate=0.3, img_size=32))
+    saving = copy.deepcopy(reference)
     saving.with_cp = True
     x = torch.rand(4, 3, 32, 48)
-    for model in (plain, saving):
+    for model in (reference, saving):
         torch.manual_seed(1)
         model(x)[0].square().sum().backward()
-    for (name, a), b in zip(plain.named_parameters(), saving.parameters()):
+    for (name, a), b in zip(reference.named_parameters(), saving.parameters()):
         torch.testing.assert_close(a.grad, b.grad, msg=name)
-    for (name, a), b in zip(plain.named_buffers(), saving.buffers()):
+    for (name, a), b in zip(reference.named_buffers(), saving.buffers()):
         torch.testing.assert_close(a, b, msg=name)  # BN statistics count the batch once
 
 
@@ -222,8 +222,8 @@ def test_compiles_without_graph_breaks():
         torch.manual_seed(0)
         expected = model(x)
         torch.manual_seed(0)
-        for got, plain in zip(compiled(x), expected):
-            torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-4)
+        for got, reference in zip(compiled(x), expected):
+            torch.testing.assert_close(got, reference, rtol=1e-4, atol=1e-4)
 
 
 def test_compiles_once_for_many_sizes():
@@ -244,8 +244,8 @@ def test_exports():
     model = randomise(small_backbone(out_indices=(1, 3))).eval()
     x = torch.rand(1, 3, 96, 64)
     exported = torch.export.export(model, (x,)).module()
-    for got, plain in zip(exported(x), model(x)):
-        torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-5)
+    for got, reference in zip(exported(x), model(x)):
+        torch.testing.assert_close(got, reference, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_autocast_stays_close():

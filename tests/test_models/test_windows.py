@@ -21,7 +21,7 @@ def starts_by_rule(length: int, extent: int) -> list:
 
 
 def loop_over_windows(function, x, extent):
-    """Plain reference: every window by itself, averaged where they overlap."""
+    """Every window by itself, averaged where they overlap."""
     height, width = x.shape[2:]
     x = F.pad(x, (0, max(extent[1] - width, 0), 0, max(extent[0] - height, 0)))
     total, count = 0, torch.zeros(1, 1, *x.shape[2:])
@@ -109,7 +109,7 @@ def test_all_windows_go_in_one_call():
 
 
 @pytest.mark.parametrize('size', [(7, 7), (3, 4), (30, 17)])
-def test_identity_survives_splitting_and_averaging(size):
+def test_splitting_and_averaging_keep_the_identity(size):
     x = torch.randn(1, 2, *size, requires_grad=True)
     y = run_in_windows(lambda window: window, x, (7, 7))
     torch.testing.assert_close(y, x)

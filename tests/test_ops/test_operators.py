@@ -316,6 +316,13 @@ def test_strip_layer_of_many_tokens(tokens, row):
     close(operators.strip_layer(x, weight, bias, row), strip_layer(x.double(), weight.double(), bias.double(), row))
 
 
+def test_strip_layer_of_a_single_patch():
+    """Whose weights may be of any stride along the patches."""
+    weight, bias, x = torch.randn(1, 3, 5, 5), torch.randn(1, 5), torch.randn(2, 20, 4, 5)
+    strange = weight.as_strided(weight.shape, (1, 25, 5, 1))
+    close(operators.strip_layer(x, strange, bias, True), strip_layer(x.double(), weight.double(), bias.double(), True))
+
+
 def local_arguments(channels, hidden):
     return [
         *(torch.randn(channels, 1, 7, 3), torch.randn(channels, 1, 3, 7)),
@@ -394,13 +401,15 @@ def test_channel_mlp(size, hidden, outputs, norm, beta):
 
 
 def axis_layouts():
-    """Length, extent, count and stride of windows, of which at most two overlap."""
+    """Length, extent, count and stride of windows, of which at most two overlap; the last one may be moved back."""
 
     def axis(extent, count, overlap, back):
         stride = max(extent - overlap, (extent + 1) // 2)
-        return ((count - 1) * stride + extent - min(back, stride - 1) if count > 1 else extent), extent, count, stride
+        length = (count - 1) * stride + extent - min(back, 2 * stride - extent, stride - 1)
+        return (length if count > 1 else extent), extent, count, stride
 
-    return st.builds(axis, st.integers(1, 5), st.integers(1, 4), st.integers(0, 2), st.just(0))
+    coinciding = st.just((3, 1, 4, 1))
+    return st.builds(axis, st.integers(1, 5), st.integers(1, 4), st.integers(0, 2), st.integers(0, 2)) | coinciding
 
 
 @EXAMPLES
@@ -521,6 +530,11 @@ class TestWhatAStageWasPackedFrom:
 
     def test_write_to_data(self, blocks, packed):
         blocks[0][21].data.add_(1)
+        assert not packed.is_current(blocks)
+
+    def test_other_strides_of_the_same_memory(self, blocks, packed):
+        square = blocks[0][5]
+        square.data = square.data.transpose(0, 1)
         assert not packed.is_current(blocks)
 
     def test_other_data(self, blocks, packed):
@@ -749,6 +763,7 @@ VECTORS = ('expand_bias', 'gamma', 'beta', 'norm_weight', 'norm_bias', 'reduce_b
         *(('strip_layer', 'bias', torch.ones(*shape)) for shape in ((5, 3), (3, 4), (6, 5, 4), (15,))),
         *(('strip_layer', 'position', torch.ones(*shape)) for shape in ((6, 5, 4), (1, 4, 5))),
         *(('pointwise', 'weight', torch.ones(*shape)) for shape in ((6, 9), (6, 8, 1, 1), (6, 9, 3, 3), (0, 9, 1, 1))),
+        *(('local_strips', 'narrow', torch.ones(*shape)) for shape in ((0, 6, 1, 1), (4, 5, 1, 1))),
         ('pointwise', 'bias', torch.ones(5)),
         ('pointwise', 'parts', []),
         ('pointwise', 'parts', [torch.ones(2, 6, 4, 5), torch.ones(2, 3, 5, 4)]),

@@ -7,10 +7,8 @@ import mmengine
 import pytest
 import torch
 from helpers import ROOT, SMALL_CONFIG, last_line, run_tool
-from mmengine.config import Config
+from helpers.runs import call_tool
 from PIL import Image
-
-from mmstrip.engine.launch import check_data
 
 
 @pytest.fixture(scope='module')
@@ -65,28 +63,32 @@ def test_testing_gives_the_same_figures_and_files(trained, tmp_path):
 
 def test_test_time_augmentation(trained, tmp_path):
     checkpoint = trained[0] / 'epoch_4.pth'
-    done = run_tool('test.py', SMALL_CONFIG, checkpoint, '--work-dir', tmp_path, '--tta')
+    done = call_tool('test.py', SMALL_CONFIG, checkpoint, '--work-dir', tmp_path, '--tta', folder=tmp_path)
     assert done.returncode == 0, done.stdout
     assert float(re.search(r'Test top-1 ([\d.]+)%', done.stdout).group(1)) > 90
-    without = run_tool(
-        'test.py', SMALL_CONFIG, checkpoint, '--work-dir', tmp_path, '--tta', '--cfg-options', 'tta_model=None'
+    without = call_tool(
+        'test.py',
+        SMALL_CONFIG,
+        checkpoint,
+        '--work-dir',
+        tmp_path,
+        '--tta',
+        '--cfg-options',
+        'tta_model=None',
+        folder=tmp_path,
     )
     assert 'no tta_model' in last_line(without.stdout)
 
 
-def test_resuming_goes_on_from_the_last_checkpoint(tmp_path):
-    first = run_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epochs=1')
+FEW = ('train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=128')
+
+
+def test_resuming_from_the_last_checkpoint(tmp_path):
+    train = ['train.py', SMALL_CONFIG, '--work-dir', tmp_path]
+    first = call_tool(*train, '--no-validate', '--cfg-options', *FEW, folder=tmp_path)
     assert first.returncode == 0, first.stdout
-    second = run_tool(
-        'train.py',
-        SMALL_CONFIG,
-        '--work-dir',
-        tmp_path,
-        '--resume',
-        '--no-validate',
-        '--cfg-options',
-        'train_cfg.max_epochs=2',
-    )
+    options = ['--cfg-options', *FEW, 'train_cfg.max_epochs=2']
+    second = call_tool(*train, '--resume', '--no-validate', *options, folder=tmp_path)
     assert second.returncode == 0, second.stdout
     assert 'Epoch(train) [2]' in second.stdout and 'Epoch(train) [1]' not in second.stdout
     assert 'Epoch(val)' not in second.stdout
@@ -94,37 +96,19 @@ def test_resuming_goes_on_from_the_last_checkpoint(tmp_path):
 
 
 def test_auto_scale_lr(tmp_path):
-    done = run_tool(
-        'train.py',
-        SMALL_CONFIG,
-        '--work-dir',
-        tmp_path,
-        '--auto-scale-lr',
-        '--no-validate',
-        '--cfg-options',
-        'train_cfg.max_epochs=1',
-        'auto_scale_lr.base_batch_size=128',
-        'default_hooks.logger.interval=1',
-        'param_scheduler=None',
-    )
+    options = ['auto_scale_lr.base_batch_size=128', 'default_hooks.logger.interval=1', 'param_scheduler=None']
+    arguments = ['--work-dir', tmp_path, '--auto-scale-lr', '--no-validate', '--cfg-options', *FEW, *options]
+    done = call_tool('train.py', SMALL_CONFIG, *arguments, folder=tmp_path)
     assert done.returncode == 0, done.stdout
     scalars = next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()
     assert json.loads(scalars[-1])['lr'] == pytest.approx(3e-3 / 2)
 
 
-def test_flops_of_any_shape():
-    config = ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py'
-    done = run_tool('analysis_tools/get_flops.py', config, '--shape', '224')
-    assert 'Params: 24.90 M (24,903,920)' in done.stdout and 'FLOPs:  3.66 G' in done.stdout
-    done = run_tool('analysis_tools/get_flops.py', SMALL_CONFIG, '--shape', '32', '64', '--table')
-    assert 'Input:  3 x 32 x 64' in done.stdout and 'backbone.stages.2' in done.stdout
-
-
 class TestBadInput:
     """The last line is one sentence that names what is wrong."""
 
-    def test_config_with_a_typo(self):
-        done = run_tool('train.py', ROOT / 'configs/strip_mlp/strip-mlp-tinny_8xb128_in1k.py')
+    def test_config_with_a_typo(self, tmp_path):
+        done = call_tool('train.py', ROOT / 'configs/strip_mlp/strip-mlp-tinny_8xb128_in1k.py', folder=tmp_path)
         assert done.returncode != 0
         assert re.search(
             r'FileNotFoundError: no config at .*tinny.*; did you mean strip-mlp-tiny_8xb128_in1k.py',
@@ -133,56 +117,56 @@ class TestBadInput:
 
     def test_missing_data(self, tmp_path):
         config = ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py'
-        done = run_tool(
+        done = call_tool(
             'train.py',
             config,
             '--work-dir',
             tmp_path,
             '--cfg-options',
             f'train_dataloader.dataset.data_root={tmp_path}/gone',
+            folder=tmp_path,
         )
         assert re.search(
             r'FileNotFoundError: train_dataloader.dataset.data_root: no folder .*/gone', last_line(done.stdout)
         )
 
     def test_missing_checkpoints(self, tmp_path):
-        done = run_tool('test.py', SMALL_CONFIG, tmp_path / 'none.pth', '--work-dir', tmp_path)
+        done = call_tool('test.py', SMALL_CONFIG, tmp_path / 'none.pth', '--work-dir', tmp_path, folder=tmp_path)
         assert last_line(done.stdout) == f'FileNotFoundError: no checkpoint at {tmp_path / "none.pth"}'
-        done = run_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--resume', tmp_path / 'none.pth')
+        done = call_tool(
+            'train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--resume', tmp_path / 'none.pth', folder=tmp_path
+        )
         assert last_line(done.stdout) == f'FileNotFoundError: --resume: no checkpoint at {tmp_path / "none.pth"}'
 
     def test_checkpoint_of_another_arch(self, trained, tmp_path):
         config = ROOT / 'configs/strip_mlp/strip-mlp-tiny-light_1xb64_digits-32px.py'
-        done = run_tool('test.py', config, trained[0] / 'epoch_4.pth', '--work-dir', tmp_path)
+        done = call_tool('test.py', config, trained[0] / 'epoch_4.pth', '--work-dir', tmp_path, folder=tmp_path)
         assert 'the checkpoint is of another arch than this StripMLP: it has embed_dims=32' in last_line(done.stdout)
 
     def test_checkpoint_of_another_network(self, tmp_path):
         torch.save({'model': {'patch_embed.weight': torch.zeros(80, 3, 4, 4)}}, tmp_path / 'theirs.pth')
-        done = run_tool('test.py', SMALL_CONFIG, tmp_path / 'theirs.pth', '--work-dir', tmp_path)
+        done = call_tool('test.py', SMALL_CONFIG, tmp_path / 'theirs.pth', '--work-dir', tmp_path, folder=tmp_path)
         assert 'ValueError: the checkpoint lacks' in last_line(done.stdout)
 
     def test_bad_argument_in_a_config(self, tmp_path):
-        done = run_tool(
-            'train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--cfg-options', 'model.backbone.strip_width=4'
+        done = call_tool(
+            'train.py',
+            SMALL_CONFIG,
+            '--work-dir',
+            tmp_path,
+            '--cfg-options',
+            'model.backbone.strip_width=4',
+            folder=tmp_path,
         )
         assert 'strip_width must be an odd positive int, but got 4' in last_line(done.stdout)
 
     def test_out_file_of_another_kind(self, trained, tmp_path):
-        done = run_tool('test.py', SMALL_CONFIG, trained[0] / 'epoch_4.pth', '--out', tmp_path / 'out.json')
+        done = call_tool(
+            'test.py', SMALL_CONFIG, trained[0] / 'epoch_4.pth', '--out', tmp_path / 'out.json', folder=tmp_path
+        )
         assert '--out must end in .pkl' in last_line(done.stdout)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason='says what happens without a GPU')
     def test_amp_without_a_gpu(self, tmp_path):
-        done = run_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--amp')
+        done = call_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--amp', folder=tmp_path)
         assert last_line(done.stdout) == 'ValueError: --amp needs a GPU, and there is none'
-
-    def test_missing_data_inside_wrappers(self, tmp_path):
-        inner = [dict(type='CustomDataset', data_root=str(tmp_path)), dict(type='CustomDataset', data_root='/gone')]
-        concat = dict(type='RepeatDataset', dataset=dict(type='ConcatDataset', datasets=inner))
-        config = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=concat)))
-        words = r'train_dataloader.dataset.dataset.datasets.1.data_root: no folder /gone'
-        with pytest.raises(FileNotFoundError, match=words):
-            check_data(config, ['train_dataloader', 'val_dataloader'])
-        inner[1]['data_root'] = str(tmp_path)
-        config = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=concat)))
-        check_data(config, ['train_dataloader', 'val_dataloader'])

@@ -18,9 +18,9 @@ CONFIGS = {
 }
 # What half a minute of training must reach; a model that knows background alone has 0 and 8 %.
 LEAST = {'detection': ('coco/bbox_mAP_50', 0.05), 'segmentation': ('mIoU', 15)}
-EPOCHS = {'detection': 3, 'segmentation': 15}
+EPOCHS = {'detection': 2, 'segmentation': 15}
 # Detectors learn enough to find digits in other scenes; segmentors are to know a few scenes by heart.
-SCENES = {'detection': ('val', 120), 'segmentation': ('train', 16)}
+SCENES = {'detection': ('val', 160), 'segmentation': ('train', 16)}
 NUM_VAL = 16
 
 SMALL = """

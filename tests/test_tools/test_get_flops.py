@@ -18,7 +18,7 @@ def test_flops_of_detectors_and_segmentors(tmp_path):
     """With proposals, with queries, and as the table of configs/segmentation has it."""
     for name, shape, flops in (
         ('detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py', ('64', '96'), None),
-        ('detection/dino-4scale_strip-mlp-tiny-light_8xb2-12e_coco.py', ('96', '128'), None),
+        ('detection/dino-4scale_strip-mlp-tiny-light_8xb2-12e_coco.py', ('192', '320'), None),
         ('segmentation/strip-mlp-tiny-light_fpn_8xb2-80k_ade20k-512x512.py', ('512',), 36),
     ):
         done = call_tool('analysis_tools/get_flops.py', ROOT / 'configs' / name, '--shape', *shape, folder=tmp_path)

@@ -58,7 +58,7 @@ class TrainingCurvesHook(Hook):
             runner.logger.info(f'Checkpoint: {last.read_text()}')
 
     def _panels(self, runner: Runner, by_epoch: bool) -> dict:
-        """Curves over epochs (or iterations) from the message hub, which survives resuming."""
+        """Curves over epochs (or iterations) from the message hub, which is resumed too."""
         scale = len(runner.train_dataloader) if by_epoch else 1
 
         def curve(name):

@@ -113,7 +113,7 @@ void layer_norm(const float* from, int64_t rows, int64_t channels, const LayerNo
     const float mean = sum_of(sum) / channels;
     for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       store(to + c, load(from + c, lanes) - mean, lanes);
-      const Lanes distance = load(to + c, lanes);  // 0 behind the last channel
+      const Lanes distance = load(to + c, lanes);  // 0 after the last channel
       square += distance * distance;
     });
     const float inverse = 1.0f / std::sqrt(sum_of(square) / channels + float(norm.eps));

@@ -68,6 +68,7 @@ Tensor kernels_of(const Tensor& crosses, bool tall, const Tensor& like) {
 // Refuse weights of the MLP that are not (M, C, 1, 1) and (3 C, M, 1, 1).
 void check_mlp(const Tensor& narrow, const Tensor& broad, int64_t channels) {
   check(narrow, "narrow", {ANY, channels, 1, 1});
+  TORCH_CHECK(narrow.numel() > 0, "narrow must not be empty, but is of shape ", narrow.sizes());
   check(broad, "broad", {PATHS * channels, narrow.size(0), 1, 1});
 }
 

@@ -168,28 +168,24 @@ class Block {
   std::optional<ChannelMLP> channel_mlp_;
 };
 
-// A tensor as it was, so that a change of it is noticed. It is kept alive, so that no other takes its place in memory.
+// A tensor and how it was, so that a change of it is noticed. It is held, so that no other takes its place in memory.
 class Snapshot {
  public:
   explicit Snapshot(const Tensor& tensor)
-      : tensor_(tensor),
-        data_(tensor.const_data_ptr()),
-        sizes_(tensor.sizes().vec()),
-        strides_(tensor.strides().vec()),
-        version_(version(tensor)) {
+      : tensor_(tensor), data_(tensor.const_data_ptr()), version_(version(tensor)), geometry_(geometry(tensor)) {
     for (const auto i : irange(SAMPLES)) {
       int64_t index = i * (tensor.numel() - 1) / (SAMPLES - 1);
       for (int64_t dim = tensor.dim() - 1; dim >= 0; --dim) {
-        offsets_[i] += index % sizes_[dim] * strides_[dim];
-        index /= sizes_[dim];
+        offsets_[i] += index % tensor.size(dim) * tensor.stride(dim);
+        index /= tensor.size(dim);
       }
       samples_[i] = bits(i);
     }
   }
 
   bool is_current(const Tensor& tensor) const {
-    if (!tensor.is_same(tensor_) || tensor.const_data_ptr() != data_ || version(tensor) != version_) return false;
-    if (tensor.sizes() != sizes_ || tensor.strides() != strides_) return false;
+    if (!tensor.is_same(tensor_) || tensor.const_data_ptr() != data_) return false;
+    if (version(tensor) != version_ || geometry(tensor) != geometry_) return false;
     for (const auto i : irange(SAMPLES)) {
       if (samples_[i] != bits(i)) return false;
     }
@@ -197,9 +193,18 @@ class Snapshot {
   }
 
  private:
-  static constexpr int64_t SAMPLES = 4;
+  static constexpr int64_t SAMPLES = 3;
 
   static int64_t version(const Tensor& tensor) { return tensor.is_inference() ? -1 : tensor._version(); }
+
+  // A hash of sizes and strides: lists of them would be more memory to fetch.
+  static uint64_t geometry(const Tensor& tensor) {
+    uint64_t hash = tensor.dim();
+    for (const auto numbers : {tensor.sizes(), tensor.strides()}) {
+      for (const uint64_t number : numbers) hash = hash * 1099511628211u + number;
+    }
+    return hash;
+  }
 
   int32_t bits(int64_t i) const {
     int32_t bits;
@@ -209,8 +214,8 @@ class Snapshot {
 
   Tensor tensor_;
   const void* data_;
-  std::vector<int64_t> sizes_, strides_;
   int64_t version_;
+  uint64_t geometry_;
   int64_t offsets_[SAMPLES] = {};
   int32_t samples_[SAMPLES];
 };

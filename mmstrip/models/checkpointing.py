@@ -1,0 +1,40 @@
+"""Activation checkpointing of blocks: BN counts a batch once, however often a block runs."""
+
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def run_checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    """Run a block without saving its activations, and again in the backward pass."""
+    contexts = partial(_contexts, block)
+    return torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+
+def _contexts(block: nn.Module):
+    return nullcontext(), _FrozenStatistics(block)
+
+
+class _FrozenStatistics:
+    """A context in which BN layers run in their present mode, but leave their running statistics as they are.
+
+    It may be entered again: second derivatives run a block once more.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __enter__(self) -> None:
+        norms = [m for m in self.module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+        self.before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *error) -> None:
+        for norm, momentum, count in self.before:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
