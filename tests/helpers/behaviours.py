@@ -1,11 +1,9 @@
-"""Models for the tests of behaviours, and the float64 results that they are compared with.
-
-The operators take float32 only, so that a float64 model always runs on the reference.
-"""
+"""Models for the tests of behaviours, and the float64 results that they are compared with."""
 
 import copy
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy
 import pytest
@@ -111,20 +109,27 @@ def loss_of(maps) -> Tensor:
 
 
 def run(model: Callable, x: Tensor, gradients: bool | None = None) -> dict[str, Tensor]:
-    """Maps by number; in training mode, or if gradients are asked for, also those of images and parameters by name."""
+    """Maps by number; in training mode, or if gradients are asked for, also those of images and parameters by name.
+
+    What is float64 runs on the reference.
+    """
     if gradients is None:
         gradients = model.training
-    if not gradients:
-        with torch.no_grad():
+    with reference_if(x.dtype == torch.float64):
+        if not gradients:
+            with torch.no_grad():
+                return _numbered(model(x))
+        model.zero_grad()
+        with torch.enable_grad():
+            x = x.clone().requires_grad_()
             maps = model(x)
-        return _numbered(maps)
-    model.zero_grad()
-    with torch.enable_grad():
-        x = x.clone().requires_grad_()
-        maps = model(x)
-        loss_of(maps).backward()
+            loss_of(maps).backward()
     grads = {f'grad of {name}': p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {**_numbered(maps), 'grad of x': x.grad, **grads}
+
+
+def reference_if(condition: bool) -> AbstractContextManager:
+    return ops.use('reference') if condition else nullcontext()
 
 
 def _numbered(maps) -> dict[str, Tensor]:

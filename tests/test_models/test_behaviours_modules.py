@@ -104,14 +104,27 @@ def deployed_or_refused(model, names):
     return True
 
 
+def in_all_modes(cases, name_of=lambda case: case, attribute=None):
+    """Cases of layers in every mode, but for layers or tensors that the deploy form has folded."""
+    deployed = SecondStage('deploy')
+
+    def is_left(case):
+        layer = child(deployed, name_of(case))
+        return not isinstance(layer, nn.Identity) and (not attribute or getattr(layer, attribute(case)) is not None)
+
+    return [
+        pytest.param(case, mode, id=f'{case}-{mode}')
+        for mode in MODES
+        for case in cases
+        if mode != 'deploy' or is_left(case)
+    ]
+
+
 class TestAdapters:
-    @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('adapter', [ExposingLoRA, HidingLoRA])
-    @pytest.mark.parametrize('name', POINTWISE)
+    @pytest.mark.parametrize('name, mode', in_all_modes(POINTWISE))
     def test_lora_in_place_of_a_layer(self, name, adapter, mode):
         model = SecondStage(mode)
-        if isinstance(child(model, name), nn.Identity):
-            pytest.skip('the deploy form has folded it')
         put(model, name, adapter(child(model, name)))
         x = SecondStage.input()
         right = run(merged(model), x.double(), gradients=False)
@@ -603,13 +616,10 @@ SAME_IN_DEPLOY = ['LayerNorm without affine part', 'LayerNorm without bias']  # 
 class TestOtherHyperparameters:
     """Layers of the usual kinds that compute something else than the stock ones."""
 
-    @pytest.mark.parametrize('mode', MODES)
-    @pytest.mark.parametrize('case', OTHER_LAYERS)
+    @pytest.mark.parametrize('case, mode', in_all_modes(OTHER_LAYERS, lambda case: OTHER_LAYERS[case][0]))
     def test_of_one_layer(self, case, mode):
         name, change = OTHER_LAYERS[case]
         model = SecondStage(mode)
-        if isinstance(child(model, name), nn.Identity):
-            pytest.skip('the deploy form has folded it')
         change(model, name)
         right = assert_right(model, SecondStage.input())
         if case not in dict(train=SAME_IN_TRAINING, eval=(), deploy=SAME_IN_DEPLOY)[mode]:
@@ -771,6 +781,27 @@ class Flipped(nn.Module):
         return weight.flip(0)
 
 
+PARAMETRISED = (
+    'channel_mixing.fc1.weight',
+    'channel_mixing.fc2.bias',
+    'channel_mixing.grn.gamma',
+    'channel_mixing.norm.weight',
+    'channel_mixing.depthwise.weight',
+    'strip_mixing.depthwise.0.bias',
+    'strip_mixing.branches.cgsmm.row.weight',
+    'strip_mixing.branches.cgsmm.position_column.table',
+    'strip_mixing.branches.lsmm.tall.weight',
+)
+
+
+def layer_of(tensor):
+    return tensor.rpartition('.')[0]
+
+
+def tensor_of(tensor):
+    return tensor.rpartition('.')[2]
+
+
 class TestParametrizations:
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('kind', ['new', 'old'])
@@ -803,26 +834,11 @@ class TestParametrizations:
         assert_same(got, right, tolerance=1e-3)
         assert_differ(got, stock(mode))
 
-    @pytest.mark.parametrize('mode', MODES)
-    @pytest.mark.parametrize(
-        'name, attribute',
-        [
-            ('channel_mixing.fc1', 'weight'),
-            ('channel_mixing.fc2', 'bias'),
-            ('channel_mixing.grn', 'gamma'),
-            ('channel_mixing.norm', 'weight'),
-            ('channel_mixing.depthwise', 'weight'),
-            ('strip_mixing.depthwise.0', 'bias'),
-            ('strip_mixing.branches.cgsmm.row', 'weight'),
-            ('strip_mixing.branches.cgsmm.position_column', 'table'),
-            ('strip_mixing.branches.lsmm.tall', 'weight'),
-        ],
-    )
-    def test_of_ones_own(self, name, attribute, mode):
+    @pytest.mark.parametrize('tensor, mode', in_all_modes(PARAMETRISED, layer_of, tensor_of))
+    def test_of_ones_own(self, tensor, mode):
+        name, attribute = layer_of(tensor), tensor_of(tensor)
         model = SecondStage(mode)
         module = child(model, name)
-        if getattr(module, attribute, None) is None:
-            pytest.skip('the deploy form has folded it')
         parametrize.register_parametrization(module, attribute, Flipped())
         right = SecondStage(mode).double()
         tensor = getattr(child(right, name), attribute)

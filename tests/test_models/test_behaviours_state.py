@@ -408,6 +408,36 @@ class TestChangesBetweenForwards:
             torch.testing.assert_close(got.double(), right, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize('mode', MODES)
+    def test_weights_that_share_memory(self, mode):
+        """All of the first row or value."""
+        model = backbone(mode)
+        for parameter in model.parameters():
+            parameter.data = parameter.data[:1].expand(parameter.shape)
+        reference = backbone(mode).double()
+        for parameter in reference.parameters():
+            parameter.data = parameter.data[:1].expand(parameter.shape).clone()
+        right = run(reference, images().double(), gradients=False)
+        assert_same(run(model, images(), gradients=False), right)
+        assert_differ(right, stock(mode))
+
+    @pytest.mark.parametrize('mode', MODES)
+    def test_hidden_channels_cut_off(self, mode):
+        """By assigning smaller tensors, as pruning of channels does; layers do not ask for their sizes."""
+        model = backbone(mode)
+        mixing = child(model, 'channel_mixing')
+        for layer, attribute, dim in (
+            ('fc1', 'weight', 0),
+            ('fc1', 'bias', 0),
+            ('grn', 'gamma', 0),
+            ('fc2', 'weight', 1),
+        ):
+            module = getattr(mixing, layer)
+            setattr(module, attribute, nn.Parameter(getattr(module, attribute).detach().narrow(dim, 0, 37)))
+        if mixing.grn.beta is not None:
+            mixing.grn.beta = nn.Parameter(mixing.grn.beta.detach()[:37])
+        assert_differ(assert_right(model, images()), stock(mode))
+
+    @pytest.mark.parametrize('mode', MODES)
     def test_shared_layers(self, mode):
         """The same layer, and the same weight, in two blocks; gradients add up."""
         models = []
@@ -499,7 +529,7 @@ class TestTraining:
         """Each evaluation sees the weights and statistics of the last step, as in float64."""
         models = backbone('train'), backbone('train').double()
         optimizers = [optimizer(model.parameters()) for model in models]
-        for seed in range(3):
+        for seed in range(2):
             for model, one in zip(models, optimizers):
                 x = images(seed=seed).to(model.patch_embed.weight.dtype)
                 one.zero_grad()
@@ -509,6 +539,19 @@ class TestTraining:
             assert_same(got, right_of(models[0]))
             if optimizer(models[0].parameters()).defaults.get('momentum'):  # Adam's steps are signs at first
                 assert_same(got, run(models[1].eval(), images().double()), tolerance=1e-3)
+
+    def test_lbfgs(self):
+        """It flattens parameters and gradients."""
+        model = backbone('train')
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=1e-3, max_iter=3)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_of(model(images())).square()
+            loss.backward()
+            return loss.detach()
+
+        assert closure() > optimizer.step(closure) * 0.999 > closure()
 
     def test_statistics_of_all_norms(self, implementation):
         models = backbone('train'), backbone('train').double()
@@ -591,6 +634,14 @@ class TestInferenceMode:
         with torch.inference_mode():
             got = forward(backbone(mode))
         assert_same(got, maps_of(stock(mode)))
+
+    def test_statistics(self, implementation):
+        model, reference = backbone('train'), backbone('train').double()
+        with torch.inference_mode():
+            forward(model)
+        run(reference, images().double(), gradients=False)
+        for one, other in zip(model.buffers(), reference.buffers()):
+            torch.testing.assert_close(one.to(other), other, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize('mode', MODES)
     def test_training_after_it(self, mode):

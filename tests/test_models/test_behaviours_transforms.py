@@ -20,6 +20,7 @@ from helpers.behaviours import (
     images,
     in_float64,
     loss_of,
+    reference_if,
     run,
     stock,
 )
@@ -299,6 +300,11 @@ class TestForwardModeDerivatives:
 
 def hessian_product(module, x, how):
     """Product of the Hessian of a loss, of parameters and input, with a fixed vector; by name."""
+    with reference_if(x.dtype == torch.float64):
+        return _hessian_product(module, x, how)
+
+
+def _hessian_product(module, x, how):
     x = x.clone().requires_grad_()
     leaves = {**{name: p for name, p in module.named_parameters() if p.requires_grad}, 'x': x}
     vectors = [
@@ -455,7 +461,7 @@ class TestGradients:
     def test_in_every_mode(self, mode, implementation):
         assert_right(backbone(mode), images(), gradients=True)
 
-    @pytest.mark.parametrize('size', [(40, 56), (24, 32), (57, 41)])
+    @pytest.mark.parametrize('size', [(24, 32), (57, 41)])
     @pytest.mark.parametrize('mode', MODES)
     def test_in_windows(self, mode, size, implementation):
         model = backbone(mode, img_size=64 if min(size) < 32 else 32)
@@ -493,6 +499,30 @@ class TestGradients:
                 child(model, name).weight.mul_(2)
             with pytest.raises(RuntimeError, match='modified by an inplace operation'):
                 loss.backward()
+
+    def test_of_chosen_inputs(self):
+        model = backbone('train')
+        chosen = child(model, 'channel_mixing.fc1').weight, child(model, BOXES['position_row']).table
+        loss_of(model(images())).backward(inputs=chosen)
+        grads = {f'grad of {name}': p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert len(grads) == 2
+        assert_same(grads, {name: stock('train')[name] for name in grads})
+
+    def test_steps_within_backward(self):
+        """Each parameter is changed as soon as its gradient is there."""
+
+        def step(parameter):
+            with torch.no_grad():
+                parameter.sub_(parameter.grad, alpha=1e-3)
+
+        model, reference = backbone('train'), backbone('train').double()
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(step)
+        run(model, images())
+        run(reference, images().double())
+        for one, other in zip(model.parameters(), reference.parameters()):
+            step(other)
+            torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize('mode', MODES)
     def test_with_hooks_on_what_is_saved(self, mode):
@@ -666,7 +696,6 @@ class TestGraphs:
 LAYOUTS = {
     'channels_last': lambda x: x.contiguous(memory_format=torch.channels_last),
     'transposed': lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    'every second channel': lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
     'expanded': lambda x: x.mean(dim=(1, 2), keepdim=True).expand(x.shape),
 }
 
@@ -727,6 +756,43 @@ class TestDevicesAndDtypes:
         loss_of(maps).backward()
         assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
+    @pytest.mark.parametrize('mode', MODES)
+    def test_half_precision_with_norms_in_float32(self, mode):
+        model = backbone(mode).bfloat16()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+                module.float()
+        maps = model(images().bfloat16())
+        for i, feature in enumerate(maps):
+            right = stock(mode)[f'map {i}']
+            assert (feature.double() - right).abs().mean() < 0.03 * right.abs().mean()
+        loss_of(maps).backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+
+    @pytest.mark.parametrize('mode', MODES)
+    def test_nan_spreads_as_in_the_reference(self, mode):
+        x = images()
+        x[0, 1, 13, 20] = torch.nan
+        got = run(backbone(mode).eval(), x)
+        with ops.use('reference'):
+            right = run(backbone(mode).eval(), x)
+        for name, value in right.items():
+            assert value[0].isnan().any() and not value[1].isnan().any()
+            assert torch.equal(got[name].isnan(), value.isnan())
+            assert_same({'map': got[name][1]}, {'map': value[1]})
+
+    @pytest.mark.parametrize('mode', ['eval', 'deploy'])
+    def test_no_images(self, mode):
+        with torch.no_grad():
+            maps = backbone(mode)(images(0, 3, 32, 40))
+        assert [tuple(feature.shape) for feature in maps] == [(0, 16, 8, 10), (0, 32, 4, 5), (0, 64, 2, 2)]
+
+    def test_one_pixel_is_no_batch(self, implementation):
+        """BN refuses it in training, as everywhere."""
+        model = backbone('train', out_indices=(3,))
+        with pytest.raises(ValueError, match='more than 1 value per channel'):
+            model(images(1, 3, 32, 32))
+
     @pytest.mark.parametrize('mode', ['train', 'eval'])
     def test_training_in_autocast(self, mode, implementation):
         """Gradients in the direction of the right ones."""
@@ -764,7 +830,18 @@ class TestDevicesAndDtypes:
         model.float().load_state_dict(backbone(mode).state_dict())
         assert_same(run(model, images()), stock(mode))
 
-    @pytest.mark.parametrize('layout', ['channels_last model', 'channels_last', 'expanded', 'strided', 'offset'])
+    @pytest.mark.parametrize(
+        'layout',
+        [
+            'channels_last model',
+            'channels_last',
+            'expanded',
+            'strided',
+            'offset',
+            'unaligned',
+            'a view of its negative',
+        ],
+    )
     @pytest.mark.parametrize('mode', MODES)
     def test_memory_layouts(self, mode, layout):
         model, x = backbone(mode), images()
@@ -776,8 +853,12 @@ class TestDevicesAndDtypes:
             x = images(1, 3, 32, 32).expand(2, -1, -1, -1)
         elif layout == 'strided':
             x = images(4, 3, 64, 64)[::2, :, ::2, ::2]
-        else:
+        elif layout == 'offset':
             x = images(5, 3, 32, 32)[1:3]
+        elif layout == 'unaligned':
+            x = torch.cat([torch.zeros(1), x.flatten()])[1:].view(x.shape)
+        elif layout == 'a view of its negative':
+            x = torch._neg_view(-x)
         with torch.no_grad():
             got = {f'map {i}': feature for i, feature in enumerate(model(x))}
         assert all(feature.is_contiguous() for feature in got.values())
