@@ -38,6 +38,12 @@ model = dict(
 OF_TASK = {
     'detection': """
 val_evaluator = test_evaluator = dict(ann_file={root!r} + '/annotations/val.json')
+train_dataloader.update(batch_size=4)
+optim_wrapper['optimizer'].update(lr=6e-3)
+model.update(
+    train_cfg=dict(rcnn=dict(sampler=dict(num=16)), rpn_proposal=dict(nms_pre=200, max_per_img=50)),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=50)),
+)
 """,
     'segmentation': """
 val_dataloader.update(dataset=dict(val_dataloader['dataset'], data_prefix=_base_.train_dataloader.dataset.data_prefix))

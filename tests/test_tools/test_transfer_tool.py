@@ -27,17 +27,20 @@ def scenes(tmp_path_factory):
 
 
 def test_transfer_is_compared_in_a_table_and_pictures(scenes, tmp_path):
-    """One short run of each kind; a second call computes nothing again."""
+    """One short run of each kind; what has its result is not computed again."""
     arguments = ['transfer.py', '--work-dir', tmp_path, '--data', scenes, '--tasks', 'segmentation']
-    done = run_tool(*arguments, *SHORT)
+    first = run_tool(*arguments, '--starts', 'classifier', *SHORT)
+    assert first.returncode == 0, first.stdout
+    assert first.stdout.count('load backbone. in model from:') == 1
+    done = call_tool(*arguments, *SHORT, folder=tmp_path)
     assert done.returncode == 0, done.stdout
+    assert done.stdout.count('Keeping the results') == 2 and 'load backbone. in model from:' not in done.stdout
     results = json.loads((tmp_path / 'results.json').read_text())
     assert [(result['task'], result['start']) for result in results] == [
         ('segmentation', 'classifier'),
         ('segmentation', 'scratch'),
     ]
     assert all(0 < result['mIoU'] < 1 for result in results)
-    assert done.stdout.count('load backbone. in model from:') == 1
     for name in ('curves.png', 'predictions.png'):
         assert Image.open(tmp_path / name).height > 300 and name in done.stdout
     again = call_tool(*arguments, *SHORT, folder=tmp_path)
