@@ -1,51 +1,19 @@
-"""Every config is whole, says the recipe, and is in the metafile."""
+"""Every config of a classifier is whole and says the recipe."""
 
-import re
-from pathlib import Path
-
-import modelindex
 import numpy as np
 import pytest
 import torch
-import yaml
 from helpers import ROOT
+from helpers.configs import ARCHS, CONFIGS, build_model, check_listed_size
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmengine.registry import TRANSFORMS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmstrip.analysis.complexity import analyze_complexity
-
-CONFIGS = sorted((ROOT / 'configs' / 'strip_mlp').glob('*.py'))
-DENSE = sorted(path for task in ('detection', 'segmentation') for path in (ROOT / 'configs' / task).glob('*.py'))
 NUM_CLASSES = dict(in1k=1000, cifar10=10, cifar100=100, caltech101=101, flowers102=102, pets=37, cars=196, digits=10)
-ARCHS = ('tiny-light', 'tiny', 'small', 'base')
-
-
-def listed_figures() -> dict:
-    """What the metafiles say of each config."""
-    files = [ROOT / name for name in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']]
-    entries = [entry for file in files for entry in yaml.safe_load(file.read_text())['Models']]
-    return {entry['Config']: entry['Metadata'] for entry in entries}
-
-
-LISTED = listed_figures()
-
-
-def check_listed_size(path, model):
-    listed = LISTED.get(str(path.relative_to(ROOT)))
-    assert listed is None or sum(p.numel() for p in model.parameters()) == listed['Parameters']
-
-
-def build_model(config):
-    init_default_scope(config.default_scope)
-    with torch.device('meta'):
-        return MODELS.build(config.model)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -138,38 +106,6 @@ def test_pipelines_give_images_of_the_models_size(name, tmp_path):
         assert all(sample.gt_label == 3 for sample in (samples if isinstance(samples, list) else [samples]))
 
 
-class TestMetafile:
-    def test_it_is_valid_and_complete(self):
-        index = modelindex.load(str(ROOT / 'model-index.yml'))
-        index.build_models_with_collections()
-        configs = {model.config for model in index.models}
-        assert all((ROOT / config).is_file() for config in configs)
-        assert {f'configs/strip_mlp/strip-mlp-{arch}_8xb128_in1k.py' for arch in ARCHS} <= configs
-
-    def test_flops_of_the_smallest(self):
-        name = 'configs/strip_mlp/strip-mlp-tiny-light_8xb128_in1k.py'
-        config = Config.fromfile(ROOT / name)
-        init_default_scope(config.default_scope)
-        complexity = analyze_complexity(MODELS.build(config.model), (3, 224, 224))
-        assert complexity.flops == LISTED[name]['FLOPs']
-        assert complexity.flops / 1e9 == pytest.approx(2.5, abs=0.05)
-
-    def test_readmes_and_metafiles_have_every_config(self):
-        for path in CONFIGS + DENSE:
-            assert f'({path.name})' in (path.parent / 'README.md').read_text(), path.name
-            assert 'xb128_' not in path.name or str(path.relative_to(ROOT)) in LISTED
-            assert path in CONFIGS or str(path.relative_to(ROOT)) in LISTED
-
-    def test_links_lead_somewhere(self):
-        for readme in [ROOT / 'README.md', *ROOT.glob('configs/*/README.md'), *ROOT.glob('docs/*.md')]:
-            text = readme.read_text()
-            assert not [name for name in _linked(text) if not (readme.parent / name).exists()], readme
-
-
-def _linked(text: str) -> list:
-    return [name for name in re.findall(r'\]\(([^)#]+)\)', text) if '://' not in name and Path(name).name]
-
-
 def test_learning_rate_over_the_epochs(tmp_path):
     """Warm-up from 5e-7 to 5e-4 in 20 epochs, cosine to 5e-6 in 300, as the Runner builds it."""
     config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py')
@@ -205,82 +141,3 @@ class _Tiny(BaseModel):
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         return self.layer(inputs)
-
-
-@pytest.mark.parametrize('path', DENSE, ids=lambda path: path.stem)
-def test_dense_config_builds(path):
-    config = Config.fromfile(path)
-    model = build_model(config)
-    check_listed_size(path, model)
-    backbone = config.model.backbone
-    arch = re.search(r'strip-mlp-(nano|tiny-light|tiny|small|base)_', path.stem).group(1)
-    assert backbone.type == 'mmstrip.StripMLP' and (backbone.arch == arch or arch == 'nano')
-    channels = [model.backbone.embed_dims * 2**i for i in backbone.out_indices]
-    if 'neck' in config.model:
-        assert config.model.neck.in_channels == channels
-    else:
-        assert config.model.decode_head.in_channels == channels
-    if 'auxiliary_head' in config.model:
-        assert config.model.auxiliary_head.in_channels == channels[2]
-    if 'digit-scenes' not in path.stem:
-        assert backbone.init_cfg.checkpoint == f'checkpoints/strip-mlp-{arch}_in1k.pth'
-        assert backbone.init_cfg.prefix == 'backbone.'
-    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
-        for transform in loader.dataset.pipeline:
-            TRANSFORMS.build(transform)
-    batch = re.search(r'(\d+)xb(\d+)', path.stem)
-    gpus, batch = map(int, batch.groups()) if batch else (8, 2)
-    assert config.train_dataloader.batch_size == batch
-    assert config.auto_scale_lr.base_batch_size == gpus * batch
-
-
-def test_there_is_a_dense_config_for_every_variant():
-    names = {path.stem for path in DENSE}
-    for arch in ARCHS:
-        for name in ('mask-rcnn_{}_fpn_1x', 'mask-rcnn_{}_fpn_ms-crop-3x', 'cascade-mask-rcnn_{}_fpn_ms-crop-3x'):
-            assert f'{name}_coco'.format(f'strip-mlp-{arch}') in names
-        assert f'strip-mlp-{arch}_upernet_8xb2-160k_ade20k-512x512' in names
-    for arch in ('tiny-light', 'tiny'):
-        for name in ('retinanet_{}_fpn_1x', 'faster-rcnn_{}_fpn_1x', 'atss_{}_fpn_1x'):
-            assert f'{name}_coco'.format(f'strip-mlp-{arch}') in names
-        for epochs in (12, 24):
-            assert f'dino-4scale_strip-mlp-{arch}_8xb2-{epochs}e_coco' in names
-        for head in ('fpn_8xb2-80k', 'segformer_8xb2-160k'):
-            assert f'strip-mlp-{arch}_{head}_ade20k-512x512' in names
-        assert f'strip-mlp-{arch}_upernet_8xb2-80k_cityscapes-512x1024' in names
-
-
-@pytest.mark.parametrize(
-    'name',
-    [
-        'detection/mask-rcnn_strip-mlp-tiny-light_fpn_1x_coco',
-        'segmentation/strip-mlp-tiny-light_upernet_8xb2-160k_ade20k-512x512',
-    ],
-)
-def test_no_decay_on_norms_biases_and_position_tables_of_dense_models(name):
-    config = Config.fromfile(ROOT / 'configs' / f'{name}.py')
-    model = build_model(config)
-    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
-    decayed = {id(parameter): group['weight_decay'] > 0 for group in groups for parameter in group['params']}
-    norms = {id(p) for m in model.modules() if isinstance(m, (_BatchNorm, nn.LayerNorm)) for p in m.parameters()}
-    checked = 0
-    for key, parameter in model.named_parameters():
-        still = id(parameter) in norms or key.endswith(('bias', '.table'))
-        assert decayed[id(parameter)] != still, key
-        checked += key.endswith('.table')
-    assert checked == 24
-
-
-def test_dino_is_in_the_setting_of_mlp_dino():
-    config = Config.fromfile(ROOT / 'configs/detection/dino-4scale_strip-mlp-tiny_8xb2-24e_coco.py')
-    model = build_model(config)
-    assert model.backbone.out_indices == (1, 2, 3) and config.train_cfg.max_epochs == 24
-    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
-    rates = {id(parameter): group['lr'] for group in optimizer.param_groups for parameter in group['params']}
-    assert {rates[id(p)] for p in model.backbone.parameters() if p.requires_grad} == {1e-5}
-    assert {rates[id(p)] for p in model.encoder.parameters()} == {1e-4}
-    assert {group['weight_decay'] for group in optimizer.param_groups} == {1e-4}
-    assert config.optim_wrapper.clip_grad.max_norm == 0.1
-    for module in model.backbone.train().modules():
-        if isinstance(module, _BatchNorm):
-            assert not module.training and not any(p.requires_grad for p in module.parameters())
