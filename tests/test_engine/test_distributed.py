@@ -43,16 +43,8 @@ def test_two_processes_train_one_model_and_test_it(tmp_path):
         'custom_hooks = _base_.custom_hooks\n'
         f"custom_hooks.append(dict(type='RankDumpHook', folder={str(tmp_path)!r}))\n"
     )
-    done = launch(
-        'dist_train.sh',
-        config,
-        2,
-        '--work-dir',
-        tmp_path / 'work',
-        '--cfg-options',
-        'train_cfg.max_epochs=1',
-        'train_dataloader.batch_size=32',
-    )
+    options = ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=32', 'train_dataloader.dataset.indices=256']
+    done = launch('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work', '--cfg-options', *options)
     assert done.returncode == 0, done.stdout
     assert 'Distributed launcher: pytorch' in done.stdout
     assert 'No CUDA: the processes use the gloo backend' in done.stdout
@@ -90,7 +82,7 @@ def test_two_processes_train_a_segmentor(tmp_path):
 
 
 def tiny(folder, *hooks: str) -> str:
-    """A config of three epochs of two iterations, after which the ranks write their weights to the folder."""
+    """A config of two epochs of two iterations, after which the ranks write their weights to the folder."""
     folder.mkdir(exist_ok=True)
     config, dump = folder / 'tiny.py', f"dict(type='RankDumpHook', folder={str(folder)!r})"
     config.write_text(
@@ -98,7 +90,7 @@ def tiny(folder, *hooks: str) -> str:
         "custom_imports = dict(imports=['helpers.rank_dump'])\n"
         f"custom_hooks = [dict(type='SyncBuffersHook'), {dump}, {', '.join(hooks)}]\n"
         'train_dataloader = dict(batch_size=6)\n'
-        'train_cfg = dict(max_epochs=3)\n'
+        'train_cfg = dict(max_epochs=2)\n'
         'randomness = dict(seed=7)\n'
     )
     return str(config)
