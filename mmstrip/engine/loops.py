@@ -16,7 +16,7 @@ def explained_worker_death() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        if type(error) is RuntimeError and 'DataLoader worker' not in str(error):
+        if isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
             raise
         raise RuntimeError(
             f'a process that loads data was killed ({error}). Mostly the memory was full: lower '
