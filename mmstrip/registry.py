@@ -24,7 +24,9 @@ class LazyRegistry(Registry):
     def get(self, key: str) -> type | None:
         name = key.removeprefix(f'{self.scope}.')
         for location in self._locations:
-            getattr(import_module(location), name, None)  # its module registers it
+            package = import_module(location)
+            if name in package.__all__:
+                getattr(package, name)  # whose module registers it
         return super().get(key)
 
 

@@ -69,7 +69,7 @@ def main(epochs: int) -> None:
                 print(f'{file.relative_to(folder)}: {file.stat().st_size / 1024:.0f} KiB')
 
 
-def survive_kills(kills: int = 20) -> None:
+def check_fault_tolerance(kills: int = 20) -> None:
     settings = {'randomness.seed': 5, 'train_cfg.max_epochs': 24}
     with tempfile.TemporaryDirectory() as name:
         expected = finish(Path(name) / 'undisturbed', settings)
@@ -80,5 +80,5 @@ def survive_kills(kills: int = 20) -> None:
 
 
 if __name__ == '__main__':
-    survive_kills()
+    check_fault_tolerance()
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 700)

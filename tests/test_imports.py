@@ -2,9 +2,14 @@
 
 import ast
 import itertools
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
+import pytest
 from helpers import ROOT, python
+from mmengine.registry import DATASETS
 
 # A module imports from lower lines alone, or from its own package.
 LAYERS = (
@@ -107,3 +112,13 @@ def test_looking_up_a_dataset_imports_its_toolbox_alone(tmp_path):
     done = python(LOOK_UP, cwd=tmp_path)
     for name in itertools.chain(*LOOKUPS):
         assert f'{name} []\n' in done.stdout, done.stdout
+
+
+def test_a_toolbox_that_fails_says_so(monkeypatch):
+    """With its own error, not as a name that is not registered."""
+    module = ModuleType('mmstrip.datasets.coco')
+    module.__getattr__ = lambda name: np.long_gone  # as toolboxes of another NumPy fail
+    monkeypatch.setitem(sys.modules, 'mmstrip.datasets.coco', module)
+    with pytest.raises(AttributeError, match='long_gone'):
+        DATASETS.get('mmstrip.CocoDataset')
+    assert DATASETS.get('mmstrip.NoDataset') is None
