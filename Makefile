@@ -5,7 +5,8 @@ INSTALLED := $(VENV)/.installed
 DEMO := strip-mlp-tiny-light_1xb64_digits-32px
 DEMO_DIR := work_dirs/$(DEMO)
 STRIP := Strip-MLP-T=mmstrip.StripMLP:arch=tiny
-OTHERS := Swin-T=mmpretrain.SwinTransformer:arch=tiny ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny ResNet-50=mmpretrain.ResNet:depth=50 ResNet-50=mmpretrain.ResNet:depth=50@channels_last
+OTHERS := Swin-T=mmpretrain.SwinTransformer:arch=tiny ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny@channels_last \
+	ResNet-50=mmpretrain.ResNet:depth=50 ResNet-50=mmpretrain.ResNet:depth=50@channels_last
 
 # make install, demo, transfer, benchmark and test all work from nothing; see README.md.
 .PHONY: install demo transfer benchmark soak test sanitize lint clean

@@ -143,13 +143,16 @@ class PackedStage:
         self.operator = torch.classes.mmstrip.Stage(tensors, [_eps(block) for block in blocks])
         self.blocks = dict(stage._modules)  # not the stage itself, whose end is to be noticed
         self.states = [(module, type(module), _state(module)) for block in blocks for module in block.modules()]
+        self.kinds = {kind: dict(vars(kind)) for _, kind, _ in self.states}
 
     def is_current(self, stage: nn.Sequential) -> bool:
-        """Whether nothing in the stage has changed: no attribute, layer, hook or tensor, nor a tensor's values."""
+        """Whether nothing in the stage has changed: no attribute, layer, class, hook or tensor, nor values."""
         try:
             if stage._modules != self.blocks or any(
                 type(module) is not kind or module.__dict__ != state for module, kind, state in self.states
             ):
+                return False
+            if any(vars(kind) != attributes for kind, attributes in self.kinds.items()):  # a class that was patched
                 return False
         except (RuntimeError, ValueError):  # another tensor or array, which compares element by element
             return False
@@ -164,7 +167,7 @@ def _state(module: nn.Module) -> dict:
     return {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in module.__dict__.items()}
 
 
-_packed: WeakKeyDictionary[nn.Module, PackedStage] = WeakKeyDictionary()
+_packed: WeakKeyDictionary[nn.Module, PackedStage | None] = WeakKeyDictionary()
 
 
 def packed_stage(stage: nn.Sequential, x: Tensor) -> PackedStage | None:
@@ -174,31 +177,25 @@ def packed_stage(stage: nn.Sequential, x: Tensor) -> PackedStage | None:
     """
     if not native_may_run(x):
         return None
-    packed = _packed.get(stage)
-    if packed is None or not packed.is_current(stage):
-        packed = _pack(stage)
-        if packed is None:
-            return None
     if torch.is_grad_enabled() and (x.requires_grad or any(value.requires_grad for value in stage.parameters())):
         return None
-    return None if any(length < side for length, side in zip(x.shape[2:], packed.extent)) else packed
+    packed = _packed.get(stage)
+    if packed is None or not packed.is_current(stage):
+        packed = _packed[stage] = _pack(stage)
+    too_small = packed and any(length < side for length, side in zip(x.shape[2:], packed.extent))
+    return None if too_small else packed
 
 
 def _pack(stage: nn.Sequential) -> PackedStage | None:
-    tensors = []
-    for block in stage:
-        if not _is_packable(block):
-            return None
-        tensors.append(_tensors(block))
-    if not tensors:
+    if not all(_is_packable(block) for block in stage):
         return None
-    _packed[stage] = PackedStage(stage, tensors)
-    return _packed[stage]
+    extents = {block.strip_mixing.branches['cgsmm'].extent for block in stage}
+    return PackedStage(stage, [_tensors(block) for block in stage]) if len(extents) == 1 else None
 
 
 def _is_packable(block: nn.Module) -> bool:
     """Whether the operator computes what calling a block of the deploy form does."""
-    if not (is_stock(block, 'add_branch') and is_untouched(block)):
+    if not (is_stock(block, 'add_branch') and is_stock(block, 'forward') and is_untouched(block)):
         return False
     strips, channels = block.strip_mixing, block.channel_mixing
     if not all(is_untouched(box) and is_stock(box, 'forward') for box in (strips, channels)):
@@ -206,7 +203,9 @@ def _is_packable(block: nn.Module) -> bool:
     if tuple(strips.branches) != BRANCHES or block.drop_path.training or strips.depthwise[0].training:
         return False
     cgsmm, lsmm = strips.branches.values()
-    if not (is_untouched(cgsmm) and is_stock(cgsmm, 'mix_window') and cgsmm.cascade):
+    if not (is_untouched(cgsmm) and cgsmm.cascade):
+        return False
+    if not all(is_stock(cgsmm, method) for method in ('forward', 'mix_window', 'fuse')):
         return False
     if not (is_untouched(lsmm) and is_stock(lsmm, 'forward')):
         return False

@@ -11,7 +11,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..ops import boxes, strip_layer
-from ..ops.dispatch import Layer, batch_norm, depthwise, fused, gelu, identity, pointwise, sequence
+from ..ops.dispatch import Layer, batch_norm, depthwise, fused, gelu, identity, pointwise, relied_on, sequence
 from ..ops.local_strips import weighted_sum
 from .windows import run_in_windows
 
@@ -139,6 +139,7 @@ class CascadeGroupStripMixing(BaseModule):
         self.column = StripMLPLayer(height, num_patches, strip_width, axis='column')
         self.fuse_column = nn.Conv2d(2 * channels, channels, 1, bias=False)
 
+    @relied_on
     def forward(self, u: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
         mixed = run_in_windows(self.mix_window, u, self.extent)
@@ -162,7 +163,7 @@ class CascadeGroupStripMixing(BaseModule):
         c = self.column(self.position_column(v if self.cascade else u))
         return c if self.cascade else torch.cat([v, c], dim=1)
 
-    @fused(boxes.fuse, fuse_column=pointwise(bias=False))
+    @fused(boxes.fuse, fuse_column=(pointwise(bias=False), identity))
     def fuse(self, *maps: Tensor) -> Tensor:
         """The last fusion, of maps of 2 C channels in all."""
         return self.fuse_column(torch.cat(maps, dim=1))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..ops import boxes
-from ..ops.dispatch import Layer, fused, in_channels_last
+from ..ops.dispatch import Layer, fused, in_channels_last, relied_on
 from ..registry import MODELS
 from . import deploy as deploy_form
 from .arguments import (
@@ -56,6 +56,7 @@ class StripMLPBlock(BaseModule):
         self.channel_mixing = ChannelMixingBlock(channels, mlp_ratio, act_cfg)
         self.drop_path = DropPath(drop_path)
 
+    @relied_on
     def forward(self, x: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
         x = self.add_branch(x, self.strip_mixing(x))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .channel_mlp import channel_mlp, gelu_response_norm_linear
 from .depthwise import depthwise, norm_gelu_depthwise
+from .dispatch import native_may_run
 from .local_strips import local_strips
 from .norm_gelu import norm_gelu
 from .pointwise import pointwise, pointwise_norm_gelu
@@ -41,6 +42,8 @@ def _positions(position: nn.Module) -> Tensor | None:
 
 
 def fuse(cgsmm: nn.Module, *maps: Tensor) -> Tensor:
+    if isinstance(cgsmm.fuse_column, nn.Identity):
+        return torch.cat(maps, dim=1)
     return pointwise(maps, cgsmm.fuse_column.weight)
 
 
@@ -55,6 +58,8 @@ def strip_mixing(block: nn.Module, x: Tensor) -> Tensor:
     conv, norm, _ = block.project
     parts = pointwise_norm_gelu((x,), conv, norm, chunks=len(block.branches))
     mixed = [branch(part) for branch, part in zip(block.branches.values(), parts)]
+    if not native_may_run(*mixed):  # a branch of one's own may give another dtype
+        return block.fuse(torch.cat(mixed, dim=1))
     return pointwise(mixed, block.fuse.weight)
 
 
@@ -78,6 +83,6 @@ def channel_mixing_recompute(block: nn.Module, x: Tensor) -> Tensor:
 
 def add_branch(block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
     """Drop path and the residual in one pass: what drop path makes of a one for each image is 0 or 1 / (1 - rate)."""
-    if not block.training:
+    if not block.drop_path.training:
         return x + branch
-    return torch.addcmul(x, branch, block.drop_path(x.new_ones(len(x), 1, 1, 1)))
+    return torch.addcmul(x, branch, block.drop_path(branch.new_ones(len(x), 1, 1, 1)))

@@ -8,6 +8,7 @@ from torch.autograd import Function
 from .autograd import is_differentiated, needs_gradient, reference_gradients
 
 operators = torch.ops.mmstrip
+SMALLEST_NORM = 1e-12
 
 
 def response_norm(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> Tensor:
@@ -23,7 +24,7 @@ def _response_factor(norm: Tensor, gamma: Tensor, eps: float) -> Tensor:
 def _token_norm(x: Tensor) -> Tensor:
     """L2 norm over H and W of (N, H, W, C): (N, 1, 1, C), in at least float32, as squares overflow half precision."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide.square().sum(dim=(1, 2), keepdim=True).clamp_min(1e-24).sqrt()  # it has no gradient at 0
+    return wide.square().sum(dim=(1, 2), keepdim=True).clamp_min(SMALLEST_NORM**2).sqrt()  # it has no gradient at 0
 
 
 def reference(
@@ -84,7 +85,9 @@ class _ChannelMLP(Function):
 
 def gelu_response_norm_linear(x: Tensor, grn: nn.Module, linear: nn.Linear) -> Tensor:
     """GELU, GRN and a linear layer of (N, H, W, C), without operators: x alone is saved for the backward pass."""
-    weight, bias = linear.weight.to(x.dtype), linear.bias.to(x.dtype)
+    weight, bias = linear.weight, linear.bias
+    if torch.is_autocast_enabled(x.device.type):
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     beta = None if grn.beta is None else grn.beta.to(x.dtype)
     return _GELUResponseNormLinear.apply(x, grn.gamma, beta, grn.eps, weight, bias)
 
@@ -119,8 +122,11 @@ class _GELUResponseNormLinear(Function):
         wide = torch.promote_types(x.dtype, torch.float32)
         product = torch.mul(grad_y, y, out=spare).sum(dim=(1, 2), keepdim=True, dtype=wide)
         grad_gamma, slope = _response_norm_backward(product, norm, gamma, ctx.eps)
-        grad_x = torch.ops.aten.gelu_backward(grad_y.mul_(factor).addcmul_(y, slope.to(y.dtype)), x)
-        return grad_x, grad_gamma.to(gamma.dtype), grad_beta, None, grad_weight, flat.sum(0)
+        grad_x = None
+        if required[0]:
+            grad_x = torch.ops.aten.gelu_backward(grad_y.mul_(factor).addcmul_(y, slope.to(y.dtype)), x)
+        grad_bias = flat.sum(0) if required[4] else None
+        return grad_x, grad_gamma.to(gamma.dtype) if required[1] else None, grad_beta, None, grad_weight, grad_bias
 
 
 def _shifted(x: Tensor, beta: Tensor | None) -> Tensor:
@@ -139,4 +145,5 @@ def _response_norm_backward(product: Tensor, norm: Tensor, gamma: Tensor, eps: f
     # The norm acts through the mean too.
     grad_scale = product * gamma
     grad_norm = (grad_scale - (grad_scale * scale).mean(dim=-1, keepdim=True)) / mean
-    return grad_gamma, grad_norm / norm
+    follows = norm > 1.001 * SMALLEST_NORM  # where it is not clamped
+    return grad_gamma, torch.where(follows, grad_norm / norm, 0)

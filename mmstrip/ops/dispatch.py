@@ -75,11 +75,9 @@ def fused(native: Callable, recompute: Callable | None = None, **layers) -> Call
     def decorate(reference: Callable) -> Callable:
         @functools.wraps(reference)
         def method(box: nn.Module, *maps: Tensor) -> Tensor:
-            if _best == 'reference' or not _is_ordinary(*maps):
-                return reference(box, *maps)
             if native_may_run(*maps) and is_stock(box, reference.__name__):
                 return native(box, *maps)
-            if recompute and torch.is_grad_enabled() and is_stock(box, reference.__name__, native=False):
+            if recompute and _recompute_may_run(*maps) and is_stock(box, reference.__name__, native=False):
                 return recompute(box, *maps)
             return reference(box, *maps)
 
@@ -89,12 +87,18 @@ def fused(native: Callable, recompute: Callable | None = None, **layers) -> Call
     return decorate
 
 
+def relied_on(method: Callable) -> Callable:
+    """Decorator of a box's method that the implementation of a larger box takes to be as it is written."""
+    method.layers = {}
+    return method
+
+
 def is_stock(box: nn.Module, method: str, native: bool = True) -> bool:
     """Whether an implementation may run in place of a method of a box.
 
     Args:
         box: A module.
-        method: Name of a method that is decorated by :func:`fused`.
+        method: Name of a method that is decorated by :func:`fused` or :func:`relied_on`.
         native: For operators, which take float32 parameters on CPUs.
     """
     function = type(box).__dict__.get(method)  # not inherited: a subclass may change what the method calls
@@ -116,6 +120,10 @@ def _is_ordinary(*maps: Tensor) -> bool:
     if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
         return False
     return all(type(x) in PLAIN and x.dim() == 4 and x.numel() > x.shape[1] for x in maps)  # BN refuses one pixel
+
+
+def _recompute_may_run(*maps: Tensor) -> bool:
+    return _best != 'reference' and torch.is_grad_enabled() and _is_ordinary(*maps)
 
 
 def in_channels_last(x: Tensor) -> Tensor:
@@ -162,9 +170,11 @@ class Layer:
         accepts: Callable[[nn.Module], bool] = lambda layer: True,
     ):
         self.kind, self.tensors, self.optional, self.accepts = kind, set(tensors), {*tensors, *optional}, accepts
+        self.forward = kind.forward
 
     def fits(self, layer: nn.Module, native: bool) -> bool:
-        return type(layer) is self.kind and is_untouched(layer) and self._holds(layer, native) and self.accepts(layer)
+        known = type(layer) is self.kind and self.kind.forward is self.forward and is_untouched(layer)
+        return known and self._holds(layer, native) and self.accepts(layer)
 
     def _holds(self, layer: nn.Module, native: bool) -> bool:
         found = set()
@@ -193,6 +203,7 @@ def is_untouched(module: nn.Module) -> bool:
         or state['_backward_hooks']
         or state['_backward_pre_hooks']
         or 'forward' in state
+        or '_conv_forward' in state  # of nn.Conv2d
         or state.get('_compiled_call_impl') is not None
     )
 

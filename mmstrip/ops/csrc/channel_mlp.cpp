@@ -14,6 +14,8 @@
 namespace mmstrip {
 namespace {
 
+constexpr float SMALLEST_NORM = 1e-12f;  // of a channel in GRN
+
 // Refuse weights of the linear layers that are not (E, C) and (O, E).
 void check_weights(const Tensor& expand, const Tensor& reduce, int64_t channels) {
   check(expand, "expand", {ANY, channels});
@@ -68,7 +70,7 @@ Tensor gelu_square_sum(const Tensor& x, const Tensor& shift, const Tensor& y, in
 
 // GRN's norm of sums of squares.
 Tensor response_norm(const Tensor& squares) {
-  return squares.clamp_min(1e-24).sqrt_();  // it has no gradient at 0
+  return squares.clamp_min(double(SMALLEST_NORM) * SMALLEST_NORM).sqrt_();  // it has no gradient at 0
 }
 
 // GRN's factor 1 + gamma g / (mean of g + eps) of the norms g (N, C).
@@ -344,7 +346,8 @@ std::tuple<Tensor, Tensor> response_backward(const Tensor& product, const Tensor
       shared += sum[c] * scale[c] * g[c] / mean;
     }
     for (const auto c : irange(channels)) {
-      to[c] = (sum[c] * scale[c] - float(shared / channels)) / mean / g[c];
+      const bool clamped = g[c] < 1.001f * SMALLEST_NORM;  // there the norm does not follow y
+      to[c] = clamped ? 0.0f : (sum[c] * scale[c] - float(shared / channels)) / mean / g[c];
     }
   }
   return {grad_gamma, slope};

@@ -89,8 +89,8 @@ BatchNorm batch_norm(const BatchNormLayer& layer, int64_t channels, const Tensor
     const float unbiased = float(x.numel() / channels) / (x.numel() / channels - 1), momentum = layer.momentum;
     float *to_mean = mutable_data(running_mean), *to_variance = mutable_data(running_variance);
     for (const auto c : irange(channels)) {
-      to_mean[c] += momentum * (mean[c] + (addend ? data(*addend)[c] : 0.0f) - to_mean[c]);
-      to_variance[c] += momentum * (inverse[c] * unbiased - to_variance[c]);
+      to_mean[c] = (1 - momentum) * to_mean[c] + momentum * (mean[c] + (addend ? data(*addend)[c] : 0.0f));
+      to_variance[c] = (1 - momentum) * to_variance[c] + momentum * (inverse[c] * unbiased);
     }
     update(layer.running_mean, running_mean);
     update(layer.running_variance, running_variance);

@@ -24,7 +24,11 @@ using c10::irange;
 using OptionalTensor = std::optional<Tensor>;
 
 // Operators have no autograd of their own: theirs is in Python, around them.
-using BelowAutograd = at::AutoDispatchBelowADInplaceOrView;
+// Within it PyTorch's operations record no graph and keep to float32, also in a backward pass under autocast.
+struct BelowAutograd {
+  at::AutoDispatchBelowADInplaceOrView below;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+};
 
 constexpr int64_t ANY = -1;  // a size that may be any
 

@@ -1,0 +1,129 @@
+"""Where an implementation could differ from the modules: patches, dead channels, mixed precisions, odd states."""
+
+import copy
+
+import pytest
+import torch
+from helpers import operators_of, randomise, small_backbone
+from mmcv.cnn.bricks import DropPath
+from torch import nn
+
+from mmstrip import ops
+from mmstrip.models import deploy
+from mmstrip.models.channel_mixing import ChannelMixingBlock
+from mmstrip.models.strip_mixing import StripMixingBlock
+from mmstrip.models.strip_mlp import StripMLPBlock
+
+X = torch.rand(2, 3, 64, 64)
+
+
+def as_reference(model, x=X):
+    with ops.use('reference'), torch.no_grad():
+        return model(x)[0]
+
+
+@pytest.mark.parametrize('form', ['trained', 'deploy'])
+@pytest.mark.parametrize('name', ['channel_mixing.depthwise', 'strip_mixing.fuse', 'strip_mixing.branches.lsmm.tall'])
+def test_patched_convolutions_act(form, name):
+    """Seamless tiling patches what nn.Conv2d.forward calls."""
+    model = randomise(small_backbone(deploy=form == 'deploy')).eval()
+    with torch.no_grad():
+        before = model(X)[0]
+        layer = model.stages[0][0].get_submodule(name)
+        layer._conv_forward = lambda x, weight, bias: torch.zeros(len(x), len(weight), *x.shape[2:])
+        after = model(X)[0]
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, as_reference(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('kind', [nn.Linear, nn.GELU, nn.Conv2d, StripMLPBlock, StripMixingBlock])
+@pytest.mark.parametrize('form', ['trained', 'deploy'])
+def test_patched_classes_act(kind, form, monkeypatch):
+    model = randomise(small_backbone(deploy=form == 'deploy')).eval()
+    original = kind.forward
+    with torch.no_grad():
+        before = model(X)[0]
+        monkeypatch.setattr(kind, 'forward', lambda self, x: 0.5 * original(self, x))
+        after = model(X)[0]
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, as_reference(model), rtol=1e-4, atol=1e-4)
+
+
+def test_drop_path_follows_its_own_mode():
+    """As Monte Carlo dropout sets it."""
+    model = randomise(small_backbone(drop_path_rate=0.5)).eval()
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.train()
+    with torch.no_grad():
+        assert not torch.equal(model(X)[0], model(X)[0])
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_dead_channels_have_finite_gradients(dtype):
+    """GRN's norm of a channel that is 0 on the whole map has no slope, in any implementation."""
+    box = randomise(ChannelMixingBlock(8))
+    box.fc1.weight.data[0] = box.fc1.bias.data[0] = 0
+    x = torch.randn(2, 8, 4, 4)
+    found = []
+    for implementation in ops.available():
+        module = copy.deepcopy(box).to(dtype)
+        with ops.use(implementation):
+            (1e3 * module(x.to(dtype)).float().sum()).backward()
+        found.append(module.fc1.weight.grad.float())
+        assert torch.isfinite(found[-1]).all()
+    for gradient in found:
+        torch.testing.assert_close(gradient, found[0], rtol=0, atol=0.05 * found[0].abs().max().item())
+
+
+def test_a_branch_may_give_another_dtype():
+    class Half(nn.Module):
+        def __init__(self, branch):
+            super().__init__()
+            self.branch = branch
+
+        def forward(self, x):
+            with torch.autocast('cpu', torch.bfloat16):
+                return self.branch(x).bfloat16()
+
+    model = randomise(small_backbone()).eval()
+    mixing = model.stages[0][0].strip_mixing
+    mixing.branches['lsmm'] = Half(mixing.branches['lsmm'])
+    with torch.no_grad():
+        torch.testing.assert_close(model(X)[0], as_reference(model), rtol=1e-3, atol=1e-3)
+
+
+def test_backward_under_autocast():
+    """A backward pass that is run within autocast, of a forward pass outside of it."""
+    model = randomise(small_backbone(drop_path_rate=0.0))
+    results = []
+    for inside in (False, True):
+        network = copy.deepcopy(model)
+        loss = network(X)[0].square().mean()
+        with torch.autocast('cpu', torch.bfloat16, enabled=inside):
+            loss.backward()
+        results.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+    assert torch.nn.functional.cosine_similarity(*results, dim=0) > 0.99
+
+
+def test_statistics_stay_infinite():
+    """As PyTorch's do, not NaN."""
+    for implementation in ops.available():
+        box = StripMixingBlock(8, (4, 4), 2)
+        box.project[1].running_mean.fill_(float('inf'))
+        box.depthwise[0].momentum = 1.0
+        with ops.use(implementation):
+            box(torch.randn(2, 8, 4, 4))
+        assert torch.isinf(box.project[1].running_mean).all()
+        assert box.depthwise[0].running_var.max() < 2
+
+
+@pytest.mark.skipif('native' not in ops.available(), reason=ops.status())
+def test_blocks_of_several_extents_are_not_packed():
+    model = randomise(small_backbone(img_size=64, deploy=True, out_indices=0)).eval()
+    other = randomise(small_backbone(img_size=32, deploy=True, out_indices=0)).eval()
+    model.stages[0].append(other.stages[0][0])
+    with torch.no_grad():
+        torch.testing.assert_close(model(X)[0], as_reference(model), rtol=1e-4, atol=1e-4)
+        assert 'strip_layer' in operators_of(lambda: model(X))
+        assert deploy._packed[model.stages[0]] is None
