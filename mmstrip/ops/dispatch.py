@@ -38,7 +38,7 @@ def status() -> str:
 
 @contextmanager
 def use(best: str) -> Iterator[None]:
-    """Within it, run nothing better than one implementation.
+    """Within it, run nothing better than one implementation, in all threads.
 
     Backward passes run as their forward passes did.
 
