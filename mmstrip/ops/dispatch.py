@@ -119,7 +119,8 @@ def _is_ordinary(*maps: Tensor) -> bool:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
         return False
-    return all(type(x) in PLAIN and x.dim() == 4 and x.numel() > x.shape[1] for x in maps)  # BN refuses one pixel
+    # BN refuses one pixel in training.
+    return all(type(x) in PLAIN and not x.is_meta and x.dim() == 4 and x.numel() > x.shape[1] for x in maps)
 
 
 def _recompute_may_run(*maps: Tensor) -> bool:
