@@ -33,6 +33,9 @@ class GlobalResponseNorm(nn.Module):
         return response_norm(x, self.gamma, self.beta, self.eps)
 
 
+RESPONSE_NORM = Layer(GlobalResponseNorm, ('gamma',), ('beta',))
+
+
 class ChannelMixingBlock(BaseModule):
     """Channel Mixing Block: depthwise 7x7, LayerNorm, linear, GELU, GRN, linear.
 
@@ -59,7 +62,7 @@ class ChannelMixingBlock(BaseModule):
         norm=layer_norm,
         fc1=linear,
         act=gelu,
-        grn=Layer(GlobalResponseNorm, ('gamma',), ('beta',)),
+        grn=RESPONSE_NORM,
         fc2=linear,
     )
     def forward(self, x: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..ops.dispatch import Layer, identity, is_stock, is_untouched, layer_norm, linear, native_may_run, pointwise
-from .channel_mixing import ChannelMixingBlock, GlobalResponseNorm
-from .strip_mixing import BRANCHES, CascadeGroupStripMixing, RelativePosition, StripMixingBlock, StripMLPLayer
+from ..ops.dispatch import identity, is_stock, is_untouched, layer_norm, linear, native_may_run, pointwise
+from .channel_mixing import RESPONSE_NORM, ChannelMixingBlock
+from .strip_mixing import BRANCHES, POSITION, STRIP_LAYER, CascadeGroupStripMixing, StripMixingBlock
 from .windows import counts_and_strides
 
 CONV = pointwise(bias=None)
@@ -25,15 +25,15 @@ BOXES = {
 FOLDED = {
     'strip_mixing.project.0': CONV,
     'strip_mixing.fuse': pointwise(bias=False),
-    'strip_mixing.branches.cgsmm.position_row': Layer(RelativePosition, ('table',)),
-    'strip_mixing.branches.cgsmm.row': Layer(StripMLPLayer, ('weight', 'bias')),
+    'strip_mixing.branches.cgsmm.position_row': POSITION,
+    'strip_mixing.branches.cgsmm.row': STRIP_LAYER,
     'strip_mixing.branches.cgsmm.fuse_row': CONV,
-    'strip_mixing.branches.cgsmm.position_column': Layer(RelativePosition, ('table',)),
-    'strip_mixing.branches.cgsmm.column': Layer(StripMLPLayer, ('weight', 'bias')),
+    'strip_mixing.branches.cgsmm.position_column': POSITION,
+    'strip_mixing.branches.cgsmm.column': STRIP_LAYER,
     'strip_mixing.branches.cgsmm.fuse_column': pointwise(bias=False),
     'channel_mixing.norm': layer_norm,
     'channel_mixing.fc1': linear,
-    'channel_mixing.grn': Layer(GlobalResponseNorm, ('gamma',), ('beta',)),
+    'channel_mixing.grn': RESPONSE_NORM,
     'channel_mixing.fc2': linear,
 }
 

@@ -91,8 +91,8 @@ class RelativePosition(nn.Module):
         return f'channels={self.table.shape[1]}, extent={self.extent}, span={self.table.shape[0] // 2}'
 
 
-_STRIP_LAYER = Layer(StripMLPLayer, ('weight', 'bias'))
-_POSITION = Layer(RelativePosition, ('table',))
+STRIP_LAYER = Layer(StripMLPLayer, ('weight', 'bias'))
+POSITION = Layer(RelativePosition, ('table',))
 
 
 class CascadeGroupStripMixing(BaseModule):
@@ -148,13 +148,13 @@ class CascadeGroupStripMixing(BaseModule):
     @fused(
         boxes.mix_window,
         boxes.mix_window_recompute,
-        position_row=(_POSITION, identity),
-        row=_STRIP_LAYER,
+        position_row=(POSITION, identity),
+        row=STRIP_LAYER,
         fuse_row=pointwise(bias=None),
         norm=(batch_norm, identity),
         act=gelu,
-        position_column=(_POSITION, identity),
-        column=_STRIP_LAYER,
+        position_column=(POSITION, identity),
+        column=STRIP_LAYER,
     )
     def mix_window(self, u: Tensor) -> Tensor:
         """Row and column mixing of windows (M, C, *extent): c, or [v, c] in parallel form."""
