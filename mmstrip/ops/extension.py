@@ -21,7 +21,7 @@ VARIANTS = {'default': []}
 if platform.machine().lower() in ('x86_64', 'amd64'):
     VARIANTS = {
         'avx2': ['-mavx2', '-mfma'],
-        'avx512': ['-mavx512f', '-mavx512dq', '-mavx512bw', '-mavx512vl', '-mfma'],
+        'avx512': ['-mavx512f', '-mavx512dq', '-mavx512bw', '-mavx512vl', '-mavx512bf16', '-mfma'],
     }
 SANITIZERS = ['-fsanitize=address,undefined', '-fno-sanitize-recover=all']
 

@@ -37,19 +37,23 @@ Tensor tap_sums(const Tensor& x, at::IntArrayRef rows);
 
 // pointwise.cpp
 
-// 1x1 convolution of concatenated maps, as one matrix product a map.
+// 1x1 convolution of concatenated maps of a type, as one matrix product a map.
 class Pointwise {
  public:
   // Weight (O, sum of `channels`, 1, 1), bias (O, ) or none.
-  Pointwise(const Tensor& weight, at::IntArrayRef channels, const OptionalTensor& bias = {});
+  Pointwise(const Tensor& weight, at::IntArrayRef channels, at::ScalarType type, const OptionalTensor& bias = {});
 
-  // As multiply_rows, for all pixels, in parallel; without the bias.
-  template <typename Finish>
+  // As multiply_rows, for all pixels of maps of T, in parallel; without the bias.
+  template <typename T, typename Finish>
   void for_each(at::TensorList maps, Finish finish) const {
-    const auto operands = operands_of(maps);
+    std::vector<Operand<T>> operands;
+    for (const auto i : irange(maps.size())) {
+      const int64_t channels = packed_[i].depth;
+      operands.push_back({data<T>(maps[i]), channels, packed_[i].template packed<T>(), channels});
+    }
     const RowBlocks blocks(maps[0].numel() / maps[0].size(1), outputs_);
     blocks.for_each([&](int64_t, int64_t begin, int64_t end, int64_t part) {
-      multiply_rows(operands, begin, end, outputs_, part, blocks.parts, finish);
+      multiply_rows(at::ArrayRef<Operand<T>>(operands), begin, end, outputs_, part, blocks.parts, finish);
     });
   }
 
@@ -57,8 +61,6 @@ class Pointwise {
   Tensor run(at::TensorList maps, const OptionalTensor& residual = {}, Tensor out = {}) const;
 
  private:
-  std::vector<Operand> operands_of(at::TensorList maps) const;
-
   int64_t outputs_;
   std::deque<PackedWeight> packed_;
   Tensor bias_;
@@ -67,7 +69,8 @@ class Pointwise {
 // That, BN with fixed statistics, and GELU, in equal chunks of the channels.
 class PointwiseNormGELU {
  public:
-  PointwiseNormGELU(const Tensor& weight, at::IntArrayRef channels, const BatchNorm& norm, int64_t chunks = 1);
+  PointwiseNormGELU(const Tensor& weight, at::IntArrayRef channels, at::ScalarType type, const BatchNorm& norm,
+                    int64_t chunks = 1);
 
   std::vector<Tensor> run(at::TensorList maps) const;
 
@@ -137,17 +140,18 @@ struct LayerNorm {
   double eps;
 };
 
-// LayerNorm, linear layer, GELU, GRN and linear layer.
+// LayerNorm, linear layer, GELU, GRN and linear layer, of maps of a type.
 class ChannelMLP {
  public:
   // Weights (E, C) and (O, E) of the linear layers, gamma and beta (E, ) of GRN.
-  ChannelMLP(const LayerNorm& norm, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
-             const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias);
+  ChannelMLP(at::ScalarType type, const LayerNorm& norm, const Tensor& expand, const Tensor& expand_bias,
+             const Tensor& gamma, const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias);
 
   // Plus a residual (N, O, H, W), if there is one; into `out`, which may be the residual, or a new map.
   Tensor run(const Tensor& x, const OptionalTensor& residual = {}, Tensor out = {}) const;
 
  private:
+  template <typename T>
   class Run;
 
   LayerNorm norm_;

@@ -82,7 +82,7 @@ struct Slices {
         count(images * per_image) {}
 
   // Space for sums of all slices, (images, slices, channels).
-  Tensor sums(const at::TensorOptions& options) const { return at::zeros({images, per_image, channels}, options); }
+  Tensor sums() const { return at::zeros({images, per_image, channels}, at::kFloat); }
 
   // function(slice, first row, end) for all slices, rows counted over all images.
   template <typename Function>
@@ -141,9 +141,9 @@ struct Groups {
     if (!side_by_side) split(BLOCK_ROWS * threads);
   }
 
-  // Memory (threads, floats).
-  Tensor memory(int64_t floats, const at::TensorOptions& options) const {
-    return in_large_pages(at::empty({side_by_side ? at::get_num_threads() : 1, floats}, options));
+  // Memory (threads, count).
+  Tensor memory(int64_t count, at::ScalarType type) const {
+    return in_large_pages(at::empty({side_by_side ? at::get_num_threads() : 1, count}, type));
   }
 
   // function(first image, images, thread)
@@ -164,21 +164,24 @@ struct Groups {
   }
 };
 
-// Sums (C, ) of a matrix (R, C) over its rows.
+// Sums (C, ) of a matrix (R, C) over its rows, in float32.
 inline Tensor sum_rows(const Tensor& matrix) {
   const Tensor dense = matrix.contiguous();
   const Slices slices(1, dense.size(0), dense.size(1));
   const int64_t channels = slices.channels;
-  const Tensor sums = slices.sums(dense.options()), out = at::zeros({channels}, dense.options());
-  const auto add_rows = [channels](const float* from, int64_t first, int64_t end, float* sum) {
+  const Tensor sums = slices.sums(), out = at::zeros({channels}, at::kFloat);
+  const auto add_rows = [channels](const auto* from, int64_t first, int64_t end, float* sum) {
     for (int64_t row = first; row < end; ++row) {
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
         add_to(sum + c, load(from + row * channels + c, lanes), lanes);
       });
     }
   };
-  slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
-    add_rows(data(dense), first, end, mutable_data(sums) + slice * channels);
+  with_type(dense.scalar_type(), [&](auto type) {
+    const auto* from = data<decltype(type)>(dense);
+    slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
+      add_rows(from, first, end, mutable_data(sums) + slice * channels);
+    });
   });
   add_rows(data(sums), 0, slices.count, mutable_data(out));
   return out;

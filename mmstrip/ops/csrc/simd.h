@@ -1,8 +1,10 @@
 // Channels side by side in vector registers, and the few things done with them everywhere.
 //
 // Maps are (N, C, H, W) in channels_last memory: pixels x channels. A kernel takes LANES channels of an image at a time.
+// Memory holds float32 or bfloat16, registers hold float32: numbers are rounded once, where they are stored.
 #pragma once
 
+#include <c10/util/BFloat16.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
@@ -15,6 +17,7 @@
 
 namespace mmstrip {
 
+using c10::BFloat16;
 using c10::irange;
 
 #ifdef __AVX512F__
@@ -55,6 +58,41 @@ __attribute__((always_inline)) inline void store(float* to, Lanes lanes, int64_t
 #endif
   }
 }
+
+#ifdef __AVX512F__
+__attribute__((always_inline)) inline Lanes load(const BFloat16* from, int64_t count = LANES) {
+  const __m256i numbers = count == LANES ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))
+                                         : _mm256_maskz_loadu_epi16((1u << count) - 1, from);
+  return (Lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16);
+}
+
+// Rounded to nearest even.
+__attribute__((always_inline)) inline __m256i rounded(Lanes lanes) {
+  return (__m256i)_mm512_cvtneps_pbh((__m512)lanes);
+}
+
+__attribute__((always_inline)) inline void store(BFloat16* to, Lanes lanes, int64_t count = LANES) {
+  if (count == LANES) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded(lanes));
+  } else {
+    _mm256_mask_storeu_epi16(to, (1u << count) - 1, rounded(lanes));
+  }
+}
+
+// LANES pairs of bfloat16: the first of each, and the second.
+inline Lanes first_of(const int32_t* pairs) {
+  return (Lanes)_mm512_slli_epi32(_mm512_loadu_si512(pairs), 16);
+}
+
+inline Lanes second_of(const int32_t* pairs) {
+  return (Lanes)_mm512_and_si512(_mm512_loadu_si512(pairs), _mm512_set1_epi32(0xffff0000));
+}
+
+inline void store_pairs(int32_t* to, Lanes first, Lanes second) {
+  const __m512i upper = _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded(second)), 16);
+  _mm512_storeu_si512(to, _mm512_or_si512(_mm512_cvtepu16_epi32(rounded(first)), upper));
+}
+#endif
 
 // Compilers would rather read memory once for every use.
 inline Lanes in_register(Lanes x) {
@@ -117,9 +155,9 @@ inline void scatter(const Lanes* in, int64_t count, float* out, int64_t row, int
 }
 
 // Copy the lanes of an image into a buffer, pixel (h, w) to h * row + w * column, through a function of (lanes, pixel).
-template <typename Function>
-inline void stage_pixels(const float* image, int64_t height, int64_t width, int64_t channels, int64_t count, Lanes* buffer,
-                  int64_t row, int64_t column, Function function) {
+template <typename T, typename Function>
+inline void stage_pixels(const T* image, int64_t height, int64_t width, int64_t channels, int64_t count, Lanes* buffer,
+                         int64_t row, int64_t column, Function function) {
   const auto copy = [&](auto lanes) __attribute__((always_inline)) {
     for (const auto h : irange(height)) {
       for (const auto w : irange(width)) {

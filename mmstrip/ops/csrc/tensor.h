@@ -1,11 +1,16 @@
 // Tensors: checks of what an operator is given, and maps (N, C, H, W) in channels_last memory.
+//
+// Maps are float32 or bfloat16, and so are all maps of a call. Parameters may be either; kernels read them as float32.
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/BFloat16.h>
 #include <c10/util/irange.h>
+#include <torch/version.h>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -20,6 +25,7 @@
 namespace mmstrip {
 
 using at::Tensor;
+using c10::BFloat16;
 using c10::irange;
 using OptionalTensor = std::optional<Tensor>;
 
@@ -30,14 +36,37 @@ struct BelowAutograd {
   c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
 };
 
+// bfloat16 needs PyTorch's brgemm as it is since 2.7, and a CPU that converts to it.
+#if defined(__AVX512F__) && (TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 7)
+#define MMSTRIP_BFLOAT16
+inline bool takes_bfloat16() {
+  return __builtin_cpu_supports("avx512bf16");
+}
+#else
+inline bool takes_bfloat16() {
+  return false;
+}
+#endif
+
+// function(T()) for the numbers T of a map.
+template <typename Function>
+auto with_type(at::ScalarType type, Function function) {
+#ifdef MMSTRIP_BFLOAT16
+  if (type == at::kBFloat16) return function(BFloat16());
+#endif
+  return function(float());
+}
+
 constexpr int64_t ANY = -1;  // a size that may be any
 
-// Refuse a tensor that is not float32 on the CPU, or not of these sizes.
+// Refuse a tensor that is of another type or on another device than operators take, or not of these sizes.
 inline void check(const Tensor& tensor, const char* name, at::IntArrayRef sizes) {
   TORCH_CHECK(tensor.defined(), name, " is missing");
-  TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.device().is_cpu() && tensor.layout() == at::kStrided &&
-                  !tensor.is_neg() && !tensor._is_zerotensor(),
-              name, " must be a dense float32 tensor on the CPU, but is a ", tensor.toString(), " on ", tensor.device());
+  const bool known = tensor.scalar_type() == at::kFloat || (takes_bfloat16() && tensor.scalar_type() == at::kBFloat16);
+  TORCH_CHECK(known && tensor.device().is_cpu() && tensor.layout() == at::kStrided && !tensor.is_neg() &&
+                  !tensor._is_zerotensor(),
+              name, " must be a dense float32 ", takes_bfloat16() ? "or bfloat16 " : "", "tensor on the CPU, but is a ",
+              tensor.toString(), " on ", tensor.device());
   bool fits = tensor.dim() == static_cast<int64_t>(sizes.size());
   for (const auto i : irange(sizes.size())) fits = fits && (sizes[i] == ANY || tensor.size(i) == sizes[i]);
   if (fits) return;
@@ -48,10 +77,10 @@ inline void check(const Tensor& tensor, const char* name, at::IntArrayRef sizes)
   TORCH_CHECK(false, name, " must be of shape [", allowed.str(), "], but is of ", tensor.sizes());
 }
 
-// The same, made contiguous: what kernels read through a pointer.
+// A parameter, contiguous and in float32: what kernels read through a pointer.
 inline Tensor checked(const Tensor& tensor, const char* name, at::IntArrayRef sizes) {
   check(tensor, name, sizes);
-  return tensor.contiguous();
+  return tensor.to(at::kFloat).contiguous();
 }
 
 inline OptionalTensor checked(const OptionalTensor& tensor, const char* name, at::IntArrayRef sizes) {
@@ -63,6 +92,12 @@ inline Tensor checked_map(const Tensor& map, const char* name, at::IntArrayRef s
   check(map, name, sizes);
   TORCH_CHECK(map.numel() > 0, name, " must not be empty, but is of shape ", map.sizes());
   return map.contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+// Pixels x channels of a map, or what a forward pass saved of its type.
+inline Tensor checked_rows(const Tensor& rows, const char* name, at::IntArrayRef sizes) {
+  check(rows, name, sizes);
+  return rows.contiguous();
 }
 
 // Memory beyond this is always fresh from the system, which clears it page by page as it is touched: in large pages that
@@ -101,12 +136,20 @@ inline Tensor pixels(const Tensor& map) {
   return map.as_strided({map.numel() / channels, channels}, {channels, 1});
 }
 
-inline const float* data(const Tensor& tensor) {
-  return tensor.const_data_ptr<float>();
+// Refuses a tensor of another type.
+template <typename T = float>
+inline const T* data(const Tensor& tensor) {
+  return tensor.const_data_ptr<T>();
 }
 
-inline float* mutable_data(const Tensor& tensor) {
-  return tensor.mutable_data_ptr<float>();
+template <typename T = float>
+inline T* mutable_data(const Tensor& tensor) {
+  return tensor.mutable_data_ptr<T>();
+}
+
+// Options of what is summed up, and of parameters' gradients.
+inline at::TensorOptions in_float32(const Tensor& like) {
+  return like.options().dtype(at::kFloat);
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) {
