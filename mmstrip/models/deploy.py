@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..ops.dispatch import identity, is_stock, is_untouched, layer_norm, linear, native_may_run, pointwise
+from ..ops.dispatch import Types, identity, is_stock, is_untouched, layer_norm, linear, native_types, pointwise
 from .channel_mixing import RESPONSE_NORM, ChannelMixingBlock
 from .strip_mixing import BRANCHES, POSITION, STRIP_LAYER, CascadeGroupStripMixing, StripMixingBlock
 from .windows import counts_and_strides
@@ -77,7 +77,7 @@ def _is_foldable(key: str, layer: nn.Module | None) -> bool:
         return False
     if key in BOXES:
         return type(layer) is BOXES[key] and 'forward' not in layer.__dict__
-    return FOLDED[key].fits(layer, native=False) if key in FOLDED else is_untouched(layer)
+    return FOLDED[key].fits(layer) if key in FOLDED else is_untouched(layer)
 
 
 def _fold_strip_mixing(mixing: StripMixingBlock) -> None:
@@ -135,12 +135,14 @@ class PackedStage:
     Args:
         stage: Of blocks that are as they were folded.
         tensors: Those of each block, in the order of the operator.
+        dtype: Of the maps, as which weights are packed.
     """
 
-    def __init__(self, stage: nn.Sequential, tensors: list[list[Tensor]]):
+    def __init__(self, stage: nn.Sequential, tensors: list[list[Tensor]], dtype: torch.dtype):
+        self.dtype = dtype
         blocks = list(stage)  # with those that stand there twice
         self.extent = blocks[0].strip_mixing.branches['cgsmm'].extent
-        self.operator = torch.classes.mmstrip.Stage(tensors, [_eps(block) for block in blocks])
+        self.operator = torch.classes.mmstrip.Stage(tensors, [_eps(block) for block in blocks], dtype)
         self.blocks = dict(stage._modules)  # not the stage itself, whose end is to be noticed
         self.states = [(module, type(module), _state(module)) for block in blocks for module in block.modules()]
         self.kinds = {kind: dict(vars(kind)) for _, kind, _ in self.states}
@@ -175,42 +177,43 @@ def packed_stage(stage: nn.Sequential, x: Tensor) -> PackedStage | None:
 
     Weights are packed at the first call, and again when something has changed.
     """
-    if not native_may_run(x):
+    types = native_types(x)
+    if not types:
         return None
     if torch.is_grad_enabled() and (x.requires_grad or any(value.requires_grad for value in stage.parameters())):
         return None
     packed = _packed.get(stage)
-    if packed is None or not packed.is_current(stage):
-        packed = _packed[stage] = _pack(stage)
+    if packed is None or packed.dtype is not x.dtype or not packed.is_current(stage):
+        packed = _packed[stage] = _pack(stage, types, x.dtype)
     too_small = packed and any(length < side for length, side in zip(x.shape[2:], packed.extent))
     return None if too_small else packed
 
 
-def _pack(stage: nn.Sequential) -> PackedStage | None:
-    if not all(_is_packable(block) for block in stage):
+def _pack(stage: nn.Sequential, types: Types, dtype: torch.dtype) -> PackedStage | None:
+    if not all(_is_packable(block, types) for block in stage):
         return None
     extents = {block.strip_mixing.branches['cgsmm'].extent for block in stage}
-    return PackedStage(stage, [_tensors(block) for block in stage]) if len(extents) == 1 else None
+    return PackedStage(stage, [_tensors(block) for block in stage], dtype) if len(extents) == 1 else None
 
 
-def _is_packable(block: nn.Module) -> bool:
+def _is_packable(block: nn.Module, types: Types) -> bool:
     """Whether the operator computes what calling a block of the deploy form does."""
-    if not (is_stock(block, 'add_branch') and is_stock(block, 'forward') and is_untouched(block)):
+    if not (is_stock(block, 'add_branch', types) and is_stock(block, 'forward', types) and is_untouched(block)):
         return False
     strips, channels = block.strip_mixing, block.channel_mixing
-    if not all(is_untouched(box) and is_stock(box, 'forward') for box in (strips, channels)):
+    if not all(is_untouched(box) and is_stock(box, 'forward', types) for box in (strips, channels)):
         return False
     if tuple(strips.branches) != BRANCHES or block.drop_path.training or strips.depthwise[0].training:
         return False
     cgsmm, lsmm = strips.branches.values()
     if not (is_untouched(cgsmm) and cgsmm.cascade):
         return False
-    if not all(is_stock(cgsmm, method) for method in ('forward', 'mix_window', 'fuse')):
+    if not all(is_stock(cgsmm, method, types) for method in ('forward', 'mix_window', 'fuse')):
         return False
-    if not (is_untouched(lsmm) and is_stock(lsmm, 'forward')):
+    if not (is_untouched(lsmm) and is_stock(lsmm, 'forward', types)):
         return False
     left_out = strips.project[1], cgsmm.norm, cgsmm.position_row, cgsmm.position_column, cgsmm.fuse_column
-    folded = all(identity.fits(layer, native=True) for layer in left_out) and channels.norm.weight is None
+    folded = all(identity.fits(layer) for layer in left_out) and channels.norm.weight is None
     maps = cgsmm.row.bias.dim() == cgsmm.column.bias.dim() == 3
     return folded and maps and channels.grn.beta is None and cgsmm.fuse_row.bias is not None
 

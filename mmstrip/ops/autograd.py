@@ -41,7 +41,10 @@ def reference_gradients(
     Returns:
         One for each input, None where it is not required.
     """
-    with torch.enable_grad():
+    # Maps in half precision beside parameters in float32 were computed under autocast.
+    types = {tensor.dtype for tensor in inputs if tensor is not None}
+    lowest = min(types, key=lambda dtype: dtype.itemsize)
+    with torch.enable_grad(), torch.autocast(grads[0].device.type, lowest, enabled=len(types) > 1):
         # Views: the gradient of an input must not include what reaches it through another input's graph.
         leaves = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
         outputs = reference(*leaves)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .channel_mlp import channel_mlp, gelu_response_norm_linear
 from .depthwise import depthwise, norm_gelu_depthwise
-from .dispatch import native_may_run
+from .dispatch import native_types
 from .local_strips import local_strips
 from .norm_gelu import norm_gelu
 from .pointwise import pointwise, pointwise_norm_gelu
@@ -58,7 +58,7 @@ def strip_mixing(block: nn.Module, x: Tensor) -> Tensor:
     conv, norm, _ = block.project
     parts = pointwise_norm_gelu((x,), conv, norm, chunks=len(block.branches))
     mixed = [branch(part) for branch, part in zip(block.branches.values(), parts)]
-    if not native_may_run(*mixed):  # a branch of one's own may give another dtype
+    if not native_types(*mixed):  # a branch of one's own may give another dtype
         return block.fuse(torch.cat(mixed, dim=1))
     return pointwise(mixed, block.fuse.weight)
 

@@ -19,8 +19,10 @@ from . import extension
 IMPLEMENTATIONS = ('reference', 'recompute', 'native')
 PLAIN = (Tensor, nn.Parameter)
 CONTAINERS = (nn.Sequential, nn.ModuleDict)
+Types = tuple[torch.dtype, ...]
 
 _missing = extension.load()  # None, or why there are no operators
+_takes_bfloat16 = _missing is None and torch.ops.mmstrip.takes_bfloat16()
 _best = 'native'
 
 
@@ -30,10 +32,13 @@ def available() -> tuple[str, ...]:
 
 
 def status() -> str:
-    """One sentence on the compiled operators: that they run and for which instructions, or why they do not."""
-    if _missing is None:
-        return f'the compiled operators are loaded ({extension.variant()}) and run float32 maps on CPUs'
-    return f'no compiled operators, the network is slower on CPUs: {_missing}'
+    """One sentence on the compiled operators: what they run and for which instructions, or why they do not."""
+    if _missing is not None:
+        return f'no compiled operators, the network is slower on CPUs: {_missing}'
+    loaded = f'the compiled operators are loaded ({extension.variant()}) and run float32'
+    if _takes_bfloat16:
+        return f'{loaded} and bfloat16 maps on CPUs'
+    return f'{loaded} maps on CPUs; bfloat16 takes the reference, as it needs AVX512-BF16 and PyTorch 2.7'
 
 
 @contextmanager
@@ -75,9 +80,10 @@ def fused(native: Callable, recompute: Callable | None = None, **layers) -> Call
     def decorate(reference: Callable) -> Callable:
         @functools.wraps(reference)
         def method(box: nn.Module, *maps: Tensor) -> Tensor:
-            if native_may_run(*maps) and is_stock(box, reference.__name__):
+            types = native_types(*maps)
+            if types and is_stock(box, reference.__name__, types):
                 return native(box, *maps)
-            if recompute and _recompute_may_run(*maps) and is_stock(box, reference.__name__, native=False):
+            if recompute and _recompute_may_run(*maps) and is_stock(box, reference.__name__):
                 return recompute(box, *maps)
             return reference(box, *maps)
 
@@ -93,22 +99,22 @@ def relied_on(method: Callable) -> Callable:
     return method
 
 
-def is_stock(box: nn.Module, method: str, native: bool = True) -> bool:
+def is_stock(box: nn.Module, method: str, types: Types | None = None) -> bool:
     """Whether an implementation may run in place of a method of a box.
 
     Args:
         box: A module.
         method: Name of a method that is decorated by :func:`fused` or :func:`relied_on`.
-        native: For operators, which take float32 parameters on CPUs.
+        types: What parameters must be of, on CPUs, as operators read them. Any will do by default.
     """
     function = type(box).__dict__.get(method)  # not inherited: a subclass may change what the method calls
     layers = getattr(function, 'layers', None)
     if layers is None or method in box.__dict__:
         return False
     for tensor in box._parameters.values():
-        if tensor is not None and not _is_plain(tensor, native):
+        if tensor is not None and not _is_plain(tensor, types):
             return False
-    return all(_is_as_expected(box._modules.get(name), layer, native) for name, layer in layers.items())
+    return all(_is_as_expected(box._modules.get(name), layer, types) for name, layer in layers.items())
 
 
 def _is_ordinary(*maps: Tensor) -> bool:
@@ -134,17 +140,35 @@ def in_channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def native_may_run(*maps: Tensor) -> bool:
-    """Whether the operators take these maps: ordinary ones, in float32 on CPUs, outside of autocast."""
+def native_types(*maps: Tensor) -> Types:
+    """What parameters of layers may be of beside these maps, for operators to run in their place.
+
+    Operators take ordinary maps on CPUs, in float32 outside of autocast, or in bfloat16.
+
+    Returns:
+        Nothing where the operators do not run.
+    """
+    dtype = maps[0].dtype
+    types = _parameter_types(dtype)
     for x in maps:
-        if type(x) not in PLAIN or x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided:
-            return False
-    if _best != 'native' or torch.is_autocast_enabled('cpu') or not _is_ordinary(*maps):
-        return False
+        if type(x) not in PLAIN or x.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided:
+            return ()
+    if not types or _best != 'native' or not _is_ordinary(*maps):
+        return ()
     if _missing is not None:
         _warn_once()
-        return False
-    return True
+        return ()
+    return types
+
+
+def _parameter_types(dtype: torch.dtype) -> Types:
+    autocast = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else None
+    if dtype is torch.float32 and autocast is None:
+        return (torch.float32,)
+    if dtype is not torch.bfloat16 or not _takes_bfloat16 or not torch._C._get_mkldnn_enabled():
+        return ()
+    # What the reference would refuse, layers of another type, is left to it.
+    return {None: (torch.bfloat16,), torch.bfloat16: (torch.float32, torch.bfloat16)}.get(autocast, ())
 
 
 @functools.cache
@@ -173,26 +197,27 @@ class Layer:
         self.kind, self.tensors, self.optional, self.accepts = kind, set(tensors), {*tensors, *optional}, accepts
         self.forward = kind.forward
 
-    def fits(self, layer: nn.Module, native: bool) -> bool:
+    def fits(self, layer: nn.Module, types: Types | None = None) -> bool:
+        """With ``types`` as of :func:`is_stock`."""
         known = type(layer) is self.kind and self.kind.forward is self.forward and is_untouched(layer)
-        return known and self._holds(layer, native) and self.accepts(layer)
+        return known and self._holds(layer, types) and self.accepts(layer)
 
-    def _holds(self, layer: nn.Module, native: bool) -> bool:
+    def _holds(self, layer: nn.Module, types: Types | None) -> bool:
         found = set()
         for tensors in (layer._parameters, layer._buffers):
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue
-                if not _is_plain(tensor, native):
+                if not _is_plain(tensor, types):
                     return False
                 found.add(name)
         return self.tensors <= found <= self.optional
 
 
-def _is_plain(tensor: Tensor, native: bool) -> bool:
+def _is_plain(tensor: Tensor, types: Types | None) -> bool:
     if type(tensor) not in PLAIN:
         return False
-    return not native or (tensor.is_cpu and (tensor.dtype is torch.float32 or not tensor.is_floating_point()))
+    return types is None or (tensor.is_cpu and (tensor.dtype in types or not tensor.is_floating_point()))
 
 
 def is_untouched(module: nn.Module) -> bool:
@@ -209,17 +234,17 @@ def is_untouched(module: nn.Module) -> bool:
     )
 
 
-def _is_as_expected(layer: nn.Module | None, expected, native: bool) -> bool:
+def _is_as_expected(layer: nn.Module | None, expected, types: Types | None) -> bool:
     """Whether a layer is what is expected: a Layer, one of several, or a container of layers by their names."""
     if layer is None:
         return False
     if isinstance(expected, Layer):
-        return expected.fits(layer, native)
+        return expected.fits(layer, types)
     if isinstance(expected, tuple):
-        return any(_is_as_expected(layer, one, native) for one in expected)
+        return any(_is_as_expected(layer, one, types) for one in expected)
     if type(layer) not in CONTAINERS or not is_untouched(layer) or list(layer._modules) != list(expected):
         return False
-    return all(_is_as_expected(layer._modules[name], layers, native) for name, layers in expected.items())
+    return all(_is_as_expected(layer._modules[name], layers, types) for name, layers in expected.items())
 
 
 def sequence(*layers) -> dict:

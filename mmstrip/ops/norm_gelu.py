@@ -12,6 +12,7 @@ def reference(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None = None, variance: Tensor | None = None, eps: float = 0
 ) -> Tensor:
     """GELU of BN of (N, C, H, W), with statistics (C, ) or, without them, those of x."""
+    mean, variance = [None if value is None else value.to(weight.dtype) for value in (mean, variance)]
     return F.gelu(F.batch_norm(x, mean, variance, weight, bias, training=mean is None, eps=eps))
 
 

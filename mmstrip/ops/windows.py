@@ -9,21 +9,21 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .autograd import is_batched, reference_gradients
-from .dispatch import native_may_run
+from .dispatch import native_types
 
 operators = torch.ops.mmstrip
 
 
 def split_windows(x: Tensor, extent, counts, strides) -> Tensor:
     """Cut (N, C, H, W), no smaller than a window, into (N * rows * columns, C, *extent)."""
-    if native_may_run(x):
+    if native_types(x):
         return _SplitWindows.apply(x, extent, counts, strides, False)
     return split_reference(x, extent, counts, strides)
 
 
 def merge_windows(x: Tensor, size, counts, strides) -> Tensor:
     """Put windows back into a map (N, C, *size); a token in two windows of an axis is their mean."""
-    if native_may_run(x):
+    if native_types(x):
         return _MergeWindows.apply(x, size, counts, strides, True)
     return merge_reference(x, size, counts, strides)
 
