@@ -4,6 +4,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/native_layer_norm.h>
 #include <ATen/ops/native_layer_norm_backward.h>
+#include <ATen/ops/ones.h>
 #include <torch/library.h>
 
 #include <numeric>
@@ -27,8 +28,7 @@ void check_weights(const Tensor& expand, const Tensor& reduce, int64_t channels)
 // The bias of the second linear layer with what its weight makes of beta.
 Tensor shifted_bias(const Tensor& bias, const Tensor& weight, const OptionalTensor& beta) {
   const Tensor dense = checked(bias, "reduce_bias", {weight.size(0)});
-  if (beta) check(*beta, "beta", {weight.size(1)});
-  return beta ? at::addmv(dense, weight, *beta) : dense;
+  return beta ? at::addmv(dense, weight.to(at::kFloat), checked(*beta, "beta", {weight.size(1)})) : dense;
 }
 
 Slices slices_of(const Tensor& x, int64_t images) {
@@ -47,16 +47,17 @@ Tensor sum_slices(const Tensor& sums) {
   return out;
 }
 
-// y = gelu(x + shift) of rows (R, C), and the sums of its squares for each image, (N, C).
+// y = gelu(x + shift) of rows (R, C) of T, and the sums of its squares for each image, (N, C).
+template <typename T>
 Tensor gelu_square_sum(const Tensor& x, const Tensor& shift, const Tensor& y, int64_t images) {
   const Slices slices = slices_of(x, images);
-  const Tensor sums = slices.sums(x.options());
+  const Tensor sums = slices.sums();
   const int64_t channels = slices.channels;
   const float* b = data(shift);
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
     float* sum = mutable_data(sums) + slice * channels;
-    const float* from = data(x) + first * channels;
-    float* to = mutable_data(y) + first * channels;
+    const T* from = data<T>(x) + first * channels;
+    T* to = mutable_data<T>(y) + first * channels;
     for (int64_t row = first; row < end; ++row, from += channels, to += channels) {
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Lanes value = gelu(load(from + c, lanes) + load(b + c, lanes));
@@ -88,39 +89,42 @@ Tensor response_factor(const Tensor& norm, const Tensor& gamma, double eps) {
 }
 
 // A row of C channels times a factor each, in place.
-void scale_row(float* row, const float* factor, int64_t channels) {
+template <typename T>
+void scale_row(T* row, const float* factor, int64_t channels) {
   for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
     store(row + c, load(row + c, lanes) * load(factor + c, lanes), lanes);
   });
 }
 
-// Rows (R, C) times the factor (N, C) of their image, in place.
+// Rows (R, C) of T times the factor (N, C) of their image, in place.
+template <typename T>
 void scale_rows(const Tensor& x, const Tensor& factor) {
   const Slices slices = slices_of(x, factor.size(0));
   const int64_t channels = slices.channels;
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
     const float* times = data(factor) + slice / slices.per_image * channels;
-    float* rows = mutable_data(x);
+    T* rows = mutable_data<T>(x);
     for (const auto row : irange(first, end)) scale_row(rows + row * channels, times, channels);
   });
 }
 
-// Rows of C channels through LayerNorm.
-void layer_norm(const float* from, int64_t rows, int64_t channels, const LayerNorm& norm, float* to) {
+// Rows of C channels through LayerNorm; `row` is memory for one of them.
+template <typename T>
+void layer_norm(const T* from, int64_t rows, int64_t channels, const LayerNorm& norm, float* row, T* to) {
   const float* weight = norm.weight ? data(*norm.weight) : nullptr;
   const float* bias = norm.bias ? data(*norm.bias) : nullptr;
-  for (int64_t row = 0; row < rows; ++row, from += channels, to += channels) {
+  for (int64_t i = 0; i < rows; ++i, from += channels, to += channels) {
     Lanes sum{}, square{};
     for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) { sum += load(from + c, lanes); });
     const float mean = sum_of(sum) / channels;
     for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-      store(to + c, load(from + c, lanes) - mean, lanes);
-      const Lanes distance = load(to + c, lanes);  // 0 after the last channel
+      store(row + c, load(from + c, lanes) - mean, lanes);
+      const Lanes distance = load(row + c, lanes);  // 0 after the last channel
       square += distance * distance;
     });
     const float inverse = 1.0f / std::sqrt(sum_of(square) / channels + float(norm.eps));
     for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-      Lanes value = load(to + c, lanes) * inverse;
+      Lanes value = load(row + c, lanes) * inverse;
       if (weight) value *= load(weight + c, lanes);
       if (bias) value += load(bias + c, lanes);
       store(to + c, value, lanes);
@@ -130,18 +134,20 @@ void layer_norm(const float* from, int64_t rows, int64_t channels, const LayerNo
 
 }  // namespace
 
-ChannelMLP::ChannelMLP(const LayerNorm& norm, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
-                       const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias)
+ChannelMLP::ChannelMLP(at::ScalarType type, const LayerNorm& norm, const Tensor& expand, const Tensor& expand_bias,
+                       const Tensor& gamma, const OptionalTensor& beta, double eps, const Tensor& reduce,
+                       const Tensor& reduce_bias)
     : norm_{checked(norm.weight, "norm_weight", {expand.size(1)}), checked(norm.bias, "norm_bias", {expand.size(1)}),
             norm.eps},
-      expand_(expand),
-      reduce_(reduce),
+      expand_(expand, type),
+      reduce_(reduce, type),
       expand_bias_(checked(expand_bias, "expand_bias", {expand.size(0)})),
       gamma_(checked(gamma, "gamma", {expand.size(0)})),
       bias_(shifted_bias(reduce_bias, reduce, beta)),
       eps_(eps) {}
 
-// One run of it, images or groups of them at a time.
+// One run of it on a map of T, images or groups of them at a time.
+template <typename T>
 class ChannelMLP::Run {
  public:
   Run(const ChannelMLP& mlp, const Tensor& x, const OptionalTensor& residual, const Tensor& out)
@@ -152,16 +158,16 @@ class ChannelMLP::Run {
         outputs_(mlp.reduce_.outputs),
         groups_(x.size(0), pixels_),
         scale_weights_(groups_.size == 1 && pixels_ > outputs_),
-        x_(data(x)),
-        residual_(residual ? data(*residual) : nullptr),
-        out_(mutable_data(out)),
-        memory_(groups_.memory(groups_.size * pixels_ * hidden_, x.options())),
-        scaled_(groups_.memory(scale_weights_ ? mlp.reduce_.size() : 0, x.options())) {}
+        x_(data<T>(x)),
+        residual_(residual ? data<T>(*residual) : nullptr),
+        out_(mutable_data<T>(out)),
+        memory_(groups_.memory(groups_.size * pixels_ * hidden_, x.scalar_type())),
+        scaled_(groups_.memory(scale_weights_ ? mlp.reduce_.vectors() * LANES : 0, at::kFloat)) {}
 
   void run() const {
     groups_.for_each([&](int64_t image, int64_t images, int64_t thread) {
       const BelowAutograd guard;  // threads do not inherit it
-      float* rows = mutable_data(memory_) + thread * memory_.size(1);
+      T* rows = mutable_data<T>(memory_) + thread * memory_.size(1);
       std::vector<int64_t> place;  // of each row, where the numbers of its image begin
       for (const auto i : irange(images)) place.insert(place.end(), pixels_, i * hidden_);
       const Tensor factor = expand(image, images, place, rows);
@@ -171,26 +177,29 @@ class ChannelMLP::Run {
 
  private:
   // Some images up to GELU, into `rows`; gives GRN's factor (images, E).
-  Tensor expand(int64_t image, int64_t images, const std::vector<int64_t>& place, float* rows) const {
+  Tensor expand(int64_t image, int64_t images, const std::vector<int64_t>& place, T* rows) const {
     const RowBlocks blocks(place.size(), hidden_);
     const int64_t spanned = std::min(images, (blocks.size - 2 + pixels_) / pixels_ + 1);  // images of a block, at most
-    const Tensor squares = at::zeros({blocks.count, spanned, hidden_}, memory_.options());
+    const Tensor squares = at::zeros({blocks.count, spanned, hidden_}, at::kFloat);
     float* sums = mutable_data(squares);
-    const float *from = x_ + image * pixels_ * channels_, *bias = data(mlp_.expand_bias_);
+    const T* from = x_ + image * pixels_ * channels_;
+    const float* bias = data(mlp_.expand_bias_);
     blocks.for_each([&](int64_t block, int64_t begin, int64_t end, int64_t part) {
-      const int64_t size = (end - begin) * channels_ / LANES + 1;
-      Workspace workspace(size);
-      float* normed = reinterpret_cast<float*>(workspace.take(size));
-      layer_norm(from + begin * channels_, end - begin, channels_, mlp_.norm_, normed);
+      const int64_t size = (end - begin) * channels_ * sizeof(T) / sizeof(Lanes) + 1, row_size = divide_up(channels_, LANES);
+      Workspace workspace(size + row_size);
+      T* normed = reinterpret_cast<T*>(workspace.take(size));
+      layer_norm(from + begin * channels_, end - begin, channels_, mlp_.norm_,
+                 reinterpret_cast<float*>(workspace.take(row_size)), normed);
       const int64_t first = block * spanned * hidden_ - place[begin];
-      multiply_rows({{normed, channels_, mlp_.expand_.block(0), channels_}}, 0, end - begin, hidden_, part, blocks.parts,
+      const Operand<T> operand{normed, channels_, mlp_.expand_.template packed<T>(), channels_};
+      multiply_rows(at::ArrayRef<Operand<T>>(operand), 0, end - begin, hidden_, part, blocks.parts,
                     [&](int64_t row, int64_t c, Lanes value, int64_t count) {
                       const Lanes y = gelu(value + load(bias + c, count));
                       store(rows + (begin + row) * hidden_ + c, y, count);
                       add_to(sums + (first + place[begin + row] + c), y * y, count);
                     });
     });
-    const Tensor all = at::zeros({images, hidden_}, memory_.options());
+    const Tensor all = at::zeros({images, hidden_}, at::kFloat);
     for (const auto block : irange(blocks.count)) {
       const int64_t begin = block * blocks.size, end = std::min(begin + blocks.size, blocks.rows);
       const float* sum = sums + block * spanned * hidden_;
@@ -201,13 +210,14 @@ class ChannelMLP::Run {
   }
 
   // The rest: GRN's factor comes to the weights, in `scaled`, where there are fewer of them than pixels.
-  void reduce(int64_t image, const std::vector<int64_t>& place, float* rows, const float* factor, float* scaled) const {
-    const Lanes* weights = mlp_.reduce_.block(0);
+  void reduce(int64_t image, const std::vector<int64_t>& place, T* rows, const float* factor, float* scaled) const {
+    const Packed<T>* weights = mlp_.reduce_.template packed<T>();
     const float* bias = data(mlp_.bias_);
     if (scale_weights_) {
-      mlp_.reduce_.scale(factor, reinterpret_cast<Lanes*>(scaled));
-      weights = reinterpret_cast<const Lanes*>(scaled);
+      mlp_.reduce_.scale(factor, reinterpret_cast<Packed<T>*>(scaled));
+      weights = reinterpret_cast<const Packed<T>*>(scaled);
     }
+    const Operand<T> operand{rows, hidden_, weights, hidden_};
     const RowBlocks blocks(place.size(), outputs_);
     const auto scale = [&](int64_t begin, int64_t end) {
       for (const auto row : irange(begin, end)) scale_row(rows + row * hidden_, factor + place[row], hidden_);
@@ -216,7 +226,7 @@ class ChannelMLP::Run {
     if (scale_first) at::parallel_for(0, blocks.rows, 1, scale);
     blocks.for_each([&](int64_t, int64_t begin, int64_t end, int64_t part) {
       if (!scale_weights_ && !scale_first) scale(begin, end);
-      multiply_rows({{rows, hidden_, weights, hidden_}}, begin, end, outputs_, part, blocks.parts,
+      multiply_rows(at::ArrayRef<Operand<T>>(operand), begin, end, outputs_, part, blocks.parts,
                     [&](int64_t row, int64_t c, Lanes value, int64_t count) {
                       const int64_t at = (image * pixels_ + row) * outputs_ + c;
                       value += load(bias + c, count);
@@ -230,18 +240,23 @@ class ChannelMLP::Run {
   const int64_t pixels_, channels_, hidden_, outputs_;
   const Groups groups_;
   const bool scale_weights_;
-  const float *x_, *residual_;
-  float* const out_;
+  const T *x_, *residual_;
+  T* const out_;
   const Tensor memory_, scaled_;
 };
 
 Tensor ChannelMLP::run(const Tensor& x, const OptionalTensor& residual, Tensor out) const {
   if (!out.defined()) out = empty_map(x, reduce_.outputs);
-  Run(*this, x, residual, out).run();
+  with_type(x.scalar_type(), [&](auto type) { Run<decltype(type)>(*this, x, residual, out).run(); });
   return out;
 }
 
 namespace {
+
+// Beside weights in float32 PyTorch's LayerNorm has its statistics in float32 too.
+Tensor weight_or_ones(const OptionalTensor& weight, int64_t channels) {
+  return weight ? *weight : at::ones({channels}, at::kFloat);
+}
 
 Tensor channel_mlp(const Tensor& input, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                    double norm_eps, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
@@ -249,7 +264,7 @@ Tensor channel_mlp(const Tensor& input, const OptionalTensor& norm_weight, const
   const BelowAutograd guard;
   const Tensor x = checked_map(input, "x");
   check_weights(expand, reduce, x.size(1));
-  return ChannelMLP({norm_weight, norm_bias, norm_eps}, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias)
+  return ChannelMLP(x.scalar_type(), {norm_weight, norm_bias, norm_eps}, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias)
       .run(x);
 }
 
@@ -267,28 +282,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> channel_mlp_forward(
   const Tensor expand_bias = checked(bias, "expand_bias", {expand.size(0)});
   const Tensor gamma = checked(grn_gamma, "gamma", {expand.size(0)});
   const Tensor shifted = shifted_bias(reduce_bias, reduce, beta), out = empty_map(x, reduce.size(0));
-  const auto [rows, mean, inverse] = at::native_layer_norm(pixels(x), {channels}, weight, offset, norm_eps);
-  const Tensor hidden = rows.mm(expand.t()), y = at::empty_like(hidden);
-  const Tensor norm = response_norm(gelu_square_sum(hidden, expand_bias, y, x.size(0)));
-  scale_rows(y, response_factor(norm, gamma, eps));
+  const auto [rows, mean, inverse] = at::native_layer_norm(pixels(x), {channels}, weight_or_ones(weight, channels), offset, norm_eps);
+  const Tensor hidden = rows.mm(expand.to(x.scalar_type()).t()), y = at::empty_like(hidden);
+  const Tensor norm = with_type(x.scalar_type(), [&, hidden = hidden](auto type) {
+    using T = decltype(type);
+    const Tensor norm = response_norm(gelu_square_sum<T>(hidden, expand_bias, y, x.size(0)));
+    scale_rows<T>(y, response_factor(norm, gamma, eps));
+    return norm;
+  });
   Tensor to = pixels(out);
-  at::addmm_out(to, shifted, y, reduce.t());
+  at::addmm_out(to, shifted.to(x.scalar_type()), y, reduce.to(x.scalar_type()).t());
   return {out, rows, mean, inverse, hidden, norm};
 }
 
-// Of y = gelu(x + shift): y * factor (N, C) if `scaled`, and the sums of y * grad (N, C) if there is a gradient.
+// Of y = gelu(x + shift), all of T: y * factor (N, C) if `scaled`, and the sums of y * grad (N, C) if there is a gradient.
+template <typename T>
 std::tuple<Tensor, Tensor> gelu_scale(const Tensor& x, const Tensor& shift, const Tensor& factor, const Tensor& grad,
                                       bool scaled) {
   const Slices slices = slices_of(x, factor.size(0));
   const Tensor out = scaled ? at::empty_like(x) : Tensor();
-  const Tensor sums = grad.defined() ? slices.sums(x.options()) : Tensor();
+  const Tensor sums = grad.defined() ? slices.sums() : Tensor();
   const int64_t channels = slices.channels;
   const float* b = data(shift);
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
     const float* times = data(factor) + slice / slices.per_image * channels;
-    const float* from = data(x);
-    const float* grad_out = grad.defined() ? data(grad) : nullptr;
-    float* to = scaled ? mutable_data(out) : nullptr;
+    const T* from = data<T>(x);
+    const T* grad_out = grad.defined() ? data<T>(grad) : nullptr;
+    T* to = scaled ? mutable_data<T>(out) : nullptr;
     float* sum = grad.defined() ? mutable_data(sums) + slice * channels : nullptr;
     for (int64_t row = first; row < end; ++row) {
       const int64_t offset = row * channels;
@@ -302,19 +322,20 @@ std::tuple<Tensor, Tensor> gelu_scale(const Tensor& x, const Tensor& shift, cons
   return {out, grad.defined() ? sum_slices(sums) : Tensor()};
 }
 
-// Gradient of x, in place of grad: (grad * factor + y * y_slope) * gelu'(x + shift), and its sums (C, ).
+// Gradient of x of T, in place of grad: (grad * factor + y * y_slope) * gelu'(x + shift), and its sums (C, ).
+template <typename T>
 Tensor gelu_scale_backward(const Tensor& grad, const Tensor& x, const Tensor& shift, const Tensor& factor,
                            const Tensor& y_slope) {
   const Slices slices = slices_of(x, factor.size(0));
-  const Tensor sums = slices.sums(x.options());
+  const Tensor sums = slices.sums();
   const int64_t channels = slices.channels;
   const float* b = data(shift);
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
     float* sum = mutable_data(sums) + slice * channels;
     const float* times = data(factor) + slice / slices.per_image * channels;
     const float* slope = data(y_slope) + slice / slices.per_image * channels;
-    const float* from = data(x) + first * channels;
-    float* to = mutable_data(grad) + first * channels;
+    const T* from = data<T>(x) + first * channels;
+    T* to = mutable_data<T>(grad) + first * channels;
     for (int64_t row = first; row < end; ++row, from += channels, to += channels) {
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Lanes value = load(from + c, lanes) + load(b + c, lanes);
@@ -355,21 +376,23 @@ std::tuple<Tensor, Tensor> response_backward(const Tensor& product, const Tensor
 
 // Gradients of the map, LayerNorm's weight and bias, expand and its bias, gamma, beta, reduce and its bias.
 std::vector<Tensor> channel_mlp_backward(const Tensor& grad_out, const Tensor& input, const OptionalTensor& norm_weight,
-                                         const OptionalTensor& norm_bias, const Tensor& expand, const Tensor& bias,
-                                         const Tensor& grn_gamma, const OptionalTensor& beta, double eps,
-                                         const Tensor& reduce, const Tensor& saved_rows, const Tensor& saved_mean,
+                                         const OptionalTensor& norm_bias, const Tensor& expand_weight,
+                                         const Tensor& bias, const Tensor& grn_gamma, const OptionalTensor& grn_beta,
+                                         double eps, const Tensor& reduce_weight, const Tensor& saved_rows, const Tensor& saved_mean,
                                          const Tensor& saved_inverse, const Tensor& saved_hidden, const Tensor& saved_norm,
                                          std::array<bool, 9> required) {
   const BelowAutograd guard;
   const Tensor x = checked_map(input, "x");
   const int64_t images = x.size(0), channels = x.size(1), count = x.numel() / channels;
-  check_weights(expand, reduce, channels);
-  const int64_t width = expand.size(0);
+  check_weights(expand_weight, reduce_weight, channels);
+  const int64_t width = expand_weight.size(0);
+  const Tensor expand = expand_weight.to(x.scalar_type()), reduce = reduce_weight.to(x.scalar_type());
   const auto weight = checked(norm_weight, "norm_weight", {channels}), offset = checked(norm_bias, "norm_bias", {channels});
   const Tensor expand_bias = checked(bias, "expand_bias", {width}), gamma = checked(grn_gamma, "gamma", {width});
-  if (beta) check(*beta, "beta", {width});
+  const OptionalTensor beta = checked(grn_beta, "beta", {width});
   const Tensor map = checked_map(grad_out, "grad", {images, reduce.size(0), x.size(2), x.size(3)}), grad = pixels(map);
-  const Tensor rows = checked(saved_rows, "rows", {count, channels}), hidden = checked(saved_hidden, "hidden", {count, width});
+  const Tensor rows = checked_rows(saved_rows, "rows", {count, channels});
+  const Tensor hidden = checked_rows(saved_hidden, "hidden", {count, width});
   const Tensor norm = checked(saved_norm, "norm", {images, width});
   const Tensor mean = checked(saved_mean, "mean", {count, 1}), inverse = checked(saved_inverse, "inverse", {count, 1});
 
@@ -385,12 +408,14 @@ std::vector<Tensor> channel_mlp_backward(const Tensor& grad_out, const Tensor& i
   const Tensor grad_hidden = hidden_required || gamma_required ? grad.mm(reduce) : Tensor();
   Tensor y, product;
   if (grad_hidden.defined() || reduce_required) {
-    std::tie(y, product) = gelu_scale(hidden, expand_bias, factor, grad_hidden, reduce_required);
+    std::tie(y, product) = with_type(x.scalar_type(), [&](auto type) {
+      return gelu_scale<decltype(type)>(hidden, expand_bias, factor, grad_hidden, reduce_required);
+    });
   }
   if (reduce_bias_required || (beta && (beta_required || reduce_required))) {
     const Tensor sums = sum_rows(grad);
-    if (reduce_required && beta) grad_reduce = grad.t().mm(y).addr_(sums, *beta);
-    if (beta_required && beta) grad_beta = reduce.t().mv(sums);
+    if (reduce_required && beta) grad_reduce = grad.t().mm(y).to(at::kFloat).addr_(sums, *beta);
+    if (beta_required && beta) grad_beta = reduce_weight.to(at::kFloat).t().mv(sums);
     if (reduce_bias_required) grad_reduce_bias = sums;
   }
   if (reduce_required && !beta) grad_reduce = grad.t().mm(y);
@@ -398,12 +423,14 @@ std::vector<Tensor> channel_mlp_backward(const Tensor& grad_out, const Tensor& i
   const auto [gamma_sums, y_slope] = response_backward(product, norm, gamma, eps);
   if (gamma_required) grad_gamma = gamma_sums;
   if (!hidden_required) return out;
-  const Tensor sums = gelu_scale_backward(grad_hidden, hidden, expand_bias, factor, y_slope);
+  const Tensor sums = with_type(x.scalar_type(), [&, y_slope = y_slope](auto type) {
+    return gelu_scale_backward<decltype(type)>(grad_hidden, hidden, expand_bias, factor, y_slope);
+  });
   if (expand_bias_required) grad_expand_bias = sums;
   if (expand_required) grad_expand = grad_hidden.t().mm(rows);
   if (!rows_required) return out;
   auto [grad_rows, grad_norm_weight, grad_norm_bias] = at::native_layer_norm_backward(
-      grad_hidden.mm(expand), pixels(x), {channels}, mean, inverse, weight, offset,
+      grad_hidden.mm(expand), pixels(x), {channels}, mean, inverse, weight_or_ones(weight, channels), offset,
       {x_required, weight && norm_weight_required, offset && norm_bias_required});
   if (x_required) grad_x = grad_rows.view({images, x.size(2), x.size(3), channels}).permute({0, 3, 1, 2});
   if (grad_norm_weight.defined()) out[1] = grad_norm_weight;

@@ -10,17 +10,18 @@ Slices slices_of_map(const Tensor& x) {
   return Slices(1, x.size(0) * x.size(2) * x.size(3), x.size(1));
 }
 
-// Mean and biased variance (C, ) of a map: those of slices, then of their means.
+// Mean and biased variance (C, ) of a map of T: those of slices, then of their means.
+template <typename T>
 void channel_moments(const Tensor& x, float* mean, float* variance) {
   const Slices slices = slices_of_map(x);
   const int64_t channels = slices.channels;
   TORCH_CHECK(slices.pixels > 1, "BN in training needs more than one value per channel, but the map is of shape ", x.sizes());
-  const Tensor sums = slices.sums(x.options()), squares = slices.sums(x.options());
+  const Tensor sums = slices.sums(), squares = slices.sums();
   const auto size_of = [&](int64_t slice) { return std::min(SLICE, slices.pixels - slice * SLICE); };
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
     float* sum = mutable_data(sums) + slice * channels;
     float* square = mutable_data(squares) + slice * channels;
-    const float* from = data(x);
+    const T* from = data<T>(x);
     for (int64_t pixel = first; pixel < end; ++pixel) {
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
         add_to(sum + c, load(from + pixel * channels + c, lanes), lanes);
@@ -53,11 +54,12 @@ void channel_moments(const Tensor& x, float* mean, float* variance) {
 }
 
 // grad * scale + x * slope + offset in place of grad; the last three (C, ).
+template <typename T>
 void combine(const Tensor& grad, const Tensor& x, const float* scale, const float* slope, const float* offset) {
   const int64_t channels = x.size(1);
   at::parallel_for(0, x.size(0) * x.size(2) * x.size(3), 64, [&](int64_t begin, int64_t end) {
-    const float* from = data(x) + begin * channels;
-    float* to = mutable_data(grad) + begin * channels;
+    const T* from = data<T>(x) + begin * channels;
+    T* to = mutable_data<T>(grad) + begin * channels;
     for (int64_t pixel = begin; pixel < end; ++pixel, from += channels, to += channels) {
       for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
         const Lanes moved = load(from + c, lanes) * load(slope + c, lanes) + load(offset + c, lanes);
@@ -85,7 +87,7 @@ BatchNorm batch_norm(const BatchNormLayer& layer, int64_t channels, const Tensor
   float* mean = mutable_data(values);
   float *inverse = mean + channels, *scale = inverse + channels, *shift = scale + channels;
   if (layer.training) {
-    channel_moments(x, mean, inverse);
+    with_type(x.scalar_type(), [&](auto type) { channel_moments<decltype(type)>(x, mean, inverse); });
     const float unbiased = float(x.numel() / channels) / (x.numel() / channels - 1), momentum = layer.momentum;
     float *to_mean = mutable_data(running_mean), *to_variance = mutable_data(running_variance);
     for (const auto c : irange(channels)) {
@@ -108,14 +110,17 @@ BatchNorm batch_norm(const BatchNormLayer& layer, int64_t channels, const Tensor
   return {values, layer.training};
 }
 
+namespace {
+
+template <typename T>
 void norm_gelu(const Tensor& x, const BatchNorm& norm, at::TensorList out) {
   const int64_t channels = x.size(1), width = channels / out.size();
   at::parallel_for(0, x.numel() / channels, 64, [&](int64_t begin, int64_t end) {
     for (const auto chunk : irange(out.size())) {
-      const float* from = data(x) + begin * channels + chunk * width;
+      const T* from = data<T>(x) + begin * channels + chunk * width;
       const float* scale = norm.scale() + chunk * width;
       const float* shift = norm.shift() + chunk * width;
-      float* to = mutable_data(out[chunk]) + begin * width;
+      T* to = mutable_data<T>(out[chunk]) + begin * width;
       for (int64_t row = begin; row < end; ++row, from += channels, to += width) {
         for_lanes(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
           store(to + c, gelu(load(from + c, lanes) * load(scale + c, lanes) + load(shift + c, lanes)), lanes);
@@ -125,10 +130,16 @@ void norm_gelu(const Tensor& x, const BatchNorm& norm, at::TensorList out) {
   });
 }
 
+}  // namespace
+
+void norm_gelu(const Tensor& x, const BatchNorm& norm, at::TensorList out) {
+  with_type(x.scalar_type(), [&](auto type) { norm_gelu<decltype(type)>(x, norm, out); });
+}
+
 BatchNormGrad batch_norm_backward(const Tensor& grad, const Tensor& x, const BatchNorm& norm, const Tensor& sums,
                                   const Tensor& products) {
   const int64_t channels = norm.channels(), count = x.numel() / channels;
-  const Tensor weight = at::empty({channels}, x.options()), rest = at::zeros({2, channels}, x.options());
+  const Tensor weight = at::empty({channels}, at::kFloat), rest = at::zeros({2, channels}, at::kFloat);
   float* slope = mutable_data(rest);
   float* offset = slope + channels;
   const float *mean = norm.mean(), *inverse = norm.inverse(), *scale = norm.scale();
@@ -141,15 +152,20 @@ BatchNormGrad batch_norm_backward(const Tensor& grad, const Tensor& x, const Bat
     slope[c] = -scale[c] * inverse[c] * gradient[c] / count;
     offset[c] = -scale[c] * sum[c] / count - slope[c] * mean[c];
   }
-  if (grad.defined()) combine(grad, x, scale, slope, offset);
+  if (grad.defined()) {
+    with_type(x.scalar_type(), [&](auto type) { combine<decltype(type)>(grad, x, scale, slope, offset); });
+  }
   return {grad, weight, sums};
 }
 
+namespace {
+
+template <typename T>
 BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const BatchNorm& norm, bool x_required) {
   const Slices slices = slices_of_map(x);
   const int64_t channels = slices.channels, width = channels / grads.size();
   const Tensor out = x_required ? empty_map(x) : Tensor();
-  const Tensor sums = slices.sums(x.options()), products = slices.sums(x.options());
+  const Tensor sums = slices.sums(), products = slices.sums();
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
     for (const auto chunk : irange(grads.size())) {
       const int64_t left = chunk * width;
@@ -158,9 +174,9 @@ BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const Ba
       const float* scale = norm.scale() + left;
       const float* shift = norm.shift() + left;
       const float* mean = norm.mean() + left;
-      const float* from = data(x) + first * channels + left;
-      const float* grad_out = data(grads[chunk]) + first * width;
-      float* to = x_required ? mutable_data(out) + first * channels + left : nullptr;
+      const T* from = data<T>(x) + first * channels + left;
+      const T* grad_out = data<T>(grads[chunk]) + first * width;
+      T* to = x_required ? mutable_data<T>(out) + first * channels + left : nullptr;
       for (int64_t pixel = first; pixel < end; ++pixel, from += channels, grad_out += width) {
         for_lanes(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
           const Lanes value = load(from + c, lanes);
@@ -175,6 +191,14 @@ BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const Ba
     }
   });
   return batch_norm_backward(out, x, norm, sum_rows(sums[0]), sum_rows(products[0]));
+}
+
+}  // namespace
+
+BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const BatchNorm& norm, bool x_required) {
+  return with_type(x.scalar_type(), [&](auto type) {
+    return norm_gelu_backward<decltype(type)>(grads, x, norm, x_required);
+  });
 }
 
 }  // namespace mmstrip

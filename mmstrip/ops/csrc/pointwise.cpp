@@ -9,6 +9,28 @@
 #include "layers.h"
 
 namespace mmstrip {
+
+bool takes_bfloat16() {
+#ifdef MMSTRIP_BFLOAT16
+  static const bool takes = [] {
+    if (!__builtin_cpu_supports("avx512bf16")) return false;
+    try {
+      const std::vector<BFloat16> zeros(2 * LANES);
+      Lanes sums;
+      at::native::cpublas::brgemm(1, LANES, 2, 2, LANES, LANES, false, zeros.data(), zeros.data(),
+                                  reinterpret_cast<float*>(&sums));
+      at::native::cpublas::brgemm_release();
+      return true;
+    } catch (const c10::Error&) {  // oneDNN is told to do without
+      return false;
+    }
+  }();
+  return takes;
+#else
+  return false;
+#endif
+}
+
 namespace {
 
 std::vector<Tensor> checked_parts(at::TensorList parts) {
@@ -40,40 +62,35 @@ std::vector<Tensor> columns(const Tensor& weight, at::IntArrayRef channels) {
 
 }  // namespace
 
-Pointwise::Pointwise(const Tensor& weight, at::IntArrayRef channels, const OptionalTensor& bias)
+Pointwise::Pointwise(const Tensor& weight, at::IntArrayRef channels, at::ScalarType type, const OptionalTensor& bias)
     : outputs_(weight.size(0)) {
   check_weight(weight, channels);
   bias_ = checked(bias, "bias", {outputs_}).value_or(Tensor());
-  for (const auto& part : columns(weight, channels)) packed_.emplace_back(part);
-}
-
-std::vector<Operand> Pointwise::operands_of(at::TensorList maps) const {
-  std::vector<Operand> operands;
-  for (const auto i : irange(maps.size())) {
-    const int64_t channels = packed_[i].depth;
-    operands.push_back({data(maps[i]), channels, packed_[i].block(0), channels});
-  }
-  return operands;
+  for (const auto& part : columns(weight, channels)) packed_.emplace_back(part, type);
 }
 
 Tensor Pointwise::run(at::TensorList maps, const OptionalTensor& residual, Tensor out) const {
   if (!out.defined()) out = empty_map(maps[0], outputs_);
   const int64_t outputs = outputs_;
-  const float *bias = bias_.defined() ? data(bias_) : nullptr, *addend = residual ? data(*residual) : nullptr;
-  float* to = mutable_data(out);
-  for_each(maps, [=](int64_t row, int64_t c, Lanes value, int64_t count) {
-    const int64_t at = row * outputs + c;
-    if (bias) value += load(bias + c, count);
-    if (addend) value += load(addend + at, count);
-    store(to + at, value, count);
+  const float* bias = bias_.defined() ? data(bias_) : nullptr;
+  with_type(out.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const T* addend = residual ? data<T>(*residual) : nullptr;
+    T* to = mutable_data<T>(out);
+    for_each<T>(maps, [=](int64_t row, int64_t c, Lanes value, int64_t count) {
+      const int64_t at = row * outputs + c;
+      if (bias) value += load(bias + c, count);
+      if (addend) value += load(addend + at, count);
+      store(to + at, value, count);
+    });
   });
   return out;
 }
 
-PointwiseNormGELU::PointwiseNormGELU(const Tensor& weight, at::IntArrayRef channels, const BatchNorm& norm,
-                                     int64_t chunks)
+PointwiseNormGELU::PointwiseNormGELU(const Tensor& weight, at::IntArrayRef channels, at::ScalarType type,
+                                     const BatchNorm& norm, int64_t chunks)
     : norm_(norm), width_(weight.size(0) / chunks) {
-  for (const auto& chunk : weight.split(width_)) chunks_.emplace_back(chunk, channels);
+  for (const auto& chunk : weight.split(width_)) chunks_.emplace_back(chunk, channels, type);
 }
 
 std::vector<Tensor> PointwiseNormGELU::run(at::TensorList maps) const {
@@ -81,9 +98,12 @@ std::vector<Tensor> PointwiseNormGELU::run(at::TensorList maps) const {
   for (const auto i : irange(chunks_.size())) {
     out.push_back(empty_map(maps[0], width_));
     const float *scale = norm_.scale() + i * width_, *shift = norm_.shift() + i * width_;
-    float* to = mutable_data(out.back());
-    chunks_[i].for_each(maps, [=, width = width_](int64_t row, int64_t c, Lanes value, int64_t count) {
-      store(to + row * width + c, gelu(value * load(scale + c, count) + load(shift + c, count)), count);
+    with_type(out.back().scalar_type(), [&](auto type) {
+      using T = decltype(type);
+      T* to = mutable_data<T>(out.back());
+      chunks_[i].for_each<T>(maps, [=, width = width_](int64_t row, int64_t c, Lanes value, int64_t count) {
+        store(to + row * width + c, gelu(value * load(scale + c, count) + load(shift + c, count)), count);
+      });
     });
   }
   return out;
@@ -94,7 +114,7 @@ namespace {
 Tensor pointwise(at::TensorList parts, const Tensor& weight, const OptionalTensor& bias) {
   const BelowAutograd guard;
   const auto maps = checked_parts(parts);
-  return Pointwise(weight, channels_of(maps), bias).run(maps);
+  return Pointwise(weight, channels_of(maps), maps[0].scalar_type(), bias).run(maps);
 }
 
 struct PointwiseGrad {
@@ -103,9 +123,10 @@ struct PointwiseGrad {
 };
 
 // Gradients of the parts and of the weight, from `grad` and `maps` in channels_last memory.
-PointwiseGrad gradients(const Tensor& grad, at::TensorList maps, const Tensor& weight, bool weight_required,
+PointwiseGrad gradients(const Tensor& grad, at::TensorList maps, const Tensor& parameter, bool weight_required,
                         const std::vector<bool>& parts_required) {
   const auto channels = channels_of(maps);
+  const Tensor weight = parameter.to(maps[0].scalar_type());
   const auto weights = columns(weight, channels);
   PointwiseGrad out;
   if (weight_required) out.weight = at::empty(weight.sizes(), weight.options());
@@ -189,7 +210,7 @@ std::vector<Tensor> pointwise_norm_gelu(at::TensorList parts, const Tensor& weig
   check_chunks(chunks, weight.size(0));
   const auto norm =
       batch_norm({norm_weight, norm_bias, mean, variance, training, momentum, eps}, weight.size(0), {}, bias);
-  return PointwiseNormGELU(weight, channels_of(maps), norm, chunks).run(maps);
+  return PointwiseNormGELU(weight, channels_of(maps), maps[0].scalar_type(), norm, chunks).run(maps);
 }
 
 // Gradients of the parts, of the weight, of the bias, of the norm's weight and of its bias.
@@ -217,7 +238,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor, Tensor> pointwise_norm_g
   auto inner = gradients(outer.x, maps, weight, required[0], required.parts);
   // In training BN takes the mean away, and with it the bias.
   Tensor grad_bias;
-  if (required[1]) grad_bias = training ? at::zeros({channels}, x.options()) : outer.bias.mul(norm.values[2]);
+  if (required[1]) grad_bias = training ? at::zeros({channels}, at::kFloat) : outer.bias.mul(norm.values[2]);
   return {std::move(inner.parts), inner.weight, grad_bias, required[2] ? outer.weight : Tensor(),
           required[3] ? outer.bias : Tensor()};
 }
@@ -225,6 +246,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor, Tensor> pointwise_norm_g
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
+  library.def("takes_bfloat16() -> bool", takes_bfloat16);
   library.def("pointwise(Tensor[] parts, Tensor weight, Tensor? bias=None) -> Tensor");
   library.def("pointwise_backward(Tensor grad, Tensor[] parts, Tensor weight, bool[] required)"
               " -> (Tensor[], Tensor, Tensor)");

@@ -77,7 +77,7 @@ class Tensors {
     TORCH_CHECK(tensors.size() == COUNT, "blocks must hold ", COUNT, " tensors each, but one holds ", tensors.size());
   }
 
-  // The next one, dense and of these sizes.
+  // The next one, dense, in float32 and of these sizes.
   Tensor take(const char* name, at::IntArrayRef sizes) { return checked(tensors_.get(next_++), name, sizes); }
 
  private:
@@ -95,7 +95,7 @@ BatchNorm shift_only(const Tensor& shift) {
 // biases of the strip layers, and CGSMM's last fusion is part of the block's.
 class Block {
  public:
-  Block(const c10::List<Tensor>& list, const Epsilons& eps) {
+  Block(const c10::List<Tensor>& list, const Epsilons& eps, at::ScalarType type) {
     Tensors tensors(list);
     const int64_t channels = channels_ = list.get(0).numel(), half = channels / 2;
     TORCH_CHECK(channels > 0 && channels % 2 == 0, "bn_weight must be of an even length, but is of ", channels);
@@ -107,14 +107,14 @@ class Block {
     depthwise_.emplace(tensors.take("depthwise", {channels, 1, 3, 3}));
 
     const Tensor project = tensors.take("project", {channels, channels, 1, 1});
-    project_.emplace(project, channels, shift_only(vector("project_bias", channels)), 2);
+    project_.emplace(project, channels, type, shift_only(vector("project_bias", channels)), 2);
 
     const Tensor row = tensors.take("row", {ANY, ANY, ANY, ANY});
     const Tensor row_bias = tensors.take("row_bias", {half, ANY, row.size(2)});
     extent_ = row_bias.sizes().slice(1).vec();
     row_.emplace(row, row_bias, OptionalTensor(), true).pack(row_bias.sizes());
     const Tensor fuse_row = tensors.take("fuse_row", {half, 2 * half, 1, 1});
-    fuse_row_.emplace(fuse_row, halves(2), shift_only(vector("fuse_row_bias", half)));
+    fuse_row_.emplace(fuse_row, halves(2), type, shift_only(vector("fuse_row_bias", half)));
     const Tensor column = tensors.take("column", {ANY, ANY, extent_[0], extent_[0]});
     const Tensor column_bias = tensors.take("column_bias", row_bias.sizes());
     column_.emplace(column, column_bias, OptionalTensor(), false).pack(column_bias.sizes());
@@ -124,7 +124,7 @@ class Block {
     const Tensor narrow_bias = vector("narrow_bias", narrow.size(0));
     const Tensor broad = tensors.take("broad", {3 * half, narrow.size(0), 1, 1});
     local_.emplace(tall, wide, narrow, narrow_bias, broad, vector("broad_bias", 3 * half));
-    fuse_.emplace(tensors.take("fuse", {channels, 3 * half, 1, 1}), halves(3));
+    fuse_.emplace(tensors.take("fuse", {channels, 3 * half, 1, 1}), halves(3), type);
 
     channel_depthwise_.emplace(tensors.take("channel_depthwise", {channels, 1, 7, 7}));
     const Tensor expand = tensors.take("expand", {ANY, channels});
@@ -132,7 +132,7 @@ class Block {
     TORCH_CHECK(hidden > 0, "expand must have outputs, but is of shape ", expand.sizes());
     const Tensor expand_bias = vector("expand_bias", hidden), gamma = vector("gamma", hidden);
     const Tensor reduce = tensors.take("reduce", {channels, hidden});
-    channel_mlp_.emplace(LayerNorm{{}, {}, eps.layer_norm}, expand, expand_bias, gamma, OptionalTensor(),
+    channel_mlp_.emplace(type, LayerNorm{{}, {}, eps.layer_norm}, expand, expand_bias, gamma, OptionalTensor(),
                          eps.response_norm, reduce, vector("reduce_bias", channels));
   }
 
@@ -207,8 +207,9 @@ class Snapshot {
   }
 
   int32_t bits(int64_t i) const {
-    int32_t bits;
-    std::memcpy(&bits, static_cast<const float*>(data_) + offsets_[i], sizeof(bits));
+    int32_t bits = 0;
+    const size_t size = tensor_.element_size();
+    std::memcpy(&bits, static_cast<const char*>(data_) + offsets_[i] * size, size);
     return bits;
   }
 
@@ -229,15 +230,17 @@ class Snapshot {
 //   channel_depthwise, expand, expand_bias, gamma, reduce, reduce_bias
 class Stage : public torch::CustomClassHolder {
  public:
-  // The constants of a block are those of BN, LayerNorm and GRN.
-  Stage(const Blocks& blocks, const c10::List<c10::List<double>>& eps) {
+  // The constants of a block are those of BN, LayerNorm and GRN; maps are of one type.
+  Stage(const Blocks& blocks, const c10::List<c10::List<double>>& eps, at::ScalarType type) : type_(type) {
     const BelowAutograd guard;
+    TORCH_CHECK(type == at::kFloat || (takes_bfloat16() && type == at::kBFloat16), "type must be float32 ",
+                takes_bfloat16() ? "or bfloat16" : "", ", but is ", type);
     TORCH_CHECK(blocks.size() > 0, "blocks must hold at least one block");
     TORCH_CHECK(eps.size() == blocks.size(), "eps must be of the length of blocks, ", blocks.size(), ", but is of ",
                 eps.size());
     for (const auto i : irange(blocks.size())) {
       const c10::List<Tensor> tensors = blocks.get(i);
-      blocks_.emplace_back(tensors, Epsilons(eps.get(i)));
+      blocks_.emplace_back(tensors, Epsilons(eps.get(i)), type);
       TORCH_CHECK(blocks_[i].channels() == blocks_[0].channels(), "blocks must be of one width");
       for (const auto& tensor : tensors) snapshots_.emplace_back(tensor);
     }
@@ -249,6 +252,8 @@ class Stage : public torch::CustomClassHolder {
     TORCH_CHECK(counts.size() == 2 && strides.size() == 2, "counts and strides must hold two numbers each");
     const BelowAutograd guard;
     const Tensor x = checked_map(input, "x", {ANY, blocks_[0].channels(), ANY, ANY}), out = empty_map(x);
+    TORCH_CHECK(x.scalar_type() == type_, "x must be of type ", type_, ", for which the stage is packed, but is of ",
+                x.scalar_type());
     const Windows windows{std::move(counts), std::move(strides)};
     const Groups groups(x.size(0), x.size(2) * x.size(3), true);
     const auto run_block = [&](int64_t block, const Tensor& x, const Tensor& out) {
@@ -280,6 +285,7 @@ class Stage : public torch::CustomClassHolder {
   }
 
  private:
+  const at::ScalarType type_;
   std::deque<Block> blocks_;
   std::vector<Snapshot> snapshots_;
 };
@@ -288,7 +294,7 @@ class Stage : public torch::CustomClassHolder {
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.class_<Stage>("Stage")
-      .def(torch::init<const Blocks&, const c10::List<c10::List<double>>&>())
+      .def(torch::init<const Blocks&, const c10::List<c10::List<double>>&, at::ScalarType>())
       .def("run", &Stage::run)
       .def("is_current", &Stage::is_current);
 }

@@ -36,17 +36,13 @@ struct BelowAutograd {
   c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
 };
 
-// bfloat16 needs PyTorch's brgemm as it is since 2.7, and a CPU that converts to it.
+// Products in bfloat16 are PyTorch's brgemm, as it is since 2.7.
 #if defined(__AVX512F__) && (TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 7)
 #define MMSTRIP_BFLOAT16
-inline bool takes_bfloat16() {
-  return __builtin_cpu_supports("avx512bf16");
-}
-#else
-inline bool takes_bfloat16() {
-  return false;
-}
 #endif
+
+// Whether maps may be bfloat16: on CPUs with AVX512-BF16 where brgemm runs. pointwise.cpp
+bool takes_bfloat16();
 
 // function(T()) for the numbers T of a map.
 template <typename Function>
