@@ -94,14 +94,26 @@ int64_t best_tile(int64_t width) {
 // Tasks are the blocks of LANES channels of all images, an image's blocks after each other: memory brings neighbouring
 // channels along.
 struct Blocks {
+  at::ScalarType type;
   int64_t channels, per_image, tasks;
 
   explicit Blocks(const Tensor& x)
-      : channels(x.size(1)), per_image(divide_up(channels, LANES)), tasks(x.size(0) * per_image) {}
+      : type(x.scalar_type()),
+        channels(x.size(1)),
+        per_image(divide_up(channels, LANES)),
+        tasks(x.size(0) * per_image) {}
 
   int64_t image(int64_t task) const { return task / per_image; }
   int64_t first(int64_t task) const { return task % per_image * LANES; }
   int64_t count(int64_t task) const { return std::min(LANES, channels - first(task)); }
+
+  // function(T(), begin, end) in parallel, for the numbers T of the map.
+  template <typename Function>
+  void for_each(Function function) const {
+    with_type(type, [&](auto number) {
+      at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { function(number, begin, end); });
+    });
+  }
 };
 
 // A norm's numbers for a block.
@@ -117,7 +129,8 @@ struct NormLanes {
 };
 
 // Stage a block of an image, through the norm and GELU if there is one.
-void stage_block(const float* from, const Tensor& x, int64_t count, Lanes* inside, int64_t line, const BatchNorm* norm,
+template <typename T>
+void stage_block(const T* from, const Tensor& x, int64_t count, Lanes* inside, int64_t line, const BatchNorm* norm,
                  const NormLanes& lanes) {
   const auto run = [&](auto function) {
     stage_pixels(from, x.size(2), x.size(3), x.size(1), count, inside, line, 1, function);
@@ -159,7 +172,8 @@ void correlate_rows(const Kernel& kernel, const Lanes* grad, const Lanes* x, int
 }
 
 // Sums of a line of pixels as each column of a kernel sees it.
-void sum_line(const float* pixels, int64_t width, int64_t channels, int64_t count, std::vector<Lanes>& sums) {
+template <typename T>
+void sum_line(const T* pixels, int64_t width, int64_t channels, int64_t count, std::vector<Lanes>& sums) {
   const int64_t middle = sums.size() / 2;
   Lanes total{};
   for (const auto w : irange(width)) {
@@ -196,15 +210,16 @@ struct StagedGrad {
         x(weight ? workspace.take_zeros(padded.size) : nullptr),
         sums(weight ? workspace.take(kernel.taps) : nullptr) {}
 
-  // Stage them, and store the gradient of the weights, if it is required, in `out` (N, C, taps).
+  // Stage them, maps of T, and store the gradient of the weights, if it is required, in `out` (N, C, taps).
+  template <typename T>
   void run(const Blocks& blocks, int64_t task, const Tensor& from_grad, const Tensor& from, const BatchNorm* norm,
            const NormLanes& lanes, float* out) {
     const int64_t height = from.size(2), width = from.size(3), count = blocks.count(task);
     const int64_t channel = blocks.image(task) * blocks.channels + blocks.first(task);
     const int64_t offset = blocks.image(task) * height * width * blocks.channels + blocks.first(task);
-    stage_block(data(from_grad) + offset, from, count, grad + padded.inside(), padded.line, nullptr, lanes);
+    stage_block(data<T>(from_grad) + offset, from, count, grad + padded.inside(), padded.line, nullptr, lanes);
     if (!weight) return;
-    stage_block(data(from) + offset, from, count, x + padded.inside(), padded.line, norm, lanes);
+    stage_block(data<T>(from) + offset, from, count, x + padded.inside(), padded.line, norm, lanes);
     correlate_rows(kernel, grad + padded.inside(), x, padded.line, best_tile(width), height, width, sums);
     scatter(sums, kernel.taps, out + channel * kernel.taps, kernel.taps, count);
   }
@@ -237,7 +252,7 @@ const Lanes* taps_of(const PackedKernels& weight, const Blocks& blocks, int64_t 
 
 PackedKernels::PackedKernels(const Tensor& input, at::IntArrayRef rows)
     : rows(rows.vec()), kernels(input.size(0)), channels(input.size(1)), taps(input.size(2)) {
-  const Tensor weight = input.contiguous();
+  const Tensor weight = input.to(at::kFloat).contiguous();
   const Blocks blocks(weight);
   packed = at::empty({kernels, blocks.per_image, taps, LANES}, weight.options());
   Lanes* to = as_lanes(packed);
@@ -267,16 +282,17 @@ Tensor depthwise(const Tensor& x, const PackedKernels& weight, const BatchNorm* 
   const int64_t tile = best_tile(width), pixels = height * width;
   const Padded padded(kernel, height, width, tile);
   const Tensor out = empty_map(x);
-  at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
+  blocks.for_each([&](auto type, int64_t begin, int64_t end) {
+    using T = decltype(type);
     Workspace workspace(padded.size);
     Lanes* buffer = workspace.take_zeros(padded.size);
     for (const auto task : irange(begin, end)) {
       const int64_t first = blocks.first(task), count = blocks.count(task);
       const int64_t offset = blocks.image(task) * pixels * channels + first;
-      stage_block(data(x) + offset, x, count, buffer + padded.inside(), padded.line, norm,
+      stage_block(data<T>(x) + offset, x, count, buffer + padded.inside(), padded.line, norm,
                   NormLanes(norm, first, count));
       const Lanes* kernels = taps_of(weight, blocks, task);
-      float* to = mutable_data(out) + offset;
+      T* to = mutable_data<T>(out) + offset;
       const auto run = [&](auto finish) {
         convolve(kernel, buffer, padded.line, tile, kernels, height, width, finish);
       };
@@ -298,11 +314,11 @@ Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRe
   const Kernel kernel(rows);
   const Blocks blocks(x);
   const Padded padded(kernel, x.size(2), x.size(3), best_tile(x.size(3)));
-  const Tensor out = at::empty({x.size(0), blocks.channels, kernel.taps}, x.options());
-  at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
+  const Tensor out = at::empty({x.size(0), blocks.channels, kernel.taps}, in_float32(x));
+  blocks.for_each([&](auto type, int64_t begin, int64_t end) {
     StagedGrad staged(kernel, padded, true);
     for (const auto task : irange(begin, end)) {
-      staged.run(blocks, task, grad, x, nullptr, NormLanes(nullptr, 0, 0), mutable_data(out));
+      staged.run<decltype(type)>(blocks, task, grad, x, nullptr, NormLanes(nullptr, 0, 0), mutable_data(out));
     }
   });
   return out;
@@ -313,12 +329,12 @@ Tensor tap_sums(const Tensor& x, at::IntArrayRef rows) {
   const Kernel kernel(rows);
   const Blocks blocks(x);
   const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  const Tensor out = at::empty({x.size(0), channels, kernel.taps}, x.options());
-  at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
+  const Tensor out = at::empty({x.size(0), channels, kernel.taps}, in_float32(x));
+  blocks.for_each([&](auto type, int64_t begin, int64_t end) {
     std::vector<Lanes> line(kernel.width), sums(kernel.taps);
     for (const auto task : irange(begin, end)) {
       const int64_t first = blocks.first(task), count = blocks.count(task);
-      const float* from = data(x) + blocks.image(task) * height * width * channels + first;
+      const auto* from = data<decltype(type)>(x) + blocks.image(task) * height * width * channels + first;
       std::fill(sums.begin(), sums.end(), Lanes{});
       for (int64_t h = 0; h < height; ++h, from += width * channels) {
         sum_line(from, width, channels, count, line);
@@ -357,17 +373,18 @@ DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tens
   const int64_t tile = best_tile(width), pixels = height * width;
   const Padded padded(kernel, height, width, tile);
   const Tensor out = x_required ? empty_map(x) : Tensor();
-  const Tensor weights = at::empty({weight_required ? images : 0, channels, kernel.taps}, x.options());
-  const Tensor sums = at::empty({2, norm_required ? images : 0, channels}, x.options());
-  at::parallel_for(0, blocks.tasks, 1, [&](int64_t begin, int64_t end) {
+  const Tensor weights = at::empty({weight_required ? images : 0, channels, kernel.taps}, in_float32(x));
+  const Tensor sums = at::empty({2, norm_required ? images : 0, channels}, in_float32(x));
+  blocks.for_each([&](auto type, int64_t begin, int64_t end) {
+    using T = decltype(type);
     StagedGrad staged(kernel, padded, weight_required);
     for (const auto task : irange(begin, end)) {
       const int64_t image = blocks.image(task), first = blocks.first(task), count = blocks.count(task);
       const int64_t offset = image * pixels * channels + first, channel = image * channels + first;
       const NormLanes lanes(norm, first, count);
-      const float* from = data(x) + offset;
-      float* to = x_required ? mutable_data(out) + offset : nullptr;
-      staged.run(blocks, task, grad, x, norm, lanes, mutable_data(weights));
+      const T* from = data<T>(x) + offset;
+      T* to = x_required ? mutable_data<T>(out) + offset : nullptr;
+      staged.run<T>(blocks, task, grad, x, norm, lanes, mutable_data(weights));
       const auto run = [&](auto finish) {
         convolve(kernel, staged.grad, padded.line, tile, taps_of(reversed, blocks, task), height, width, finish);
       };

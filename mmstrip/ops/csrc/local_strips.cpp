@@ -38,11 +38,10 @@ void for_taps(bool tall, Function function) {
 
 // The kernels of the three paths (3, C, taps) as crosses.
 Tensor crosses(const Tensor& tall, const Tensor& wide) {
-  check(tall, "tall", {ANY, 1, SIDE, BAR});
-  const int64_t channels = tall.size(0);
-  check(wide, "wide", {channels, 1, BAR, SIDE});
-  const Tensor out = at::zeros({PATHS, channels, CROSS_TAPS}, tall.options());
-  const Tensor kernels[] = {tall.contiguous(), wide.contiguous()};
+  const Tensor first = checked(tall, "tall", {ANY, 1, SIDE, BAR});
+  const int64_t channels = first.size(0);
+  const Tensor kernels[] = {first, checked(wide, "wide", {channels, 1, BAR, SIDE})};
+  const Tensor out = at::zeros({PATHS, channels, CROSS_TAPS}, first.options());
   float* to = mutable_data(out);
   for (const auto path : irange(2)) {
     const float* from = data(kernels[path]);
@@ -65,11 +64,12 @@ Tensor kernels_of(const Tensor& crosses, bool tall, const Tensor& like) {
   return out;
 }
 
-// Refuse weights of the MLP that are not (M, C, 1, 1) and (3 C, M, 1, 1).
-void check_mlp(const Tensor& narrow, const Tensor& broad, int64_t channels) {
+// Weights (M, C, 1, 1) and (3 C, M, 1, 1) of the MLP as matrices.
+std::tuple<Tensor, Tensor> checked_mlp(const Tensor& narrow, const Tensor& broad, int64_t channels) {
   check(narrow, "narrow", {ANY, channels, 1, 1});
   TORCH_CHECK(narrow.numel() > 0, "narrow must not be empty, but is of shape ", narrow.sizes());
   check(broad, "broad", {PATHS * channels, narrow.size(0), 1, 1});
+  return {narrow.to(at::kFloat).flatten(1), broad.to(at::kFloat).flatten(1)};
 }
 
 // function(place of image and channel, channel) in parallel.
@@ -122,25 +122,23 @@ void softmax_backward(const float* grad, const float* softmax, float* out) {
 
 LocalStrips::LocalStrips(const Tensor& tall, const Tensor& wide, const Tensor& narrow, const Tensor& narrow_bias,
                          const Tensor& broad, const Tensor& broad_bias)
-    : paths_(crosses(tall, wide)), all_(paths_.sum(0)), narrow_bias_(narrow_bias), broad_bias_(broad_bias) {
-  check_mlp(narrow, broad, tall.size(0));
-  check(narrow_bias, "narrow_bias", {narrow.size(0)});
-  check(broad_bias, "broad_bias", {broad.size(0)});
-  narrow_ = narrow.flatten(1).t();
-  broad_ = broad.flatten(1).t();
+    : paths_(crosses(tall, wide)), all_(paths_.sum(0)) {
+  std::tie(narrow_, broad_) = checked_mlp(narrow, broad, tall.size(0));
+  narrow_bias_ = checked(narrow_bias, "narrow_bias", {narrow.size(0)});
+  broad_bias_ = checked(broad_bias, "broad_bias", {broad.size(0)});
 }
 
 LocalStrips::Result LocalStrips::run(const Tensor& u) const {
   const int64_t images = u.size(0), channels = u.size(1), count = u.size(2) * u.size(3);
-  const Tensor sums = tap_sums(u, CROSS), average = at::empty({images, channels}, u.options());
-  const Tensor weights = at::empty({images, channels, PATHS}, u.options());
+  const Tensor sums = tap_sums(u, CROSS), average = at::empty({images, channels}, sums.options());
+  const Tensor weights = at::empty({images, channels, PATHS}, sums.options());
   const float *sum = data(sums), *cross = data(all_);
   float* to_average = mutable_data(average);
   for_channels(images, channels, [=](int64_t at, int64_t c) {
     to_average[at] = dot(sum + at * CROSS_TAPS, cross + c * CROSS_TAPS) / count;
   });
-  const Tensor hidden = at::addmm(narrow_bias_, average, narrow_);
-  const Tensor logits = at::addmm(broad_bias_, at::gelu(hidden), broad_);
+  const Tensor hidden = at::addmm(narrow_bias_, average, narrow_.t());
+  const Tensor logits = at::addmm(broad_bias_, at::gelu(hidden), broad_.t());
   const float* logit = data(logits);
   float* weight = mutable_data(weights);
   for_channels(images, channels, [=](int64_t at, int64_t) { softmax(logit + at * PATHS, weight + at * PATHS); });
@@ -198,7 +196,7 @@ Tensor logit_grads(const Tensor& grad_kernels, const Tensor& paths, const Tensor
 // Gradient of u, from those of the output and of the sums under the taps.
 Tensor input_grad(const Tensor& grad, const Tensor& paths, const Tensor& weights, const Tensor& grad_sums) {
   // What a pixel weighs in the average: less at the borders, where not every tap sees it.
-  const Tensor ones = empty_map({1, grad.size(1), grad.size(2), grad.size(3)}, grad.options()).fill_(1);
+  const Tensor ones = empty_map({1, grad.size(1), grad.size(2), grad.size(3)}, in_float32(grad)).fill_(1);
   const Tensor seen = depthwise(ones, PackedKernels(paths.sum(0, true).flip(2), CROSS));
   return depthwise(grad, PackedKernels(combine(paths, weights).flip(2), CROSS), nullptr, seen, grad_sums);
 }
@@ -213,7 +211,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_strips_
   const int64_t images = u.size(0), channels = u.size(1);
   check(tall, "tall", {channels, 1, SIDE, BAR});
   const Tensor paths = crosses(tall, wide);
-  check_mlp(narrow, broad, channels);
+  const auto [narrow_matrix, broad_matrix] = checked_mlp(narrow, broad, channels);
   const Tensor sums = checked(saved_sums, "sums", {images, channels, CROSS_TAPS});
   const Tensor average = checked(saved_average, "average", {images, channels});
   const Tensor hidden = checked(saved_hidden, "hidden", {images, narrow.size(0)});
@@ -231,11 +229,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_strips_
   if (broad_required) grad_broad = grad_logits.t().mm(at::gelu(hidden)).view(broad.sizes());
   if (broad_bias_required) grad_broad_bias = grad_logits.sum(0);
   if (!hidden_required) return out;
-  const Tensor grad_hidden = at::gelu_backward(grad_logits.mm(broad.flatten(1)), hidden);
+  const Tensor grad_hidden = at::gelu_backward(grad_logits.mm(broad_matrix), hidden);
   if (narrow_required) grad_narrow = grad_hidden.t().mm(average).view(narrow.sizes());
   if (narrow_bias_required) grad_narrow_bias = grad_hidden.sum(0);
   if (!sums_required) return out;
-  const Tensor grad_sums = grad_hidden.mm(narrow.flatten(1)).div_(u.size(2) * u.size(3));
+  const Tensor grad_sums = grad_hidden.mm(narrow_matrix).div_(u.size(2) * u.size(3));
   if (u_required) grad_u = input_grad(grad, paths, weights, grad_sums);
   if (!tall_required && !wide_required) return out;
   const Tensor grads = cross_grads(grad_kernels, weights, grad_sums, sums);

@@ -65,9 +65,10 @@ void arrange(const Lanes* weight, int64_t strip_width, int64_t tokens, bool back
   });
 }
 
+template <typename T>
 struct Target {
-  float* data;
-  int64_t line, token, count;  // distances in floats, lanes to store
+  T* data;
+  int64_t line, token, count;  // distances in numbers, lanes to store
 };
 
 // Sums that a tile starts with, or buffers, as lines x tokens with distances in vectors.
@@ -106,8 +107,9 @@ void with_tile(int64_t size, Function function) {
 }
 
 // All lines of an image; `sums` (tokens, whole tiles of lines) keeps what earlier chunks of the input gave.
+template <typename Number>
 void multiply_image(const Lanes* x, int64_t pitch, const Lanes* weight, int64_t strip_width, const Lines& shape,
-                    Start bias, Lanes* sums, Target to) {
+                    Start bias, Lanes* sums, Target<Number> to) {
   const int64_t tokens = shape.tokens, all_lines = whole_tiles(shape.lines);
   for_pieces(tokens, chunk_size(tokens), [&](int64_t first, int64_t last) {
     const Start start = first == 0 ? bias : Start{sums, 1, all_lines};
@@ -123,7 +125,7 @@ void multiply_image(const Lanes* x, int64_t pitch, const Lanes* weight, int64_t 
             run([&](int64_t j, int64_t t, Lanes sum) { sums[(begin + t) * all_lines + line + j] = sum; });
           } else {
             run([&](int64_t j, int64_t t, Lanes sum) {
-              float* out = to.data + (line + j) * to.line + (begin + t) * to.token;
+              Number* out = to.data + (line + j) * to.line + (begin + t) * to.token;
               if (line + j < shape.lines) store(out, sum, to.count);
             });
           }
@@ -134,10 +136,10 @@ void multiply_image(const Lanes* x, int64_t pitch, const Lanes* weight, int64_t 
   });
 }
 
-// A map (C, H, W) as (H, W, C).
+// A parameter (C, H, W) as (H, W, C).
 Tensor checked_pixels_first(const Tensor& map, const char* name) {
   check(map, name, {ANY, ANY, ANY});
-  return map.permute({1, 2, 0}).contiguous();
+  return map.to(at::kFloat).permute({1, 2, 0}).contiguous();
 }
 
 Tensor checked_weight(const Tensor& weight) {
@@ -145,7 +147,7 @@ Tensor checked_weight(const Tensor& weight) {
   TORCH_CHECK(weight.numel() > 0 && weight.size(1) % 2 == 1 && weight.size(2) == weight.size(3),
               "weight must be of shape [patches, strip_width, tokens, tokens] with an odd strip_width, but is of ",
               weight.sizes());
-  return weight.contiguous();
+  return weight.to(at::kFloat).contiguous();
 }
 
 Lanes identity(Lanes v, int64_t) {
@@ -240,28 +242,32 @@ Tensor StripLayer::run(const Tensor& x) const {
   const Layout layout(*this, x.sizes().slice(1));
   const bool ready = x.sizes().slice(1) == at::IntArrayRef(shape_);
   const Tensor out = empty_map(x);
-  for_blocks(layout.channels, images, [&](int64_t begin, int64_t end) {
-    const int64_t staged = layout.pitch * layout.tokens, own = ready ? 0 : layout.packed() + layout.weights;
-    Workspace workspace(staged + layout.whole + own);
-    Lanes *buffer = workspace.take_zeros(staged), *sums = workspace.take(layout.whole), *memory = workspace.take(own);
-    for (const auto task : irange(begin, end)) {
-      const int64_t first = task / images * LANES, image = task % images, count = lanes_left(layout.channels, first);
-      const PackedBlock packed(layout, ready ? as_lanes(packed_) + first / LANES * layout.packed() : memory);
-      if (!ready && (task == begin || image == 0)) pack_block(layout, first, memory + layout.packed(), packed);
-      const int64_t offset = image * layout.pixels * layout.channels + first;
-      const auto stage_image = [&](auto function) {
-        stage_pixels(data(x) + offset, layout.height, layout.width, layout.channels, count, buffer + layout.pad,
-                     row_ ? 1 : layout.pitch, row_ ? layout.pitch : 1, function);
-      };
-      if (position_.defined()) {
-        stage_image([&](Lanes v, int64_t pixel) { return v + packed.position[pixel]; });
-      } else {
-        stage_image(identity);
+  with_type(x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    for_blocks(layout.channels, images, [&](int64_t begin, int64_t end) {
+      const int64_t staged = layout.pitch * layout.tokens, own = ready ? 0 : layout.packed() + layout.weights;
+      Workspace workspace(staged + layout.whole + own);
+      Lanes *buffer = workspace.take_zeros(staged), *sums = workspace.take(layout.whole), *memory = workspace.take(own);
+      for (const auto task : irange(begin, end)) {
+        const int64_t first = task / images * LANES, image = task % images, count = lanes_left(layout.channels, first);
+        const PackedBlock packed(layout, ready ? as_lanes(packed_) + first / LANES * layout.packed() : memory);
+        if (!ready && (task == begin || image == 0)) pack_block(layout, first, memory + layout.packed(), packed);
+        const int64_t offset = image * layout.pixels * layout.channels + first;
+        const auto stage_image = [&](auto function) {
+          stage_pixels(data<T>(x) + offset, layout.height, layout.width, layout.channels, count, buffer + layout.pad,
+                       row_ ? 1 : layout.pitch, row_ ? layout.pitch : 1, function);
+        };
+        if (position_.defined()) {
+          stage_image([&](Lanes v, int64_t pixel) { return v + packed.position[pixel]; });
+        } else {
+          stage_image(identity);
+        }
+        const Target<T> to{mutable_data<T>(out) + offset, layout.line * layout.channels, layout.token * layout.channels,
+                           count};
+        const Start start{packed.bias, bias_map_ ? 1 : 0, bias_map_ ? layout.all_lines : 1};
+        multiply_image(buffer, layout.pitch, packed.weight, strip_width, layout, start, sums, to);
       }
-      const Target to{mutable_data(out) + offset, layout.line * layout.channels, layout.token * layout.channels, count};
-      const Start start{packed.bias, bias_map_ ? 1 : 0, bias_map_ ? layout.all_lines : 1};
-      multiply_image(buffer, layout.pitch, packed.weight, strip_width, layout, start, sums, to);
-    }
+    });
   });
   return out;
 }
@@ -301,14 +307,15 @@ void correlate_image(const Lanes* grad, const Lanes* x, const Lines& shape, Lane
   for (; t < shape.tokens; ++t) run(std::integral_constant<int, 1>(), t);
 }
 
-// Gradient of the weights (G, strip_width, L, L): a task is a block of channels and a line of the strip.
+// Gradient of the weights (G, strip_width, L, L), from maps of T: a task is a block of channels and a line of the strip.
+template <typename T>
 Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t strip_width, bool row,
                    const OptionalTensor& position) {
   const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
   const Lines shape(x.size(2), x.size(3), row);
   const int64_t tokens = shape.tokens, square = tokens * tokens, pad = strip_width / 2;
   const Tensor positions = position ? checked_pixels_first(*position, "position") : Tensor();
-  const Tensor out = at::empty({channels, strip_width, tokens, tokens}, x.options());
+  const Tensor out = at::empty({channels, strip_width, tokens, tokens}, in_float32(x));
   at::parallel_for(0, divide_up(channels, LANES) * strip_width, 1, [&](int64_t begin, int64_t end) {
     const int64_t padded = (shape.lines + 2 * pad) * tokens;
     Workspace workspace(padded + 2 * pixels + square);
@@ -323,9 +330,10 @@ Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t
       std::fill(sum, sum + square, Lanes{});
       for (const auto image : irange(images)) {
         const int64_t offset = image * pixels * channels + first;
-        stage_pixels(data(x) + offset, x.size(2), x.size(3), channels, count, staged + pad * tokens, to_line, to_token,
+        stage_pixels(data<T>(x) + offset, x.size(2), x.size(3), channels, count, staged + pad * tokens, to_line, to_token,
                      [&](Lanes v, int64_t pixel) { return v + position_lanes[pixel]; });
-        stage_pixels(data(grad) + offset, x.size(2), x.size(3), channels, count, staged_grad, to_line, to_token, identity);
+        stage_pixels(data<T>(grad) + offset, x.size(2), x.size(3), channels, count, staged_grad, to_line, to_token,
+                     identity);
         correlate_image(staged_grad, staged + k * tokens, shape, sum);
       }
       scatter(sum, square, mutable_data(out) + (first * strip_width + k) * square, strip_width * square, count);
@@ -334,17 +342,20 @@ Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t
   return out.view({channels / patches, patches, strip_width, tokens, tokens}).sum(0);
 }
 
-// Sums (H, W, C) over the images of a map.
+// Sums (H, W, C) over the images of a map, in float32.
 Tensor sum_images(const Tensor& map) {
   const int64_t images = map.size(0), size = map.numel() / images;
-  const Tensor out = at::empty({map.size(2), map.size(3), map.size(1)}, map.options());
-  at::parallel_for(0, size, 1024, [&](int64_t begin, int64_t end) {
-    float* to = mutable_data(out);
-    std::copy(data(map) + begin, data(map) + end, to + begin);
-    for (const auto image : irange(1, images)) {
-      const float* from = data(map) + image * size;
-      for (const auto i : irange(begin, end)) to[i] += from[i];
-    }
+  const Tensor out = at::empty({map.size(2), map.size(3), map.size(1)}, in_float32(map));
+  with_type(map.scalar_type(), [&](auto type) {
+    const auto* first = data<decltype(type)>(map);
+    at::parallel_for(0, size, 1024, [&](int64_t begin, int64_t end) {
+      float* to = mutable_data(out);
+      std::copy(first + begin, first + end, to + begin);
+      for (const auto image : irange(1, images)) {
+        const auto* from = first + image * size;
+        for (const auto i : irange(begin, end)) to[i] += from[i];
+      }
+    });
   });
   return out;
 }
@@ -363,12 +374,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> strip_layer_backward(const Tensor& gr
                                                                 std::array<bool, 4> required) {
   const BelowAutograd guard;
   const Tensor x = checked_map(input, "x"), grad = checked_map(grad_out, "grad", x.sizes());
+  TORCH_CHECK(grad.scalar_type() == x.scalar_type(), "grad must be ", x.scalar_type(), " as x is, but is ",
+              grad.scalar_type());
   StripLayer(weight, {}, position, row).check_fits(x);
   const int64_t patches = weight.size(0);
   const bool position_required = position && required[3];
   Tensor grad_x, grad_weight, grad_bias, grad_position;
   if (required[0] || position_required) grad_x = StripLayer(weight, {}, {}, row, true).run(grad);
-  if (required[1]) grad_weight = weight_grad(grad, x, patches, weight.size(1), row, position);
+  if (required[1]) {
+    grad_weight = with_type(x.scalar_type(), [&](auto type) {
+      return weight_grad<decltype(type)>(grad, x, patches, weight.size(1), row, position);
+    });
+  }
   if (required[2]) grad_bias = bias_grad(grad, patches, row, bias_map);
   if (position_required) grad_position = sum_images(grad_x).permute({2, 0, 1});
   return {required[0] ? grad_x : Tensor(), grad_weight, grad_bias, grad_position};

@@ -74,26 +74,31 @@ Tensor split_windows(const Tensor& input, at::IntArrayRef extent, at::IntArrayRe
   const Axis &rows = layout.rows, &columns = layout.columns;
   const Tensor out =
       empty_map({images * rows.count * columns.count, channels, rows.extent, columns.extent}, x.options());
-  const float* from = data(x);
-  float* to = mutable_data(out);
-  at::parallel_for(0, images * rows.count * rows.extent, 1, [&](int64_t begin, int64_t end) {
-    for (const auto line : irange(begin, end)) {
-      const int64_t window = line / rows.extent, image = window / rows.count, row_window = window % rows.count;
-      const int64_t h = rows.starts[row_window] + line % rows.extent;
-      for (const auto column_window : irange(columns.count)) {
-        const int64_t w = columns.starts[column_window];
-        const float* source = from + ((image * height + h) * width + w) * channels;
-        float* target = to + layout.place(image, row_window, column_window, h, w) * channels;
-        if (!mean) {
-          std::memcpy(target, source, columns.extent * channels * sizeof(float));
-          continue;
-        }
-        for (const auto column : irange(columns.extent)) {
-          const float share = rows.share(row_window, h) * columns.share(column_window, w + column);
-          for (const auto c : irange(channels)) target[column * channels + c] = source[column * channels + c] * share;
+  with_type(x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const T* from = data<T>(x);
+    T* to = mutable_data<T>(out);
+    at::parallel_for(0, images * rows.count * rows.extent, 1, [&](int64_t begin, int64_t end) {
+      for (const auto line : irange(begin, end)) {
+        const int64_t window = line / rows.extent, image = window / rows.count, row_window = window % rows.count;
+        const int64_t h = rows.starts[row_window] + line % rows.extent;
+        for (const auto column_window : irange(columns.count)) {
+          const int64_t w = columns.starts[column_window];
+          const T* source = from + ((image * height + h) * width + w) * channels;
+          T* target = to + layout.place(image, row_window, column_window, h, w) * channels;
+          if (!mean) {
+            std::memcpy(target, source, columns.extent * channels * sizeof(T));
+            continue;
+          }
+          for (const auto column : irange(columns.extent)) {
+            const float share = rows.share(row_window, h) * columns.share(column_window, w + column);
+            for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+              store(target + column * channels + c, load(source + column * channels + c, lanes) * share, lanes);
+            });
+          }
         }
       }
-    }
+    });
   });
   return out;
 }
@@ -108,27 +113,30 @@ Tensor merge_windows(const Tensor& input, at::IntArrayRef size, at::IntArrayRef 
   TORCH_CHECK(images * rows.count * columns.count == x.size(0), "x must hold a multiple of ", rows.count * columns.count,
               " windows, but is of shape ", x.sizes());
   const Tensor out = empty_map({images, channels, height, width}, x.options());
-  const float* from = data(x);
-  float* to = mutable_data(out);
-  at::parallel_for(0, images * height, 1, [&](int64_t begin, int64_t end) {
-    for (const auto line : irange(begin, end)) {
-      const int64_t image = line / height, h = line % height;
-      const auto row = rows.covers[h];
-      for (const auto w : irange(width)) {
-        const auto column = columns.covers[w];
-        float* target = to + (line * width + w) * channels;
-        std::fill(target, target + channels, 0.0f);
-        for (const auto row_window : irange(row.first, row.last + 1)) {
-          for (const auto column_window : irange(column.first, column.last + 1)) {
-            const float share = mean ? rows.share(row_window, h) * columns.share(column_window, w) : 1.0f;
-            const float* source = from + layout.place(image, row_window, column_window, h, w) * channels;
-            for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-              add_to(target + c, load(source + c, lanes) * share, lanes);
-            });
-          }
+  with_type(x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const T* from = data<T>(x);
+    T* to = mutable_data<T>(out);
+    at::parallel_for(0, images * height, 1, [&](int64_t begin, int64_t end) {
+      for (const auto line : irange(begin, end)) {
+        const int64_t image = line / height, h = line % height;
+        const auto row = rows.covers[h];
+        for (const auto w : irange(width)) {
+          const auto column = columns.covers[w];
+          for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+            Lanes sum{};
+            for (const auto row_window : irange(row.first, row.last + 1)) {
+              for (const auto column_window : irange(column.first, column.last + 1)) {
+                const float share = mean ? rows.share(row_window, h) * columns.share(column_window, w) : 1.0f;
+                const int64_t place = layout.place(image, row_window, column_window, h, w);
+                sum += load(from + place * channels + c, lanes) * share;
+              }
+            }
+            store(to + (line * width + w) * channels + c, sum, lanes);
+          });
         }
       }
-    }
+    });
   });
   return out;
 }
