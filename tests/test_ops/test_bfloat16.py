@@ -1,0 +1,205 @@
+"""bfloat16 maps: whatever runs, it is about as far from float64 as PyTorch's own layers in bfloat16 are.
+
+Where operators do not take bfloat16, 'native' is the reference, and says so.
+"""
+
+import copy
+
+import pytest
+import torch
+from helpers import operators_of, randomise, small_backbone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_implementations import BOXES, EXTENT, OPERATORS, map_for
+from torch import nn
+
+from mmstrip import ops
+from mmstrip.models import deploy
+from mmstrip.models.channel_mixing import ChannelMixingBlock
+from mmstrip.models.strip_mixing import CascadeGroupStripMixing, LocalStripMixing
+from mmstrip.ops import dispatch
+
+TAKES_BFLOAT16 = dispatch._takes_bfloat16
+FORMS = ('autocast', 'bfloat16')
+X = torch.rand(2, 3, 64, 64)
+
+
+def run(box: nn.Module, x: torch.Tensor, form: str, implementation: str) -> list[torch.Tensor]:
+    """The output, and the gradients of the input and of all parameters, in bfloat16 maps."""
+    box = copy.deepcopy(box)
+    box = box.bfloat16() if form == 'bfloat16' else box
+    x = x.bfloat16().requires_grad_()
+    inputs = [x, *box.parameters()]
+    with ops.use(implementation), torch.autocast('cpu', torch.bfloat16, enabled=form == 'autocast'):
+        out = box(x)
+    weights = torch.linspace(-1, 1, out.numel()).view_as(out)
+    found = torch.autograd.grad((out.float() * weights).sum() + out.float().square().sum(), inputs)
+    assert out.dtype is torch.bfloat16
+    assert all(gradient.dtype is value.dtype for gradient, value in zip(found, inputs))
+    return [out, *found]
+
+
+def exact(box: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """The same of the same numbers in float64."""
+    box, x = copy.deepcopy(box).double(), x.bfloat16().double().requires_grad_()
+    out = box(x)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    return [out, *torch.autograd.grad((out * weights).sum() + out.square().sum(), [x, *box.parameters()])]
+
+
+def distance(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((got.double() - expected).norm() / expected.norm().clamp_min(1e-6)).item()
+
+
+def assert_as_close(got, reference, expected):
+    """Twice as far from the exact values as the reference at most, or a few roundings."""
+    largest = max(value.norm().item() for value in expected)
+    for a, b, c in zip(got, reference, expected):
+        if c.norm() < 1e-3 * largest:  # a bias before BN has no gradient
+            continue
+        assert distance(a, c) <= max(2 * distance(b, c), 2**-6), (distance(a, c), distance(b, c))
+
+
+def rounded(box: nn.Module) -> nn.Module:
+    """Its parameters as bfloat16 holds them, so that they are no reason for a difference."""
+    return box.bfloat16().float()
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('name', BOXES)
+def test_values_and_gradients(name, training, form):
+    box = rounded(randomise(BOXES[name]())).train(training)
+    x = map_for(box, images=4)
+    expected = exact(box, x)
+    reference = run(box, x, form, 'reference')
+    for implementation in ops.available():
+        assert_as_close(run(box, x, form, implementation), reference, expected)
+
+
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(3, 13), st.integers(3, 12)),
+    channels=st.sampled_from([2, 6, 10, 34]),
+    name=st.sampled_from(['lsmm', 'channel mixing', 'cgsmm']),
+    form=st.sampled_from(FORMS),
+)
+@settings(max_examples=30)
+def test_any_map(size, channels, name, form):
+    """Sizes that are windows, in windows and padded; odd depths of products, as pairs of inputs are multiplied."""
+    images, height, width = size
+    box = dict(
+        lsmm=lambda: LocalStripMixing(channels),
+        cgsmm=lambda: CascadeGroupStripMixing(channels, EXTENT, 2),
+    ).get(name, lambda: ChannelMixingBlock(channels, mlp_ratio=1.5))()
+    box = rounded(randomise(box)).eval()
+    x = torch.randn(images, channels, height, width)
+    assert_as_close(run(box, x, form, ops.available()[-1]), run(box, x, form, 'reference'), exact(box, x))
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('name', OPERATORS)
+def test_operators_stand_in(name, form):
+    box = randomise(BOXES[name]()).eval()
+    box = box.bfloat16() if form == 'bfloat16' else box
+    x = map_for(box).bfloat16()
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=form == 'autocast'):
+        assert operators_of(lambda: box(x)) == (OPERATORS[name] if TAKES_BFLOAT16 else set())
+    assert ('bfloat16 maps' in ops.status()) == ('native' in ops.available())
+
+
+@pytest.mark.skipif('native' not in ops.available(), reason=ops.status())
+def test_where_operators_step_aside():
+    """What the reference refuses or gives another type is left to it."""
+    box = randomise(BOXES['channel mixing']()).eval()
+    x = map_for(box)
+
+    def operators(x, dtype=None):
+        with torch.no_grad(), torch.autocast('cpu', dtype or torch.bfloat16, enabled=dtype is not None):
+            return operators_of(lambda: box(x))
+
+    assert not operators(x, torch.bfloat16)  # its first convolution gives bfloat16, but no norm before one would
+    assert not operators(x.bfloat16(), torch.float16)
+    with pytest.raises(RuntimeError):
+        box(x.bfloat16())
+    box.bfloat16()
+    box.norm.float()
+    assert not operators(x.bfloat16()) - {'depthwise'}
+    box.norm.bfloat16()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not operators(x.bfloat16())
+    assert bool(operators(x.bfloat16())) == TAKES_BFLOAT16
+
+
+@pytest.mark.parametrize('size', [(64, 64), (97, 75)])
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('deployed', [False, True])
+def test_features_stay_close(deployed, form, size):
+    """Within 2 % of the largest feature of float32, in maps that are windows, in windows and padded."""
+    model = randomise(small_backbone(out_indices=(0, 1, 2, 3))).eval()
+    x = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        expected = model(x)
+        if deployed:
+            model.switch_to_deploy()
+        if form == 'bfloat16':
+            model, x = model.bfloat16(), x.bfloat16()
+        with torch.autocast('cpu', torch.bfloat16, enabled=form == 'autocast'):
+            features = model(x)
+            with ops.use('reference'):
+                types = [feature.dtype for feature in model(x)]
+    for feature, other, dtype in zip(features, expected, types):
+        assert feature.dtype is dtype
+        assert (feature.float() - other).abs().max() < 0.02 * other.abs().max()
+
+
+@pytest.mark.skipif(not TAKES_BFLOAT16, reason=ops.status())
+def test_a_stage_is_packed_for_what_it_runs():
+    model = randomise(small_backbone(deploy=True)).eval()
+    stage = model.stages[0]
+    with torch.no_grad():
+        for enabled in (False, True, False):
+            with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+                assert operators_of(lambda: model(X)) == set()  # whole stages, not one operator each
+            assert deploy._packed[stage].dtype is (torch.bfloat16 if enabled else torch.float32)
+        model.bfloat16()
+        model(X.bfloat16())
+        packed = deploy._packed[stage]
+        model.stages[0][0].channel_mixing.fc1.weight[0] += 1
+        assert not packed.is_current(stage)
+
+
+def test_second_derivatives():
+    """Under autocast the reference is computed again under autocast."""
+    box = randomise(BOXES['strip mixing']())
+    found = []
+    for implementation in ops.available():
+        module, x = copy.deepcopy(box), map_for(box).bfloat16().requires_grad_()
+        with ops.use(implementation), torch.autocast('cpu', torch.bfloat16):
+            out = module(x)
+        (first,) = torch.autograd.grad(out.float().square().sum(), x, create_graph=True)
+        first.float().square().sum().backward()
+        found.append(torch.cat([value.grad.flatten() for value in module.parameters() if value.grad is not None]))
+    for gradient in found[1:]:
+        assert torch.nn.functional.cosine_similarity(gradient, found[0], dim=0) > 0.95
+
+
+def test_training_keeps_weights_in_float32():
+    """Under autocast: parameters, their gradients and running statistics; and the loss falls as it does in float32."""
+    start = randomise(small_backbone(drop_path_rate=0.0))
+    target = torch.randn(2, 128, 2, 2)
+    losses = []
+    for enabled in (False, True):
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(12):
+            with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+                loss = (model(X)[0].float() - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < 1.3 * losses[0] < 1
+    assert all(value.dtype is value.grad.dtype is torch.float32 for value in model.parameters())
+    name = 'stages.0.0.strip_mixing.depthwise.0.running_mean'
+    assert model.state_dict()[name].dtype is torch.float32
+    assert not torch.equal(model.state_dict()[name], start.state_dict()[name])
