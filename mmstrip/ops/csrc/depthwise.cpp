@@ -43,8 +43,9 @@ struct Padded {
   int64_t inside() const { return top * line + left; }
 };
 
+// Always inlined, as is what uses it: sums are in registers only then.
 template <typename Function>
-void with_width(int64_t width, Function function) {
+__attribute__((always_inline)) inline void with_width(int64_t width, Function function) {
   switch (width) {
     case 1: return function(std::integral_constant<int, 1>());
     case 3: return function(std::integral_constant<int, 3>());
@@ -54,7 +55,8 @@ void with_width(int64_t width, Function function) {
 }
 
 template <int TILE>
-inline void convolve_tile(const Kernel& kernel, const Lanes* x, int64_t line, const Lanes* weight, Lanes (&sum)[TILE]) {
+__attribute__((always_inline)) inline void convolve_tile(const Kernel& kernel, const Lanes* x, int64_t line,
+                                                         const Lanes* weight, Lanes (&sum)[TILE]) {
   for (const auto& band : kernel.bands) {
     const Lanes* first = x + (kernel.width - band.width) / 2;
     with_width(band.width, [&](auto width) __attribute__((always_inline)) {

@@ -307,7 +307,7 @@ void correlate_image(const Lanes* grad, const Lanes* x, const Lines& shape, Lane
   for (; t < shape.tokens; ++t) run(std::integral_constant<int, 1>(), t);
 }
 
-// Gradient of the weights (G, strip_width, L, L), from maps of T: a task is a block of channels and a line of the strip.
+// Gradient of the weights (G, strip_width, L, L), of maps of T: a task is a block of channels and a line of the strip.
 template <typename T>
 Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t strip_width, bool row,
                    const OptionalTensor& position) {
@@ -330,8 +330,8 @@ Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t
       std::fill(sum, sum + square, Lanes{});
       for (const auto image : irange(images)) {
         const int64_t offset = image * pixels * channels + first;
-        stage_pixels(data<T>(x) + offset, x.size(2), x.size(3), channels, count, staged + pad * tokens, to_line, to_token,
-                     [&](Lanes v, int64_t pixel) { return v + position_lanes[pixel]; });
+        stage_pixels(data<T>(x) + offset, x.size(2), x.size(3), channels, count, staged + pad * tokens, to_line,
+                     to_token, [&](Lanes v, int64_t pixel) { return v + position_lanes[pixel]; });
         stage_pixels(data<T>(grad) + offset, x.size(2), x.size(3), channels, count, staged_grad, to_line, to_token,
                      identity);
         correlate_image(staged_grad, staged + k * tokens, shape, sum);

@@ -117,22 +117,29 @@ Tensor merge_windows(const Tensor& input, at::IntArrayRef size, at::IntArrayRef 
     using T = decltype(type);
     const T* from = data<T>(x);
     T* to = mutable_data<T>(out);
+    struct Part {
+      const T* from;
+      float share;
+    };
     at::parallel_for(0, images * height, 1, [&](int64_t begin, int64_t end) {
+      std::vector<Part> parts;  // of a pixel
       for (const auto line : irange(begin, end)) {
         const int64_t image = line / height, h = line % height;
         const auto row = rows.covers[h];
         for (const auto w : irange(width)) {
           const auto column = columns.covers[w];
+          parts.clear();
+          for (const auto row_window : irange(row.first, row.last + 1)) {
+            for (const auto column_window : irange(column.first, column.last + 1)) {
+              const float share = mean ? rows.share(row_window, h) * columns.share(column_window, w) : 1.0f;
+              parts.push_back({from + layout.place(image, row_window, column_window, h, w) * channels, share});
+            }
+          }
+          T* target = to + (line * width + w) * channels;
           for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
             Lanes sum{};
-            for (const auto row_window : irange(row.first, row.last + 1)) {
-              for (const auto column_window : irange(column.first, column.last + 1)) {
-                const float share = mean ? rows.share(row_window, h) * columns.share(column_window, w) : 1.0f;
-                const int64_t place = layout.place(image, row_window, column_window, h, w);
-                sum += load(from + place * channels + c, lanes) * share;
-              }
-            }
-            store(to + (line * width + w) * channels + c, sum, lanes);
+            for (const auto& part : parts) sum += load(part.from + c, lanes) * part.share;
+            store(target + c, sum, lanes);
           });
         }
       }
