@@ -448,7 +448,7 @@ def block_tensors(channels, extent, patches=2, strip_width=3, hidden=None):
 
 def assert_stage(blocks, x, extent, counts, strides):
     eps = [[1e-5, 1e-5 * (i + 1), 1e-6] for i in range(len(blocks))]
-    got = torch.classes.mmstrip.Stage(blocks, eps).run(x, counts, strides)
+    got = torch.classes.mmstrip.Stage(blocks, eps, torch.float32).run(x, counts, strides)
     expected = stage(x.double(), [[t.double() for t in block] for block in blocks], eps, (extent, counts, strides))
     close(got, expected, 1e-3)
     return got
@@ -494,7 +494,7 @@ class TestWhatAStageWasPackedFrom:
 
     @pytest.fixture
     def packed(self, blocks):
-        packed = torch.classes.mmstrip.Stage(blocks, [[1e-5, 1e-5, 1e-6]] * 2)
+        packed = torch.classes.mmstrip.Stage(blocks, [[1e-5, 1e-5, 1e-6]] * 2, torch.float32)
         assert packed.is_current(blocks)
         return packed
 
@@ -518,7 +518,7 @@ class TestWhatAStageWasPackedFrom:
     def test_tensors_of_inference_mode(self):
         with torch.inference_mode():
             blocks = [block_tensors(8, (3, 4))]
-            packed = torch.classes.mmstrip.Stage(blocks, [[1e-5, 1e-5, 1e-6]])
+            packed = torch.classes.mmstrip.Stage(blocks, [[1e-5, 1e-5, 1e-6]], torch.float32)
             assert packed.is_current(blocks)
             blocks[0][21].mul_(2)
             assert not packed.is_current(blocks)
@@ -552,7 +552,7 @@ class TestWhatAStageWasPackedFrom:
 
 
 def test_an_error_in_one_thread_ends_a_stage(set_threads):
-    packed = torch.classes.mmstrip.Stage([block_tensors(8, (14, 14))] * 2, [[1e-5, 1e-5, 1e-6]] * 2)
+    packed = torch.classes.mmstrip.Stage([block_tensors(8, (14, 14))] * 2, [[1e-5, 1e-5, 1e-6]] * 2, torch.float32)
     for threads in (1, 4):
         set_threads(threads)
         for size in ((13, 14), (14, 15)):
@@ -804,22 +804,26 @@ def test_tensors_of_a_stage_are_checked(place, change):
     block = block_tensors(8, (3, 4))
     block[place] = change(block[place])
     with pytest.raises(RuntimeError, match=r'must be|does not fit'):
-        torch.classes.mmstrip.Stage([block], [[1e-5, 1e-5, 1e-6]])
+        torch.classes.mmstrip.Stage([block], [[1e-5, 1e-5, 1e-6]], torch.float32)
 
 
 def test_other_arguments_of_a_stage_are_checked():
     eps, block = [1e-5, 1e-5, 1e-6], block_tensors(8, (3, 4))
     for blocks, constants in (([], []), ([block], [eps, eps]), ([block], [eps[:2]]), ([block[:-1]], [eps])):
         with pytest.raises(RuntimeError, match='blocks|eps'):
-            torch.classes.mmstrip.Stage(blocks, constants)
+            torch.classes.mmstrip.Stage(blocks, constants, torch.float32)
     with pytest.raises(RuntimeError, match='one width'):
-        torch.classes.mmstrip.Stage([block, block_tensors(4, (3, 4))], [eps, eps])
-    packed = torch.classes.mmstrip.Stage([block], [eps])
+        torch.classes.mmstrip.Stage([block, block_tensors(4, (3, 4))], [eps, eps], torch.float32)
+    packed = torch.classes.mmstrip.Stage([block], [eps], torch.float32)
     for x in (torch.ones(1, 6, 3, 4), torch.ones(8, 3, 4), torch.ones(0, 8, 3, 4), torch.ones(1, 8, 3, 4).double()):
         with pytest.raises(RuntimeError, match='x must'):
             packed.run(x, [1, 1], [0, 0])
     with pytest.raises(RuntimeError, match='gradient'):
         packed.run(torch.ones(1, 8, 3, 4, requires_grad=True), [1, 1], [0, 0])
+    with pytest.raises(RuntimeError, match='x must be'):
+        packed.run(torch.ones(1, 8, 3, 4).bfloat16(), [1, 1], [0, 0])
+    with pytest.raises(RuntimeError, match='type must be float32'):
+        torch.classes.mmstrip.Stage([block], [eps], torch.float16)
     for counts, strides in (([1], [0]), ([1, 1], [0]), ([2, 1], [9, 0]), ([1, 1], [0, 0])):
         with pytest.raises(RuntimeError, match='counts|strides|extent|must be of'):
             packed.run(torch.ones(1, 8, 5, 4), counts, strides)

@@ -46,7 +46,7 @@ bool takes_bfloat16();
 
 // function(T()) for the numbers T of a map.
 template <typename Function>
-auto with_type(at::ScalarType type, Function function) {
+auto with_type([[maybe_unused]] at::ScalarType type, Function function) {
 #ifdef MMSTRIP_BFLOAT16
   if (type == at::kBFloat16) return function(BFloat16());
 #endif
