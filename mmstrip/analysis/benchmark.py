@@ -123,7 +123,7 @@ def _summarise(
     candidate: Candidate, mode: str, shape: tuple[int, int], difference: float | None, seconds: list[float]
 ) -> Result:
     settings, spec = candidate.settings, candidate.spec
-    q1, middle, q3 = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    q1, middle, q3 = quantiles(seconds, n=4, method='inclusive') if len(seconds) > 1 else seconds * 3
     peak = None if candidate.runtime else peak_memory(candidate.step(mode, shape), settings.device) / 2**20
     complexity = candidate.complexity(shape)
     work = 2 * complexity.flops * settings.batch * (3 if mode == 'train' else 1)

@@ -1,9 +1,9 @@
 """Models in ONNX Runtime and OpenVINO: exported once, run on CPUs with as many threads as PyTorch."""
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ def check_runtime(runtime: str, dtype: str, device: str, modes: Sequence[str]) -
     Raises:
         ValueError: It is not installed, or cannot.
     """
-    missing = [name for name in RUNTIMES[runtime] if importlib.util.find_spec(name) is None]
+    missing = [name for name in RUNTIMES[runtime] if find_spec(name) is None]
     if missing:
         raise ValueError(f"{runtime} needs {', '.join(missing)}, not installed here: pip install 'mmstrip[deployment]'")
     if list(modes) != ['inference']:

@@ -7,6 +7,7 @@ import mmengine
 import pytest
 import torch
 from helpers import ROOT, SMALL_CONFIG, last_line, run_tool
+from helpers.runs import CONFIG as TINY_CONFIG
 from helpers.runs import call_tool
 from PIL import Image
 
@@ -104,6 +105,28 @@ def test_auto_scale_lr(tmp_path):
     assert json.loads(scalars[-1])['lr'] == pytest.approx(3e-3 / 2)
 
 
+def test_training_and_testing_in_bfloat16(tmp_path):
+    """On a CPU; a run that began so resumes so."""
+    train = ['train.py', TINY_CONFIG, '--work-dir', tmp_path, '--cfg-options', 'randomness.seed=1']
+    first = call_tool(*train, 'train_cfg.max_epochs=1', '--amp', 'bfloat16', folder=tmp_path)
+    assert first.returncode == 0, first.stdout
+    second = call_tool(*train, 'train_cfg.max_epochs=2', '--amp', '--resume', folder=tmp_path)
+    assert second.returncode == 0 and 'Epoch(train) [1]' not in second.stdout, second.stdout
+    (dumped,) = tmp_path.glob('digits_tiny.py')
+    assert "type='mmstrip.BFloat16OptimWrapper'" in dumped.read_text()
+    weights = torch.load(tmp_path / 'epoch_2.pth', weights_only=True)['state_dict']
+    assert torch.bfloat16 not in {value.dtype for value in weights.values()}
+    predictions = []
+    for number, options in enumerate(([], ['--amp', 'bfloat16'])):
+        out = tmp_path / f'{number}.pkl'
+        test = ['test.py', TINY_CONFIG, tmp_path / 'epoch_2.pth', '--work-dir', tmp_path, '--out', out, *options]
+        done = call_tool(*test, folder=tmp_path)
+        assert done.returncode == 0, done.stdout
+        predictions.append(torch.stack([sample['pred_score'] for sample in mmengine.load(out)]))
+    difference = (predictions[0] - predictions[1]).abs().max()
+    assert 0 < difference < 0.02 and predictions[1].dtype is torch.float32
+
+
 class TestBadInput:
     """The last line is one sentence that names what is wrong."""
 
@@ -166,7 +189,9 @@ class TestBadInput:
         )
         assert '--out must end in .pkl' in last_line(done.stdout)
 
-    @pytest.mark.skipif(torch.cuda.is_available(), reason='says what happens without a GPU')
-    def test_amp_without_a_gpu(self, tmp_path):
-        done = call_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--amp', folder=tmp_path)
-        assert last_line(done.stdout) == 'ValueError: --amp needs a GPU, and there is none'
+    def test_float16_on_a_cpu(self, tmp_path):
+        for tool in (['train.py', SMALL_CONFIG], ['test.py', SMALL_CONFIG, __file__]):
+            done = call_tool(*tool, '--work-dir', tmp_path, '--amp', 'float16', folder=tmp_path)
+            assert last_line(done.stdout) == (
+                'ValueError: --amp float16 needs a GPU, and there is none; CPUs take --amp bfloat16'
+            )
