@@ -31,7 +31,7 @@ def check_runtime(runtime: str, dtype: str, device: str, modes: Sequence[str]) -
     """
     missing = [name for name in RUNTIMES[runtime] if find_spec(name) is None]
     if missing:
-        raise ValueError(f"{runtime} needs {', '.join(missing)}, not installed here: pip install 'mmstrip[deployment]'")
+        raise ValueError(f'{runtime} needs what is not installed here: pip install {" ".join(missing)}')
     if list(modes) != ['inference']:
         raise ValueError(f'{runtime} runs inference alone, but the modes are {", ".join(modes)}')
     if device != 'cpu':
