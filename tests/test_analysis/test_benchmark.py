@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from helpers import SMALL_CONFIG, last_line, run_tool
-from helpers.runs import call_tool
+from helpers.runs import CONFIG, call_tool
 from PIL import Image
 
 from mmstrip.analysis import runtimes
@@ -40,7 +40,7 @@ def test_benchmark_compares_and_saves(tmp_path):
 
 def test_forms_of_one_model_stand_side_by_side(tmp_path):
     """With values that are those of the modules, whatever computes them."""
-    small = f'Small={SMALL_CONFIG}'
+    small = f'Small={CONFIG}'
     forms = ['', '@deploy@autocast', '@bfloat16', '@deploy@openvino', '@deploy@onnxruntime']
     forms += ['@deploy@openvino@bfloat16'] * torch.cpu._is_avx512_bf16_supported()
     models = [f'{small}{form}' for form in forms]

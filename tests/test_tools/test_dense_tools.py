@@ -118,7 +118,7 @@ def test_testing_in_bfloat16(trained, tmp_path):
     checkpoint = work_dir / f'epoch_{EPOCHS[task]}.pth'
     done = call_tool('test.py', config, checkpoint, '--work-dir', tmp_path, '--amp', 'bfloat16', folder=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert metric(task, done.stdout) == pytest.approx(metric(task, output), rel=0.05)
+    assert metric(task, done.stdout) == pytest.approx(metric(task, output), rel=0.25)  # of a few objects
 
 
 def test_resuming_from_the_last_checkpoint_in_bfloat16(trained, tmp_path):
