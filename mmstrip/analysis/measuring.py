@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from .complexity import TensorForward, analyze_complexity, data_samples
-from .runtimes import RUNTIMES, Session, check_runtime, export, start
+from .runtimes import RUNTIMES, Session, check_runtime, export, start_session
 from .specs import Spec
 
 MODES = ('inference', 'train')
@@ -126,7 +126,7 @@ class Candidate:
         if key not in _exported:
             with self.spec.implementation():
                 _exported[key] = export(self._function(shape), self._images(shape))
-        return start(self.runtime, _exported[key], self.dtype)
+        return start_session(self.runtime, _exported[key], self.dtype)
 
     def _freezing(self):
         return inductor_config.patch(freezing=True) if 'freezing' in self.spec.forms else nullcontext()

@@ -57,7 +57,7 @@ def export(model: nn.Module, images: Tensor) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-def start(runtime: str, exported: bytes, dtype: str) -> Session:
+def start_session(runtime: str, exported: bytes, dtype: str) -> Session:
     """A function of images, (N, C, H, W) in float32, that gives a model's outputs.
 
     Args:
