@@ -5,11 +5,21 @@ INSTALLED := $(VENV)/.installed
 DEMO := strip-mlp-tiny-light_1xb64_digits-32px
 DEMO_DIR := work_dirs/$(DEMO)
 STRIP := Strip-MLP-T=mmstrip.StripMLP:arch=tiny
-OTHERS := Swin-T=mmpretrain.SwinTransformer:arch=tiny ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny@channels_last \
-	ResNet-50=mmpretrain.ResNet:depth=50 ResNet-50=mmpretrain.ResNet:depth=50@channels_last
+SWIN := Swin-T=mmpretrain.SwinTransformer:arch=tiny
+CONVNEXT := ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny
+RESNET := ResNet-50=mmpretrain.ResNet:depth=50
+PEERS := $(SWIN) $(CONVNEXT) $(CONVNEXT)@channels_last $(RESNET) $(RESNET)@channels_last
+BFLOAT16 := $(addsuffix @autocast,$(SWIN) $(CONVNEXT)@channels_last $(RESNET)@channels_last $(STRIP) $(STRIP)@deploy)
+# Every way to run a trained network on a CPU.
+COMPILED := @compile@freezing @compile@autocast@freezing
+RUNTIMES := @openvino @openvino@bfloat16 @onnxruntime
+FORMS := $(PEERS) $(STRIP) $(STRIP)@deploy $(BFLOAT16) \
+	$(addsuffix @bfloat16,$(CONVNEXT)@channels_last $(RESNET)@channels_last $(STRIP)@deploy) \
+	$(foreach model,$(SWIN) $(CONVNEXT) $(RESNET)@channels_last $(STRIP)@deploy,$(addprefix $(model),$(COMPILED))) \
+	$(foreach model,$(SWIN) $(CONVNEXT) $(RESNET) $(STRIP)@deploy,$(addprefix $(model),$(RUNTIMES)))
 
-# make install, demo, transfer, benchmark and test all work from nothing; see README.md.
-.PHONY: install demo transfer benchmark soak test sanitize lint clean
+# make install, demo, transfer, benchmark, benchmark-forms and test all work from nothing; see README.md.
+.PHONY: install demo transfer benchmark benchmark-forms soak test sanitize lint clean
 
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
@@ -23,7 +33,7 @@ $(INSTALLED): tools/install.py setup.py pyproject.toml $(wildcard requirements/*
 	@touch $@
 
 demo: install
-	$(BIN)/python tools/train.py configs/strip_mlp/$(DEMO).py --work-dir $(DEMO_DIR)
+	$(BIN)/python tools/train.py configs/strip_mlp/$(DEMO).py --work-dir $(DEMO_DIR) --amp auto
 	$(BIN)/python tools/test.py configs/strip_mlp/$(DEMO).py "$$(cat $(DEMO_DIR)/last_checkpoint)" \
 		--work-dir $(DEMO_DIR)/test --out $(DEMO_DIR)/test/predictions.pkl --show-dir $(DEMO_DIR)/test/pictures --interval 20
 
@@ -31,10 +41,14 @@ transfer: install
 	$(BIN)/python tools/transfer.py
 
 benchmark: install
-	$(BIN)/python tools/analysis_tools/benchmark.py $(OTHERS) $(STRIP) $(STRIP)@deploy $(STRIP)@reference \
-		--modes inference train --out work_dirs/benchmark/224
+	$(BIN)/python tools/analysis_tools/benchmark.py $(PEERS) $(STRIP) $(STRIP)@deploy $(STRIP)@reference $(BFLOAT16) \
+		--modes inference train --rounds 8 --out work_dirs/benchmark/224
 	$(BIN)/python tools/analysis_tools/benchmark.py $(STRIP) $(STRIP)@deploy \
 		--batch 2 --shapes 224 448 800x1216 --rounds 5 --out work_dirs/benchmark/dense
+
+# Exports and compiles for some five minutes first.
+benchmark-forms: install
+	$(BIN)/python tools/analysis_tools/benchmark.py $(FORMS) --out work_dirs/benchmark/forms
 
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py

@@ -99,7 +99,8 @@ def version() -> str:
 
 
 NATIVE = native()
-EXTRAS = {name: requirements(name) for name in ('mminstall', 'classification', 'detection', 'segmentation', 'tests')}
+NAMES = ('mminstall', 'classification', 'detection', 'segmentation', 'deployment', 'tests')
+EXTRAS = {name: requirements(name) for name in NAMES}
 
 setup(
     name='mmstrip',

@@ -11,6 +11,7 @@ from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -35,6 +36,9 @@ DATASETS = LazyRegistry('dataset', parent=MMENGINE_DATASETS, scope='mmstrip', lo
 TRANSFORMS = LazyRegistry('transform', parent=MMENGINE_TRANSFORMS, scope='mmstrip', locations=['mmstrip.datasets'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmstrip', locations=['mmstrip.engine'])
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmstrip', locations=['mmstrip.engine'])
+OPTIM_WRAPPERS = Registry(
+    'optim wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='mmstrip', locations=['mmstrip.engine']
+)
 DATA_SAMPLERS = Registry(
     'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmstrip', locations=['mmstrip.utils.seeding']
 )

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTED = ROOT / 'requirements' / 'tested.txt'
 BUILD_TOOLS = ['setuptools', 'wheel', 'ninja', 'psutil', 'packaging']
-TOOLBOXES = ['classification', 'detection', 'segmentation', 'tests']
+TOOLBOXES = ['classification', 'detection', 'segmentation', 'deployment', 'tests']
 MMCV = 'onedl-mmcv'
 BUILD_MINUTES = 15  # on two idle cores
 OLDEST_TORCH = (2, 4)

@@ -7,6 +7,7 @@ from mmengine.config import ConfigDict
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmstrip.engine.launch import build_runner, check_data, parse_with_launcher, set_work_dir
+from mmstrip.engine.precision import add_amp_option, set_test_amp
 from mmstrip.utils.config import leaf_datasets, load_config
 
 
@@ -18,6 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', metavar='FILE.pkl', help='save all predictions')
     parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions there')
     parser.add_argument('--interval', type=int, default=1, help='draw every n-th image (default: 1)')
+    add_amp_option(parser)
     parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config')
     return parse_with_launcher(parser)
 
@@ -38,6 +40,7 @@ def apply_args(config, args: argparse.Namespace) -> None:
         save_predictions(config, args.out)
     if args.show_dir:
         draw_predictions(config, args.show_dir, args.interval)
+    set_test_amp(config, args.amp)
     if args.tta:
         augment_tests(config, args.config)
 

@@ -6,6 +6,7 @@ import os
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmstrip.engine.launch import build_runner, check_data, parse_with_launcher, set_work_dir
+from mmstrip.engine.precision import add_amp_option, set_train_amp
 from mmstrip.utils.config import load_config
 
 
@@ -20,13 +21,7 @@ def parse_args() -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='resume from a checkpoint; without a path, or with "auto", from the newest one in the work dir',
     )
-    parser.add_argument(
-        '--amp',
-        nargs='?',
-        const='float16',
-        choices=('float16', 'bfloat16'),
-        help='automatic mixed precision (GPU): float16 (default) with loss scaling, or bfloat16',
-    )
+    add_amp_option(parser)
     parser.add_argument('--no-validate', action='store_true', help='do not validate during training')
     parser.add_argument(
         '--auto-scale-lr',
@@ -50,8 +45,7 @@ def apply_args(config, args: argparse.Namespace) -> None:
         if not os.path.isfile(args.resume):
             raise FileNotFoundError(f'--resume: no checkpoint at {args.resume}')
         config.resume, config.load_from = True, args.resume
-    if args.amp:
-        use_amp(config, args.amp)
+    set_train_amp(config, args.amp)
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
         config.get('default_hooks', {}).get('checkpoint', {}).pop('save_best', None)
@@ -59,19 +53,6 @@ def apply_args(config, args: argparse.Namespace) -> None:
         if 'base_batch_size' not in config.get('auto_scale_lr', {}):
             raise ValueError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
         config.auto_scale_lr.enable = True
-
-
-def use_amp(config, dtype: str) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ValueError('--amp needs a GPU, and there is none')
-    wrapper = config.optim_wrapper.get('type', 'OptimWrapper')
-    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ValueError(f"--amp needs optim_wrapper.type 'OptimWrapper', but got {wrapper!r}")
-    # bfloat16 has the range of float32, so that its gradients need no scaling.
-    config.optim_wrapper.update(type='AmpOptimWrapper', dtype=dtype)
-    config.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'float16' else 1.0)
 
 
 @record

@@ -21,25 +21,31 @@ class Result:
 
     Attributes:
         label, mode, shape: What was measured; (H, W) in pixels.
+        dtype: What its products are computed in.
+        difference: Largest difference of outputs from those of the modules in float32, relative to the largest
+            output; None in training and of detectors.
         seconds: Of each round, after warm-up.
         q1, median, q3: Quartiles of the seconds.
         images_per_second: At the median.
-        peak_mib: Largest memory in use beyond what was in use before the step (weights), MiB.
+        peak_mib: Largest memory in use beyond what was in use before the step (weights), MiB; None where it is not
+            PyTorch's.
         params, flops: Of the model; multiply-adds of one image.
         gflops: Floating point operations per second at the median, two to a multiply-add, three times as many in
             training, in 10^9.
-        of_ceiling: The same over what a large matrix product reaches in this run.
+        of_ceiling: The same over what a large matrix product in ``dtype`` reaches in this run.
     """
 
     label: str
     mode: str
     shape: tuple[int, int]
+    dtype: str
+    difference: float | None
     seconds: list[float]
     q1: float
     median: float
     q3: float
     images_per_second: float
-    peak_mib: float
+    peak_mib: float | None
     params: int
     flops: int
     gflops: float
@@ -56,32 +62,39 @@ def run_benchmark(specs: Sequence[Spec], settings: Settings) -> dict:
         settings: How to measure.
 
     Returns:
-        A dict for JSON: ``environment``, ``settings``, ``ceiling_gflops`` and ``results``, one per model, mode and
-        shape (:class:`Result`).
+        A dict for JSON: ``environment``, ``settings``, ``ceiling_gflops`` of each dtype and ``results``, one per
+        model, mode and shape (:class:`Result`).
 
     Raises:
-        ValueError: Two models have one label.
+        ValueError: Two models have one label, a runtime cannot do what is asked, or a model computes wrong values.
     """
     labels = [spec.label for spec in specs]
     if len(set(labels)) < len(labels):
         raise ValueError(f'models need labels of their own (LABEL=MODEL), but got {", ".join(labels)}')
     candidates = [Candidate(spec, settings) for spec in specs]
-    results, ceilings = [], []
+    results, differences = [], {}
+    ceilings = {candidate.dtype: [] for candidate in candidates}
     cases = [(mode, tuple(shape)) for mode in settings.modes for shape in settings.shapes]
     with Progress(transient=True, console=Console(stderr=True)) as progress:
         rounds = settings.warmup + settings.rounds
-        task = progress.add_task('benchmark', total=len(cases) * len(candidates) * rounds)
+        task = progress.add_task('benchmark', total=len(cases) * len(candidates) * (rounds + 1))
         for mode, shape in cases:
+            for candidate in candidates:
+                progress.update(task, advance=1, description=f'prepare {candidate.spec.label}')
+                if mode == 'inference':
+                    differences[candidate, shape] = candidate.difference(shape)
             progress.update(task, description=f'{mode} {shape[0]}x{shape[1]}')
             seconds = _run_rounds(candidates, settings, mode, shape, ceilings, lambda: progress.advance(task))
-            results += [_summarise(candidate, mode, shape, own) for candidate, own in zip(candidates, seconds)]
-    ceiling = median(ceilings)
+            for candidate, own in zip(candidates, seconds):
+                difference = differences[candidate, shape] if mode == 'inference' else None
+                results.append(_summarise(candidate, mode, shape, difference, own))
+    ceilings = {dtype: median(values) for dtype, values in ceilings.items()}
     for result in results:
-        result.of_ceiling = result.gflops / ceiling
+        result.of_ceiling = result.gflops / ceilings[result.dtype]
     return dict(
         environment=_environment(settings),
         settings=asdict(settings),
-        ceiling_gflops=ceiling,
+        ceiling_gflops=ceilings,
         results=[asdict(result) for result in results],
     )
 
@@ -91,35 +104,41 @@ def _run_rounds(
     settings: Settings,
     mode: str,
     shape: tuple[int, int],
-    ceilings: list[float],
+    ceilings: dict[str, list[float]],
     advance: Callable[[], None],
 ) -> list[list[float]]:
-    """Seconds of each candidate in each round after warm-up; each round adds one to ``ceilings``."""
+    """Seconds of each candidate in each round after warm-up; each round adds one to each of ``ceilings``."""
+    steps = [candidate.step(mode, shape) for candidate in candidates]
     seconds = [[] for _ in candidates]
     for _ in range(settings.warmup + settings.rounds):
-        ceilings.append(matmul_gflops(settings))
-        for candidate, own in zip(candidates, seconds):
-            own.append(seconds_of(candidate.step(mode, shape), settings.device))
+        for dtype, values in ceilings.items():
+            values.append(matmul_gflops(dtype, settings.device))
+        for step, own in zip(steps, seconds):
+            own.append(seconds_of(step, settings.device))
             advance()
     return [own[settings.warmup :] for own in seconds]
 
 
-def _summarise(candidate: Candidate, mode: str, shape: tuple[int, int], seconds: list[float]) -> Result:
+def _summarise(
+    candidate: Candidate, mode: str, shape: tuple[int, int], difference: float | None, seconds: list[float]
+) -> Result:
     settings, spec = candidate.settings, candidate.spec
-    q1, middle, q3 = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
-    peak = peak_memory(candidate.step(mode, shape), settings.device)
+    q1, middle, q3 = quantiles(seconds, n=4, method='inclusive') if len(seconds) > 1 else seconds * 3
+    peak = None if candidate.runtime else peak_memory(candidate.step(mode, shape), settings.device) / 2**20
     complexity = candidate.complexity(shape)
     work = 2 * complexity.flops * settings.batch * (3 if mode == 'train' else 1)
     return Result(
         label=spec.label,
         mode=mode,
         shape=shape,
+        dtype=candidate.dtype,
+        difference=difference,
         seconds=seconds,
         q1=q1,
         median=middle,
         q3=q3,
         images_per_second=settings.batch / middle,
-        peak_mib=peak / 2**20,
+        peak_mib=peak,
         params=complexity.params,
         flops=complexity.flops,
         gflops=work / middle / 1e9,

@@ -3,19 +3,23 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor
+from torch._inductor import config as inductor_config
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from .complexity import TensorForward, analyze_complexity, data_samples
+from .runtimes import RUNTIMES, Session, check_runtime, export, start_session
 from .specs import Spec
 
 MODES = ('inference', 'train')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+TOLERANCES = {True: 1e-3, False: 5e-2}  # of outputs: in float32, and in lower precision
+_exported: dict[str, bytes] = {}  # shared by the runtimes
 _CEILING_SIDE = {'cpu': 2048, 'cuda': 8192}
 
 
@@ -34,51 +38,110 @@ class Settings:
 
 
 class Candidate:
-    """A model that is ready to run steps."""
+    """A model that is ready to run steps.
+
+    Attributes:
+        dtype (str): What its products are computed in, one of :data:`DTYPES`.
+
+    Raises:
+        ValueError: Its runtime is not installed, or cannot do what is asked.
+    """
 
     def __init__(self, spec: Spec, settings: Settings):
         self.spec, self.settings = spec, settings
+        self.dtype = 'bfloat16' if {'autocast', 'bfloat16'} & set(spec.forms) else settings.dtype
+        self.runtime = next((form for form in spec.forms if form in RUNTIMES), None)
+        if self.runtime:
+            check_runtime(self.runtime, self.dtype, settings.device, settings.modes)
         # Unless asked for, weights stay in the layout that their model gave them.
         self.memory_format = torch.channels_last if 'channels_last' in spec.forms else torch.preserve_format
-        self.model = spec.build().to(settings.device, memory_format=self.memory_format)
+        own_dtype = torch.bfloat16 if 'bfloat16' in spec.forms and not self.runtime else torch.float32
+        self.model = spec.build().to(settings.device, own_dtype, memory_format=self.memory_format)
         self.call = self.model
         # Of a fresh copy, once for all modes.
         self.complexity = cache(lambda shape: analyze_complexity(spec.build(), (settings.channels, *shape)))
+        self.session = cache(self._start)
         if 'compile' in spec.forms:
             mode = 'reduce-overhead' if 'cudagraphs' in spec.forms else None
             self.call = torch.compile(self.model, dynamic=True if 'dynamic' in spec.forms else None, mode=mode)
 
-    def step(self, mode: str, shape: tuple[int, int]) -> Callable[[], None]:
-        """A forward pass, in training with the backward pass of a sum, on fixed random images."""
-        settings = self.settings
-        images = torch.rand(settings.batch, settings.channels, *shape, device=settings.device)
-        images = images.to(memory_format=self.memory_format)
+    def step(self, mode: str, shape: tuple[int, int]) -> Callable:
+        """A forward pass that gives its outputs, or in training with the backward pass of a sum, on fixed images."""
         self.model.train(mode == 'train')
-        samples = data_samples(self.model, (settings.channels, *shape), settings.batch)
-        forward = TensorForward(self.call, samples) if hasattr(self.model, 'data_preprocessor') else self.call
+        if self.runtime:
+            session, array = self.session(shape), self._images(shape).numpy()
+            return lambda: [torch.as_tensor(output) for output in session(array)]
+        images = self._images(shape).to(self.settings.device, memory_format=self.memory_format)
+        images = images.to(next(self.model.parameters()).dtype)
+        forward = self._function(shape)
 
-        def run() -> None:
-            with self.spec.implementation():
+        def run():
+            with self.spec.implementation(), self._freezing():
                 with self._precision(), torch.set_grad_enabled(mode == 'train'):
                     outputs = forward(images)
-                if mode == 'train':
-                    loss = sum(leaf.float().mean() for leaf in tree_leaves(outputs) if _has_gradient(leaf))
-                    loss.backward()
-                    self.model.zero_grad(set_to_none=True)
+                if mode == 'inference':
+                    return outputs
+                loss = sum(leaf.float().mean() for leaf in tree_leaves(outputs) if _has_gradient(leaf))
+                loss.backward()
+                self.model.zero_grad(set_to_none=True)
 
         return run
 
+    def difference(self, shape: tuple[int, int]) -> float | None:
+        """Largest difference of outputs from those of the modules in float32, relative to the largest output.
+
+        None of detectors, whose outputs hang on which boxes they keep.
+
+        Raises:
+            ValueError: It is larger than rounding explains.
+        """
+        if data_samples(self.model, (self.settings.channels, *shape)) is not None:
+            return None
+        reference = Candidate(replace(self.spec, forms=('reference',)), replace(self.settings, dtype='float32'))
+        expected, found = (tree_leaves(candidate.step('inference', shape)()) for candidate in (reference, self))
+        found = [output.float() for output in found]
+        largest = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+        exact = self.dtype == 'float32' and not torch.backends.cuda.matmul.allow_tf32
+        if not largest <= TOLERANCES[exact]:
+            raise ValueError(
+                f'{self.spec.label}: outputs differ by {largest:.1e} of the largest from those of the modules in '
+                f'float32, where rounding explains {TOLERANCES[exact]:.0e}'
+            )
+        return largest
+
+    def _images(self, shape: tuple[int, int]) -> Tensor:
+        return torch.rand(
+            self.settings.batch, self.settings.channels, *shape, generator=torch.Generator().manual_seed(0)
+        )
+
+    def _function(self, shape: tuple[int, int]) -> Callable:
+        """The model as a function of images."""
+        if not hasattr(self.model, 'data_preprocessor'):
+            return self.call
+        return TensorForward(self.call, data_samples(self.model, (self.settings.channels, *shape), self.settings.batch))
+
+    def _start(self, shape: tuple[int, int]) -> Session:
+        network = replace(self.spec, label='', forms=tuple(f for f in self.spec.forms if f in ('deploy', 'reference')))
+        key = str((network, self.settings.batch, self.settings.channels, shape))
+        if key not in _exported:
+            with self.spec.implementation():
+                _exported[key] = export(self._function(shape), self._images(shape))
+        return start_session(self.runtime, _exported[key], self.dtype)
+
+    def _freezing(self):
+        return inductor_config.patch(freezing=True) if 'freezing' in self.spec.forms else nullcontext()
+
     def _precision(self):
-        if self.settings.dtype == 'float32':
+        if self.dtype == 'float32' or 'bfloat16' in self.spec.forms:
             return nullcontext()
-        return torch.autocast(torch.device(self.settings.device).type, DTYPES[self.settings.dtype])
+        return torch.autocast(torch.device(self.settings.device).type, DTYPES[self.dtype])
 
 
 def _has_gradient(leaf) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad
 
 
-def seconds_of(run: Callable[[], None], device: str) -> float:
+def seconds_of(run: Callable, device: str) -> float:
     """Seconds of a step, to its end on the device."""
     _wait(device)
     start = time.perf_counter()
@@ -92,14 +155,14 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def matmul_gflops(settings: Settings) -> float:
+def matmul_gflops(dtype: str, device: str) -> float:
     """GFLOP/s of one large matrix product."""
-    side = _CEILING_SIDE[torch.device(settings.device).type]
-    matrix = torch.rand(side, side, device=settings.device, dtype=DTYPES[settings.dtype])
-    return 2 * side**3 / seconds_of(lambda: matrix @ matrix, settings.device) / 1e9
+    side = _CEILING_SIDE[torch.device(device).type]
+    matrix = torch.rand(side, side, device=device, dtype=DTYPES[dtype])
+    return 2 * side**3 / seconds_of(lambda: matrix @ matrix, device) / 1e9
 
 
-def peak_memory(run: Callable[[], None], device: str) -> int:
+def peak_memory(run: Callable, device: str) -> int:
     """Bytes that a step needs at its peak beyond those in use before it, as PyTorch's allocators count them."""
     if device.startswith('cuda'):
         torch.cuda.reset_peak_memory_stats()

@@ -23,8 +23,13 @@ def costliest_operations(spec: Spec, settings: Settings, mode: str, count: int =
 
     Returns:
         Module (block numbers as *), operation, and share of the time, the costliest first.
+
+    Raises:
+        ValueError: The model runs outside of PyTorch.
     """
     candidate = Candidate(spec, settings)
+    if candidate.runtime:
+        raise ValueError(f'{spec.label}: only models in PyTorch can be profiled')
     for name, module in candidate.model.named_modules():
         if name:
             _mark(module, MODULE + re.sub(r'(\.\d+)\.\d+', r'\1.*', name))

@@ -8,18 +8,32 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-HEADS = ('ms', 'quartiles', 'images/s', 'speed', 'peak MiB', 'params M', 'FLOPs G', 'GFLOP/s', 'of ceiling')
+HEADS = (
+    'ms',
+    'quartiles',
+    'images/s',
+    'speed',
+    'peak MiB',
+    'params M',
+    'FLOPs G',
+    'GFLOP/s',
+    'of ceiling',
+    'difference',
+)
 
 
 def print_report(report: dict) -> None:
-    """The tables of a report, one for each mode and shape; ratios are to the first model's time."""
+    """The tables of a report, one for each mode and shape; ratios are to the first model's time.
+
+    "difference" is the largest one of outputs from those of the modules in float32, relative to the largest output.
+    """
     environment, settings = report['environment'], report['settings']
+    ceilings = ', '.join(f'{value:,.0f} GFLOP/s in {dtype}' for dtype, value in report['ceiling_gflops'].items())
     console = Console(width=160)
     console.print(
         f'{environment["device"]}, {environment["threads"]} threads, torch {environment["torch"]}, '
         f'{environment["operators"]}; batch {settings["batch"]}, '
-        f'{settings["dtype"]}, {settings["rounds"]} rounds; '
-        f'a large matrix product: {report["ceiling_gflops"]:,.0f} GFLOP/s',
+        f'{settings["dtype"]}, {settings["rounds"]} rounds; a large matrix product: {ceilings}',
         highlight=False,
     )
     for (mode, shape), results in _by_case(report).items():
@@ -39,11 +53,12 @@ def _cells(result: dict, first: dict) -> tuple[str, ...]:
         f'{1e3 * result["q1"]:.1f}-{1e3 * result["q3"]:.1f}',
         f'{result["images_per_second"]:.1f}',
         f'{paired_ratio(first, result):.2f}x',
-        f'{result["peak_mib"]:.0f}',
+        '' if result['peak_mib'] is None else f'{result["peak_mib"]:.0f}',
         f'{result["params"] / 1e6:.1f}',
         f'{result["flops"] / 1e9:.2f}',
         f'{result["gflops"]:,.0f}',
         f'{result["of_ceiling"]:.0%}',
+        '' if result['difference'] is None else f'{result["difference"]:.0e}',
     )
 
 

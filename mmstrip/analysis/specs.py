@@ -6,14 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from .. import ops
 from ..utils.config import load_config
+from .runtimes import RUNTIMES
 
-FORMS = ('channels_last', 'compile', 'cudagraphs', 'deploy', 'dynamic', 'reference', 'recompute')
+FORMS = (
+    *('autocast', 'bfloat16', 'channels_last', 'compile', 'cudagraphs', 'deploy', 'dynamic', 'freezing'),
+    *(*RUNTIMES, 'reference', 'recompute'),
+)
+_SCALE_NOISE = 0.1
 
 
 @dataclass(frozen=True)
@@ -24,9 +30,10 @@ class Spec:
         label: Name in tables.
         source: Config file, or type of a registered backbone with its scope, such as 'mmpretrain.SwinTransformer'.
         arguments: Arguments of the backbone.
-        forms: Some of :data:`FORMS`: 'channels_last' memory; 'compile', with 'dynamic' for sizes that change or
-            'cudagraphs'; 'deploy', by ``switch_to_deploy()``; 'reference' or 'recompute', Strip-MLP on that
-            implementation (:func:`mmstrip.ops.use`).
+        forms: Some of :data:`FORMS`: 'autocast' to bfloat16; 'bfloat16' weights and images; 'channels_last' memory;
+            'compile', with 'dynamic' for sizes that change, 'cudagraphs' or weights in the graph ('freezing');
+            'deploy', by ``switch_to_deploy()``; 'onnxruntime' or 'openvino', exported to it; 'reference' or
+            'recompute', Strip-MLP on that implementation (:func:`mmstrip.ops.use`).
     """
 
     label: str
@@ -61,13 +68,18 @@ class Spec:
         return ops.use(named[0]) if named else nullcontext()
 
     def build(self) -> nn.Module:
-        """The model, without its weights' checkpoint.
+        """The model, without its weights' checkpoint: the same random weights in each form.
 
         Raises:
             FileNotFoundError: There is no such config.
             ValueError: The type is not registered, or 'deploy' is asked of what has no such form.
         """
-        model = self._build_config() if self.source.endswith('.py') else self._build_backbone()
+        with torch.random.fork_rng(devices=()), torch.no_grad():
+            torch.manual_seed(0)
+            model = self._build_config() if self.source.endswith('.py') else self._build_backbone()
+            for scale in model.parameters():
+                if scale.dim() < 2:  # scales and shifts of branches start where nobody sees them: at 0, 1 or 1e-6
+                    scale.add_(_SCALE_NOISE * torch.randn_like(scale))
         if 'deploy' in self.forms:
             backbone = getattr(model, 'backbone', model)
             if not hasattr(backbone, 'switch_to_deploy'):

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from helpers import SMALL_CONFIG, last_line, run_tool
-from helpers.runs import call_tool
+from helpers.runs import CONFIG, call_tool
 from PIL import Image
 
+from mmstrip.analysis import runtimes
 from mmstrip.analysis.benchmark import run_benchmark
-from mmstrip.analysis.measuring import Settings, peak_memory
+from mmstrip.analysis.measuring import Candidate, Settings, peak_memory
 from mmstrip.analysis.specs import Spec
 
 BENCHMARK = 'analysis_tools/benchmark.py'
@@ -37,6 +38,59 @@ def test_benchmark_compares_and_saves(tmp_path):
         assert len(Image.open(tmp_path / 'out' / f'benchmark_{mode}.png').convert('L').getcolors()) > 20
 
 
+def test_forms_of_one_model_stand_side_by_side(tmp_path):
+    """With values that are those of the modules, whatever computes them."""
+    small = f'Small={CONFIG}'
+    forms = ['', '@deploy@autocast', '@bfloat16', '@deploy@openvino', '@deploy@onnxruntime']
+    forms += ['@deploy@openvino@bfloat16'] * torch.cpu._is_avx512_bf16_supported()
+    models = [f'{small}{form}' for form in forms]
+    options = ['--shapes', '32', '--batch', '2', '--rounds', '1', '--warmup', '0', '--out', tmp_path]
+    done = call_tool(BENCHMARK, *models, *options, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    report = json.loads((tmp_path / 'benchmark.json').read_text())
+    for form, result in zip(forms, report['results'], strict=True):
+        lower = form.endswith(('autocast', 'bfloat16'))
+        assert result['dtype'] == ('bfloat16' if lower else 'float32')
+        assert (1e-4 if lower else 0) < result['difference'] < (5e-2 if lower else 1e-4)
+        assert (result['peak_mib'] is None) == ('openvino' in form or 'onnx' in form)
+    assert set(report['ceiling_gflops']) == {'float32', 'bfloat16'}
+
+
+def test_wrong_values_are_refused():
+    candidate = Candidate(Spec.parse('mmpretrain.ResNet:depth=18@channels_last'), Settings(batch=1))
+    assert candidate.difference((64, 64)) < 1e-5
+    with torch.no_grad():
+        candidate.model.layer4[1].conv2.weight.mul_(1.1)
+    with pytest.raises(
+        ValueError, match='ResNet-18 @channels_last: outputs differ by .* where rounding explains 1e-03'
+    ):
+        candidate.difference((64, 64))
+
+
+@pytest.mark.parametrize(
+    'forms, settings, words',
+    [
+        (
+            '@openvino',
+            dict(modes=('inference', 'train')),
+            'openvino runs inference alone, but the modes are inference, tr',
+        ),
+        ('@openvino', dict(device='cuda'), 'openvino is measured on CPUs alone, but the device is cuda'),
+        ('@onnxruntime@bfloat16', {}, 'onnxruntime does not compute in bfloat16 on CPUs'),
+        ('@onnxruntime', dict(dtype='bfloat16'), 'onnxruntime does not compute in bfloat16 on CPUs'),
+    ],
+)
+def test_runtimes_say_what_they_cannot_do(forms, settings, words):
+    with pytest.raises(ValueError, match=words):
+        Candidate(Spec.parse(STRIP + forms), Settings(**settings))
+
+
+def test_runtimes_that_are_not_installed(monkeypatch):
+    monkeypatch.setattr(runtimes, 'find_spec', lambda name: None if name == 'openvino' else name)
+    with pytest.raises(ValueError, match='openvino needs what is not installed here: pip install openvino'):
+        Candidate(Spec.parse(f'{STRIP}@openvino'), Settings())
+
+
 def test_profile_names_modules(tmp_path):
     done = call_tool(
         BENCHMARK, STRIP, '--profile', '--modes', 'train', '--shapes', '32', '--batch', '2', folder=tmp_path
@@ -49,7 +103,7 @@ def test_profile_names_modules(tmp_path):
 @pytest.mark.parametrize(
     'model, words',
     [
-        (f'{STRIP}@fast', 'cudagraphs, deploy, dynamic, reference, recompute, but got fast'),
+        (f'{STRIP}@fast', 'onnxruntime, openvino, reference, recompute, but got fast'),
         ('mmstrip.StripMLP:tiny', "KEY=VALUE, but got 'tiny'"),
         ('mmpretrain.ResNat:depth=18', "'mmpretrain.ResNat'"),
         ('mmpretrain.ResNet:depth=18@deploy', 'ResNet has no deploy form'),
@@ -68,6 +122,8 @@ def test_models_need_labels_of_their_own():
 def test_benchmark_says_what_is_wrong(tmp_path):
     done = call_tool(BENCHMARK, 'nowhere.py', '--shapes', '32', '--rounds', '1', folder=tmp_path)
     assert done.returncode != 0 and last_line(done.stdout) == 'Error: no config at nowhere.py', done.stdout
+    done = call_tool(BENCHMARK, f'{STRIP}@openvino', '--modes', 'train', folder=tmp_path)
+    assert last_line(done.stdout) == 'Error: openvino runs inference alone, but the modes are train'
 
 
 def test_peak_memory_is_what_is_held_at_once():

@@ -1,11 +1,9 @@
 """Options of training that need no run to be checked."""
 
 import copy
-import runpy
 
-import pytest
 import torch
-from helpers import ROOT, randomise, small_backbone
+from helpers import randomise, small_backbone
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
@@ -29,14 +27,6 @@ def test_accumulated_gradients_are_those_of_the_larger_batch():
     assert any(not torch.equal(value, trained[0][name]) for name, value in untrained.named_parameters())
     for name, value in trained[0].items():
         torch.testing.assert_close(trained[1][name], value, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(('dtype', 'scale'), [('float16', 'dynamic'), ('bfloat16', 1.0)])
-def test_mixed_precision_scales_the_loss_of_float16_only(dtype, scale, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    config = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
-    runpy.run_path(str(ROOT / 'tools/train.py'))['use_amp'](config, dtype)
-    assert config.optim_wrapper == dict(type='AmpOptimWrapper', dtype=dtype, loss_scale=scale)
 
 
 def test_any_config_becomes_resumable():

@@ -7,6 +7,7 @@ import mmengine
 import pytest
 import torch
 from helpers import ROOT, SMALL_CONFIG, last_line, run_tool
+from helpers.runs import CONFIG as TINY_CONFIG
 from helpers.runs import call_tool
 from PIL import Image
 
@@ -104,6 +105,25 @@ def test_auto_scale_lr(tmp_path):
     assert json.loads(scalars[-1])['lr'] == pytest.approx(3e-3 / 2)
 
 
+def test_training_and_testing_in_bfloat16(tmp_path):
+    """On a CPU; a run that began so resumes so."""
+    few = ['randomness.seed=1', 'train_dataloader.dataset.indices=8']
+    train = ['train.py', TINY_CONFIG, '--work-dir', tmp_path, '--no-validate', '--cfg-options', *few]
+    first = call_tool(*train, 'train_cfg.max_epochs=1', '--amp', 'bfloat16', folder=tmp_path)
+    assert first.returncode == 0, first.stdout
+    second = call_tool(*train, 'train_cfg.max_epochs=2', '--amp', '--resume', folder=tmp_path)
+    assert second.returncode == 0 and 'Epoch(train) [1]' not in second.stdout, second.stdout
+    assert "type='mmstrip.BFloat16OptimWrapper'" in (tmp_path / 'digits_tiny.py').read_text()
+    weights = torch.load(tmp_path / 'epoch_2.pth', weights_only=True)['state_dict']
+    assert torch.bfloat16 not in {value.dtype for value in weights.values()}
+    checkpoint, out = tmp_path / 'epoch_2.pth', tmp_path / 'out.pkl'
+    test = ['test.py', TINY_CONFIG, checkpoint, '--work-dir', tmp_path / 'test', '--out', out, '--amp', 'bfloat16']
+    done = call_tool(*test, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "type='mmstrip.MixedPrecisionTestLoop'" in (tmp_path / 'test' / 'digits_tiny.py').read_text()
+    assert {sample['pred_score'].dtype for sample in mmengine.load(out)} == {torch.float32}
+
+
 class TestBadInput:
     """The last line is one sentence that names what is wrong."""
 
@@ -166,7 +186,9 @@ class TestBadInput:
         )
         assert '--out must end in .pkl' in last_line(done.stdout)
 
-    @pytest.mark.skipif(torch.cuda.is_available(), reason='says what happens without a GPU')
-    def test_amp_without_a_gpu(self, tmp_path):
-        done = call_tool('train.py', SMALL_CONFIG, '--work-dir', tmp_path, '--amp', folder=tmp_path)
-        assert last_line(done.stdout) == 'ValueError: --amp needs a GPU, and there is none'
+    def test_float16_on_a_cpu(self, tmp_path):
+        for tool in (['train.py', SMALL_CONFIG], ['test.py', SMALL_CONFIG, __file__]):
+            done = call_tool(*tool, '--work-dir', tmp_path, '--amp', 'float16', folder=tmp_path)
+            assert last_line(done.stdout) == (
+                'ValueError: --amp float16 needs a GPU, and there is none; CPUs take --amp bfloat16'
+            )

@@ -113,13 +113,21 @@ def test_testing_gives_the_same_figures_and_pictures(trained, scenes, tmp_path):
     assert task == 'detection' or np.abs(shown[:, 48:] - scene).max() > 0
 
 
-def test_resuming_from_the_last_checkpoint(trained, tmp_path):
+def test_testing_in_bfloat16(trained, tmp_path):
+    task, config, work_dir, output = trained
+    checkpoint = work_dir / f'epoch_{EPOCHS[task]}.pth'
+    done = call_tool('test.py', config, checkpoint, '--work-dir', tmp_path, '--amp', 'bfloat16', folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert metric(task, done.stdout) == pytest.approx(metric(task, output), rel=0.25)  # of a few objects
+
+
+def test_resuming_from_the_last_checkpoint_in_bfloat16(trained, tmp_path):
     task, config, work_dir, _ = trained
     last = EPOCHS[task]
     shutil.copy(work_dir / f'epoch_{EPOCHS[task]}.pth', tmp_path)
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / f'epoch_{EPOCHS[task]}.pth'))
     more = [f'train_cfg.max_epochs={last + 1}', 'train_dataloader.dataset.indices=16', 'param_scheduler=None']
-    arguments = ['--work-dir', tmp_path, '--resume', '--no-validate', '--cfg-options', *more]
+    arguments = ['--work-dir', tmp_path, '--resume', '--amp', 'bfloat16', '--no-validate', '--cfg-options', *more]
     done = call_tool('train.py', config, *arguments, folder=tmp_path)
     assert done.returncode == 0, done.stdout
     assert f'Epoch(train) [{last + 1}]' in done.stdout and 'Epoch(train) [1]' not in done.stdout

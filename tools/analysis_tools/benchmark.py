@@ -1,9 +1,10 @@
 """Compare the speed and memory of models side by side: interleaved rounds, medians, one table.
+Outputs are compared with those of the modules in float32.
 
 A model is a config file or a registered backbone with its arguments, then its forms:
   configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py
   mmstrip.StripMLP:arch=tiny@deploy
-  ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny@compile
+  ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny@openvino@bfloat16
 """
 
 import argparse
@@ -43,7 +44,12 @@ def parse_args() -> argparse.Namespace:
         '--shapes', type=parse_shape, nargs='+', default=[(224, 224)], metavar='HxW', help='(default: 224)'
     )
     parser.add_argument('--channels', type=int, default=3, help='image channels (default: 3)')
-    parser.add_argument('--dtype', choices=DTYPES, default='float32', help='half precision runs under autocast')
+    parser.add_argument(
+        '--dtype',
+        choices=DTYPES,
+        default='float32',
+        help='of models without a form that names one: half precision runs under autocast, or as OpenVINO does it',
+    )
     parser.add_argument('--tf32', action='store_true', help='allow TF32 in float32 products on CUDA')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help="CPU threads (default: PyTorch's)")

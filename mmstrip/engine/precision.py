@@ -1,0 +1,174 @@
+"""Mixed precision on CPUs and GPUs: what ``--amp`` of the tools means, and models' networks under autocast."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.runner import TestLoop
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ..ops.dispatch import native_may_run
+from ..registry import LOOPS, OPTIM_WRAPPERS
+from ..utils.wrappers import unwrap_model
+
+_CPU_WRAPPER = 'mmstrip.BFloat16OptimWrapper'
+
+
+@contextmanager
+def mixed_precision(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
+    """Within it, the networks of a toolbox's model run under autocast and return float32.
+
+    Losses, boxes, NMS and metrics are computed from float32 as ever: under autocast around a whole detector mmcv's NMS
+    and RoIAlign fail on CPUs, scores keep two digits, and NumPy has no bfloat16. For inferencers too:
+    ``with mixed_precision(inferencer.model): inferencer(images)``.
+
+    Args:
+        model: A classifier, detector or segmentor, or one in wrappers.
+        dtype: Of products and convolutions. Defaults to ``torch.bfloat16``.
+    """
+    networks = set(_networks(unwrap_model(model)))
+    before = [(vars(network), vars(network).get('forward')) for network in networks]
+    try:
+        for network in networks:
+            device = next(network.parameters()).device.type
+            network.forward = _under_autocast(network.forward, device, dtype)
+        yield
+    finally:
+        for state, forward in before:
+            del state['forward']
+            if forward is not None:
+                state['forward'] = forward
+
+
+def _networks(model: nn.Module) -> Iterator[nn.Module]:
+    """Backbone, neck and heads, and what methods of heads call; not losses and others without parameters."""
+    for child in model.children():
+        if next(child.parameters(), None) is not None:
+            if not isinstance(child, nn.ModuleList):
+                yield child
+            if isinstance(child, nn.ModuleList) or hasattr(child, 'loss'):
+                yield from _networks(child)
+
+
+def _under_autocast(forward: Callable, device: str, dtype: torch.dtype) -> Callable:
+    def run(*inputs, **options):
+        if torch.is_autocast_enabled(device):  # inside of another network
+            return forward(*inputs, **options)
+        with torch.autocast(device, dtype):
+            outputs = forward(*inputs, **options)
+        return tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.dtype is dtype else x, outputs)
+
+    return run
+
+
+@OPTIM_WRAPPERS.register_module()
+class BFloat16OptimWrapper(OptimWrapper):
+    """mmengine's OptimWrapper with the model's networks in bfloat16.
+
+    mmengine's AmpOptimWrapper refuses CPUs, as its loss scaler is of CUDA. bfloat16 has the range of float32, so its
+    gradients need no scaling. Weights, their gradients and the optimizer's state are float32.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        with super().optim_context(model), mixed_precision(model):
+            yield
+
+
+@LOOPS.register_module()
+class MixedPrecisionTestLoop(TestLoop):
+    """mmengine's loop over test images with the model's networks in lower precision.
+
+    Args:
+        *args, **kwargs: As of TestLoop.
+        dtype: 'bfloat16' or 'float16'. Defaults to 'bfloat16'.
+    """
+
+    def __init__(self, *args, dtype: str = 'bfloat16', **kwargs):
+        super().__init__(*args, **kwargs)
+        self.dtype = getattr(torch, dtype)
+
+    def run_iter(self, idx: int, data_batch) -> None:
+        with mixed_precision(self.runner.model, self.dtype):
+            super().run_iter(idx, data_batch)
+
+
+def add_amp_option(parser: argparse.ArgumentParser) -> None:
+    """The option ``--amp``."""
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='float16' if torch.cuda.is_available() else 'bfloat16',
+        choices=('float16', 'bfloat16', 'auto'),
+        help='automatic mixed precision: float16 (GPUs, the default there), bfloat16 (the default on CPUs), or auto: '
+        'bfloat16 on CPUs that are faster with it, else float32',
+    )
+
+
+def amp_dtype(name: str | None) -> str | None:
+    """The precision that a value of ``--amp`` asks for on this machine, and None for float32.
+
+    Args:
+        name: 'float16', 'bfloat16', None, or 'auto': bfloat16 on CPUs where the compiled operators take it, else
+            float32; prints which.
+
+    Raises:
+        ValueError: float16 without a GPU.
+    """
+    if name == 'float16' and not torch.cuda.is_available():
+        raise ValueError('--amp float16 needs a GPU, and there is none; CPUs take --amp bfloat16')
+    if name != 'auto':
+        return name
+    # By a rule instead of a measurement, as a resumed run must choose what the first one did.
+    faster = not torch.cuda.is_available() and native_may_run(torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16))
+    print(f'--amp auto: {"bfloat16, the faster one on this CPU" if faster else "float32"}', flush=True)
+    return 'bfloat16' if faster else None
+
+
+def set_train_amp(config: Config, name: str | None) -> None:
+    """Let a config train in mixed precision: on GPUs by mmengine's AmpOptimWrapper, on CPUs by ours.
+
+    Args:
+        config: A whole config.
+        name: As of :func:`amp_dtype`.
+
+    Raises:
+        ValueError: float16 without a GPU, or an ``optim_wrapper`` of another type, which has a precision of its own.
+    """
+    dtype = amp_dtype(name)
+    if dtype is None:
+        return
+    wrapper = config.optim_wrapper.get('type', 'OptimWrapper')
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper', _CPU_WRAPPER):
+        raise ValueError(f"--amp needs optim_wrapper.type 'OptimWrapper', but got {wrapper!r}")
+    if torch.cuda.is_available():
+        config.optim_wrapper.update(type='AmpOptimWrapper', dtype=dtype)
+        # bfloat16 has the range of float32, so that its gradients need no scaling.
+        config.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'float16' else 1.0)
+        return
+    for key in ('dtype', 'loss_scale', 'use_fsdp'):  # arguments of AmpOptimWrapper alone
+        config.optim_wrapper.pop(key, None)
+    config.optim_wrapper.type = _CPU_WRAPPER
+
+
+def set_test_amp(config: Config, name: str | None) -> None:
+    """Let a config test in mixed precision.
+
+    Args:
+        config: A whole config.
+        name: As of :func:`amp_dtype`.
+
+    Raises:
+        ValueError: float16 without a GPU, or a ``test_cfg`` of another type.
+    """
+    dtype = amp_dtype(name)
+    if dtype is None:
+        return
+    loop = config.test_cfg.get('type', 'TestLoop')
+    if loop not in ('TestLoop', 'mmstrip.MixedPrecisionTestLoop'):
+        raise ValueError(f"--amp needs test_cfg.type 'TestLoop', but got {loop!r}")
+    config.test_cfg.update(type='mmstrip.MixedPrecisionTestLoop', dtype=dtype)

@@ -1,0 +1,123 @@
+"""Mixed precision: which parts of a model it holds for, its optim wrapper, and what ``--amp`` means."""
+
+import copy
+
+import pytest
+import torch
+from helpers import randomise, small_backbone
+from helpers.runs import CONFIG
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from mmstrip.engine import precision
+from mmstrip.engine.precision import BFloat16OptimWrapper, amp_dtype, mixed_precision, set_test_amp, set_train_amp
+from mmstrip.utils.config import load_config
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+
+
+def dtypes_of(model: nn.Module, *names: str) -> dict[str, torch.dtype]:
+    """Filled, when the model runs, with the dtype that each of its modules returns."""
+    found = {}
+    for name in names:
+
+        def note(_, inputs, outputs, name=name):
+            found[name] = (outputs[0] if isinstance(outputs, tuple) else outputs).dtype
+
+        model.get_submodule(name).register_forward_hook(note)
+    return found
+
+
+def test_networks_compute_in_bfloat16_and_return_float32():
+    config = load_config(CONFIG)
+    init_default_scope(config.default_scope)
+    model = randomise(MODELS.build(config.model)).eval()
+    found = dtypes_of(model, 'backbone.patch_embed', 'backbone', 'head.fc')
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad(), mixed_precision(model):
+        scores = model.head(model.extract_feat(images))
+    half = torch.bfloat16
+    assert found == {'backbone.patch_embed': half, 'backbone': torch.float32, 'head.fc': half}
+    assert scores.dtype is torch.float32
+    with torch.no_grad():
+        exact = model.head(model.extract_feat(images))
+    assert found['backbone.patch_embed'] is found['head.fc'] is torch.float32
+    assert 0 < (scores - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_forward_methods_are_back_after_an_error():
+    """Those that somebody has put on a module, too."""
+    model = nn.Module()
+    model.plain, model.own = nn.Linear(2, 2), nn.Linear(2, 2)
+    model.own.forward = own = lambda x: x
+    with pytest.raises(ZeroDivisionError), mixed_precision(model):
+        assert model.own.forward is not own
+        raise ZeroDivisionError
+    assert model.own.forward is own and 'forward' not in vars(model.plain)
+
+
+def test_accumulated_and_clipped_gradients():
+    images, targets = torch.randn(4, 3, 64, 64), torch.randn(4)
+    untrained = nn.Module()
+    untrained.backbone = randomise(small_backbone(drop_path_rate=0.0)).eval()
+    trained = []
+    for parts in (1, 2):
+        model = copy.deepcopy(untrained)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        wrapper = BFloat16OptimWrapper(optimizer, accumulative_counts=parts, clip_grad=dict(max_norm=0.5))
+        wrapper.initialize_count_status(model, 0, parts)
+        for part, target in zip(images.chunk(parts), targets.chunk(parts)):
+            with wrapper.optim_context(model):
+                loss = (model.backbone(part)[0].mean(dim=(1, 2, 3)) - target).square().mean()
+            wrapper.update_params(loss)
+        trained.append(torch.cat([value.detach().flatten() for value in model.parameters()]))
+        assert {value.dtype for value in model.parameters()} == {torch.float32}
+    before = torch.cat([value.detach().flatten() for value in untrained.parameters()])
+    steps = [after - before for after in trained]
+    assert steps[0].norm() == pytest.approx(0.05, rel=1e-3)
+    assert (steps[0] - steps[1]).norm() < 0.05 * steps[0].norm()
+
+
+@pytest.mark.parametrize('runs, dtype', [(True, 'bfloat16'), (False, None)])
+def test_auto_is_bfloat16_where_operators_take_it(runs, dtype, without_gpu, monkeypatch, capsys):
+    monkeypatch.setattr(precision, 'native_may_run', lambda x: runs and x.dtype is torch.bfloat16)
+    assert amp_dtype('auto') == dtype
+    assert capsys.readouterr().out.startswith(f'--amp auto: {dtype or "float32"}')
+
+
+def test_float16_needs_a_gpu(without_gpu):
+    assert amp_dtype(None) is None and amp_dtype('bfloat16') == 'bfloat16'
+    with pytest.raises(ValueError, match='--amp float16 needs a GPU, and there is none; CPUs take --amp bfloat16'):
+        amp_dtype('float16')
+
+
+@pytest.mark.parametrize(('dtype', 'scale'), [('float16', 'dynamic'), ('bfloat16', 1.0)])
+def test_gpus_scale_the_loss_of_float16_only(dtype, scale, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    config = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
+    set_train_amp(config, dtype)
+    assert config.optim_wrapper == dict(type='AmpOptimWrapper', dtype=dtype, loss_scale=scale)
+
+
+def test_cpus_take_configs_of_gpus(without_gpu):
+    wrapper = dict(type='AmpOptimWrapper', dtype='float16', loss_scale=512.0, accumulative_counts=2)
+    config = Config(dict(optim_wrapper=wrapper))
+    for _ in range(2):  # the second time as a run has dumped it
+        set_train_amp(config, 'bfloat16')
+        assert config.optim_wrapper == dict(type='mmstrip.BFloat16OptimWrapper', accumulative_counts=2)
+    config = Config(dict(optim_wrapper=dict(type='OptimWrapperDict')))
+    with pytest.raises(ValueError, match="optim_wrapper.type 'OptimWrapper', but got 'OptimWrapperDict'"):
+        set_train_amp(config, 'bfloat16')
+
+
+def test_only_the_known_loop_tests_in_mixed_precision(without_gpu):
+    config = Config(dict(test_cfg=dict()))
+    for _ in range(2):
+        set_test_amp(config, 'bfloat16')
+        assert config.test_cfg == dict(type='mmstrip.MixedPrecisionTestLoop', dtype='bfloat16')
+    with pytest.raises(ValueError, match="test_cfg.type 'TestLoop', but got 'MyLoop'"):
+        set_test_amp(Config(dict(test_cfg=dict(type='MyLoop'))), 'bfloat16')
