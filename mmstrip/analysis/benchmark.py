@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -77,12 +78,12 @@ def run_benchmark(specs: Sequence[Spec], settings: Settings) -> dict:
     cases = [(mode, tuple(shape)) for mode in settings.modes for shape in settings.shapes]
     with Progress(transient=True, console=Console(stderr=True)) as progress:
         rounds = settings.warmup + settings.rounds
-        task = progress.add_task('benchmark', total=len(cases) * len(candidates) * (rounds + 1))
+        task = progress.add_task('benchmark', total=len(candidates) * (len(settings.shapes) + len(cases) * rounds))
+        for candidate, shape in product(candidates, map(tuple, settings.shapes)):  # before training moves statistics
+            progress.update(task, advance=1, description=f'prepare {candidate.spec.label}')
+            if 'inference' in settings.modes:
+                differences[candidate, shape] = candidate.difference(shape)
         for mode, shape in cases:
-            for candidate in candidates:
-                progress.update(task, advance=1, description=f'prepare {candidate.spec.label}')
-                if mode == 'inference':
-                    differences[candidate, shape] = candidate.difference(shape)
             progress.update(task, description=f'{mode} {shape[0]}x{shape[1]}')
             seconds = _run_rounds(candidates, settings, mode, shape, ceilings, lambda: progress.advance(task))
             for candidate, own in zip(candidates, seconds):

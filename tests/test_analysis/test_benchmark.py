@@ -20,7 +20,7 @@ STRIP = 'mmstrip.StripMLP:arch=tiny-light,img_size=32'
 def test_benchmark_compares_and_saves(tmp_path):
     small = f'Strip={SMALL_CONFIG}'
     models = [small, f'{small}@reference', 'Mine=mmstrip.StripMLP:arch=tiny-light,img_size=32@deploy@channels_last']
-    options = ['--modes', 'inference', 'train', '--shapes', '32', '48x64', '--rounds', '2', '--warmup', '1']
+    options = ['--modes', 'train', 'inference', '--shapes', '32', '48x64', '--rounds', '2', '--warmup', '1']
     done = run_tool(BENCHMARK, *models, *options, '--out', tmp_path / 'out')
     assert done.returncode == 0, done.stdout
     report = json.loads((tmp_path / 'out' / 'benchmark.json').read_text())
