@@ -11,7 +11,7 @@ operators = torch.ops.mmstrip
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, axis: str) -> Tensor:
-    """A grouped convolution over lines: tokens are its channels, patches its groups. Columns need no copy for it.
+    """A grouped convolution over lines: tokens are its channels, patches its groups.
 
     Args:
         x: (N, C, H, W), the side that ``axis`` mixes along being the layer's tokens.
@@ -24,11 +24,10 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, axis: str) -> Tensor:
     """
     patches, strip_width = map(int, weight.shape[:2])  # torch.jit.trace gives sizes as tensors
     x = x.transpose(2, 3) if axis == 'row' else x
-    kernel = weight.permute(0, 2, 3, 1).flatten(0, 1)[:, :, None]  # (G * tokens, tokens, 1, strip_width)
-    lines = x.unflatten(1, (-1, patches)).flatten(0, 1).flatten(1, 2)[:, :, None]  # (N * C / G, G * tokens, 1, lines)
+    kernel = weight.permute(0, 2, 3, 1).flatten(0, 1)  # (G * tokens, tokens, strip_width)
+    lines = x.unflatten(1, (-1, patches)).flatten(0, 1).flatten(1, 2)  # (N * C / G, G * tokens, lines)
     shared = bias.flatten() if bias.dim() == 2 else None
-    # Compilers run a convolution of maps faster than one of lines.
-    y = F.conv2d(lines, kernel, shared, padding=(0, strip_width // 2), groups=patches).reshape(x.shape)
+    y = F.conv1d(lines, kernel, shared, padding=strip_width // 2, groups=patches).reshape(x.shape)
     y = y.transpose(2, 3) if axis == 'row' else y
     return y if bias.dim() == 2 else y + bias
 
