@@ -52,12 +52,12 @@ def distance(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def assert_as_close(got, reference, expected):
-    """Twice as far from the exact values as the reference at most, or a few roundings."""
+    """Three times as far from the exact values as the reference at most, or a few roundings."""
     largest = max(value.norm().item() for value in expected)
     for a, b, c in zip(got, reference, expected):
         if c.norm() < 1e-3 * largest:  # a bias before BN has no gradient
             continue
-        assert distance(a, c) <= max(2 * distance(b, c), 2**-6), (distance(a, c), distance(b, c))
+        assert distance(a, c) <= max(3 * distance(b, c), 2**-5), (distance(a, c), distance(b, c))
 
 
 def rounded(box: nn.Module) -> nn.Module:
