@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from statistics import median
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -86,6 +87,8 @@ def save_report(report: dict, folder: Path) -> None:
 def plot_benchmark(results: list[dict], title: str, path: Path) -> None:
     """Throughput against FLOPs at the first shape, and time per megapixel against resolution if there are several.
 
+    Squares are in lower precision than float32.
+
     Args:
         results: Those of one mode, as of :func:`.benchmark.run_benchmark`.
         title: Title of the picture.
@@ -93,20 +96,21 @@ def plot_benchmark(results: list[dict], title: str, path: Path) -> None:
     """
     shapes = sorted({tuple(result['shape']) for result in results}, key=lambda shape: shape[0] * shape[1])
     labels = list(dict.fromkeys(result['label'] for result in results))
-    figure = Figure(figsize=(6 * (1 + (len(shapes) > 1)), 4.5), layout='constrained')
+    figure = Figure(figsize=(8.5 + 6 * (len(shapes) > 1), 4.5), layout='constrained')
     figure.suptitle(title)
     first, *others = figure.subplots(1, 1 + (len(shapes) > 1), squeeze=False)[0]
+    colors = colormaps['tab20']
     for number, label in enumerate(labels):
         own = sorted((r for r in results if r['label'] == label), key=lambda r: r['shape'][0] * r['shape'][1])
-        color = f'C{number % 10}'
+        style = dict(color=colors(number % colors.N), marker='o' if own[0]['dtype'] == 'float32' else 's')
         batch = own[0]['images_per_second'] * own[0]['median']
         rates = [batch / own[0][quartile] for quartile in ('q3', 'median', 'q1')]
         spread = [[rates[1] - rates[0]], [rates[2] - rates[1]]]
-        first.errorbar(own[0]['flops'] / 1e9, rates[1], yerr=spread, fmt='o', color=color, label=label, capsize=3)
+        first.errorbar(own[0]['flops'] / 1e9, rates[1], yerr=spread, linestyle='', label=label, capsize=3, **style)
         for axes in others:
             pixels = [r['shape'][0] * r['shape'][1] / 1e6 for r in own]
             times = [1e3 * r['median'] / batch / area for r, area in zip(own, pixels)]
-            axes.plot(pixels, times, marker='o', color=color, label=label)
+            axes.plot(pixels, times, **style)
     first.set(
         xlabel='multiply-adds of an image, G', ylabel='images/s', title='{}x{}'.format(*shapes[0]), ylim=(0, None)
     )
@@ -114,5 +118,5 @@ def plot_benchmark(results: list[dict], title: str, path: Path) -> None:
         axes.set(xlabel='megapixels', ylabel='ms per megapixel', title='any resolution', ylim=(0, None))
     for axes in (first, *others):
         axes.grid(alpha=0.3)
-    first.legend(fontsize=8)
+    figure.legend(loc='outside right upper', fontsize=8)
     figure.savefig(path, dpi=120)
