@@ -148,6 +148,8 @@ def native_types(*maps: Tensor) -> Types:
     Returns:
         Nothing where the operators do not run.
     """
+    if torch.compiler.is_compiling():  # what follows would break the graph
+        return ()
     dtype = maps[0].dtype
     types = _parameter_types(dtype)
     for x in maps:

@@ -168,6 +168,20 @@ def test_a_stage_is_packed_for_what_it_runs():
         assert not packed.is_current(stage)
 
 
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('deployed', [False, True])
+def test_compilers_get_one_graph(deployed, form):
+    model, x = randomise(small_backbone()).eval(), X
+    if deployed:
+        model.switch_to_deploy()
+    if form == 'bfloat16':
+        model, x = model.bfloat16(), x.bfloat16()
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=form == 'autocast'):
+        (feature,) = torch.compile(model, backend='eager', fullgraph=True)(x)
+        with ops.use('reference'):
+            torch.testing.assert_close(feature, model(x)[0], rtol=0.02, atol=0.02)
+
+
 def test_second_derivatives():
     """Under autocast the reference is computed again under autocast."""
     box = randomise(BOXES['strip mixing']())
