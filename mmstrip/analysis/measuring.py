@@ -8,7 +8,6 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch._inductor import config as inductor_config
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
@@ -129,7 +128,11 @@ class Candidate:
         return start_session(self.runtime, _exported[key], self.dtype)
 
     def _freezing(self):
-        return inductor_config.patch(freezing=True) if 'freezing' in self.spec.forms else nullcontext()
+        if 'freezing' not in self.spec.forms:
+            return nullcontext()
+        from torch._inductor import config  # takes two seconds
+
+        return config.patch(freezing=True)
 
     def _precision(self):
         if self.dtype == 'float32' or 'bfloat16' in self.spec.forms:

@@ -96,7 +96,8 @@ def plot_benchmark(results: list[dict], title: str, path: Path) -> None:
     """
     shapes = sorted({tuple(result['shape']) for result in results}, key=lambda shape: shape[0] * shape[1])
     labels = list(dict.fromkeys(result['label'] for result in results))
-    figure = Figure(figsize=(8.5 + 6 * (len(shapes) > 1), 4.5), layout='constrained')
+    height = max(4.5, 0.5 + 0.18 * len(labels))  # that of the legend
+    figure = Figure(figsize=(8.5 + 6 * (len(shapes) > 1), height), layout='constrained')
     figure.suptitle(title)
     first, *others = figure.subplots(1, 1 + (len(shapes) > 1), squeeze=False)[0]
     colors = colormaps['tab20']

@@ -148,16 +148,13 @@ def native_types(*maps: Tensor) -> Types:
     Returns:
         Nothing where the operators do not run.
     """
-    if torch.compiler.is_compiling():  # what follows would break the graph
+    if not _is_ordinary(*maps) or _best != 'native':  # in this order: compilers must see no more
         return ()
     dtype = maps[0].dtype
-    types = _parameter_types(dtype)
-    for x in maps:
-        if type(x) not in PLAIN or x.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided:
-            return ()
-    if not types or _best != 'native' or not _is_ordinary(*maps):
+    if any(x.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided for x in maps):
         return ()
-    if _missing is not None:
+    types = _parameter_types(dtype)
+    if types and _missing is not None:
         _warn_once()
         return ()
     return types
@@ -169,8 +166,9 @@ def _parameter_types(dtype: torch.dtype) -> Types:
         return (torch.float32,)
     if dtype is not torch.bfloat16 or not _takes_bfloat16 or not torch._C._get_mkldnn_enabled():
         return ()
-    # What the reference would refuse, layers of another type, is left to it.
-    return {None: (torch.bfloat16,), torch.bfloat16: (torch.float32, torch.bfloat16)}.get(autocast, ())
+    if autocast is None:
+        return (torch.bfloat16,)  # the reference refuses most layers of another type
+    return (torch.float32, torch.bfloat16) if autocast is torch.bfloat16 else ()
 
 
 @functools.cache

@@ -316,7 +316,7 @@ Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRe
   const Kernel kernel(rows);
   const Blocks blocks(x);
   const Padded padded(kernel, x.size(2), x.size(3), best_tile(x.size(3)));
-  const Tensor out = at::empty({x.size(0), blocks.channels, kernel.taps}, in_float32(x));
+  const Tensor out = at::empty({x.size(0), blocks.channels, kernel.taps}, at::kFloat);
   blocks.for_each([&](auto type, int64_t begin, int64_t end) {
     StagedGrad staged(kernel, padded, true);
     for (const auto task : irange(begin, end)) {
@@ -331,7 +331,7 @@ Tensor tap_sums(const Tensor& x, at::IntArrayRef rows) {
   const Kernel kernel(rows);
   const Blocks blocks(x);
   const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  const Tensor out = at::empty({x.size(0), channels, kernel.taps}, in_float32(x));
+  const Tensor out = at::empty({x.size(0), channels, kernel.taps}, at::kFloat);
   blocks.for_each([&](auto type, int64_t begin, int64_t end) {
     std::vector<Lanes> line(kernel.width), sums(kernel.taps);
     for (const auto task : irange(begin, end)) {
@@ -375,8 +375,8 @@ DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tens
   const int64_t tile = best_tile(width), pixels = height * width;
   const Padded padded(kernel, height, width, tile);
   const Tensor out = x_required ? empty_map(x) : Tensor();
-  const Tensor weights = at::empty({weight_required ? images : 0, channels, kernel.taps}, in_float32(x));
-  const Tensor sums = at::empty({2, norm_required ? images : 0, channels}, in_float32(x));
+  const Tensor weights = at::empty({weight_required ? images : 0, channels, kernel.taps}, at::kFloat);
+  const Tensor sums = at::empty({2, norm_required ? images : 0, channels}, at::kFloat);
   blocks.for_each([&](auto type, int64_t begin, int64_t end) {
     using T = decltype(type);
     StagedGrad staged(kernel, padded, weight_required);

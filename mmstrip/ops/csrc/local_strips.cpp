@@ -196,7 +196,7 @@ Tensor logit_grads(const Tensor& grad_kernels, const Tensor& paths, const Tensor
 // Gradient of u, from those of the output and of the sums under the taps.
 Tensor input_grad(const Tensor& grad, const Tensor& paths, const Tensor& weights, const Tensor& grad_sums) {
   // What a pixel weighs in the average: less at the borders, where not every tap sees it.
-  const Tensor ones = empty_map({1, grad.size(1), grad.size(2), grad.size(3)}, in_float32(grad)).fill_(1);
+  const Tensor ones = empty_map({1, grad.size(1), grad.size(2), grad.size(3)}, at::kFloat).fill_(1);
   const Tensor seen = depthwise(ones, PackedKernels(paths.sum(0, true).flip(2), CROSS));
   return depthwise(grad, PackedKernels(combine(paths, weights).flip(2), CROSS), nullptr, seen, grad_sums);
 }

@@ -2,6 +2,8 @@
 // where a library's lose: with few columns, and as rows need no rearrangement.
 #pragma once
 
+#include <ATen/ops/constant_pad_nd.h>
+
 #include "parallel.h"
 
 #ifdef MMSTRIP_BFLOAT16

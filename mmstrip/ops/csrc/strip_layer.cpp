@@ -315,7 +315,7 @@ Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t
   const Lines shape(x.size(2), x.size(3), row);
   const int64_t tokens = shape.tokens, square = tokens * tokens, pad = strip_width / 2;
   const Tensor positions = position ? checked_pixels_first(*position, "position") : Tensor();
-  const Tensor out = at::empty({channels, strip_width, tokens, tokens}, in_float32(x));
+  const Tensor out = at::empty({channels, strip_width, tokens, tokens}, at::kFloat);
   at::parallel_for(0, divide_up(channels, LANES) * strip_width, 1, [&](int64_t begin, int64_t end) {
     const int64_t padded = (shape.lines + 2 * pad) * tokens;
     Workspace workspace(padded + 2 * pixels + square);
@@ -345,7 +345,7 @@ Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t
 // Sums (H, W, C) over the images of a map, in float32.
 Tensor sum_images(const Tensor& map) {
   const int64_t images = map.size(0), size = map.numel() / images;
-  const Tensor out = at::empty({map.size(2), map.size(3), map.size(1)}, in_float32(map));
+  const Tensor out = at::empty({map.size(2), map.size(3), map.size(1)}, at::kFloat);
   with_type(map.scalar_type(), [&](auto type) {
     const auto* first = data<decltype(type)>(map);
     at::parallel_for(0, size, 1024, [&](int64_t begin, int64_t end) {

@@ -5,7 +5,6 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/BFloat16.h>
@@ -141,11 +140,6 @@ inline const T* data(const Tensor& tensor) {
 template <typename T = float>
 inline T* mutable_data(const Tensor& tensor) {
   return tensor.mutable_data_ptr<T>();
-}
-
-// Options of what is summed up, and of parameters' gradients.
-inline at::TensorOptions in_float32(const Tensor& like) {
-  return like.options().dtype(at::kFloat);
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) {
