@@ -62,7 +62,7 @@ SANITIZED := MMSTRIP_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_
 sanitize: install
 	$(SANITIZED) $(BIN)/python setup.py build_ext --inplace --build-temp build/sanitize --build-lib build/sanitize
 	$(SANITIZED) LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest -s -p no:xdist tests/test_ops/test_operators.py; \
+		$(BIN)/python -m pytest -s -p no:xdist tests/test_ops/test_operators.py tests/test_ops/test_bfloat16.py; \
 		status=$$?; rm -rf build/sanitize mmstrip/ops/_C_sanitized_*; exit $$status
 
 lint: install
