@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CLASSIFICATION := $(VENV)/.classification
 DEMO := strip-mlp-tiny-light_1xb64_digits-32px
 DEMO_DIR := work_dirs/$(DEMO)
 STRIP := Strip-MLP-T=mmstrip.StripMLP:arch=tiny
@@ -24,15 +25,17 @@ FORMS := $(PEERS) $(STRIP) $(STRIP)@deploy $(BFLOAT16) \
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
 
-# Rebuilt when what it installs changes; tools/install.py itself skips the steps whose work is there.
-$(INSTALLED): tools/install.py setup.py pyproject.toml $(wildcard requirements/*.txt mmstrip/ops/extension.py mmstrip/ops/csrc/*)
+# Rebuilt when what they install changes; tools/install.py itself skips the steps whose work is there.
+SOURCES := tools/install.py setup.py pyproject.toml $(wildcard requirements/*.txt mmstrip/ops/extension.py mmstrip/ops/csrc/*)
+$(INSTALLED) $(CLASSIFICATION): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "mmstrip needs Python 3.10 or newer: make install PYTHON=python3.11"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "[install] creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
-	@$(BIN)/python tools/install.py
-	@touch $@
+	@$(BIN)/python tools/install.py $(if $(filter $(CLASSIFICATION),$@),classification)
+	@touch $(CLASSIFICATION) $@
 
-demo: install
+# The demo needs a part of it only, which the other targets complete.
+demo: $(CLASSIFICATION)
 	$(BIN)/python tools/train.py configs/strip_mlp/$(DEMO).py --work-dir $(DEMO_DIR) --amp auto
 	$(BIN)/python tools/test.py configs/strip_mlp/$(DEMO).py "$$(cat $(DEMO_DIR)/last_checkpoint)" \
 		--work-dir $(DEMO_DIR)/test --out $(DEMO_DIR)/test/predictions.pkl --show-dir $(DEMO_DIR)/test/pictures --interval 20

@@ -99,8 +99,9 @@ def version() -> str:
 
 
 NATIVE = native()
-NAMES = ('mminstall', 'classification', 'detection', 'segmentation', 'deployment', 'tests')
-EXTRAS = {name: requirements(name) for name in NAMES}
+TOOLBOXES = ('classification', 'detection', 'segmentation')
+EXTRAS = {name: requirements(name) for name in ('mminstall', 'tools', 'deployment', 'tests')}
+EXTRAS.update({name: requirements(name) + EXTRAS['tools'] for name in TOOLBOXES})
 
 setup(
     name='mmstrip',

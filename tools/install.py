@@ -1,11 +1,13 @@
 """Install mmstrip and what it needs into the environment of the Python that runs this file.
 
-`make install` calls it for the project's own .venv; call it yourself to use your own environment:
+`make demo` and `make install` call it for the project's own .venv; call it yourself to use your own environment:
 
-    python tools/install.py
+    python tools/install.py                 # everything: the three toolboxes, deployment, tests
+    python tools/install.py classification  # what classifiers need, mmcv's compiled ops not among it
 
-Every step looks first whether its work is done, so running it again does nothing, and an interrupted run continues
-where it stopped. A torch >= 2.4 that is already there is kept. Works with and without a GPU.
+Every step looks first whether its work is done, so running it again does nothing, an interrupted run continues where
+it stopped, and classification can be completed later. A torch >= 2.4 that is already there is kept. Works with and
+without a GPU.
 """
 
 import argparse
@@ -16,62 +18,119 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTED = ROOT / 'requirements' / 'tested.txt'
 BUILD_TOOLS = ['setuptools', 'wheel', 'ninja', 'psutil', 'packaging']
-TOOLBOXES = ['classification', 'detection', 'segmentation', 'deployment', 'tests']
-MMCV = 'onedl-mmcv'
-BUILD_MINUTES = 15  # on two idle cores
+PARTS = {
+    'classification': ['classification', 'tools'],
+    'all': ['classification', 'detection', 'segmentation', 'tools', 'deployment', 'tests'],
+}
+MMCV, MMENGINE = 'onedl-mmcv', 'onedl-mmengine'
 OLDEST_TORCH = (2, 4)
+PREBUILT_SECONDS = 60  # for mim and its search together
+# Python's own flags hold -O3 and -g: twice the time, for ops that run no faster.
+MMCV_FLAGS = '-O2 -g0 -DNDEBUG'
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('part', nargs='?', choices=PARTS, default='all', help='what to install (default: all)')
     parser.add_argument('--no-prebuilt', action='store_true', help='build mmcv even where a prebuilt wheel may fit')
     args = parser.parse_args()
     if sys.version_info < (3, 10):
         sys.exit(f'mmstrip needs Python 3.10 or newer, but {sys.executable} is {sys.version.split()[0]}')
+    with_ops = args.part != 'classification'
+    steps = [
+        ('torch and torchvision: 3 GB to fetch, 3 to 5 minutes on a fast line', torch_is_there, install_torch),
+        (
+            'mmcv with its compiled ops: 5 to 15 minutes to build on two cores, seconds if a built one is found',
+            mmcv_ops_load,
+            lambda: install_mmcv_with_ops(prebuilt=not args.no_prebuilt),
+        )
+        if with_ops
+        else ('mmcv without its compiled ops: half a minute', mmcv_is_sound, install_mmcv_without_ops),
+        ('toolboxes and what they need: 1 to 3 minutes', lambda: False, lambda: install_toolboxes(PARTS[args.part])),
+        ('mmstrip itself, in editable form: seconds', mmstrip_is_there, install_mmstrip),
+        ("mmstrip's operators: 2 minutes to build on two cores", operators_load, build_operators),
+    ]
+    run_steps(steps)
+    reason = operators_problem()
+    say('compiled operators: in use' if reason == 'None' else f'no compiled operators ({reason}): slower on CPUs')
+
+
+def run_steps(steps: list) -> None:
+    """Say what there is to do, then do it, saying how long it took."""
     started = time.monotonic()
-    install_torch()
-    install_mmcv(prebuilt=not args.no_prebuilt)
-    install_toolboxes()
-    install_mmstrip()
-    build_operators()
+    done = [is_done() for _, is_done, _ in steps]
+    say(f'into {sys.prefix}:')
+    for number, ((name, _, _), there) in enumerate(zip(steps, done), 1):
+        say(f'  {number}. {name.split(":")[0] + ": there" if there else name}')
+    for number, ((name, _, work), there) in enumerate(zip(steps, done), 1):
+        if there:
+            continue
+        begun = time.monotonic()
+        say(f'step {number} of {len(steps)}, {name}')
+        work()
+        say(f'step {number} of {len(steps)}: {minutes(time.monotonic() - begun)}')
     say(f'done in {minutes(time.monotonic() - started)}, everything is in {sys.prefix}')
 
 
-def install_torch() -> None:
-    """torch and torchvision as a pair: a torchvision built for CUDA does not load beside a CPU-only torch."""
-    torch, torchvision = version('torch'), version('torchvision')
+def torch_is_there() -> bool:
+    """Refuses a torch that is too old, or that came without the torchvision that was built with it."""
+    torch = version('torch')
     if torch is None:
-        say('torch and torchvision: about 3 GB to fetch, 3 minutes on a fast line')
-        return pip('install', 'torch', 'torchvision')
+        return False
     if tuple(map(int, torch.split('.')[:2])) < OLDEST_TORCH:
         sys.exit(f'mmstrip needs torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} or newer, but {torch} is installed')
-    if torchvision is None:
+    if version('torchvision') is None:
         sys.exit(f'torch {torch} is installed without torchvision: install the torchvision that was built with it')
-    say(f'torch {torch} is there')
+    return True
 
 
-def install_mmcv(prebuilt: bool) -> None:
-    """mmcv with its compiled ops, which the detection and segmentation toolboxes need."""
-    if mmcv_ops_load():
-        return say(f'mmcv {version(MMCV) or version("mmcv")} with compiled ops is there')
+def install_torch() -> None:
+    pip('install', 'torch', 'torchvision')
+
+
+def mmcv_ops_load() -> bool:
+    return importlib.util.find_spec('mmcv') is not None and python_prints('import mmcv.ops; print(1)') == '1'
+
+
+def mmcv_is_sound() -> bool:
+    """Whether mmcv is there with ops that load, or without any: ops of another torch would stop every training."""
+    spec = importlib.util.find_spec('mmcv')
+    return spec is not None and (mmcv_ops_load() or not list(Path(spec.origin).parent.glob('_ext.*')))
+
+
+def install_mmcv_without_ops() -> None:
+    """Built where no torch is in sight, which leaves the ops out; pip's cache may hold a wheel for another torch."""
+    if not prepare_mmcv(mmcv_is_sound):
+        pip('install', '--quiet', '--no-cache-dir', MMCV)
+
+
+def prepare_mmcv(is_right: Callable[[], bool]) -> bool:
+    """Install what mmcv needs, then see whether it is right already; if not, take it off."""
+    pip('install', '--quiet', *BUILD_TOOLS, 'numpy', *([] if has_original(MMENGINE) else [MMENGINE]))
+    if is_right():
+        return True
     if version('mmcv'):
         sys.exit(
             f'mmcv {version("mmcv")} (from OpenMMLab) is installed, but its compiled ops do not load; '
             'reinstall it for this torch, or uninstall it and run this again'
         )
-    if prebuilt and python_prints('import torch; print(torch.cuda.is_available())') == 'True':
-        say('mmcv: looking for a prebuilt wheel for this torch and CUDA')
-        if fetch_prebuilt_mmcv():
-            return
-        say('no prebuilt wheel fits, or none could be reached')
-    pip('install', *BUILD_TOOLS, 'numpy')
-    if version(MMCV):  # there, but without ops or for another torch
-        pip('uninstall', '--yes', MMCV)
+    if version(MMCV):  # without ops, or for another torch
+        pip('uninstall', '--quiet', '--yes', MMCV)
+    return False
+
+
+def install_mmcv_with_ops(prebuilt: bool) -> None:
+    """mmcv with its compiled ops, which the detection and segmentation toolboxes need."""
+    if prepare_mmcv(mmcv_ops_load):
+        return
+    if prebuilt and fetch_prebuilt_mmcv():
+        return say('mmcv: a prebuilt wheel fits')
     build_mmcv()
     if not mmcv_ops_load():
         say("the wheel in pip's cache has no ops for this torch: building it from scratch")
@@ -86,68 +145,83 @@ def install_mmcv(prebuilt: bool) -> None:
 
 
 def fetch_prebuilt_mmcv() -> bool:
-    if subprocess.run(pip_command('install', '--quiet', 'onedl-mim')).returncode:
-        return False
-    command = [sys.executable, '-m', 'mim', 'install', '--only-binary', MMCV, *constraints(), MMCV]
-    return subprocess.run(command).returncode == 0 and mmcv_ops_load()
+    """Ask mmcv's makers for a wheel for this torch, CUDA or not."""
+    say(f'mmcv: looking for a prebuilt wheel, {PREBUILT_SECONDS} seconds at most')
+    mim = [sys.executable, '-m', 'mim', 'install', '--only-binary', MMCV, *constraints(), MMCV]
+    deadline = time.monotonic() + PREBUILT_SECONDS
+    for command in (pip_command('install', 'onedl-mim'), mim):
+        try:
+            left = max(deadline - time.monotonic(), 1)
+            done = subprocess.run(command, timeout=left, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired:
+            return False
+        if done.returncode:
+            return False
+    return mmcv_ops_load()
 
 
 def build_mmcv() -> None:
-    """Build and install mmcv, showing how far the compiler is; a wheel in pip's cache is used at once."""
-    say(
-        f'mmcv: building its compiled ops takes about {BUILD_MINUTES} minutes on two cores '
-        "(seconds if pip's cache has the wheel)"
-    )
-    log = Path(sys.prefix) / 'mmcv-build.log'
+    flags = dict(os.environ, CFLAGS=os.environ.get('CFLAGS', MMCV_FLAGS))
+    compile_with_progress('mmcv', pip_command('install', '--verbose', '--no-build-isolation', MMCV), env=flags)
+
+
+def install_toolboxes(names: list) -> None:
+    files = [ROOT / 'requirements' / f'{name}.txt' for name in ['runtime', 'mminstall', *names]]
+    lines = [line for file in files for line in file.read_text().split('\n') if line and not line.startswith('#')]
+    wanted = [line for line in lines if not has_original(re.split('[<>=]', line)[0])]
+    pip('install', '--quiet', '--no-build-isolation', *wanted)  # no time where the versions are right
+
+
+def mmstrip_is_there() -> bool:
+    return version('mmstrip') is not None and (ROOT / 'mmstrip' / '.mim').is_dir()
+
+
+def install_mmstrip() -> None:
+    """Without its operators, which the next step builds in sight."""
+    command = pip_command('install', '--quiet', '--no-deps', '--no-build-isolation', '--editable', str(ROOT))
+    check(command, subprocess.run(command, env=dict(os.environ, MMSTRIP_NATIVE='0')).returncode)
+
+
+def operators_problem() -> str:
+    """Why the compiled operators do not load, 'None' if they do."""
+    return python_prints('from mmstrip.ops import extension; print(extension.load())', cwd=ROOT)
+
+
+def operators_load() -> bool:
+    return operators_problem() == 'None'
+
+
+def build_operators() -> None:
+    """Nothing but speed on CPUs depends on them, so a failure is said at the end and stops nothing."""
+    libraries = python_prints('from mmstrip.ops import extension; print(len(extension.VARIANTS))', cwd=ROOT)
+    command = [sys.executable, 'setup.py', 'build_ext', '--inplace']
+    compile_with_progress('operators', command, needed=False, libraries=int(libraries or 1))
+
+
+def compile_with_progress(name: str, command: list, env=None, needed: bool = True, libraries: int = 1) -> None:
+    """Run a build in the project's folder and say how far it is, by ninja's count; a log keeps all that it prints."""
+    log = Path(sys.prefix) / f'{name}-build.log'
     started = last = first = time.monotonic()
-    command = pip_command('install', '--verbose', '--no-build-isolation', MMCV)
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
-        log.open('w') as file,
-    ):
+    before = 0  # files of the libraries that are done
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(command, cwd=ROOT, env=env, **pipes) as process, log.open('w') as file:
         for line in process.stdout:
             file.write(line)
             step = re.match(r'\s*\[(\d+)/(\d+)\]', line)
             if step is None:
                 continue
             now = time.monotonic()
-            compiled, total = map(int, step.groups())
+            done, files = map(int, step.groups())
+            compiled, total = before + done, files * libraries
+            before += files * (done == files)
             if compiled == 1:
                 first = now  # what came before, unpacking and configuring, says nothing of the rest
-            elif now - last > 60:
+            elif now - last > 30:
                 last, left = now, (now - first) * (total - compiled) / (compiled - 1)
                 spent = minutes(now - started)
-                say(f'mmcv: {compiled} of {total} files compiled in {spent}, about {minutes(left)} left')
+                say(f'{name}: {compiled} of {total} files compiled in {spent}, about {minutes(left)} left')
     if process.returncode:
-        sys.exit(f'mmcv could not be built, see {log}')
-
-
-def install_toolboxes() -> None:
-    files = [ROOT / 'requirements' / f'{name}.txt' for name in ['runtime', 'mminstall', *TOOLBOXES]]
-    lines = [line for file in files for line in file.read_text().split('\n') if line]
-    wanted = [line for line in lines if not has_original(re.split('[<>=]', line)[0])]
-    say('the toolboxes and their requirements')
-    pip('install', '--quiet', '--no-build-isolation', *wanted)  # no time where the versions are right
-
-
-def install_mmstrip() -> None:
-    if version('mmstrip') and (ROOT / 'mmstrip' / '.mim').is_dir():
-        return say(f'mmstrip {version("mmstrip")} is there')
-    say('installing mmstrip itself, in editable form; compiling its operators takes two minutes')
-    pip('install', *BUILD_TOOLS)
-    pip('install', '--no-deps', '--no-build-isolation', '--editable', str(ROOT))
-
-
-def build_operators() -> None:
-    """Build the compiled operators where their sources have changed; nothing but speed on CPUs depends on them."""
-    log = Path(sys.prefix) / 'mmstrip-build.log'
-    with log.open('w') as file:
-        command = [sys.executable, 'setup.py', 'build_ext', '--inplace']
-        subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-    reason = python_prints('from mmstrip.ops import extension; print(extension.load())')
-    if reason == 'None':
-        return say('compiled operators: in use')
-    say(f'no compiled operators ({reason}): mmstrip works without them, slower on CPUs; see {log}')
+        (sys.exit if needed else say)(f'{name} could not be built, see {log}')
 
 
 def has_original(distribution: str) -> bool:
@@ -163,13 +237,9 @@ def version(distribution: str):
         return None
 
 
-def mmcv_ops_load() -> bool:
-    return importlib.util.find_spec('mmcv') is not None and python_prints('import mmcv.ops; print(1)') == '1'
-
-
-def python_prints(code: str) -> str:
-    """What a fresh Python prints, '' if it fails."""
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=os.sep)
+def python_prints(code: str, cwd: str | Path = os.sep) -> str:
+    """The last line that a fresh Python prints, '' if it fails."""
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=cwd)
     return result.stdout.strip().split('\n')[-1] if result.returncode == 0 else ''
 
 
@@ -185,10 +255,13 @@ def pip_command(*args: str) -> list:
 
 
 def pip(*args: str) -> None:
-    result = subprocess.run(pip_command(*args))
-    if result.returncode:
-        sys.exit(f'"pip {" ".join(args)}" failed, see above; run this again to continue from here')
+    check(['pip', *args], subprocess.run(pip_command(*args)).returncode)
     importlib.invalidate_caches()
+
+
+def check(command: list, returncode: int) -> None:
+    if returncode:
+        sys.exit(f'"{" ".join(command)}" failed, see above; run this again to continue from here')
 
 
 def minutes(seconds: float) -> str:

@@ -3,8 +3,14 @@
 from functools import lru_cache
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+
+try:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "the digits are part of scikit-learn, which is not installed: pip install 'mmstrip[tools]'"
+    ) from error
 
 DIGITS = tuple(str(digit) for digit in range(10))
 NUM_TEST = 360

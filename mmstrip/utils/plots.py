@@ -5,7 +5,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from sklearn.metrics import ConfusionMatrixDisplay
+
+try:
+    from sklearn.metrics import ConfusionMatrixDisplay
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "confusion matrices are drawn by scikit-learn, which is not installed: pip install 'mmstrip[tools]'"
+    ) from error
 
 Curve = tuple[Sequence[float], Sequence[float]]  # x and y
 
