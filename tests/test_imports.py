@@ -83,10 +83,9 @@ def test_the_backbone_needs_mmengine_and_mmcv_alone(tmp_path):
 
 
 LOOKUPS = {
-    ('LoadImage', 'PlaceDigit', 'SeededSampler', 'shield_worker'): None,
+    ('PlaceDigit', 'SeededSampler', 'shield_worker'): None,
     ('Digits', 'Caltech101'): 'mmpretrain',
     ('CocoDataset',): 'mmdet',
-    ('LoadSegMap',): 'mmseg',
 }
 LOOK_UP = f"""
 import os, sys

@@ -14,8 +14,8 @@ model = dict(
     neck=dict(in_channels=[160, 320, 640]),
 )
 
-train_pipeline = [dict(type='mmstrip.LoadImage'), *_base_.train_pipeline[1:]]
-test_pipeline = [dict(type='mmstrip.LoadImage'), *_base_.test_pipeline[1:]]
+train_pipeline = [dict(type='LoadImageFromFile'), *_base_.train_pipeline[1:]]
+test_pipeline = [dict(type='LoadImageFromFile'), *_base_.test_pipeline[1:]]
 train_dataloader = dict(dataset=dict(type='mmstrip.CocoDataset', pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(type='mmstrip.CocoDataset', pipeline=test_pipeline))
 test_dataloader = val_dataloader

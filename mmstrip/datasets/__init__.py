@@ -6,8 +6,6 @@ _MODULES = {
     'Caltech101': 'caltech101',  # mmpretrain
     'CocoDataset': 'coco',  # mmdet
     'Digits': 'digits',  # mmpretrain
-    'LoadImage': 'loading',
-    'LoadSegMap': 'seg_map',  # mmseg
     'PlaceDigit': 'digit_scenes',
 }
 

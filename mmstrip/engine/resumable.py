@@ -7,12 +7,12 @@ from mmengine.logging import print_log
 
 from ..utils.checkpoints import newest_checkpoint, read_checkpoint
 
-_HOOKS = ('mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook')
+_HOOKS = ('mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook', 'mmstrip.NamedFilesHook')
 _BAD_IMAGES_HOOK = 'mmstrip.BadImagesHook'
 
 
 def make_resumable(config: Config) -> None:
-    """Put samplers, loops and hooks into a config that make its training resumable.
+    """Put samplers, loops and hooks into a config that make its training resumable, and errors of its data name the file.
 
     Args:
         config: A whole config with ``work_dir``; it may have been through here before, as those that runs dump. Its key

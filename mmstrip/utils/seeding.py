@@ -19,12 +19,9 @@ from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..registry import DATA_SAMPLERS, FUNCTIONS
+from .samples import UnreadableImageError, read_sample
 
 _MAX_REPLACEMENTS = 100
-
-
-class UnreadableImageError(ValueError):
-    """A file that cannot be read as an image."""
 
 
 class Draw(int):
@@ -104,7 +101,7 @@ def _fetch_one(dataset: Dataset, index: int, key: tuple, bad_images: str | None)
     for attempt in range(_MAX_REPLACEMENTS):
         seed_all((*key, attempt))
         try:
-            return dataset[index]
+            return read_sample(dataset, index)
         except (FileNotFoundError, UnreadableImageError) as error:
             if bad_images is None:
                 raise

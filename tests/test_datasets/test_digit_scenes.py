@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from mmstrip.datasets import PlaceDigit
 from mmstrip.datasets.digit_scenes import write_digit_scenes
 from mmstrip.datasets.digit_split import split_digits
+from mmstrip.utils.samples import read_sample
 
 
 @pytest.fixture(scope='module')
@@ -133,9 +134,9 @@ def test_missing_image_is_named(scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / 'data')
     (tmp_path / 'data' / 'val' / '00002.png').unlink()
     dataset = build('detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
-    assert dataset[0]['inputs'].shape == (3, 96, 96)
+    assert read_sample(dataset, 0)['inputs'].shape == (3, 96, 96)
     with pytest.raises(FileNotFoundError, match='no image file at .*val/00002.png'):
-        dataset[1]
+        read_sample(dataset, 1)
 
 
 def test_broken_label_maps_are_named(scenes, tmp_path):
@@ -143,17 +144,17 @@ def test_broken_label_maps_are_named(scenes, tmp_path):
     dataset = build('segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
     file = tmp_path / 'data' / 'labels' / 'val' / '00001.png'
     labels = np.array(Image.open(file))
-    assert np.array_equal(dataset[0]['data_samples'].gt_sem_seg.data[0], labels)
+    assert np.array_equal(read_sample(dataset, 0)['data_samples'].gt_sem_seg.data[0], labels)
     labels[3, 4], labels[5, 6] = 11, 255
     Image.fromarray(labels).save(file)
     with pytest.raises(ValueError, match='val/00001.png must hold labels from 0 to 10, or 255 .* but has 11$'):
-        dataset[0]
+        read_sample(dataset, 0)
     Image.fromarray(labels[:50]).save(file)
     with pytest.raises(ValueError, match=r'val/00001.png must be a label map of \(96, 96\) pixels'):
-        dataset[0]
+        read_sample(dataset, 0)
     file.write_text('no image')
     with pytest.raises(ValueError, match='val/00001.png is not a readable label map'):
-        dataset[0]
+        read_sample(dataset, 0)
     file.unlink()
     with pytest.raises(FileNotFoundError, match='no label map .*labels/val/00001.png for the image .*val/00001.png'):
-        dataset[0]
+        read_sample(dataset, 0)

@@ -7,36 +7,43 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from mmstrip.datasets import LoadImage
+from mmstrip.utils.samples import read_sample
+
+
+@pytest.fixture(params=['cv2', 'pillow'])
+def dataset(tmp_path, request):
+    """Of one image, good.png."""
+    (tmp_path / 'cat').mkdir()
+    Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(tmp_path / 'cat' / 'good.png')
+    init_default_scope('mmpretrain')
+    config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py')
+    pipeline = config.train_dataloader.dataset.pipeline
+    pipeline[0].imdecode_backend = request.param
+    return DATASETS.build(dict(type='CustomDataset', data_root=str(tmp_path), pipeline=pipeline))
 
 
 @pytest.mark.parametrize('content', [b'', b'not an image', b'\xff\xd8\xff\xe0 broken'])
-def test_content(content, tmp_path):
-    path = tmp_path / 'broken.jpg'
-    path.write_bytes(content)
-    for backend in ('cv2', 'pillow'):
-        with pytest.raises(ValueError, match='broken.jpg is not a readable image'):
-            LoadImage(imdecode_backend=backend)(dict(img_path=str(path)))
+def test_content(content, dataset, tmp_path):
+    assert read_sample(dataset, 0)['inputs'].shape == (3, 224, 224)
+    (tmp_path / 'cat' / 'good.png').write_bytes(content)
+    with pytest.raises(ValueError, match='good.png is not a readable image: .'):
+        read_sample(dataset, 0)
 
 
-def test_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match='no image file at .*gone.jpg'):
-        LoadImage()(dict(img_path=str(tmp_path / 'gone.jpg')))
+def test_missing(dataset, tmp_path):
+    (tmp_path / 'cat' / 'good.png').unlink()
+    with pytest.raises(FileNotFoundError, match='no image file at .*good.png'):
+        read_sample(dataset, 0)
 
 
-def test_inside_a_dataset(tmp_path):
-    (tmp_path / 'cat').mkdir()
-    (tmp_path / 'cat' / 'bad.jpg').write_bytes(b'nothing')
-    init_default_scope('mmpretrain')
-    config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py')
-    dataset = DATASETS.build(
-        dict(type='CustomDataset', data_root=str(tmp_path), pipeline=config.train_dataloader.dataset.pipeline)
-    )
-    with pytest.raises(ValueError, match='bad.jpg is not a readable image'):
-        dataset[0]
+def test_other_errors_stay_as_they_are(dataset, monkeypatch):
+    monkeypatch.setattr(dataset, 'pipeline', lambda info: info['no_such_key'])
+    with pytest.raises(KeyError, match='no_such_key'):
+        read_sample(dataset, 0)
+    with pytest.raises(ZeroDivisionError):
+        read_sample(_Broken(), 0)
 
 
-def test_good_images_load(tmp_path):
-    Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(tmp_path / 'good.png')
-    results = LoadImage()(dict(img_path=str(tmp_path / 'good.png')))
-    assert results['img'].shape == (5, 7, 3) and results['ori_shape'] == (5, 7)
+class _Broken:
+    def __getitem__(self, index):
+        return index / 0

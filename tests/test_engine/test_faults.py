@@ -16,7 +16,7 @@ from mmstrip.converters.reparameterize import convert_to_deploy
 
 PNG_CONFIG = """
 _base_ = [{base!r}]
-pipeline = [dict(type='mmstrip.LoadImage'), dict(type='Resize', scale=32), dict(type='PackInputs')]
+pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=32), dict(type='PackInputs')]
 train_dataloader = dict(
     num_workers={workers},
     persistent_workers=False,

@@ -3,8 +3,8 @@ _base_ = ['mmseg::_base_/datasets/cityscapes.py']
 crop_size = (512, 1024)
 
 train_pipeline = [
-    dict(type='mmstrip.LoadImage'),
-    dict(type='mmstrip.LoadSegMap', num_classes=19),
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
     dict(type='RandomResize', scale=(2048, 1024), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -12,9 +12,9 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='mmstrip.LoadImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 1024), keep_ratio=True),
-    dict(type='mmstrip.LoadSegMap', num_classes=19),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 

@@ -6,12 +6,12 @@ dataset = dict(
 )
 
 train_pipeline = [
-    dict(type='mmstrip.LoadImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='mmstrip.LoadImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(96, 96), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),

@@ -8,8 +8,8 @@ dataset = dict(
 )
 
 pipeline = [
-    dict(type='mmstrip.LoadImage'),
-    dict(type='mmstrip.LoadSegMap', num_classes=11),
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 

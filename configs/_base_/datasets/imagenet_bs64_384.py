@@ -5,7 +5,7 @@ train_pipeline[1].scale = 384
 
 # The whole image at the training size, as usual for fine-tuning at a larger one.
 test_pipeline = [
-    dict(type='mmstrip.LoadImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=384, backend='pillow', interpolation='bicubic'),
     dict(type='PackInputs'),
 ]

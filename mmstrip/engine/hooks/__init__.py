@@ -4,6 +4,7 @@ from .complete_checkpoint import CompleteCheckpointHook
 from .curves import TrainingCurvesHook
 from .eta import TimeLeftHook
 from .invalid_loss import InvalidLossHook
+from .named_files import NamedFilesHook
 from .pictures import PredictionPicturesHook
 from .report import ClassificationReportHook
 from .seed import SeedHook
@@ -13,6 +14,7 @@ __all__ = [
     'ClassificationReportHook',
     'CompleteCheckpointHook',
     'InvalidLossHook',
+    'NamedFilesHook',
     'PredictionPicturesHook',
     'SafeCheckpointHook',
     'SeedHook',

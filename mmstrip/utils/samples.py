@@ -1,0 +1,92 @@
+"""Samples of any dataset, with errors that name the file at fault, whichever transforms read it."""
+
+import os
+
+import mmcv
+import numpy as np
+from mmengine.fileio import get
+from PIL import Image
+from torch.utils.data import Dataset
+
+IGNORED = 255
+
+
+class UnreadableImageError(ValueError):
+    """A file that cannot be read as an image."""
+
+
+def read_sample(dataset: Dataset, index: int):
+    """``dataset[index]``. Where that fails, the sample's files are looked at; label maps are checked in any case.
+
+    Args:
+        dataset: Dataset of a toolbox. Errors of one without ``get_data_info`` remain as they are.
+        index: Index of the sample.
+
+    Raises:
+        FileNotFoundError: The image or its label map is missing.
+        UnreadableImageError: The image cannot be read.
+        ValueError: The label map cannot be read, has another size than its image, or holds labels of no class.
+    """
+    try:
+        sample = dataset[index]
+    except Exception as error:
+        if hasattr(dataset, 'get_data_info'):
+            _find_bad_file(dataset.get_data_info(index), error)
+        raise
+    labelled = sample.get('data_samples') if isinstance(sample, dict) else None
+    if getattr(labelled, 'seg_map_path', None) and 'gt_sem_seg' in labelled:
+        _check_size(labelled.seg_map_path, labelled.img_path)
+        _check_labels(labelled, len(dataset.metainfo['classes']))
+    return sample
+
+
+def _find_bad_file(info: dict, error: Exception) -> None:
+    """Raise an error of its own if the image or the label map cannot be read."""
+    image, labels = info.get('img_path'), info.get('seg_map_path')
+    if isinstance(image, str):
+        try:
+            _decode(image)
+        except FileNotFoundError:
+            raise FileNotFoundError(f'no image file at {image}') from error
+        except ValueError as reason:
+            raise UnreadableImageError(f'{image} is not a readable image: {reason}') from error
+    if isinstance(labels, str):
+        try:
+            _decode(labels)
+        except FileNotFoundError:
+            raise FileNotFoundError(f'no label map {labels} for the image {image}') from error
+        except ValueError as reason:
+            raise ValueError(f'{labels} is not a readable label map: {reason}') from error
+        _check_size(labels, image)
+
+
+def _decode(path: str) -> None:
+    """Raises FileNotFoundError, or ValueError where one of mmcv's usual backends cannot decode the file."""
+    content = get(path)
+    for backend in ('cv2', 'pillow'):
+        try:
+            image = mmcv.imfrombytes(content, backend=backend)
+        except Exception as error:
+            raise ValueError(str(error).strip().split('\n')[0] or type(error).__name__) from error
+        if image is None:
+            raise ValueError(f'{len(content)} bytes that {backend} cannot decode')
+
+
+def _check_size(labels: str, image: str) -> None:
+    if os.path.isfile(labels) and os.path.isfile(image):  # not where they come from a server
+        with Image.open(labels) as first, Image.open(image) as second:
+            shapes = first.size[::-1], second.size[::-1]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f'{labels} must be a label map of {shapes[1]} pixels as its image, but has {shapes[0]}')
+
+
+def _check_labels(sample, num_classes: int) -> None:
+    labels = sample.gt_sem_seg.data.numpy().astype(np.int64)
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=IGNORED + 1))
+    wrong = present[(present >= num_classes) & (present != IGNORED)]
+    if wrong.size:
+        reduced = ' once its zero label is taken off' if sample.get('reduce_zero_label') else ''
+        raise ValueError(
+            f'{sample.seg_map_path} must hold labels from 0 to {num_classes - 1}, or {IGNORED} to ignore a pixel, but '
+            f'has {", ".join(map(str, wrong[:5]))}{reduced}'
+        )
