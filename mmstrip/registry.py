@@ -11,6 +11,7 @@ from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
@@ -38,6 +39,9 @@ HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmstrip', locations=['mms
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmstrip', locations=['mmstrip.engine'])
 OPTIM_WRAPPERS = Registry(
     'optim wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='mmstrip', locations=['mmstrip.engine']
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optim wrapper constructor', parent=MMENGINE_CONSTRUCTORS, scope='mmstrip', locations=['mmstrip.engine']
 )
 DATA_SAMPLERS = Registry(
     'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmstrip', locations=['mmstrip.utils.seeding']

@@ -20,7 +20,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions there')
     parser.add_argument('--interval', type=int, default=1, help='draw every n-th image (default: 1)')
     add_amp_option(parser)
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config')
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation of the config; detectors without: mirrored'
+    )
     return parse_with_launcher(parser)
 
 
@@ -73,12 +75,29 @@ def add_hook(config, hook: dict) -> None:
 
 
 def augment_tests(config, path: str) -> None:
+    if config.get('default_scope') == 'mmdet':
+        set_detection_tta(config)
     missing = [key for key in ('tta_model', 'tta_pipeline') if not config.get(key)]
     if missing:
         raise ValueError(f'--tta: {path} has no {" and no ".join(missing)}')
     for _, dataset in leaf_datasets(config.test_dataloader.dataset, 'test_dataloader.dataset'):
         dataset.pipeline = config.tta_pipeline
     config.model = ConfigDict(**config.tta_model, module=config.model)
+
+
+def set_detection_tta(config) -> None:
+    """What mmdet's own tool falls back to, as few of its configs have more: the image and its mirror image."""
+    if config.model.get('roi_head', {}).get('mask_head'):
+        raise ValueError('--tta: mmdet averages boxes alone, and this model has a mask head')
+    config.setdefault('tta_model', dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5))))
+    config.tta_model.tta_cfg.setdefault('max_per_img', 100)
+    (_, dataset), *_ = leaf_datasets(config.test_dataloader.dataset, 'test_dataloader.dataset')
+    *loading, pack = dataset.pipeline
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+    pack = dict(
+        pack, meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+    )
+    config.setdefault('tta_pipeline', [*loading, dict(type='TestTimeAug', transforms=[flips, [pack]])])
 
 
 @record

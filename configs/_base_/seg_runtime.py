@@ -11,6 +11,8 @@ default_hooks = dict(
 
 custom_hooks = [dict(type='SyncBuffersHook'), dict(type='mmstrip.TrainingCurvesHook')]
 
+env_cfg = dict(cudnn_benchmark=False)  # image sizes vary
+
 visualizer = dict(type='SegLocalVisualizer')
 log_processor = dict(by_epoch=False)
 

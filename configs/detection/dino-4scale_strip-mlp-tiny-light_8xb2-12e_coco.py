@@ -1,4 +1,4 @@
-# The setting of MLP-DINO (IJCAI 2024): strides 8, 16 and 32, BN of the backbone frozen and its learning rate a tenth.
+# mmdet's DINO on strides 8, 16 and 32, with frozen BN (as MLP-DINO's config, IJCAI 2024, has it; its code trains BN).
 _base_ = ['mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py']
 
 model = dict(
@@ -19,5 +19,7 @@ test_pipeline = [dict(type='LoadImageFromFile'), *_base_.test_pipeline[1:]]
 train_dataloader = dict(dataset=dict(type='mmstrip.CocoDataset', pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(type='mmstrip.CocoDataset', pipeline=test_pipeline))
 test_dataloader = val_dataloader
+
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='auto'))
 
 custom_hooks = [dict(type='mmstrip.TrainingCurvesHook', metrics=['coco/bbox_mAP', 'coco/bbox_mAP_50'])]

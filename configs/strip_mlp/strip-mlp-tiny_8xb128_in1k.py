@@ -1,6 +1,3 @@
-_base_ = [
-    '../_base_/models/strip-mlp-tiny.py',
-    '../_base_/datasets/imagenet_bs128_224.py',
-    '../_base_/schedules/adamw_300e.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['./strip-mlp-tiny-light_8xb128_in1k.py']
+
+model = dict(backbone=dict(arch='tiny'))

@@ -1,11 +1,3 @@
-_base_ = [
-    '../_base_/models/strip-mlp-tiny.py',
-    '../_base_/datasets/imagenet_bs64_384.py',
-    '../_base_/schedules/adamw_finetune_384.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['./strip-mlp-tiny-light_in1k-pre_8xb64_in1k-384px.py']
 
-# Strip weights and position tables are resampled to 384 px on loading; the head comes with the checkpoint.
-model = dict(
-    backbone=dict(img_size=384), init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny_in1k.pth')
-)
+model = dict(backbone=dict(arch='tiny'), init_cfg=dict(checkpoint='checkpoints/strip-mlp-tiny_in1k.pth'))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
@@ -12,7 +13,7 @@ _BAD_IMAGES_HOOK = 'mmstrip.BadImagesHook'
 
 
 def make_resumable(config: Config) -> None:
-    """Put samplers, loops and hooks into a config that make its training resumable, and errors of its data name the file.
+    """Put in samplers, loops and hooks that make a training resumable, and let errors of its data name the file.
 
     Args:
         config: A whole config with ``work_dir``; it may have been through here before, as those that runs dump. Its key
@@ -32,6 +33,8 @@ def make_resumable(config: Config) -> None:
         hooks.append(dict(type=_BAD_IMAGES_HOOK, path=bad_images, max_share=share))
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = config.get(name)
+        if loader and loader.get('pin_memory') and not torch.cuda.is_available():
+            loader.pin_memory = False  # nothing to copy to, and PyTorch would warn
         if loader and loader.get('num_workers'):
             loader.setdefault('worker_init_fn', dict(type='mmstrip.shield_worker'))
     sampler = (config.get('train_dataloader') or {}).get('sampler')

@@ -1,5 +1,7 @@
 """Every config of a classifier is whole and says the recipe."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ def test_config_builds(path):
     assert f'strip-mlp-{arch if isinstance(arch, str) else "nano"}' == name[0]
     size = {'384px': 384, '64px': 64, '32px': 32}.get(path.stem.rpartition('-')[2], 224)
     assert model.backbone.img_size == (size, size)
-    gpus, batch = map(int, next(part for part in name if 'xb' in part).split('xb'))
+    gpus, batch = map(int, re.search(r'(\d+)xb(\d+)', path.stem).groups())
     assert config.train_dataloader.batch_size == batch
     assert config.auto_scale_lr.base_batch_size == gpus * batch
     if 'in1k-pre' in name:
@@ -46,10 +48,34 @@ def test_config_builds(path):
 def test_there_is_a_config_for_every_variant_and_dataset():
     names = {path.stem for path in CONFIGS}
     for arch in ARCHS:
-        for dataset in ('in1k', 'cifar10', 'cifar100', 'caltech101'):
-            assert f'strip-mlp-{arch}_8xb128_{dataset}' in names
-        for dataset in ('cifar10', 'cifar100', 'caltech101', 'flowers102', 'pets', 'cars'):
-            assert f'strip-mlp-{arch}_in1k-pre_8xb128_{dataset}' in names
+        assert f'strip-mlp-{arch}_8xb128_in1k' in names
+        for dataset in ('cifar10', 'cifar100', 'caltech101'):
+            assert f'strip-mlp-{arch}_1xb128_{dataset}' in names
+    for arch in ('tiny-light', 'tiny'):
+        for dataset in ('1xb128_cifar10', '1xb128_cifar100', '1xb64_caltech101', '1xb64_pets', '1xb64_cars'):
+            assert f'strip-mlp-{arch}_in1k-pre_{dataset}' in names
+        for dataset in ('1xb32_flowers102', '8xb64_in1k-384px'):
+            assert f'strip-mlp-{arch}_in1k-pre_{dataset}' in names
+
+
+TRAINING_IMAGES = dict(
+    in1k=1281167, cifar10=50000, cifar100=50000, caltech101=6907, flowers102=2040, pets=3680, cars=8144, digits=1437
+)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_epochs_have_tens_of_steps(path):
+    config = Config.fromfile(path)
+    dataset = next(key for key in TRAINING_IMAGES if key == path.stem.split('_')[-1].split('-')[0])
+    steps = TRAINING_IMAGES[dataset] // config.auto_scale_lr.base_batch_size
+    assert steps >= 20 and (dataset == 'digits' or 5000 < steps * config.train_cfg.max_epochs < 400000)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_no_epoch_is_chosen_on_test_images(path):
+    config = Config.fromfile(path)
+    has_validation = path.stem.split('_')[-1].startswith('in1k')
+    assert config.default_hooks.checkpoint.save_best == ('auto' if has_validation else None)
 
 
 def test_recipe_is_the_authors():
@@ -78,7 +104,7 @@ def test_no_decay_on_biases_and_flat_parameters_but_on_grn():
 
 
 def test_cifar_images_are_taken_as_rgb():
-    config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_cifar10.py')
+    config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_1xb128_cifar10.py')
     assert config.data_preprocessor.to_rgb is False
     *_, augment, erase, _ = config.train_dataloader.dataset.pipeline
     assert augment.hparams.pad_val == [124, 116, 104] and erase.fill_color == config.data_preprocessor.mean
@@ -89,7 +115,7 @@ def test_cifar_images_are_taken_as_rgb():
 
 @pytest.mark.parametrize(
     'name',
-    ['8xb128_in1k', 'in1k-pre_8xb64_in1k-384px', '8xb128_cifar10', 'in1k-pre_8xb128_cifar100', '8xb128_caltech101'],
+    ['8xb128_in1k', 'in1k-pre_8xb64_in1k-384px', '1xb128_cifar10', 'in1k-pre_1xb128_cifar100', '1xb128_caltech101'],
 )
 def test_pipelines_give_images_of_the_models_size(name, tmp_path):
     config = Config.fromfile(ROOT / f'configs/strip_mlp/strip-mlp-tiny_{name}.py')

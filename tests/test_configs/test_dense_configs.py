@@ -48,7 +48,7 @@ def test_there_is_a_dense_config_for_every_variant():
     for arch in ('tiny-light', 'tiny'):
         for name in ('retinanet_{}_fpn_1x', 'faster-rcnn_{}_fpn_1x', 'atss_{}_fpn_1x'):
             assert f'{name}_coco'.format(f'strip-mlp-{arch}') in names
-        for epochs in (12, 24):
+        for epochs in (12, 24, 36):
             assert f'dino-4scale_strip-mlp-{arch}_8xb2-{epochs}e_coco' in names
         for head in ('fpn_8xb2-80k', 'segformer_8xb2-160k'):
             assert f'strip-mlp-{arch}_{head}_ade20k-512x512' in names

@@ -50,7 +50,7 @@ def test_config_reads_what_the_tool_writes(caltech):
     done = run_tool('dataset_converters/caltech101.py', caltech)
     assert done.returncode == 0, done.stdout
     assert 'classes.txt: 101 lines' in done.stdout
-    config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_caltech101.py')
+    config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_1xb128_caltech101.py')
     init_default_scope('mmpretrain')
     for loader, share in ((config.train_dataloader, 0.8), (config.val_dataloader, 0.2)):
         loader.dataset.data_root = str(caltech)

@@ -121,6 +121,19 @@ def test_testing_in_bfloat16(trained, tmp_path):
     assert metric(task, done.stdout) == pytest.approx(metric(task, output), rel=0.25)  # of a few objects
 
 
+def test_detectors_average_mirrored_images(trained, tmp_path):
+    task, config, work_dir, _ = trained
+    if task != 'detection':
+        return
+    arguments = [config, work_dir / f'epoch_{EPOCHS[task]}.pth', '--work-dir', tmp_path, '--tta']
+    done = call_tool('test.py', *arguments, folder=tmp_path)
+    assert 'ValueError: --tta: mmdet averages boxes alone, and this model has a mask head' in last_line(done.stdout)
+    options = ['model.roi_head.mask_head=None', 'test_evaluator.metric=bbox']
+    done = call_tool('test.py', *arguments, '--cfg-options', *options, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert metric(task, done.stdout) >= LEAST[task][1] / 2
+
+
 def test_resuming_from_the_last_checkpoint_in_bfloat16(trained, tmp_path):
     task, config, work_dir, _ = trained
     last = EPOCHS[task]

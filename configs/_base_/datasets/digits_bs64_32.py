@@ -26,6 +26,7 @@ tta_pipeline = [
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
+    collate_fn=dict(type='default_collate'),
     drop_last=True,
     dataset=dict(type='mmstrip.Digits', split='train', pipeline=train_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=True),
@@ -34,6 +35,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=120,
     num_workers=0,
+    collate_fn=dict(type='default_collate'),
     dataset=dict(type='mmstrip.Digits', split='test', pipeline=test_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )

@@ -3,6 +3,8 @@ train_dataloader = dict(
     batch_size=128,
     num_workers=8,
     persistent_workers=True,
+    pin_memory=True,
+    collate_fn=dict(type='default_collate'),  # one copy a batch; mmengine's own default moves image by image
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
 )
@@ -11,6 +13,8 @@ val_dataloader = dict(
     batch_size=128,
     num_workers=8,
     persistent_workers=True,
+    pin_memory=True,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
 val_evaluator = dict(type='Accuracy', topk=(1, 5))

@@ -1,5 +1,6 @@
 # The authors' recipe, the same for ImageNet-1K and for the small datasets: 300 epochs, 20 of them warm-up from 5e-7,
-# cosine to 5e-6. Their base learning rate goes with 8 x 128 images.
+# then the cosine from 5e-4 to 5e-6. Their only published command is one process with 128 images, and their learning
+# rate does not depend on the batch; 8 x 128 images on ImageNet-1K are our assumption.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)),

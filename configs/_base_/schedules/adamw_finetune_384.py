@@ -1,8 +1,6 @@
 # A short fine-tuning at a larger image size, from a 224 px checkpoint of the same data.
-_base_ = ['./adamw_finetune.py']
+_base_ = ['./adamw_finetune_30e.py']
 
 optim_wrapper = dict(optimizer=dict(lr=2e-5, weight_decay=1e-8))
-
-train_cfg = dict(max_epochs=30)
 
 auto_scale_lr = dict(base_batch_size=512)

@@ -22,7 +22,8 @@ def log_folder(runner: Runner) -> Path:
 def validation_curve(runner: Runner, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Epochs (or iterations) and values of a validation metric, at the end of training.
 
-    A run that was resumed may lack the validation after the checkpoint it went on from, so places count from the end.
+    A run validates at multiples of ``val_interval`` and at its end. One that was resumed may lack the validation after
+    the checkpoint it went on from, so places count from the end.
 
     Args:
         runner: The runner that has trained.
@@ -30,7 +31,10 @@ def validation_curve(runner: Runner, name: str) -> tuple[np.ndarray, np.ndarray]
     """
     values = np.array(runner.message_hub.get_scalar(name).data[0], dtype=float)
     last = runner.epoch if isinstance(runner.train_loop, EpochBasedTrainLoop) else runner.iter
-    return last - runner.train_loop.val_interval * np.arange(len(values) - 1, -1, -1), values
+    interval = runner.train_loop.val_interval
+    before = (last - 1) // interval * interval  # the last validation but one
+    places = before - interval * np.arange(len(values) - 2, -1, -1)
+    return np.append(places, last)[-len(values) :], values
 
 
 @HOOKS.register_module()

@@ -1,0 +1,3 @@
+_base_ = ['./strip-mlp-tiny-light_1xb128_caltech101.py']
+
+model = dict(backbone=dict(arch='base'), head=dict(in_channels=896))

@@ -1,0 +1,3 @@
+_base_ = ['./strip-mlp-tiny-light_1xb128_cifar10.py']
+
+model = dict(backbone=dict(arch='small'), head=dict(in_channels=768))

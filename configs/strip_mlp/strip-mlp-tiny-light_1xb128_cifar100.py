@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/strip-mlp-tiny-light.py',
+    '../_base_/datasets/cifar100_bs128_224.py',
+    '../_base_/schedules/adamw_300e_1xb128.py',
+    '../_base_/small_data_runtime.py',
+]
+
+model = dict(head=dict(num_classes=100))

@@ -1,0 +1,9 @@
+_base_ = [
+    '../_base_/models/strip-mlp-tiny-light.py',
+    '../_base_/datasets/cifar100_bs128_224.py',
+    '../_base_/schedules/adamw_finetune_30e.py',
+    '../_base_/small_data_runtime.py',
+]
+
+init = dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.')
+model = dict(backbone=dict(init_cfg=init), head=dict(num_classes=100))

@@ -1,0 +1,3 @@
+_base_ = ['./strip-mlp-tiny-light_1xb128_cifar100.py']
+
+model = dict(backbone=dict(arch='tiny'))

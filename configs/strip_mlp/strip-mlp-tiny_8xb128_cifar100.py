@@ -1,8 +1,0 @@
-_base_ = [
-    '../_base_/models/strip-mlp-tiny.py',
-    '../_base_/datasets/cifar100_bs128_224.py',
-    '../_base_/schedules/adamw_300e.py',
-    '../_base_/default_runtime.py',
-]
-
-model = dict(head=dict(num_classes=100))

@@ -1,0 +1,29 @@
+"""Where the points of a validation curve are."""
+
+from types import SimpleNamespace
+
+import pytest
+from mmengine.runner import EpochBasedTrainLoop
+
+from mmstrip.engine.hooks.curves import validation_curve
+
+
+@pytest.mark.parametrize(
+    'last, interval, validated, places',
+    [
+        (9, 3, 3, [3, 6, 9]),
+        (10, 3, 4, [3, 6, 9, 10]),
+        (2, 5, 1, [2]),
+        (5, 5, 1, [5]),
+        (10, 3, 2, [9, 10]),
+        (4, 1, 4, [1, 2, 3, 4]),
+    ],
+)
+def test_places_of_validations(last, interval, validated, places):
+    loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
+    loop.val_interval = interval
+    scalar = SimpleNamespace(data=([0.5] * validated, None))
+    hub = SimpleNamespace(get_scalar=lambda name: scalar)
+    runner = SimpleNamespace(train_loop=loop, epoch=last, message_hub=hub)
+    found, values = validation_curve(runner, 'val/mIoU')
+    assert list(found) == places and len(values) == validated

@@ -1,0 +1,57 @@
+"""Layer-wise learning rates, in all three toolboxes."""
+
+import pytest
+from helpers import ROOT
+from helpers.configs import build_model
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+
+CONSTRUCTOR = 'mmstrip.LayerDecayOptimWrapperConstructor'
+CONFIGS = (
+    'strip_mlp/strip-mlp-tiny_in1k-pre_1xb64-layer-decay_cars.py',
+    'detection/mask-rcnn_strip-mlp-tiny_fpn_layer-decay-1x_coco.py',
+    'segmentation/strip-mlp-tiny_upernet_8xb2-160k_ade20k-512x512.py',
+)
+
+
+def build(name, options={}):
+    config = Config.fromfile(ROOT / 'configs' / name)
+    config.merge_from_dict({'optim_wrapper.constructor': CONSTRUCTOR, **options})
+    config.optim_wrapper.paramwise_cfg.setdefault('layer_decay_rate', 0.8)
+    model = build_model(config)
+    return config, model, build_optim_wrapper(model, config.optim_wrapper).optimizer
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_each_layer_learns_slower_than_the_one_above(name):
+    config, model, optimizer = build(name)
+    rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
+    decays = {id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
+    base, layers = config.optim_wrapper.optimizer, 2 + 18
+    expected = {'backbone.patch_embed.weight': 0, 'backbone.stages.0.0.channel_mixing.fc1.weight': 1}
+    expected.update({'backbone.merging.0.weight': 3, 'backbone.stages.2.11.strip_mixing.fuse.weight': 16})
+    parameters = dict(model.named_parameters())
+    for key, depth in expected.items():
+        assert rates[id(parameters[key])] == pytest.approx(base.lr * 0.8 ** (layers - 1 - depth)), key
+    for key, parameter in parameters.items():
+        if not key.startswith('backbone'):
+            assert rates[id(parameter)] == base.lr, key
+    # All else is as without it.
+    config.optim_wrapper.pop('constructor')
+    config.optim_wrapper.paramwise_cfg.pop('layer_decay_rate')
+    plain = build_optim_wrapper(model, config.optim_wrapper).optimizer
+    assert {id(p): g['weight_decay'] for g in plain.param_groups for p in g['params']} == decays
+
+
+@pytest.mark.parametrize('rate', [0, 1.5, 'much', None])
+def test_wrong_rates_are_refused(rate):
+    with pytest.raises(ValueError, match='layer_decay_rate must be a number above 0 and at most 1, but got'):
+        build(CONFIGS[0], {'optim_wrapper.paramwise_cfg.layer_decay_rate': rate})
+
+
+def test_backbones_without_depths_are_refused():
+    model = nn.ModuleDict(dict(backbone=nn.Linear(2, 2)))
+    config = dict(constructor=CONSTRUCTOR, optimizer=dict(type='SGD', lr=1.0), paramwise_cfg=dict(layer_decay_rate=0.5))
+    with pytest.raises(ValueError, match='needs a backbone with get_layer_depth, but .*ModuleDict.* has none'):
+        build_optim_wrapper(model, config)
