@@ -22,17 +22,22 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ValueError: ``layer_decay_rate`` is missing or no such number, or the backbone has no ``get_layer_depth``.
     """
 
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        self.rate = self.paramwise_cfg.get('layer_decay_rate')
+        if not isinstance(self.rate, (int, float)) or not 0 < self.rate <= 1:
+            raise ValueError(
+                f'paramwise_cfg.layer_decay_rate must be a number above 0 and at most 1, but got {self.rate!r}'
+            )
+
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
         super().add_params(params, module, prefix=prefix, **kwargs)
         if prefix:
             return  # the call for the whole model decays all
-        rate = self.paramwise_cfg.get('layer_decay_rate')
-        if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise ValueError(f'paramwise_cfg.layer_decay_rate must be a number above 0 and at most 1, but got {rate!r}')
         get_layer_depth = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
         if get_layer_depth is None:
             raise ValueError(f'layer_decay_rate needs a backbone with get_layer_depth, but {type(module)} has none')
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         for group in params:
             depth, num_depths = get_layer_depth(names[id(group['params'][0])], 'backbone.')
-            group['lr'] = group.get('lr', self.base_lr) * rate ** (num_depths - 1 - depth)
+            group['lr'] = group.get('lr', self.base_lr) * self.rate ** (num_depths - 1 - depth)

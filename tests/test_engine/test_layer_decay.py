@@ -48,6 +48,8 @@ def test_each_layer_learns_slower_than_the_one_above(name):
 def test_wrong_rates_are_refused(rate):
     with pytest.raises(ValueError, match='layer_decay_rate must be a number above 0 and at most 1, but got'):
         build(CONFIGS[0], {'optim_wrapper.paramwise_cfg.layer_decay_rate': rate})
+    with pytest.raises(ValueError, match='but got None'):
+        build_optim_wrapper(nn.Linear(2, 2), dict(constructor=CONSTRUCTOR, optimizer=dict(type='SGD', lr=1.0)))
 
 
 def test_backbones_without_depths_are_refused():
