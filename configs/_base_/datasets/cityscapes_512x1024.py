@@ -18,6 +18,10 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 
+# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmseg's.
+for __step in train_pipeline + test_pipeline:
+    __step['_scope_'] = 'mmseg'
+
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
