@@ -59,8 +59,8 @@ def main() -> None:
     ]
     run_steps(steps)
     reason = operators_problem()
-    log = log_of('operators')
-    say('compiled operators: in use' if reason == 'None' else f'no compiled operators: slower on CPUs ({reason}; {log})')
+    slow = f'no compiled operators, slower on CPUs ({reason}; see {log_of("operators")})'
+    say('compiled operators: in use' if reason == 'None' else slow)
 
 
 def run_steps(steps: list) -> None:
