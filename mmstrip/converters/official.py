@@ -72,8 +72,8 @@ def convert_official_checkpoint(source: str | Path, target: str | Path, trusted:
     """Convert a file of the authors and write it atomically.
 
     Args:
-        source: The authors' checkpoint.
-        target: Where the result goes: ``{'state_dict': ..., 'meta': ...}``.
+        source: The authors' checkpoint, or its state dict as a ``.safetensors`` file.
+        target: Where the result goes: ``{'state_dict': ..., 'meta': ...}``; as safetensors if it ends so.
         trusted: Run the code that ``source`` may ask for. Defaults to False.
 
     Raises:
@@ -99,14 +99,17 @@ def convert_official_state_dict(checkpoint: dict) -> Conversion:
     """Convert the authors' weights to ours.
 
     Args:
-        checkpoint: Their checkpoint, ``{'model': state_dict, ...}``, or the state dict itself. A prefix before the
-            backbone's keys, as in a whole detector, is found and taken off; what lies outside is skipped.
+        checkpoint: Their checkpoint, ``{'model': state_dict, ...}``, or the state dict itself (or under the key
+            'state_dict'). A prefix before the backbone's keys, as in a whole detector, is found and taken off; what
+            lies outside is skipped.
 
     Raises:
         ValueError: It is not a Strip-MLP checkpoint, its arch is none of ours, or tensors are missing, unexpected or
             of another shape.
     """
-    weights = checkpoint.get('model', checkpoint) if isinstance(checkpoint, dict) else None
+    weights = checkpoint
+    for key in ('model', 'state_dict'):
+        weights = weights.get(key, weights) if isinstance(weights, dict) else None
     if not isinstance(weights, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
     ):

@@ -18,7 +18,8 @@ def convert_to_deploy(config: str, src: str, dst: str, trusted: bool = False) ->
     Args:
         config: Config file of the model, a toolbox's with a backbone that has ``switch_to_deploy()``.
         src: Checkpoint that fills the model.
-        dst: File to write: a state dict for the same config with ``model.backbone.deploy=True``.
+        dst: File to write: a state dict for the same config with ``model.backbone.deploy=True``, and the names of the
+            classes if ``src`` has them.
         trusted: Run the code that ``src`` may ask for. Defaults to False.
 
     Returns:
@@ -53,5 +54,6 @@ def convert_to_deploy(config: str, src: str, dst: str, trusted: bool = False) ->
     error = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(expected, features))
     if not error < TOLERANCE:
         raise ValueError(f'{src}: the deploy form differs by {error:.1e}, more than {TOLERANCE:g}; nothing was written')
-    write_checkpoint(dict(state_dict=model.state_dict(), meta=dict(deploy=True)), dst)
+    meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key == 'dataset_meta'}
+    write_checkpoint(dict(state_dict=model.state_dict(), meta=dict(meta, deploy=True)), dst)
     return error

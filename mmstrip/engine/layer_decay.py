@@ -12,7 +12,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     A layer's learning rate is multiplied by ``layer_decay_rate`` once for each layer above it in the backbone. What
     follows the backbone's blocks, neck and heads keep theirs. The depths are those of ``backbone.get_layer_depth``
-    (:meth:`mmstrip.models.StripMLP.get_layer_depth`).
+    (:meth:`mmstrip.models.StripMLP.get_layer_depth`). OneCycleLR sets one rate for all layers, so it undoes the decay.
 
     Args:
         optim_wrapper_cfg (dict): As of mmengine.

@@ -1,5 +1,6 @@
 """Checkpoint files: written atomically, of plain values only, and read without running any code in them."""
 
+import json
 import logging
 import os
 import pickle
@@ -16,6 +17,7 @@ from mmengine.utils import digit_version
 from torch import Tensor
 
 _PLAIN = (str, bytes, int, float, bool, type(None))
+_SAFETENSORS = '.safetensors'
 _HISTORY = {'history', 'counts', 'max_length'}
 
 
@@ -83,12 +85,28 @@ def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
 
     Args:
         checkpoint: Nested dicts, lists and tuples of tensors, numbers and strings, as :func:`to_plain` gives them.
-        path: File to write.
+        path: File to write; one that ends in ``.safetensors`` gets the ``state_dict``, and ``meta`` as JSON.
 
     Raises:
         OSError: It cannot be written; an older file of that name is still there.
+        ImportError: A ``.safetensors`` file without the package of that name.
     """
-    write_file(path, lambda file: torch.save(checkpoint, file))
+    if Path(path).suffix == _SAFETENSORS:
+        tensors = {key: value.contiguous() for key, value in checkpoint['state_dict'].items()}
+        content = _safetensors().torch.save(tensors, {'meta': json.dumps(checkpoint.get('meta', {}))})
+        write_file(path, lambda file: file.write(content))
+    else:
+        write_file(path, lambda file: torch.save(checkpoint, file))
+
+
+def _safetensors():
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            '.safetensors files need safetensors, which is not installed: pip install safetensors'
+        ) from error
+    return safetensors
 
 
 class _LeftOut:
@@ -149,7 +167,7 @@ def read_checkpoint(path: str | Path, map_location='cpu', trusted: bool = False)
     Histories and NumPy arrays, as in the checkpoints of OpenMMLab's model zoos, are allowed beside plain values.
 
     Args:
-        path: File to read.
+        path: File to read; of a ``.safetensors`` file the result is ``{'state_dict': ..., 'meta': ...}``.
         map_location: Where tensors go, as of :func:`torch.load`. Defaults to 'cpu'.
         trusted: Run what code the file asks for; only for files whose makers you trust. Defaults to False.
 
@@ -157,10 +175,13 @@ def read_checkpoint(path: str | Path, map_location='cpu', trusted: bool = False)
         FileNotFoundError: There is no such file.
         UnsafeCheckpointError: It holds objects that need code to be run.
         ValueError: It is damaged or another kind of file.
+        ImportError: A ``.safetensors`` file without the package of that name.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint at {path}')
+    if path.suffix == _SAFETENSORS:
+        return _read_safetensors(path)
     _allow_data_classes()
     try:
         return torch.load(path, map_location=map_location, weights_only=not trusted)
@@ -172,6 +193,18 @@ def read_checkpoint(path: str | Path, map_location='cpu', trusted: bool = False)
                 f'{start} holds {objects[0]}, which would run code; --trust-checkpoints loads what you trust'
             ) from error
         raise ValueError(f'{start} is damaged or another kind of file') from error
+
+
+def _read_safetensors(path: Path) -> dict:
+    """On the CPU, wherever the tensors go from there."""
+    library = _safetensors()
+    try:
+        with library.safe_open(path, framework='pt') as file:
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
+            meta = (file.metadata() or {}).get('meta', '{}')
+    except library.SafetensorError as error:
+        raise ValueError(f'{path} is damaged or no safetensors file: {error}') from error
+    return dict(state_dict=state_dict, meta=json.loads(meta))
 
 
 def _allow_data_classes() -> None:

@@ -129,3 +129,16 @@ def test_command_line(official, tmp_path):
     )
     assert failed.returncode == 1
     assert failed.stdout.strip() == f'Error: no checkpoint at {tmp_path / "none.pth"}'
+
+
+def test_safetensors_in_and_out(official, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    save_file({key: value.contiguous() for key, value in official.items()}, tmp_path / 'theirs.safetensors')
+    arguments = [tmp_path / 'theirs.safetensors', tmp_path / 'ours.safetensors']
+    done = call_tool('model_converters/official_to_mmstrip.py', *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    expected = convert_official_state_dict(official).state_dict
+    written = load_file(tmp_path / 'ours.safetensors')
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[key], value) for key, value in expected.items())

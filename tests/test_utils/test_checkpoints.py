@@ -1,14 +1,23 @@
 """Checkpoint files that run no code."""
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
 import torch
 from helpers import Malicious
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import load_checkpoint
+from safetensors.torch import load_file
 
-from mmstrip.utils.checkpoints import read_checkpoint, restore_histories, to_plain, write_checkpoint
+from mmstrip.utils.checkpoints import (
+    load_plain_weights_only,
+    read_checkpoint,
+    restore_histories,
+    to_plain,
+    write_checkpoint,
+)
 
 
 def test_plain_pickles_are_refused(tmp_path):
@@ -30,3 +39,23 @@ def test_checkpoints_of_the_model_zoos_are_read(tmp_path):
     ours = torch.load(tmp_path / 'ours.pth', weights_only=True)
     assert ours['nested'] == [(1, 'a')] and 'function' not in ours and ours['ids'].tolist() == [0, 1, 2]
     assert restore_histories(ours)['message_hub']['log_scalars']['train/loss'].current() == 0.5
+
+
+def test_safetensors(tmp_path, monkeypatch):
+    content = dict(state_dict=dict(weight=torch.arange(6.0).view(2, 3).t()), meta=dict(classes=['cat', 'dog']))
+    write_checkpoint(content, tmp_path / 'ours.safetensors')
+    loaded = read_checkpoint(tmp_path / 'ours.safetensors')
+    assert torch.equal(loaded['state_dict']['weight'], content['state_dict']['weight'])
+    assert loaded['meta'] == content['meta']
+    assert torch.equal(load_file(tmp_path / 'ours.safetensors')['weight'], content['state_dict']['weight'])
+    load_plain_weights_only()
+    layer = torch.nn.Linear(2, 3, bias=False)
+    load_checkpoint(layer, str(tmp_path / 'ours.safetensors'))
+    assert torch.equal(layer.weight, content['state_dict']['weight'])
+
+    (tmp_path / 'cut.safetensors').write_bytes((tmp_path / 'ours.safetensors').read_bytes()[:20])
+    with pytest.raises(ValueError, match='cut.safetensors is damaged or no safetensors file: .'):
+        read_checkpoint(tmp_path / 'cut.safetensors')
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(ImportError, match='pip install safetensors'):
+        read_checkpoint(tmp_path / 'ours.safetensors')

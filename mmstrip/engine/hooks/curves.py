@@ -69,7 +69,9 @@ class TrainingCurvesHook(Hook):
             values = np.array(runner.message_hub.get_scalar(name).data[0], dtype=float)
             return np.arange(1, len(values) + 1) / scale, values
 
-        panels = {'loss': {'training': curve('train/loss')}, 'learning rate': {'': curve('train/lr')}}
+        # Where groups of parameters differ, 'train/lr' is the first one's.
+        rate = 'train/base_lr' if 'train/base_lr' in runner.message_hub.log_scalars else 'train/lr'
+        panels = {'loss': {'training': curve('train/loss')}, 'learning rate': {'': curve(rate)}}
         names = [name for name in runner.message_hub.log_scalars if name.startswith('val/')]
         drawn = {name.removeprefix('val/'): validation_curve(runner, name) for name in names if 'time' not in name}
         if self.metrics is not None:
