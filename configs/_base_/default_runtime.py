@@ -7,7 +7,7 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     # pictures of predictions: tools/test.py --show-dir
-    visualization=dict(type='VisualizationHook', enable=False),
+    visualization=dict(_scope_='mmpretrain', type='VisualizationHook', enable=False),
 )
 
 custom_hooks = [
@@ -23,7 +23,7 @@ env_cfg = dict(
 )
 
 vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)
+visualizer = dict(_scope_='mmpretrain', type='UniversalVisualizer', vis_backends=vis_backends)
 
 log_level = 'INFO'
 load_from = None

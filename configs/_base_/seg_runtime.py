@@ -6,14 +6,14 @@ default_scope = 'mmseg'
 default_hooks = dict(
     logger=dict(interval=50, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=8000, save_best='mIoU'),
-    visualization=dict(_delete_=True, type='SegVisualizationHook'),
+    visualization=dict(_delete_=True, _scope_='mmseg', type='SegVisualizationHook'),
 )
 
 custom_hooks = [dict(type='SyncBuffersHook'), dict(type='mmstrip.TrainingCurvesHook')]
 
 env_cfg = dict(cudnn_benchmark=False)  # image sizes vary
 
-visualizer = dict(type='SegLocalVisualizer')
+visualizer = dict(_scope_='mmseg', type='SegLocalVisualizer')
 log_processor = dict(by_epoch=False)
 
-tta_model = dict(type='SegTTAModel')
+tta_model = dict(_scope_='mmseg', type='SegTTAModel')

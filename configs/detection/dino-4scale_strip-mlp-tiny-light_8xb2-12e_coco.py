@@ -16,6 +16,10 @@ model = dict(
 
 train_pipeline = [dict(type='LoadImageFromFile'), *_base_.train_pipeline[1:]]
 test_pipeline = [dict(type='LoadImageFromFile'), *_base_.test_pipeline[1:]]
+# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmdet's.
+for __step in train_pipeline + test_pipeline:
+    __step['_scope_'] = 'mmdet'
+
 train_dataloader = dict(dataset=dict(type='mmstrip.CocoDataset', pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(type='mmstrip.CocoDataset', pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -18,6 +18,9 @@ test_dataloader = val_dataloader
 enlarged = [dict(type='Resize', scale=64, interpolation=how) for how in ('bicubic', 'bilinear')]
 tta_pipeline = [dict(type='TestTimeAug', transforms=[enlarged, [dict(type='PackInputs')]])]
 
+for __step in train_pipeline + test_pipeline + tta_pipeline:
+    __step['_scope_'] = 'mmpretrain'
+
 param_scheduler = [dict(type='OneCycleLR', eta_max=2e-3, by_epoch=True, total_steps=12, convert_to_iter_based=True)]
 
 train_cfg = dict(max_epochs=12, val_interval=4)

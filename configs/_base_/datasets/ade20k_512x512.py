@@ -1,4 +1,4 @@
-_base_ = ['mmseg::_base_/datasets/ade20k.py']
+_base_ = ['./segmentation.py']
 
 crop_size = (512, 512)
 
@@ -18,6 +18,23 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 
-train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmseg's.
+for __step in train_pipeline + test_pipeline:
+    __step['_scope_'] = 'mmseg'
+
+dataset = dict(_scope_='mmseg', type='ADE20KDataset', data_root='data/ade/ADEChallengeData2016')
+train_dataloader = dict(
+    dataset=dict(
+        data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+        pipeline=train_pipeline,
+        **dataset,
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
+        pipeline=test_pipeline,
+        **dataset,
+    )
+)
 test_dataloader = val_dataloader

@@ -2,7 +2,7 @@ _base_ = ['./pipelines_224.py', './loaders_bs128.py']
 
 data_preprocessor = dict(num_classes=196)
 
-dataset = dict(type='StanfordCars', data_root='data/cars')
+dataset = dict(_scope_='mmpretrain', type='StanfordCars', data_root='data/cars')
 train_dataloader = dict(dataset=dict(split='train', pipeline=_base_.train_pipeline, **dataset))
 val_dataloader = dict(dataset=dict(split='test', pipeline=_base_.test_pipeline, **dataset))
 test_dataloader = val_dataloader

@@ -1,4 +1,4 @@
-_base_ = ['mmseg::_base_/datasets/cityscapes.py']
+_base_ = ['./segmentation.py']
 
 crop_size = (512, 1024)
 
@@ -18,6 +18,19 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 
-train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmseg's.
+for __step in train_pipeline + test_pipeline:
+    __step['_scope_'] = 'mmseg'
+
+dataset = dict(_scope_='mmseg', type='CityscapesDataset', data_root='data/cityscapes/')
+train_dataloader = dict(
+    dataset=dict(
+        data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'), pipeline=train_pipeline, **dataset
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'), pipeline=test_pipeline, **dataset
+    )
+)
 test_dataloader = val_dataloader

@@ -20,4 +20,8 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 
+# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmdet's.
+for __step in train_pipeline:
+    __step['_scope_'] = 'mmdet'
+
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -1,5 +1,6 @@
 # Scenes of scikit-learn's digits, 96 x 96 pixels: tools/dataset_converters/digit_scenes.py data/digit_scenes
 dataset = dict(
+    _scope_='mmdet',
     type='mmstrip.CocoDataset',
     data_root='data/digit_scenes/',
     metainfo=dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')),
@@ -16,6 +17,10 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
+
+# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmdet's.
+for __step in train_pipeline + test_pipeline:
+    __step['_scope_'] = 'mmdet'
 
 train_dataloader = dict(
     batch_size=8,
@@ -38,5 +43,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-val_evaluator = dict(type='CocoMetric', ann_file='data/digit_scenes/annotations/val.json', metric='bbox')
+val_evaluator = dict(
+    _scope_='mmdet', type='CocoMetric', ann_file='data/digit_scenes/annotations/val.json', metric='bbox'
+)
 test_evaluator = val_evaluator

@@ -1,5 +1,6 @@
 # Scenes of scikit-learn's digits, 96 x 96 pixels: tools/dataset_converters/digit_scenes.py data/digit_scenes
 dataset = dict(
+    _scope_='mmseg',
     type='BaseSegDataset',
     data_root='data/digit_scenes/',
     metainfo=dict(classes=('background', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9')),
@@ -12,6 +13,10 @@ pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
+
+# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmseg's.
+for __step in pipeline:
+    __step['_scope_'] = 'mmseg'
 
 train_dataloader = dict(
     batch_size=8,
@@ -30,5 +35,5 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+val_evaluator = dict(_scope_='mmseg', type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator

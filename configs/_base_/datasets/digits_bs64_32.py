@@ -12,7 +12,7 @@ test_pipeline = [
 ]
 
 # tools/test.py --tta: the digit enlarged in two ways, as mirroring would make another character of it
-tta_model = dict(type='AverageClsScoreTTA')
+tta_model = dict(_scope_='mmpretrain', type='AverageClsScoreTTA')
 tta_pipeline = [
     dict(
         type='TestTimeAug',
@@ -23,12 +23,16 @@ tta_pipeline = [
     )
 ]
 
+# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmpretrain's.
+for __step in train_pipeline + test_pipeline + tta_pipeline:
+    __step['_scope_'] = 'mmpretrain'
+
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
     collate_fn=dict(type='default_collate'),
     drop_last=True,
-    dataset=dict(type='mmstrip.Digits', split='train', pipeline=train_pipeline),
+    dataset=dict(_scope_='mmpretrain', type='mmstrip.Digits', split='train', pipeline=train_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=True),
 )
 
@@ -36,10 +40,10 @@ val_dataloader = dict(
     batch_size=120,
     num_workers=0,
     collate_fn=dict(type='default_collate'),
-    dataset=dict(type='mmstrip.Digits', split='test', pipeline=test_pipeline),
+    dataset=dict(_scope_='mmpretrain', type='mmstrip.Digits', split='test', pipeline=test_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
-val_evaluator = dict(type='Accuracy', topk=(1, 5))
+val_evaluator = dict(_scope_='mmpretrain', type='Accuracy', topk=(1, 5))
 
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

@@ -2,7 +2,7 @@ _base_ = ['./pipelines_224.py', './loaders_bs128.py']
 
 data_preprocessor = dict(num_classes=102)
 
-dataset = dict(type='Flowers102', data_root='data/flowers102')
+dataset = dict(_scope_='mmpretrain', type='Flowers102', data_root='data/flowers102')
 train_dataloader = dict(dataset=dict(split='trainval', pipeline=_base_.train_pipeline, **dataset))
 val_dataloader = dict(dataset=dict(split='test', pipeline=_base_.test_pipeline, **dataset))
 test_dataloader = val_dataloader

@@ -38,8 +38,12 @@ test_pipeline = [
 ]
 
 # tools/test.py --tta: the image and its mirror image
-tta_model = dict(type='AverageClsScoreTTA')
+tta_model = dict(_scope_='mmpretrain', type='AverageClsScoreTTA')
 flips = dict(
     type='TestTimeAug', transforms=[[dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)], [dict(type='PackInputs')]]
 )
 tta_pipeline = test_pipeline[:-1] + [flips]
+
+# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmpretrain's.
+for __step in train_pipeline + test_pipeline + tta_pipeline:
+    __step['_scope_'] = 'mmpretrain'

@@ -1,14 +1,4 @@
-# The all-MLP head of SegFormer.
-_base_ = ['mmseg::_base_/models/segformer_mit-b0.py']
+_base_ = ['./segmentor_strip-mlp.py']
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmstrip.StripMLP',
-        arch='tiny-light',
-        out_indices=(0, 1, 2, 3),
-        norm_cfg=dict(type='SyncBN', requires_grad=True),
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
-    ),
-    decode_head=dict(in_channels=[80, 160, 320, 640]),
-)
+# The all-MLP head of SegFormer.
+model = dict(decode_head=dict(type='SegformerHead', channels=256))

@@ -1,14 +1,7 @@
-_base_ = ['mmseg::_base_/models/fpn_r50.py']
+_base_ = ['./segmentor_strip-mlp.py']
 
+# With mmseg's settings.
 model = dict(
-    pretrained=None,
-    backbone=dict(
-        _delete_=True,
-        type='mmstrip.StripMLP',
-        arch='tiny-light',
-        out_indices=(0, 1, 2, 3),
-        norm_cfg=dict(type='SyncBN', requires_grad=True),
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
-    ),
-    neck=dict(in_channels=[80, 160, 320, 640]),
+    neck=dict(type='FPN', in_channels=[80, 160, 320, 640], out_channels=256, num_outs=4),
+    decode_head=dict(type='FPNHead', in_channels=[256] * 4, feature_strides=[4, 8, 16, 32], channels=128),
 )

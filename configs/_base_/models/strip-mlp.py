@@ -1,5 +1,6 @@
 # Shared by the four variants; they set the arch and the channels of their last stage.
 model = dict(
+    _scope_='mmpretrain',
     type='ImageClassifier',
     backbone=dict(type='mmstrip.StripMLP', arch='tiny', img_size=224, drop_path_rate=0.1),
     neck=dict(type='GlobalAveragePooling'),

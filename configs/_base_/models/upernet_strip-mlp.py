@@ -1,15 +1,19 @@
-_base_ = ['mmseg::_base_/models/upernet_r50.py']
+_base_ = ['./segmentor_strip-mlp.py']
 
+# With mmseg's settings; the auxiliary head learns from the third stage.
 model = dict(
-    pretrained=None,
-    backbone=dict(
-        _delete_=True,
-        type='mmstrip.StripMLP',
-        arch='tiny-light',
-        out_indices=(0, 1, 2, 3),
-        norm_cfg=dict(type='SyncBN', requires_grad=True),
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
+    decode_head=dict(type='UPerHead', pool_scales=(1, 2, 3, 6), channels=512),
+    auxiliary_head=dict(
+        type='FCNHead',
+        in_channels=320,
+        in_index=2,
+        channels=256,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=0.1,
+        num_classes=19,
+        norm_cfg=_base_.norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
     ),
-    decode_head=dict(in_channels=[80, 160, 320, 640]),
-    auxiliary_head=dict(in_channels=320),
 )
