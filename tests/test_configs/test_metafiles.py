@@ -1,8 +1,5 @@
 """READMEs list every config with its figures, metafiles what has results."""
 
-import re
-from pathlib import Path
-
 import modelindex
 import pytest
 from helpers import ROOT
@@ -37,13 +34,3 @@ def test_sizes_of_the_paper_s_variants(arch):
 
 def test_readmes_have_every_config():
     assert {str(path.relative_to(ROOT)) for path in CONFIGS + DENSE} == set(LISTED)
-
-
-def test_links_lead_somewhere():
-    for readme in [ROOT / 'README.md', *ROOT.glob('configs/*/README.md'), *ROOT.glob('docs/*.md')]:
-        text = readme.read_text()
-        assert not [name for name in _linked(text) if not (readme.parent / name).exists()], readme
-
-
-def _linked(text: str) -> list:
-    return [name for name in re.findall(r'\]\(([^)#]+)\)', text) if '://' not in name and Path(name).name]

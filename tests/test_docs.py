@@ -1,0 +1,249 @@
+"""What the documentation says can be done: commands, options, files, links and code of all pages."""
+
+import argparse
+import functools
+import re
+import runpy
+import shlex
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+from helpers.configs import build_model
+from mmengine.registry import MODELS
+from PIL import Image
+
+from mmstrip.engine.launch import build_runner
+from mmstrip.utils.config import load_config
+
+PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('configs/*/README.md')])
+TOOLS = sorted(path for path in ROOT.glob('tools/**/*.py') if path.name != 'torchrun.py')
+# Where a script of the shell puts the arguments of the tool that it starts.
+SCRIPTS = {'dist_train.sh': ('train.py', 2), 'dist_test.sh': ('test.py', 3), 'slurm_train.sh': ('train.py', 4)}
+FOREIGN_OPTIONS = {'--inplace', '--no-build-isolation', '--requeue', '--signal'}
+NUMBERS = {'SIZE': '224', 'H': '224', 'W': '224'}
+CONFIGS = (
+    'strip_mlp/strip-mlp-tiny_8xb128_in1k',
+    'detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes',
+    'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes',
+)
+
+by_page = pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf'```{language}\n(.*?)```', page.read_text(), re.S)
+
+
+def inline(page: Path) -> list[str]:
+    """Code within sentences and tables."""
+    prose = re.sub(r'```.*?```', '', page.read_text(), flags=re.S)
+    return [' '.join(code.split()) for code in re.findall(r'`([^`]+)`', prose)]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each command, its comment and variables taken off; variables of a block are put in."""
+    found = []
+    for block in blocks(page, 'bash'):
+        variables = {}
+        for line in block.replace('\\\n', ' ').splitlines():
+            line = re.sub(r'^until (.*?);.*', r'\1', line.replace('...', ''))
+            words = shlex.split(line, comments=True)
+            while words and re.match(r'\w+=', words[0]):
+                name, _, value = words.pop(0).partition('=')
+                variables[f'${name}'] = value
+            if words:
+                found.append([variables.get(word, word) for word in words])
+    return found + [shlex.split(code) for code in inline(page) if re.match(r'(python|make|tools/\S+ ) ?', code)]
+
+
+@functools.cache
+def tool(path: Path) -> dict:
+    return runpy.run_path(str(path))
+
+
+def parse(path: Path, arguments: list[str]) -> argparse.Namespace:
+    """What a tool reads from a command line; an option that it does not have ends in SystemExit."""
+    read = argparse.ArgumentParser.parse_args
+
+    def stop(self, *_):
+        raise StopIteration(read(self))
+
+    with (
+        mock.patch('argparse.ArgumentParser.parse_args', stop),
+        mock.patch('sys.argv', [str(path), *arguments]),
+        pytest.raises(StopIteration) as parsed,
+    ):
+        (tool(path).get('parse_args') or tool(path)['main'])()
+    return parsed.value.value
+
+
+@functools.cache
+def options() -> set[str]:
+    """All options of all tools."""
+    found = set(FOREIGN_OPTIONS)
+    add = argparse._ActionsContainer.add_argument
+
+    def note(self, *names, **settings):
+        found.update(names)
+        return add(self, *names, **settings)
+
+    with mock.patch('argparse._ActionsContainer.add_argument', note):
+        for path in TOOLS:
+            with pytest.raises(SystemExit):
+                parse(path, ['--help'])
+    return found
+
+
+@functools.cache
+def known_keys() -> tuple:
+    return tuple(load_config(str(ROOT / 'configs' / f'{name}.py')) for name in CONFIGS)
+
+
+def has_key(config, key: str) -> bool:
+    """Whether a config has the dict that a dotted key writes into, or the one around it, for a hook that is added."""
+    for name in key.split('.')[:-2] or [key.split('.')[0]]:
+        if not hasattr(config, 'get') or name not in config:
+            return False
+        config = config[name]
+    return True
+
+
+@by_page
+def test_commands(page, capsys):
+    targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.M)
+    for words in commands(page):
+        program, *arguments = words
+        if program == 'make':
+            assert all('=' in word or word in targets for word in arguments), words
+        elif program.endswith('python') and arguments[0] == '-c':
+            exec(arguments[1], {})
+        elif program.endswith('python') and arguments[0] != '-m':
+            path = ROOT / arguments[0]
+            assert path.is_file(), words
+            if path in TOOLS and arguments[1:]:
+                parse(path, [NUMBERS.get(word, word) for word in arguments[1:]])
+        elif program.endswith('.sh'):
+            name, start = SCRIPTS[Path(program).name]
+            config = start - 2 if 'slurm' in program else 0
+            parse(ROOT / 'tools' / name, ['CONFIG', *(['CHECKPOINT'] * (name == 'test.py')), *arguments[start:]])
+            assert len(arguments) >= start and (ROOT / program).stat().st_mode & 0o100
+            assert arguments[config] in ('CONFIG', '$CONFIG') or (ROOT / arguments[config]).is_file(), words
+
+
+@by_page
+def test_options_and_keys(page):
+    texts = [*inline(page), *blocks(page, 'bash')]
+    found = {word for text in texts for word in re.findall(r'(?<![\w-])--[a-z][\w-]*', text)}
+    if page.name != 'experiments.md':  # speaks of other programs too
+        assert found <= options()
+    for text in texts:
+        for key in re.findall(r'([a-z_]+(?:\.[\w]+)+)=', text.partition('--cfg-options')[2]):
+            assert any(has_key(config, key) for config in known_keys()), key
+
+
+@by_page
+def test_files(page):
+    """Also those of a pattern, such as strip-mlp-{arch}_8xb128_in1k.py."""
+    folders = '|'.join(('configs', 'docs', 'tools', 'tests', 'mmstrip', 'requirements'))
+    for text in [*inline(page), *blocks(page, 'bash')]:
+        text = re.sub(r'\{[^}]*\}|\bNAME\b', '*', text)
+        for name in re.findall(rf'(?<![\w./-])(?:{folders})/[\w./*-]*[\w*]', text):
+            assert list(ROOT.glob(name)), name
+        for name in re.findall(
+            r'(?<![\w./:*-])[a-z][\w-]*strip-mlp-[\w.-]*\.py|(?<![\w./:*-])strip-mlp-[\w.-]*\.py', text
+        ):
+            assert list(ROOT.glob(f'configs/*/{name}')), name
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors as code hosts make them."""
+    text = re.sub(r'```.*?```', '', page.read_text(), flags=re.S)
+    lines = re.findall(r'^#+ (.*)$', text, re.M)
+    return {re.sub(r'[^\w -]', '', line.lower()).replace(' ', '-') for line in lines}
+
+
+@by_page
+def test_links(page):
+    for link in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
+        name, _, anchor = link.partition('#')
+        if '://' in link:
+            continue
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """A folder with the checkpoint of a classifier, by the name that the pages give it, and a picture."""
+    folder = tmp_path_factory.mktemp('docs')
+    config = load_config(str(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py'))
+    (folder / 'checkpoints').mkdir()
+    weights = {
+        key: torch.zeros(value.shape, dtype=value.dtype) for key, value in build_model(config).state_dict().items()
+    }
+    torch.save(dict(state_dict=weights), folder / 'checkpoints' / 'strip-mlp-tiny_in1k.pth')
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / 'picture.jpg')
+    (folder / 'configs').symlink_to(ROOT / 'configs')
+    return folder
+
+
+class Inferencer:
+    """Stands in for a detector's, of which a page shows a line."""
+
+    def __init__(self, config, checkpoint):
+        self.model = torch.nn.Linear(1, 1)
+
+    def __call__(self, images):
+        return self.model(torch.zeros(1, 1))
+
+
+@by_page
+def test_python(page, checkpoint, monkeypatch, capsys):
+    """The blocks of a page in turn, in one namespace; those that are configs are built."""
+    monkeypatch.chdir(checkpoint)
+    names = dict(DetInferencer=Inferencer, config=None, checkpoint=None, images=None)
+    for block in blocks(page, 'python'):
+        if '_base_' not in block:
+            exec(block, names)
+    if 'backbone' in names:
+        with torch.device('meta'):
+            assert MODELS.build(names['backbone']).out_indices == (0, 1, 2, 3)
+
+
+CONFIG_BLOCKS = [(page, block) for page in PAGES for block in blocks(page, 'python') if '_base_' in block]
+
+
+@pytest.mark.parametrize('page, block', CONFIG_BLOCKS, ids=lambda value: getattr(value, 'stem', None))
+def test_configs_of_users(page, block, tmp_path, monkeypatch):
+    if 'mmdet::' in block:
+        return  # built, trained and tested in test_configs/test_dense_models.py
+    (tmp_path / 'mine.py').write_text(block.replace("'./", f"'{page.parent}/"))
+    config = load_config(str(tmp_path / 'mine.py'))
+    model = build_model(config)
+    assert model.head.in_channels == 8 * model.backbone.embed_dims
+    if 'CustomDataset' not in block:
+        return
+    # Folders of images: what a training sets up, its first batch, and the metric.
+    monkeypatch.chdir(tmp_path)
+    names = ('lotus', 'sunflower', 'water_lilly')
+    for split in ('train', 'val'):
+        for name in names:
+            (tmp_path / 'data/flowers' / split / name).mkdir(parents=True)
+            for i in range(6):
+                Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(f'data/flowers/{split}/{name}/{i}.png')
+    assert config.model.head.num_classes == config.data_preprocessor.num_classes == len(names)
+    config.model.backbone = dict(config.model.backbone, arch=dict(embed_dims=8, depths=(1, 1, 1, 1)), init_cfg=None)
+    config.model.head.in_channels = 64
+    config.train_cfg.max_epochs = 30
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        loader.update(num_workers=0, persistent_workers=False)
+    config.work_dir = str(tmp_path / 'work')
+    runner = build_runner(config)
+    batch = next(iter(runner.build_dataloader(config.train_dataloader)))
+    assert batch['inputs'].shape == (16, 3, 224, 224)
+    assert runner.test()['accuracy/top1'] == pytest.approx(100 / 3, abs=1e-3)
