@@ -81,6 +81,18 @@ def test_wheel_holds_configs_tools_and_index(tmp_path, monkeypatch):
     assert not [name for name in names if name.startswith(('tests', 'configs', 'tools'))]
 
 
+def test_what_is_left_out_without_pytorch_is_said_in_one_line():
+    """As pip's isolated builds see none."""
+    setup = (
+        "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['setup.py', '--name']; runpy.run_path('setup.py')"
+    )
+    said = python(setup, env=dict(MMSTRIP_NATIVE='1')).stdout.splitlines()
+    assert said == [
+        'mmstrip: no compiled operators, it works without them, slower on CPUs (PyTorch is not installed)',
+        'mmstrip',
+    ]
+
+
 def test_version():
     assert mmstrip.__version__.count('.') == 2
 

@@ -47,7 +47,7 @@ def test_any_config_becomes_resumable():
     assert config.train_dataloader.worker_init_fn == dict(type='mmstrip.shield_worker')
     assert config.val_dataloader.worker_init_fn == dict(type='mine')
     assert config.default_hooks.checkpoint.type == 'MyCheckpointHook'
-    names = ['mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook']
+    names = ['mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook', 'mmstrip.NamedFilesHook']
     assert [hook.type for hook in config.custom_hooks] == names
     once = copy.deepcopy(config)
     make_resumable(config)  # a config that a run has dumped
