@@ -71,15 +71,29 @@ def test_relative_imports_are_seen():
 
 def test_the_backbone_needs_mmengine_and_mmcv_alone(tmp_path):
     """No toolbox, no compiled operators of mmcv, nothing that draws, and no word of warning."""
-    blocked = ('sklearn', 'matplotlib', *TOOLBOXES, 'mmcv.ops')
+    blocked = ('sklearn', 'matplotlib', 'torchvision', *TOOLBOXES, 'mmcv.ops')
     done = python(
         f'import sys; sys.modules.update(dict.fromkeys({blocked}))\n'
         'from mmstrip.models import StripMLP\n'
         "print(StripMLP('tiny-light', img_size=32).embed_dims)",
         cwd=tmp_path,
-        env=dict(PYTHONWARNINGS='error'),
+        env=dict(PYTHONWARNINGS='error,ignore::DeprecationWarning:torch.jit._script'),  # mmengine meets it
     )
     assert done.stdout == '80\n', done.stdout
+
+
+@pytest.mark.parametrize(
+    'hidden, words, use',
+    [
+        ('sklearn', 'the digits are part of scikit-learn', 'mmstrip.engine, mmstrip.datasets.digit_split'),
+        ('matplotlib', 'pictures are drawn by matplotlib', 'mmstrip.engine'),
+    ],
+)
+def test_extras_are_named_where_they_are_missing(hidden, words, use, tmp_path):
+    """Trainings need no scikit-learn, but on digits."""
+    done = python(f'import sys; sys.modules["{hidden}"] = None; import {use}', cwd=tmp_path)
+    error = done.stdout.strip().split('\n')[-1]
+    assert error == f"ImportError: {words}, which is not installed: pip install 'mmstrip[tools]'", done.stdout
 
 
 LOOKUPS = {

@@ -1,7 +1,11 @@
 """Installation, registries and what is imported when."""
 
+import importlib.util
+import itertools
+import re
 import shutil
 import sys
+import time
 import zipfile
 
 import pytest
@@ -79,3 +83,210 @@ def test_wheel_holds_configs_tools_and_index(tmp_path, monkeypatch):
 
 def test_version():
     assert mmstrip.__version__.count('.') == 2
+
+
+class Environment:
+    """Stands for the environment that tools/install.py works on: distributions by name, and what was done to them.
+
+    Args:
+        installer: The script's module, which from then on sees and changes this environment.
+        *there: Distributions that are installed. 'ops' stands for mmcv's compiled ops that load, 'bad ops' for those
+            that do not.
+        cached: Whether pip's cache has a wheel of mmcv, and with which ops.
+    """
+
+    def __init__(self, installer, monkeypatch, *there: str, cached: str | None = None):
+        self.there, self.cached, self.done = dict.fromkeys(there, '2.99.0'), cached, []
+        for name in ('pip', 'build_mmcv', 'fetch_prebuilt_mmcv', 'install_mmstrip', 'build_operators'):
+            monkeypatch.setattr(installer, name, getattr(self, name))
+        monkeypatch.setattr(installer, 'version', self.there.get)
+        monkeypatch.setattr(installer, 'mmcv_ops_load', self.mmcv_ops_load)
+        monkeypatch.setattr(installer, 'mmcv_is_sound', self.mmcv_is_sound)
+        monkeypatch.setattr(installer, 'mmstrip_is_there', lambda: 'mmstrip' in self.there)
+        monkeypatch.setattr(installer, 'operators_problem', lambda: 'None' if 'operators' in self.there else 'none')
+
+    def mmcv_ops_load(self) -> bool:
+        return 'ops' in self.there and bool({'mmengine', 'onedl-mmengine'} & self.there.keys())
+
+    def mmcv_is_sound(self) -> bool:
+        return self.mmcv_ops_load() or ('onedl-mmcv' in self.there and not {'ops', 'bad ops'} & self.there.keys())
+
+    def pip(self, command: str, *arguments: str) -> None:
+        names = [argument for argument in arguments if not argument.startswith('-')]
+        self.done.append(' '.join([command, *(name for name in names if 'mmcv' in name)]))
+        if command == 'uninstall':
+            for name in [*names, 'ops', 'bad ops']:
+                self.there.pop(name, None)
+        elif command == 'cache':
+            self.cached = None
+        else:
+            self.there.update({name.split('>')[0]: '2.99.0' for name in names})
+
+    def build_mmcv(self) -> None:
+        self.done.append('use the cached mmcv' if self.cached else 'build mmcv')
+        self.there.update({'onedl-mmcv': '2.99.0', self.cached or 'ops': ''})
+
+    def fetch_prebuilt_mmcv(self) -> bool:
+        self.done.append('ask for mmcv')
+        return False
+
+    def install_mmstrip(self) -> None:
+        self.there['mmstrip'] = ''
+
+    def build_operators(self) -> None:
+        self.there['operators'] = ''
+        self.done.append('build operators')
+
+
+@pytest.fixture
+def installer(monkeypatch):
+    """tools/install.py as a module."""
+    spec = importlib.util.spec_from_file_location('installer', ROOT / 'tools' / 'install.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def install(installer, monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, 'argv', ['install.py', *arguments])
+    installer.main()
+
+
+DETECTOR = {'onedl-mmdetection', 'onedl-mmsegmentation'}
+BASE = ('torch', 'torchvision')
+
+
+def test_classification_is_installed_without_ops_and_completed_later(installer, monkeypatch, capsys):
+    environment = Environment(installer, monkeypatch)
+    install(installer, monkeypatch, 'classification')
+    assert 'mmcv without its compiled ops: half a minute' in capsys.readouterr().out.split('step 1 of 5')[0]
+    assert {*BASE, 'onedl-mmcv', 'onedl-mmpretrain', 'mmstrip', 'operators'} <= environment.there.keys()
+    assert not environment.there.keys() & {'ops', 'openvino', 'pytest', *DETECTOR}
+    assert not [step for step in environment.done if 'build mmcv' in step or 'ask' in step]
+
+    environment.done.clear()
+    install(installer, monkeypatch)
+    printed = capsys.readouterr().out
+    assert '1. torch and torchvision: there' in printed and "5. mmstrip's operators: there" in printed
+    assert {'ops', 'openvino', 'pytest', *DETECTOR} <= environment.there.keys()
+    done = [step for step in environment.done if step != 'install']
+    assert done == ['uninstall onedl-mmcv', 'ask for mmcv', 'build mmcv', 'install onedl-mmcv>=2.3.5']
+
+    environment.done.clear()
+    for part in ('all', 'classification'):
+        install(installer, monkeypatch, part)
+    assert environment.done == ['install onedl-mmcv>=2.3.5'] * 2  # pip finds the versions right
+
+
+@pytest.mark.parametrize('part', ['all', 'classification'])
+def test_good_ops_stay_where_mmengine_is_missing(part, installer, monkeypatch):
+    environment = Environment(installer, monkeypatch, *BASE, 'onedl-mmcv', 'ops')
+    install(installer, monkeypatch, part)
+    assert 'ops' in environment.there
+    assert not [step for step in environment.done if 'uninstall' in step or 'build mmcv' in step]
+
+
+@pytest.mark.parametrize(
+    'cached, built',
+    [
+        (None, ['build mmcv']),
+        ('ops', ['use the cached mmcv']),
+        ('bad ops', ['use the cached mmcv', 'cache onedl_mmcv', 'uninstall onedl-mmcv', 'build mmcv']),
+    ],
+)
+def test_mmcv_is_built_once_or_not_at_all(cached, built, installer, monkeypatch):
+    environment = Environment(installer, monkeypatch, *BASE, cached=cached)
+    install(installer, monkeypatch, '--no-prebuilt')
+    assert [step for step in environment.done if 'mmcv' in step] == [*built, 'install onedl-mmcv>=2.3.5']
+    assert 'ops' in environment.there
+
+
+def test_ops_of_another_torch_go_even_where_none_are_needed(installer, monkeypatch):
+    environment = Environment(installer, monkeypatch, *BASE, 'onedl-mmcv', 'onedl-mmengine', 'bad ops')
+    install(installer, monkeypatch, 'classification')
+    assert environment.done[:2] == ['install', 'uninstall onedl-mmcv'] and 'bad ops' not in environment.there
+
+
+def test_originals_are_kept(installer, monkeypatch):
+    originals = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmsegmentation')
+    environment = Environment(installer, monkeypatch, *BASE, *originals, 'ops')
+    install(installer, monkeypatch)
+    assert not [name for name in environment.there if name.startswith('onedl-')]
+    environment.there.pop('ops')
+    with pytest.raises(SystemExit, match=r'mmcv 2.99.0 \(from OpenMMLab\) is installed, but its compiled ops'):
+        install(installer, monkeypatch)
+    assert 'mmcv' in environment.there
+
+
+@pytest.mark.parametrize(
+    'there, words',
+    [
+        ({'torch': '2.3.1'}, 'mmstrip needs torch 2.4 or newer, but 2.3.1 is installed'),
+        ({'torch': '2.9.0+cpu'}, 'torch 2.9.0+cpu is installed without torchvision'),
+    ],
+)
+def test_a_torch_that_does_not_do_is_left_alone(there, words, installer, monkeypatch):
+    environment = Environment(installer, monkeypatch)
+    environment.there.update(there)
+    with pytest.raises(SystemExit, match=re.escape(words)):
+        install(installer, monkeypatch)
+    assert not environment.done
+
+
+def test_tested_versions_bind_the_tested_torch_alone(installer, monkeypatch):
+    tested = re.search('torch==(.*)', installer.TESTED.read_text()).group(1)
+    for torch, bound in ((None, True), (tested, True), (f'{tested}+cpu', True), ('2.4.1', False)):
+        monkeypatch.setattr(installer, 'version', {'torch': torch}.get)
+        assert (str(installer.TESTED) in installer.pip_command('install', 'numpy')) == bound
+    assert '-c' not in installer.pip_command('uninstall', 'numpy')
+
+
+def test_a_search_that_takes_too_long_ends_with_all_that_it_started(installer, tmp_path):
+    """Or mim's pip would install mmcv while it is built."""
+    late = tmp_path / 'late'
+    child = [sys.executable, '-S', '-c', f'import time; time.sleep(2); open({str(late)!r}, "w")']
+    parent = f'import subprocess; subprocess.run({child})'
+    assert not installer.succeeds([sys.executable, '-S', '-c', parent], seconds=0.5)
+    time.sleep(2.5)
+    assert not late.exists()
+    assert installer.succeeds([sys.executable, '-S', '-c', 'print()'], seconds=60)
+    assert not installer.succeeds([sys.executable, '-S', '-c', 'raise SystemExit(1)'], seconds=60)
+
+
+def test_builds_say_how_far_they_are(installer, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, 'prefix', str(tmp_path))
+    clock = itertools.count(0, 31)
+    monkeypatch.setattr(installer.time, 'monotonic', lambda: next(clock))
+    lines = '; '.join(f'print("[{number}/3] c++")' for number in [1, 2, 3] * 2)
+    installer.compile_with_progress('operators', [sys.executable, '-S', '-c', lines], libraries=2)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == '[install] operators: 2 of 6 files compiled in 1.0 min, about 2.1 min left'
+    assert said[-1].startswith('[install] operators: 6 of 6 files') and len(said) == 5
+    assert (tmp_path / 'operators-build.log').read_text().count('c++') == 6
+    with pytest.raises(SystemExit, match='mmcv could not be built, see .*mmcv-build.log'):
+        installer.compile_with_progress('mmcv', [sys.executable, '-S', '-c', 'raise SystemExit(1)'])
+
+
+CLASSIFICATION, ALL = 'tools/install.py classification', 'tools/install.py'
+
+
+@pytest.mark.parametrize(
+    'targets, installs',
+    [
+        (('demo', 'demo', 'install', 'transfer', 'demo'), [CLASSIFICATION, ALL]),
+        (('install', 'demo'), [ALL]),
+    ],
+)
+def test_make_installs_what_a_target_uses_once(targets, installs, tmp_path):
+    shutil.copy(ROOT / 'Makefile', tmp_path)
+    (tmp_path / '.venv' / 'bin').mkdir(parents=True)
+    for path in ('tools/install.py', 'setup.py', 'pyproject.toml'):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    stub = tmp_path / '.venv' / 'bin' / 'python'
+    stub.write_text('#!/bin/sh\necho "$@" | grep install.py >> calls\nexit 0\n')
+    stub.chmod(0o755)
+    for target in targets:
+        done = run('make', target, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout
+    assert (tmp_path / 'calls').read_text().splitlines() == installs

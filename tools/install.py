@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ PARTS = {
 }
 MMCV, MMENGINE = 'onedl-mmcv', 'onedl-mmengine'
 OLDEST_TORCH = (2, 4)
-PREBUILT_SECONDS = 60  # for mim and its search together
+PREBUILT_SECONDS = 60  # to look for it and to fetch it
 # Python's own flags hold -O3 and -g: twice the time, for ops that run no faster.
 MMCV_FLAGS = '-O2 -g0 -DNDEBUG'
 
@@ -58,7 +59,8 @@ def main() -> None:
     ]
     run_steps(steps)
     reason = operators_problem()
-    say('compiled operators: in use' if reason == 'None' else f'no compiled operators ({reason}): slower on CPUs')
+    slow = f'no compiled operators, slower on CPUs ({reason}; see {log_of("operators")})'
+    say('compiled operators: in use' if reason == 'None' else slow)
 
 
 def run_steps(steps: list) -> None:
@@ -120,9 +122,13 @@ def prepare_mmcv(is_right: Callable[[], bool]) -> bool:
             f'mmcv {version("mmcv")} (from OpenMMLab) is installed, but its compiled ops do not load; '
             'reinstall it for this torch, or uninstall it and run this again'
         )
+    remove_mmcv()
+    return False
+
+
+def remove_mmcv() -> None:
     if version(MMCV):  # without ops, or for another torch
         pip('uninstall', '--quiet', '--yes', MMCV)
-    return False
 
 
 def install_mmcv_with_ops(prebuilt: bool) -> None:
@@ -135,7 +141,7 @@ def install_mmcv_with_ops(prebuilt: bool) -> None:
     if not mmcv_ops_load():
         say("the wheel in pip's cache has no ops for this torch: building it from scratch")
         pip('cache', 'remove', MMCV.replace('-', '_'))
-        pip('uninstall', '--yes', MMCV)
+        remove_mmcv()
         build_mmcv()
     if not mmcv_ops_load():
         sys.exit(
@@ -148,16 +154,26 @@ def fetch_prebuilt_mmcv() -> bool:
     """Ask mmcv's makers for a wheel for this torch, CUDA or not."""
     say(f'mmcv: looking for a prebuilt wheel, {PREBUILT_SECONDS} seconds at most')
     mim = [sys.executable, '-m', 'mim', 'install', '--only-binary', MMCV, *constraints(), MMCV]
-    deadline = time.monotonic() + PREBUILT_SECONDS
-    for command in (pip_command('install', 'onedl-mim'), mim):
+    if subprocess.run(pip_command('install', '--quiet', 'onedl-mim')).returncode or not succeeds(mim, PREBUILT_SECONDS):
+        return False
+    importlib.invalidate_caches()
+    if mmcv_ops_load():
+        return True
+    remove_mmcv()
+    return False
+
+
+def succeeds(command: list, seconds: float) -> bool:
+    """Run a command without its words; one that takes longer is ended with all that it has started."""
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with subprocess.Popen(command, start_new_session=True, **quiet) as process:
         try:
-            left = max(deadline - time.monotonic(), 1)
-            done = subprocess.run(command, timeout=left, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            return process.wait(seconds) == 0
         except subprocess.TimeoutExpired:
             return False
-        if done.returncode:
-            return False
-    return mmcv_ops_load()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def build_mmcv() -> None:
@@ -200,7 +216,7 @@ def build_operators() -> None:
 
 def compile_with_progress(name: str, command: list, env=None, needed: bool = True, libraries: int = 1) -> None:
     """Run a build in the project's folder and say how far it is, by ninja's count; a log keeps all that it prints."""
-    log = Path(sys.prefix) / f'{name}-build.log'
+    log = log_of(name)
     started = last = first = time.monotonic()
     before = 0  # files of the libraries that are done
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -222,6 +238,10 @@ def compile_with_progress(name: str, command: list, env=None, needed: bool = Tru
                 say(f'{name}: {compiled} of {total} files compiled in {spent}, about {minutes(left)} left')
     if process.returncode:
         (sys.exit if needed else say)(f'{name} could not be built, see {log}')
+
+
+def log_of(name: str) -> Path:
+    return Path(sys.prefix) / f'{name}-build.log'
 
 
 def has_original(distribution: str) -> bool:

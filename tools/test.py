@@ -6,7 +6,7 @@ import os
 from mmengine.config import ConfigDict
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from mmstrip.engine.launch import build_runner, check_data, parse_with_launcher, set_work_dir
+from mmstrip.engine.launch import build_runner, check_data, leave_group, parse_with_launcher, set_work_dir
 from mmstrip.engine.precision import add_amp_option, set_test_amp
 from mmstrip.utils.config import leaf_datasets, load_config
 
@@ -107,6 +107,7 @@ def main() -> None:
     apply_args(config, args)
     check_data(config, ['test_dataloader'])
     build_runner(config, args.launcher, args.trust_checkpoints).test()
+    leave_group()
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ import os
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from mmstrip.engine.launch import build_runner, check_data, parse_with_launcher, set_work_dir
+from mmstrip.engine.launch import build_runner, check_data, leave_group, parse_with_launcher, set_work_dir
 from mmstrip.engine.precision import add_amp_option, set_train_amp
 from mmstrip.utils.config import load_config
 
@@ -62,6 +62,7 @@ def main() -> None:
     apply_args(config, args)
     check_data(config, ['train_dataloader', 'val_dataloader'])
     build_runner(config, args.launcher, args.trust_checkpoints).train()
+    leave_group()
 
 
 if __name__ == '__main__':

@@ -141,6 +141,12 @@ def _join_group(backend: str) -> None:
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
+def leave_group() -> None:
+    """End the process group after a run that went well; threads that it leaves to the end of Python may abort it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _replace_sync_bn(node) -> int:
     """Turn SyncBN into BN wherever a model's config names it; the number of places."""
     if isinstance(node, dict):

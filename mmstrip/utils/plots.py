@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 try:
-    from sklearn.metrics import ConfusionMatrixDisplay
+    from matplotlib.figure import Figure
 except ModuleNotFoundError as error:
     raise ImportError(
-        "confusion matrices are drawn by scikit-learn, which is not installed: pip install 'mmstrip[tools]'"
+        "pictures are drawn by matplotlib, which is not installed: pip install 'mmstrip[tools]'"
     ) from error
 
 Curve = tuple[Sequence[float], Sequence[float]]  # x and y
@@ -43,24 +42,23 @@ def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequenc
         classes: Name of each class.
         path: PNG file to write.
     """
-    few = len(classes) <= 30
-    side = max(6, 0.45 * len(classes)) if few else 10
+    count = len(classes)
+    few = count <= 30
+    side = max(6, 0.45 * count) if few else 10
+    matrix = np.zeros((count, count), dtype=int)
+    np.add.at(matrix, (labels, predictions), 1)
     figure = Figure(figsize=(side, side), layout='constrained')
     axes = figure.subplots()
-    shown = dict(display_labels=classes) if few else {}
-    ConfusionMatrixDisplay.from_predictions(
-        labels,
-        predictions,
-        labels=range(len(classes)),
-        include_values=few,
-        cmap='Blues',
-        colorbar=not few,
-        ax=axes,
-        xticks_rotation='vertical' if max(map(len, classes)) > 3 else 'horizontal',
-        **shown,
-    )
-    if not few:
-        axes.set(xticks=[], yticks=[])
+    picture = axes.imshow(matrix, cmap='Blues')
+    axes.set(xlabel='Predicted label', ylabel='True label', xticks=[], yticks=[])
+    if few:
+        axes.set_xticks(range(count), classes, rotation='vertical' if max(map(len, classes)) > 3 else 'horizontal')
+        axes.set_yticks(range(count), classes)
+        for (row, column), number in np.ndenumerate(matrix):
+            color = 'white' if number > matrix.max() / 2 else 'black'
+            axes.text(column, row, number, ha='center', va='center', color=color)
+    else:
+        figure.colorbar(picture)
     axes.set_title(f'{np.mean(labels == predictions):.2%} of {len(labels)} right')
     figure.savefig(path, dpi=120)
 

@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 
 from helpers import ROOT, randomise, small_backbone
+from mmstrip.engine.launch import leave_group
 from mmstrip.utils.config import load_config
 
 DENSE = {
@@ -92,6 +93,7 @@ def main(scenes: str, out: str) -> None:
         results[task] = metrics(task, scenes)
     if is_main_process():
         torch.save(results, out)
+    leave_group()
 
 
 if __name__ == '__main__':

@@ -1,11 +1,13 @@
 """Hooks for distributed tests, loaded by custom_imports."""
 
+import atexit
 import os
 import signal
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -20,13 +22,15 @@ if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and os.environ['RANK
 
 @HOOKS.register_module(force=True)
 class RankDumpHook(Hook):
-    """Each rank writes its weights after training."""
+    """Each rank writes its weights after training, and a file ``groupN`` if it has not left its group when it ends."""
 
     def __init__(self, folder: str):
         self.folder = folder
 
     def after_train(self, runner) -> None:
         torch.save(runner.model.module.state_dict(), f'{self.folder}/rank{get_rank()}.pth')
+        mark = Path(self.folder, f'group{get_rank()}')
+        atexit.register(lambda: torch.distributed.is_initialized() and mark.touch())
 
 
 @HOOKS.register_module(force=True)

@@ -51,6 +51,7 @@ def test_two_processes_train_one_model_and_test_it(tmp_path):
     ranks = weights_of_ranks(tmp_path)
     assert_equal_weights(*ranks)
     assert_equal_weights(ranks[0], torch.load(tmp_path / 'work' / 'epoch_1.pth')['state_dict'])
+    assert not list(tmp_path.glob('group*'))
 
     # 360 images over two processes: nothing counted twice or dropped.
     test = launch('dist_test.sh', config, tmp_path / 'work' / 'epoch_1.pth', '--work-dir', tmp_path / 'test', GPUS='2')

@@ -8,14 +8,19 @@ dataset = dict(
     img_suffix='.png',
 )
 
-pipeline = [
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 
 # Where another project inherits this, mmengine gives its own scope to what has none; these types are mmseg's.
-for __step in pipeline:
+for __step in train_pipeline + test_pipeline:
     __step['_scope_'] = 'mmseg'
 
 train_dataloader = dict(
@@ -23,14 +28,14 @@ train_dataloader = dict(
     num_workers=0,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(data_prefix=dict(img_path='train', seg_map_path='labels/train'), pipeline=pipeline, **dataset),
+    dataset=dict(data_prefix=dict(img_path='train', seg_map_path='labels/train'), pipeline=train_pipeline, **dataset),
 )
 val_dataloader = dict(
     batch_size=10,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        data_prefix=dict(img_path='val', seg_map_path='labels/val'), test_mode=True, pipeline=pipeline, **dataset
+        data_prefix=dict(img_path='val', seg_map_path='labels/val'), test_mode=True, pipeline=test_pipeline, **dataset
     ),
 )
 test_dataloader = val_dataloader

@@ -30,7 +30,7 @@ for __step in train_pipeline + test_pipeline + tta_pipeline:
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
-    collate_fn=dict(type='default_collate'),
+    persistent_workers=False,  # mmpretrain's own tool would set it
     drop_last=True,
     dataset=dict(_scope_='mmpretrain', type='mmstrip.Digits', split='train', pipeline=train_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=True),
@@ -39,7 +39,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=120,
     num_workers=0,
-    collate_fn=dict(type='default_collate'),
+    persistent_workers=False,
     dataset=dict(_scope_='mmpretrain', type='mmstrip.Digits', split='test', pipeline=test_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )

@@ -4,7 +4,6 @@ train_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     pin_memory=True,
-    collate_fn=dict(type='default_collate'),  # one copy a batch; mmengine's own default moves image by image
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
 )
@@ -14,7 +13,6 @@ val_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     pin_memory=True,
-    collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
 val_evaluator = dict(_scope_='mmpretrain', type='Accuracy', topk=(1, 5))

@@ -1,0 +1,198 @@
+"""At home in the toolboxes: their functions, inferencers and tools take our configs, also inherited ones."""
+
+import sys
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, run
+from helpers.configs import build_model
+from helpers.runs import call_tool
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, VISUALIZERS, init_default_scope
+from PIL import Image
+
+from mmstrip.datasets.digit_scenes import write_digit_scenes
+from mmstrip.zoo import register_models
+
+DIGITS = 'strip_mlp/strip-mlp-tiny-light_1xb64_digits-32px.py'
+INHERITED = (
+    DIGITS,
+    'strip_mlp/strip-mlp-tiny_8xb128_in1k.py',
+    'strip_mlp/strip-mlp-tiny_in1k-pre_1xb32_flowers102.py',
+    'strip_mlp/strip-mlp-tiny_in1k-pre_1xb128_cifar10.py',
+    'detection/mask-rcnn_strip-mlp-tiny_fpn_ms-crop-3x_coco.py',
+    'detection/dino-4scale_strip-mlp-tiny_8xb2-12e_coco.py',
+    'detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py',
+    'segmentation/strip-mlp-tiny_upernet_8xb2-160k_ade20k-512x512.py',
+    'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py',
+)
+# What a user's own file says; the tools of the toolboxes import no mmstrip before they read it.
+SMALL_DIGITS = f"""
+_base_ = [__import__('mmstrip') and 'mmstrip::{DIGITS}']
+train_cfg = dict(max_epochs=1)
+model = dict(backbone=dict(arch=dict(_delete_=True, embed_dims=16, depths=(1, 1, 1, 1))), head=dict(in_channels=128))
+train_dataloader = dict(dataset=dict(indices=128))
+"""
+SMALL_SCENES = """
+_base_ = [__import__('mmstrip') and 'mmstrip::{name}']
+train_dataloader = dict(dataset=dict(data_root={root!r}))
+val_dataloader = test_dataloader = dict(dataset=dict(data_root={root!r}))
+train_cfg = dict(max_epochs=1)
+"""
+EVALUATOR = "val_evaluator = test_evaluator = dict(ann_file={root!r} + '/annotations/val.json')\n"
+
+
+@pytest.mark.parametrize('name', INHERITED)
+def test_all_parts_of_an_inherited_config_build(name, tmp_path):
+    (tmp_path / 'mine.py').write_text(f"_base_ = ['mmstrip::{name}']\n")
+    config = Config.fromfile(tmp_path / 'mine.py')
+    build_model(config)
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        dataset = DATASETS.build(dict(loader.dataset, lazy_init=True, data_root=str(tmp_path)))
+        assert dataset.pipeline.transforms
+    Compose(config.get('train_pipeline') or config.train_dataloader.dataset.pipeline)
+    for pipeline in (config.test_pipeline, config.get('tta_pipeline', [])):
+        Compose(pipeline)
+    for evaluator in (config.val_evaluator, config.test_evaluator):
+        if 'ann_file' not in evaluator:
+            METRICS.build(evaluator)
+        assert METRICS.get(f'{config.default_scope}.{evaluator.type}')
+    VISUALIZERS.build(dict(config.visualizer, name=str(tmp_path)))
+    for hook in [*config.default_hooks.values(), *config.custom_hooks]:
+        HOOKS.build(hook)
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'scenes'
+    write_digit_scenes(folder, num_train=16, num_val=4)
+    return folder
+
+
+def write_config(path, toolbox, scenes):
+    """A user's file that inherits the configs on digits."""
+    if toolbox == 'mmpretrain':
+        text = SMALL_DIGITS
+    elif toolbox == 'mmdet':
+        text = SMALL_SCENES + EVALUATOR
+        text = text.format(name='detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py', root=str(scenes))
+    else:
+        text = SMALL_SCENES.format(name='segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py', root=str(scenes))
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize('toolbox', ['mmpretrain', 'mmdet', 'mmseg'])
+def test_their_own_tools_train_and_test_inherited_configs(toolbox, scenes, tmp_path):
+    config = write_config(tmp_path / 'mine.py', toolbox, scenes)
+    tools = next(iter(import_module(toolbox).__path__)) + '/.mim/tools'
+    work_dir = ['--work-dir', tmp_path / 'work']
+    done = call_tool(f'{tools}/train.py', config, *work_dir, folder=tmp_path)
+    assert done.returncode == 0 and (tmp_path / 'work' / 'epoch_1.pth').is_file(), done.stdout
+    done = call_tool(f'{tools}/test.py', config, tmp_path / 'work' / 'epoch_1.pth', *work_dir, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope='module')
+def image(tmp_path_factory):
+    """A folder of one picture."""
+    path = tmp_path_factory.mktemp('pictures') / 'picture.png'
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def write_checkpoint(name, path, num_classes, deploy=False):
+    """Of a model with random weights; a config for it."""
+    config = Config.fromfile(ROOT / 'configs' / name)
+    config.model.backbone.init_cfg = None
+    init_default_scope(config.default_scope)
+    model = MODELS.build(config.model).eval()
+    if deploy:
+        model.backbone.switch_to_deploy()
+        config.model.backbone.deploy = True
+    meta = dict(classes=tuple(map(str, range(num_classes))), palette=[[i, 9 * i, 90] for i in range(num_classes)])
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=meta)), path)
+    return config
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+def test_classifiers_in_mmpretrain(deploy, image, tmp_path):
+    from mmpretrain import FeatureExtractor, ImageClassificationInferencer
+
+    config = write_checkpoint(DIGITS, tmp_path / 'weights.pth', 10, deploy)
+    inferencer = ImageClassificationInferencer(config, pretrained=str(tmp_path / 'weights.pth'), device='cpu')
+    results = inferencer([str(image), mmengine_image(image)], show_dir=str(tmp_path / 'shown'))
+    assert results[0]['pred_class'] == results[1]['pred_class'] == str(results[0]['pred_label'])
+    assert np.allclose(results[0]['pred_scores'], results[1]['pred_scores'])
+    assert list((tmp_path / 'shown').iterdir())
+    (feature,) = FeatureExtractor(config, pretrained=str(tmp_path / 'weights.pth'), device='cpu')(str(image))[0]
+    assert feature.shape == (640,)
+
+
+def mmengine_image(path):
+    """As the toolboxes' users hold images: an array in BGR."""
+    return np.array(Image.open(path))[..., ::-1].copy()
+
+
+def test_our_names_in_mmpretrain(image, tmp_path):
+    from mmpretrain import get_model, inference_model, list_models
+
+    register_models()
+    register_models()
+    assert 'strip-mlp-tiny_3rdparty_in1k' in list_models('strip-mlp')
+    write_checkpoint(DIGITS, tmp_path / 'weights.pth', 10)
+    model = get_model('strip-mlp-tiny-light_1xb64_digits-32px', pretrained=str(tmp_path / 'weights.pth'))
+    result = inference_model(model, str(image))
+    assert result['pred_class'] == str(result['pred_label'])
+    backbone = get_model('strip-mlp-tiny-light_3rdparty_in1k', backbone=dict(out_indices=(0, 1, 2, 3))).backbone
+    assert len(backbone(torch.rand(1, 3, 64, 64))) == 4
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+def test_detectors_in_mmdet(deploy, image, tmp_path):
+    from mmdet.apis import DetInferencer, inference_detector, init_detector
+
+    name = 'detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py'
+    config = write_checkpoint(name, tmp_path / 'weights.pth', 10, deploy)
+    config.dump(tmp_path / 'config.py')
+    model = init_detector(config, str(tmp_path / 'weights.pth'), device='cpu')
+    from_path, from_array = (inference_detector(model, item) for item in (str(image), mmengine_image(image)))
+    assert torch.equal(from_path.pred_instances.scores, from_array.pred_instances.scores)
+    assert from_path.pred_instances.masks.shape[1:] == (96, 128)
+    inferencer = DetInferencer(str(tmp_path / 'config.py'), str(tmp_path / 'weights.pth'), device='cpu')
+    for inputs in (str(image), mmengine_image(image), str(image.parent)):
+        (prediction,) = inferencer(inputs, out_dir=str(tmp_path / 'out'))['predictions']
+        assert len(prediction['bboxes']) == len(prediction['masks']) == len(from_path.pred_instances)
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+def test_segmentors_in_mmseg(deploy, image, tmp_path):
+    from mmseg.apis import MMSegInferencer, inference_model, init_model
+
+    name = 'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py'
+    write_checkpoint(name, tmp_path / 'weights.pth', 11, deploy).dump(tmp_path / 'config.py')
+    arguments = [str(tmp_path / 'config.py'), str(tmp_path / 'weights.pth')]
+    maps = []
+    for inputs in (str(image), mmengine_image(image)):  # a model each: mmseg changes the pipeline of the model's config
+        maps.append(inference_model(init_model(*arguments, device='cpu'), inputs).pred_sem_seg.data)
+    assert torch.equal(*maps) and maps[0].shape == (1, 96, 128)
+    inferencer = MMSegInferencer(*arguments, device='cpu')
+    for inputs in (str(image), mmengine_image(image), str(image.parent)):
+        predicted = inferencer(inputs, out_dir=str(tmp_path / 'out'))['predictions']
+        assert np.array_equal(np.squeeze(predicted), maps[0][0].numpy())
+
+
+def test_configs_are_read_where_mmstrip_was_not_imported(scenes, tmp_path):
+    """As the toolboxes' tools read them."""
+    inherited = write_config(tmp_path / 'mine.py', 'mmpretrain', scenes)
+    code = f"""
+import sys
+from mmengine.config import Config
+config = Config.fromfile({str(ROOT / 'configs/segmentation/strip-mlp-tiny_upernet_8xb2-160k_ade20k-512x512.py')!r})
+print(config.model.type, 'mmstrip' in sys.modules)
+print(Config.fromfile({str(inherited)!r}).model.type)
+"""
+    assert run(sys.executable, '-c', code, cwd=tmp_path).stdout == 'EncoderDecoder False\nImageClassifier\n'
