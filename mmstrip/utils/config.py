@@ -20,24 +20,9 @@ def load_config(path: str, options: dict | None = None) -> Config:
     if not Path(path).is_file():
         raise FileNotFoundError(f'no config at {path}' + _proposal(Path(path)))
     config = Config.fromfile(path)
-    _drop_own_scope(config._cfg_dict)
     if options:
         config.merge_from_dict(options)
     return config
-
-
-def _drop_own_scope(node) -> None:
-    """Take off the scope that mmengine gives to all that is inherited by ``mmstrip::``, the toolboxes' types too.
-
-    Types of ours carry their scope, and those of a toolbox are found by the config's default scope.
-    """
-    if isinstance(node, dict):
-        if node.get('_scope_') == 'mmstrip':
-            del node['_scope_']
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for value in node:
-            _drop_own_scope(value)
 
 
 def _proposal(path: Path) -> str:
