@@ -17,7 +17,7 @@ model = dict(
         drop_path_rate=0.0,
         out_indices=(0, 1, 2, 3),
     ),
-    neck=dict(in_channels=[48, 96, 192, 384], out_channels=64, num_outs=4, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[48, 96, 192, 384], out_channels=64, num_outs=4, norm_cfg=dict(norm_cfg, _delete_=True)),
     rpn_head=dict(
         in_channels=64, feat_channels=64, anchor_generator=dict(scales=[2.5], ratios=[1.0, 2.0], strides=[4, 8, 16, 32])
     ),

@@ -17,7 +17,7 @@ model = dict(
         drop_path_rate=0.0,
         out_indices=(1, 2, 3),
     ),
-    neck=dict(in_channels=[96, 192, 384], out_channels=64, num_outs=3, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[96, 192, 384], out_channels=64, num_outs=3, norm_cfg=dict(norm_cfg, _delete_=True)),
     bbox_head=dict(
         num_classes=10,
         in_channels=64,

@@ -67,7 +67,8 @@ def test_no_decay_on_norms_biases_and_position_tables_of_dense_models(name):
     model = build_model(config)
     groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
     decayed = {id(parameter): group['weight_decay'] > 0 for group in groups for parameter in group['params']}
-    norms = {id(p) for m in model.modules() if isinstance(m, (_BatchNorm, nn.LayerNorm)) for p in m.parameters()}
+    kinds = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    norms = {id(p) for m in model.modules() if isinstance(m, kinds) for p in m.parameters()}
     checked = 0
     for key, parameter in model.named_parameters():
         still = id(parameter) in norms or key.endswith(('bias', '.table'))

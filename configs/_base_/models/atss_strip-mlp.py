@@ -11,7 +11,12 @@ model = dict(
         norm_eval=True,  # BN statistics of two images a GPU are poor
         init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
     ),
-    neck=dict(in_channels=[160, 320, 640], start_level=0, add_extra_convs='on_output'),
+    neck=dict(
+        in_channels=[160, 320, 640],
+        start_level=0,
+        add_extra_convs='on_output',
+        norm_cfg=dict(type='GN', num_groups=32),
+    ),
     bbox_head=dict(
         type='ATSSHead',
         anchor_generator=dict(

@@ -9,5 +9,5 @@ model = dict(
         norm_eval=True,  # BN statistics of two images a GPU are poor
         init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
     ),
-    neck=dict(in_channels=[160, 320, 640], start_level=0),
+    neck=dict(in_channels=[160, 320, 640], start_level=0, norm_cfg=dict(type='GN', num_groups=32)),
 )
