@@ -1,4 +1,7 @@
-"""State dicts of the backbone: refusals of other archs, and resampling of weights trained at another ``img_size``."""
+"""State dicts of the backbone: what a checkpoint holds, refusals of other archs, resampling to another ``img_size``."""
+
+import logging
+import os
 
 import torch.nn.functional as F
 from mmengine.logging import print_log
@@ -33,6 +36,43 @@ def adapt_state_dict(model: nn.Module, state_dict: dict[str, Tensor], prefix: st
             logger='current',
         )
     _check_shapes(model, state_dict, prefix)
+
+
+def report_coverage(model: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
+    """Log how many of a backbone's tensors a state dict holds; warn if they are not all.
+
+    Args:
+        model: A :class:`.strip_mlp.StripMLP`.
+        state_dict: What it is about to load.
+        prefix: What stands before the backbone's own names, such as 'backbone.'. Defaults to ''.
+    """
+    expected = [prefix + name for name in model.state_dict() if not name.endswith('num_batches_tracked')]
+    missing = [name for name in expected if name not in state_dict]
+    text = f'StripMLP: {len(expected) - len(missing)} of {len(expected)} tensors are in the checkpoint'
+    if not missing:
+        return print_log(text, logger='current')
+    keys = list(state_dict)
+    hint = '; is init_cfg.prefix right?' if len(missing) == len(expected) else ''
+    print_log(
+        f'{text}, which lacks {missing[0]} for instance; its first key is {keys[0] if keys else None}{hint}',
+        'current',
+        logging.WARNING,
+    )
+
+
+def require_pretrained(init_cfg: dict | list | None) -> None:
+    """Look for the files of ``init_cfg`` before they are read.
+
+    Raises:
+        FileNotFoundError: One is missing; the error says where the authors' weights are.
+    """
+    for entry in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+        path = str(entry.get('checkpoint', '')) if entry and entry.get('type') == 'Pretrained' else ''
+        if path and '://' not in path and not os.path.isfile(os.path.expanduser(path)):
+            raise FileNotFoundError(
+                f"init_cfg: no checkpoint at {path}; docs/model_zoo.md says where the authors' weights are and how "
+                'tools/model_converters/official_to_mmstrip.py converts them; init_cfg=None starts from random weights'
+            )
 
 
 def resample_strips(layer: StripMLPLayer, state_dict: dict[str, Tensor], prefix: str) -> bool:

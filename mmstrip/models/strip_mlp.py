@@ -26,7 +26,7 @@ from .arguments import (
 )
 from .channel_mixing import ChannelMixingBlock
 from .checkpointing import run_checkpointed
-from .state_dict import adapt_state_dict
+from .state_dict import adapt_state_dict, report_coverage, require_pretrained
 from .strip_mixing import BRANCHES, StripMixingBlock
 
 
@@ -325,7 +325,17 @@ class StripMLP(BaseModule):
         block = int(index[1]) if kind == 'stages' else 0
         return 1 + sum(self.depths[:stage]) + block, num_depths
 
+    def init_weights(self) -> None:
+        """Initialise by ``init_cfg``.
+
+        Raises:
+            FileNotFoundError: The checkpoint that it names is missing.
+        """
+        require_pretrained(self.init_cfg)
+        super().init_weights()
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
         """Refuse other archs; bring strip weights and position tables of another ``img_size`` to this one's."""
         adapt_state_dict(self, state_dict, prefix)
+        report_coverage(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
