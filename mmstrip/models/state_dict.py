@@ -51,13 +51,7 @@ def report_coverage(model: nn.Module, state_dict: dict[str, Tensor], prefix: str
     text = f'StripMLP: {len(expected) - len(missing)} of {len(expected)} tensors are in the checkpoint'
     if not missing:
         return print_log(text, logger='current')
-    keys = list(state_dict)
-    hint = '; is init_cfg.prefix right?' if len(missing) == len(expected) else ''
-    print_log(
-        f'{text}, which lacks {missing[0]} for instance; its first key is {keys[0] if keys else None}{hint}',
-        'current',
-        logging.WARNING,
-    )
+    print_log(f'{text}, which lacks {", ".join(missing[:3])}', 'current', logging.WARNING)
 
 
 def require_pretrained(init_cfg: dict | list | None) -> None:
