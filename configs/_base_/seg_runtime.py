@@ -13,7 +13,7 @@ custom_hooks = [dict(type='SyncBuffersHook'), dict(type='mmstrip.TrainingCurvesH
 
 env_cfg = dict(cudnn_benchmark=False)  # image sizes vary
 
-visualizer = dict(_scope_='mmseg', type='SegLocalVisualizer')
+visualizer = dict(type='mmseg.SegLocalVisualizer', name='visualizer')
 log_processor = dict(by_epoch=False)
 
 tta_model = dict(_scope_='mmseg', type='SegTTAModel')

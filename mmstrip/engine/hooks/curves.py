@@ -53,6 +53,8 @@ class TrainingCurvesHook(Hook):
 
     @master_only
     def after_train(self, runner: Runner) -> None:
+        if 'train/loss' not in runner.message_hub.log_scalars:
+            return  # nothing was trained, as by mmpretrain's tool that draws schedules
         path = log_folder(runner) / 'curves.png'
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         plot_curves(self._panels(runner, by_epoch), 'epoch' if by_epoch else 'iteration', path)
