@@ -17,7 +17,7 @@ LAYERS = (
     ('analysis', 'converters'),
     ('engine',),
     ('datasets', 'models'),
-    ('ops', 'csrc', 'utils'),
+    ('ops', 'csrc', 'utils', 'zoo'),
     ('registry', 'version'),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

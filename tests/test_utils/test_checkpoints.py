@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import Malicious
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader, load_checkpoint
 from safetensors.torch import load_file
 
 from mmstrip.utils.checkpoints import (
@@ -48,6 +48,8 @@ def test_safetensors(tmp_path, monkeypatch):
     assert torch.equal(loaded['state_dict']['weight'], content['state_dict']['weight'])
     assert loaded['meta'] == content['meta']
     assert torch.equal(load_file(tmp_path / 'ours.safetensors')['weight'], content['state_dict']['weight'])
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')  # what follows sets it too; undone with it
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     load_plain_weights_only()
     layer = torch.nn.Linear(2, 3, bias=False)
     load_checkpoint(layer, str(tmp_path / 'ours.safetensors'))
