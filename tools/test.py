@@ -89,8 +89,8 @@ def set_detection_tta(config) -> None:
     """What mmdet's own tool falls back to, as few of its configs have more: the image and its mirror image."""
     if config.model.get('roi_head', {}).get('mask_head'):
         raise ValueError('--tta: mmdet averages boxes alone, and this model has a mask head')
-    config.setdefault('tta_model', dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5))))
-    config.tta_model.tta_cfg.setdefault('max_per_img', 100)
+    averaged = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+    config.setdefault('tta_model', dict(type='DetTTAModel', tta_cfg=averaged))
     (_, dataset), *_ = leaf_datasets(config.test_dataloader.dataset, 'test_dataloader.dataset')
     *loading, pack = dataset.pipeline
     flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]

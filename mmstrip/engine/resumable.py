@@ -33,11 +33,13 @@ def make_resumable(config: Config) -> None:
         hooks.append(dict(type=_BAD_IMAGES_HOOK, path=bad_images, max_share=share))
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = config.get(name)
-        if loader and config.get('default_scope') == 'mmpretrain':  # one copy a batch, as its own tool has it
+        if not loader:
+            continue
+        if config.get('default_scope') == 'mmpretrain':  # one copy a batch, as its own tool has it
             loader.setdefault('collate_fn', dict(type='default_collate'))
-        if loader and loader.get('pin_memory') and not torch.cuda.is_available():
+        if loader.get('pin_memory') and not torch.cuda.is_available():
             loader.pin_memory = False  # nothing to copy to, and PyTorch would warn
-        if loader and loader.get('num_workers'):
+        if loader.get('num_workers'):
             loader.setdefault('worker_init_fn', dict(type='mmstrip.shield_worker'))
     sampler = (config.get('train_dataloader') or {}).get('sampler')
     if sampler:

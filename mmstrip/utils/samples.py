@@ -29,7 +29,7 @@ def read_sample(dataset: Dataset, index: int):
     """
     try:
         sample = dataset[index]
-    except Exception as error:
+    except Exception as error:  # of any transform; it goes on unless a file explains it
         if hasattr(dataset, 'get_data_info'):
             _find_bad_file(dataset.get_data_info(index), error)
         raise
@@ -44,20 +44,19 @@ def _find_bad_file(info: dict, error: Exception) -> None:
     """Raise an error of its own if the image or the label map cannot be read."""
     image, labels = info.get('img_path'), info.get('seg_map_path')
     if isinstance(image, str):
-        try:
-            _decode(image)
-        except FileNotFoundError:
-            raise FileNotFoundError(f'no image file at {image}') from error
-        except ValueError as reason:
-            raise UnreadableImageError(f'{image} is not a readable image: {reason}') from error
+        _check_readable(image, f'no image file at {image}', 'image', UnreadableImageError, error)
     if isinstance(labels, str):
-        try:
-            _decode(labels)
-        except FileNotFoundError:
-            raise FileNotFoundError(f'no label map {labels} for the image {image}') from error
-        except ValueError as reason:
-            raise ValueError(f'{labels} is not a readable label map: {reason}') from error
+        _check_readable(labels, f'no label map {labels} for the image {image}', 'label map', ValueError, error)
         _check_size(labels, image)
+
+
+def _check_readable(path: str, missing: str, kind: str, unreadable: type[ValueError], error: Exception) -> None:
+    try:
+        _decode(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(missing) from error
+    except ValueError as reason:
+        raise unreadable(f'{path} is not a readable {kind}: {reason}') from error
 
 
 def _decode(path: str) -> None:
@@ -66,7 +65,7 @@ def _decode(path: str) -> None:
     for backend in ('cv2', 'pillow'):
         try:
             image = mmcv.imfrombytes(content, backend=backend)
-        except Exception as error:
+        except Exception as error:  # each backend has errors of its own
             raise ValueError(str(error).strip().split('\n')[0] or type(error).__name__) from error
         if image is None:
             raise ValueError(f'{len(content)} bytes that {backend} cannot decode')

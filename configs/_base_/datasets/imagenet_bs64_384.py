@@ -12,7 +12,7 @@ test_pipeline = [
 tta_pipeline = test_pipeline[:-1] + [_base_.flips]
 
 # Where another project inherits this, mmengine gives its own scope to what has none; these types are mmpretrain's.
-for __step in train_pipeline + test_pipeline + tta_pipeline:
+for __step in test_pipeline:
     __step['_scope_'] = 'mmpretrain'
 
 train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
