@@ -61,29 +61,27 @@ class Field:
 
 
 def receptive_field(backbone: nn.Module, images: Tensor) -> Field:
-    """The gradient of the central feature of the last map, summed over its channels, to the input.
+    """The gradient of the central feature of the last map, the positive part of it summed over channels, to the input.
 
     Its absolute value is averaged over images and colour channels. Where a map has an even number of features, the
-    central one is the first after the middle.
+    central one is the first after the middle. The positive part, as in the code of Ding et al., because channels after
+    a LayerNorm add up to a constant, which has no gradient.
 
     Args:
         backbone: Gives a map (N, C, h, w) or a sequence of them; it is evaluated, with its statistics as they are.
         images: (N, 3, H, W), normalised.
 
     Raises:
-        ValueError: Its output is no map, or the central feature does not depend on the images.
+        ValueError: It fails on the images, its output is no map, or the central feature does not depend on the images.
     """
-    backbone.eval().requires_grad_(False)
+    backbone.eval()
+    backbone.requires_grad_(False)
     total = torch.zeros(images.shape[2:], dtype=torch.float64)
     for part in images.split(_BATCH):
         part = part.clone().requires_grad_()
-        outputs = backbone(part)
-        feature_map = outputs[-1] if isinstance(outputs, (tuple, list)) else outputs
-        if not isinstance(feature_map, Tensor) or feature_map.dim() != 4:
-            shape = tuple(getattr(feature_map, 'shape', ())) or type(feature_map).__name__
-            raise ValueError(f'{type(backbone).__name__} must give maps (N, C, h, w), but gives {shape}')
+        feature_map = _last_map(backbone, part)
         size = feature_map.shape[2:]
-        central = feature_map[:, :, size[0] // 2, size[1] // 2].sum()
+        central = feature_map[:, :, size[0] // 2, size[1] // 2].relu().sum()
         (gradient,) = torch.autograd.grad(central, part)
         total += gradient.abs().sum((0, 1)).double().cpu()
     if not (torch.isfinite(total).all() and total.any()):
@@ -91,6 +89,19 @@ def receptive_field(backbone: nn.Module, images: Tensor) -> Field:
     strides = [length / count for length, count in zip(images.shape[2:], size)]
     center = tuple((count // 2 + 0.5) * stride for count, stride in zip(size, strides))
     return Field((total / total.sum()).numpy(), center, strides[0])
+
+
+def _last_map(backbone: nn.Module, images: Tensor) -> Tensor:
+    name = type(backbone).__name__
+    try:
+        outputs = backbone(images)
+    except (AssertionError, RuntimeError, ValueError) as error:  # such as images that are too small for its windows
+        raise ValueError(f'{name} fails on images {tuple(images.shape)}: {str(error).strip()}') from error
+    outputs = outputs[-1] if isinstance(outputs, (tuple, list)) else outputs
+    if not isinstance(outputs, Tensor) or outputs.dim() != 4:
+        shape = tuple(getattr(outputs, 'shape', ())) or type(outputs).__name__
+        raise ValueError(f'{name} must give maps (N, C, h, w), but gives {shape}')
+    return outputs
 
 
 @dataclass

@@ -53,7 +53,7 @@ def test_backbones_of_any_toolbox_and_stage():
         (str(CONFIG), None, 32),
         (str(CONFIG), 1, 8),
         (str(SEGMENTOR), None, 32),
-        ('mmpretrain.SwinTransformer:arch=tiny,img_size=64', 2, 16),
+        ('mmpretrain.SwinTransformer:arch=tiny,pad_small_map=true', 2, 16),
         ('R18=mmpretrain.ResNet:depth=18', 0, 4),
     ):
         subject = load_subject(text, stage=stage)
@@ -143,6 +143,7 @@ def test_tool_compares_models_side_by_side(folder, checkpoint, tmp_path):
         (['CONFIG', 'none', 'IMAGES', '--stage', '4'], 'digits_tiny has no stage 4: '),
         (['CONFIG@deploy', 'none', 'IMAGES'], 'a receptive field is of the trained form, but got deploy'),
         (['mmpretrain.ResNet:depth=18', 'CHECKPOINT', 'IMAGES'], 'must fill the ResNet, but lacks'),
+        (['mmpretrain.SwinTransformer', 'none', 'IMAGES'], 'SwinTransformer fails on images (3, 3, 32, 32): '),
         (['CONFIG', 'none'], 'give pairs of CONFIG and CHECKPOINT (or none), then IMAGES, but got 2 arguments'),
     ],
 )
