@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, blocks
 from helpers.configs import build_model
 from mmengine.registry import MODELS
 from PIL import Image
@@ -32,10 +32,6 @@ CONFIGS = (
 )
 
 by_page = pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf'```{language}\n(.*?)```', page.read_text(), re.S)
 
 
 def inline(page: Path) -> list[str]:
