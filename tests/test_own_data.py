@@ -122,11 +122,11 @@ def test_classification_from_scratch_in_theirs(digits, tmp_path, monkeypatch):
     assert done.returncode == 0 and "arch='tiny-light'" in done.stdout.replace('"', "'"), done.stdout
 
 
-@pytest.mark.parametrize('model', ['faster-rcnn', 'dino'])
-def test_detection(model, scenes, init, tmp_path, monkeypatch):
+@pytest.mark.parametrize('model, size', [('faster-rcnn', 64), ('dino', 320)])
+def test_detection(model, size, scenes, init, tmp_path, monkeypatch):
     from mmdet.apis import inference_detector, init_detector
 
-    options = ['--init', init, '--size', '64', '--epochs', '1', '--model', model]
+    options = ['--init', init, '--size', str(size), '--epochs', '1', '--model', model]
     output, path = call(tmp_path, 'detection', scenes / 'coco', *options)
     assert '12 images, 96 x 96: 8 train, 4 val' in output
     last, printed = train(path, tmp_path, 'train_dataloader.batch_size=4')
@@ -255,6 +255,7 @@ def maps(values, size=(8, 8), mode=None, classes=None):
         (write_detection, coco(images=[*COCO['images'], dict(id=9, file_name='9.png')]), {}, 'speaks of 9.png'),
         (write_detection, coco(categories=[dict(id=2, name='x')]), {}, 'category_id 1, which no category has'),
         (write_detection, coco(), dict(model='yolo'), "model must be one of faster-rcnn, dino, but got 'yolo'"),
+        (write_detection, coco(), dict(model='dino', size=64), 'size must be at least 320 for dino'),
         (write_detection, coco(), dict(batch_size=0), 'batch_size must be positive, but got 0'),
         (write_segmentation, lambda root: root.mkdir(), {}, 'must have a folder of images'),
         (write_segmentation, maps([0, 255]), {}, 'is a mask of 0 and 255'),

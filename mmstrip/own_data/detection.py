@@ -40,6 +40,7 @@ MODELS = {  # and the configs that theirs inherit
 }
 SHORT_SIDE, LONG_SIDE = 800, 1333
 SMALL, SMALL_EPOCHS, EPOCHS = 4000, 36, 12  # training images, epochs with fewer of them, and with more
+DINO_SIDE = 320
 WARM_UP = 1000  # iterations
 VOC_FOLDERS = ('Annotations', 'JPEGImages')
 
@@ -91,6 +92,8 @@ def write_detection(
     if model not in MODELS:
         raise ValueError(f'model must be one of {", ".join(MODELS)}, but got {model!r}')
     check_positive(size=size, epochs=epochs, batch_size=batch_size)
+    if model == 'dino' and (size or SHORT_SIDE) < DINO_SIDE:
+        raise ValueError(f'size must be at least {DINO_SIDE} for dino, which chooses 900 places, but got {size}')
     folder = require_folder(folder)
     splits, notes = (_read_voc if all((folder / name).is_dir() for name in VOC_FOLDERS) else _read_coco)(folder)
     classes = _classes(splits['train'], notes)
