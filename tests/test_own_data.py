@@ -78,7 +78,7 @@ def train(config, folder, *options):
     work = folder / 'work_dirs' / config.stem
     relative = config.relative_to(folder)
     done = call_tool('train.py', relative, '--cfg-options', *quick, *options, folder=folder, cwd=folder)
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.returncode == 0 and 'Failed to search registry' not in done.stdout, done.stdout[-3000:]
     last = (work / 'last_checkpoint').read_text()
     done = call_tool('test.py', relative, last, '--cfg-options', *quick, folder=folder, cwd=folder)
     assert done.returncode == 0, done.stdout[-3000:]
