@@ -33,7 +33,7 @@ from .writing import (
 
 IMG_SIZE = 224
 CROP_SHARE = 224 / 256  # of the short side, in tests
-LONG_SCHEDULE = 50  # epochs from which Mixup and CutMix pay
+LONG_SCHEDULE = 50  # epochs from which mixed images, RandAugment and erasing pay
 
 
 def write_classification(
@@ -57,7 +57,8 @@ def write_classification(
         init: Checkpoint to start from, of a Strip-MLP or a model that has one. Defaults to random weights.
         arch: Name in ``StripMLP.arch_zoo``. Defaults to that of ``init``, else 'tiny-light'.
         size: Side of the crops in pixels. Defaults to 224.
-        epochs: Defaults to 100 from a checkpoint, 300 from scratch.
+        epochs: Defaults to 100 from a checkpoint, 300 from scratch. With less than 50, images are cropped and
+            flipped alone, and neither mixed nor distorted.
         batch_size: Images in a step. Defaults to 64, fewer where an epoch would have less than 20 steps.
 
     Raises:
@@ -146,7 +147,8 @@ def _config(
     epochs = epochs or recipe_epochs
     img_size = backbone.img_size or (size if size % 32 == 0 else None)
     test = 'test' if 'test' in splits else 'val'
-    mixing = ', train_cfg=None' if epochs < LONG_SCHEDULE else ''
+    short = epochs < LONG_SCHEDULE
+    mixing = ', train_cfg=None' if short else ''
     lines = [
         *base(
             '_base_/models/strip-mlp-tiny-light',
@@ -160,14 +162,14 @@ def _config(
         f'model = dict(backbone=backbone, head=dict(num_classes={len(classes)}, in_channels={backbone.channels[-1]})'
         f'{mixing})',
         f'data_preprocessor = dict(num_classes={len(classes)})',
-        *(_pipelines(size) if size != IMG_SIZE else []),
+        *_pipelines(size, short),
         f'data = dict(data_prefix={folder.as_posix()!r}, metainfo=dict(classes=classes))',
     ]
     for loader, split in (('train', 'train'), ('val', 'val'), ('test', test)):
-        pipeline = '' if size == IMG_SIZE else f', pipeline={"train" if loader == "train" else "test"}_pipeline'
         batch = f'batch_size={batch_size}, ' if loader == 'train' else ''
+        pipeline = 'train_pipeline' if loader == 'train' else 'test_pipeline'
         file = (out / f'{split}.txt').as_posix()
-        lines.append(f'{loader}_dataloader = dict({batch}dataset=dict(ann_file={file!r}, **data{pipeline}))')
+        lines.append(f'{loader}_dataloader = dict({batch}dataset=dict(ann_file={file!r}, pipeline={pipeline}, **data))')
     if len(classes) <= 5:
         lines.append('val_evaluator = test_evaluator = dict(topk=1)')
     lines.append(f'train_cfg = dict(max_epochs={epochs})')
@@ -178,13 +180,14 @@ def _config(
     return lines
 
 
-def _pipelines(size: int) -> list[str]:
-    return [
-        'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
-        f'train_pipeline[1].scale, test_pipeline[1].scale, test_pipeline[2].crop_size = {size}, '
-        f'{round(size / CROP_SHARE)}, {size}',
-        'tta_pipeline = [*test_pipeline[:-1], _base_.tta_pipeline[-1]]',
-    ]
+def _pipelines(size: int, short: bool) -> list[str]:
+    """Pipelines of the recipe with crops of a size, a short training's without RandAugment and erasing."""
+    lines = ['train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline']
+    if size != IMG_SIZE:
+        sides = f'{size}, {round(size / CROP_SHARE)}, {size}'
+        lines.append(f'train_pipeline[1].scale, test_pipeline[1].scale, test_pipeline[2].crop_size = {sides}')
+        lines.append('tta_pipeline = [*test_pipeline[:-1], _base_.tta_pipeline[-1]]')
+    return [*lines, 'del train_pipeline[3:-1]  # RandAugment and RandomErasing'] if short else lines
 
 
 def _found(folder, splits, classes, sizes, odd, unreadable) -> list[str]:
