@@ -6,6 +6,7 @@ _MODULES = {
     'Caltech101': 'caltech101',  # mmpretrain
     'CocoDataset': 'coco',  # mmdet
     'Digits': 'digits',  # mmpretrain
+    'FashionMNIST': 'fashion_mnist',  # mmpretrain
     'PlaceDigit': 'digit_scenes',
 }
 

@@ -1,5 +1,6 @@
 from .bad_images import BadImagesHook
 from .checkpoint import SafeCheckpointHook
+from .clock import ClockHook
 from .complete_checkpoint import CompleteCheckpointHook
 from .curves import TrainingCurvesHook
 from .eta import TimeLeftHook
@@ -12,6 +13,7 @@ from .seed import SeedHook
 __all__ = [
     'BadImagesHook',
     'ClassificationReportHook',
+    'ClockHook',
     'CompleteCheckpointHook',
     'InvalidLossHook',
     'NamedFilesHook',

@@ -1,0 +1,7 @@
+# The network of the ablations: small enough for many trainings.
+_base_ = ['./strip-mlp-tiny-light_1xb32_caltech101-64px.py']
+
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, embed_dims=48, depths=(1, 1, 4, 1))),
+    head=dict(in_channels=384),
+)
