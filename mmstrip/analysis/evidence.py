@@ -13,51 +13,115 @@ from .runs import Metrics, Run, write_json
 
 TOP1: Metrics = {'top-1': ('accuracy/top1', 100)}
 RATES = (5e-4, 1e-3, 2e-3)
+SEEDS = (0, 1, 2)
 RATE = 'optim_wrapper.optimizer.lr'
 EPOCHS = 'train_cfg.max_epochs'
-STRIP = 'strip-mlp-tiny-light'
-# Config of each model on Caltech-101 -> minutes that one core takes for 1,000 training images, about.
+BACKBONE = 'model.backbone'
+
+# Config of each model on Caltech-101 -> minutes that one core takes for an epoch, about.
 CALTECH101 = {
-    'strip-mlp-tiny-light': ('strip_mlp/strip-mlp-tiny-light_1xb32_caltech101-64px.py', 0.32),
-    'resnet50': ('comparison/resnet50_1xb32_caltech101-64px.py', 0.45),
-    'resnet18': ('comparison/resnet18_1xb32_caltech101-64px.py', 0.2),
-    'convnext-tiny': ('comparison/convnext-tiny_1xb32_caltech101-64px.py', 0.45),
-    'swin-tiny': ('comparison/swin-tiny_1xb32_caltech101-64px.py', 0.45),
+    'strip-mlp-tiny-light': ('strip_mlp/strip-mlp-tiny-light_1xb32_caltech101-64px.py', 1.6),
+    'resnet18': ('comparison/resnet18_1xb32_caltech101-64px.py', 1.2),
+    'resnet50': ('comparison/resnet50_1xb32_caltech101-64px.py', 2.8),
+    'convnext-tiny': ('comparison/convnext-tiny_1xb32_caltech101-64px.py', 2.8),
+    'swin-tiny': ('comparison/swin-tiny_1xb32_caltech101-64px.py', 2.8),
 }
-CALTECH101_THOUSANDS = 5.525
-CHOOSING_EPOCHS, CALTECH101_EPOCHS = 4, 15
-SEEDS = (0, 1, 2)
+LIKELY_PLACES = ('strip-mlp-tiny-light', 'resnet50')
+CALTECH101_EPOCHS, CHOOSING_EPOCHS = 15, 3
+
+STRIP = 'strip-mlp-tiny-light'
+FASHION_MNIST = 'strip_mlp/strip-mlp-tiny-light_1xb64_fashion-mnist-32px.py'
+FASHION_MNIST_EPOCHS = 24
+
+ABLATIONS = 'strip_mlp/strip-mlp-nano_1xb32_caltech101-64px.py'
+ABLATIONS_EPOCHS = 20
+# Table of the paper -> name of each variant -> arguments of the backbone; {} is the network that the tables share.
+VARIANTS = {
+    'strip width': {'1': {'strip_width': 1}, '3': {}, '5': {'strip_width': 5}, '7': {'strip_width': 7}},
+    'channel patches': {
+        'C/2': {'num_patches': [24, 48, 96, 192]},
+        'C/4': {},
+        'C/8': {'num_patches': [6, 12, 24, 48]},
+        'C/16': {'num_patches': [3, 6, 12, 24]},
+        '1': {'num_patches': 1},
+    },
+    'rows and columns': {'cascade': {}, 'parallel': {'cascade': False}},
+    'branches': {'both': {}, 'CGSMM': {'branches': ['cgsmm']}, 'LSMM': {'branches': ['lsmm']}},
+}
 
 Results = dict[str, dict]
 
 
 def caltech101(results: Results) -> list[Run]:
-    """Part 1: Strip-MLP-T* against its peers, from scratch.
+    """Part 1: Strip-MLP-T* against its peers, from scratch: for each, short runs that choose its rate, then seed 0."""
+    return [run for runs in caltech101_runs(results) for run in runs]
 
-    The learning rate of each by short runs; seed 0 of all; further seeds of the first two on the held-out images.
-    """
-    choosing, first, further = [], [], []
-    for model, (config, cost) in CALTECH101.items():
-        cost *= CALTECH101_THOUSANDS
-        short = Run('caltech101', '', config, TOP1, {EPOCHS: CHOOSING_EPOCHS}, core_minutes=cost * CHOOSING_EPOCHS)
-        rates = choose_rate(short, model, RATES)
-        choosing += rates
-        whole = with_rate(replace(short, options={EPOCHS: CALTECH101_EPOCHS}), rates, results)
-        whole = replace(whole, core_minutes=cost * CALTECH101_EPOCHS)
-        first.append(replace(whole, name=f'{model}_seed0'))
-        further += [replace(whole, name=f'{model}_seed{seed}', seed=seed) for seed in SEEDS[1:]]
+
+def caltech101_seeds(results: Results) -> list[Run]:
+    """Part 1: further seeds of the first two on the held-out images."""
+    first = [runs[-1] for runs in caltech101_runs(results)]
     best = first_places(first, results, 2)
-    if best is None:  # for the estimate of the time: two of a middle cost
-        further = [replace(run, waits=True) for run in further if run.name.startswith((STRIP, 'resnet50'))]
-    else:
-        further = [run for run in further if run.name.rpartition('_')[0] in best]
-    return choosing + first + further
-
-
-def choose_rate(run: Run, name: str, rates: Iterable[float]) -> list[Run]:
-    """Runs that choose a learning rate."""
+    places = best or LIKELY_PLACES  # until they are known, for the estimate of the time
+    chosen = [run for run in first if run.name.rpartition('_')[0] in places]
     return [
-        replace(run, name=f'choose_{name}_lr{rate:g}', options={**run.options, RATE: rate}, choosing=True)
+        replace(run, name=f'{run.name[:-1]}{seed}', seed=seed, waits=run.waits or not best)
+        for seed in SEEDS[1:]
+        for run in chosen
+    ]
+
+
+def caltech101_runs(results: Results) -> list[list[Run]]:
+    """For each model those that choose its learning rate, then seed 0."""
+    models = []
+    for model, (config, cost) in CALTECH101.items():
+        run = Run('caltech101', f'{model}_seed0', config, TOP1, {EPOCHS: CALTECH101_EPOCHS})
+        run = replace(run, core_minutes=cost * CALTECH101_EPOCHS)
+        choosing = choose_rate(run, model, RATES, CHOOSING_EPOCHS)
+        models.append([*choosing, with_rate(run, choosing, results)])
+    return models
+
+
+def fashion_mnist(results: Results) -> list[Run]:
+    """Part 2: a figure that anyone can check."""
+    run = Run('fashion-mnist', f'{STRIP}_seed0', FASHION_MNIST, TOP1, {EPOCHS: FASHION_MNIST_EPOCHS})
+    run = replace(run, image=(3, 32, 32), core_minutes=FASHION_MNIST_EPOCHS * 6)
+    choosing = choose_rate(run, STRIP, RATES[:2], 3)
+    return [*choosing, with_rate(run, choosing, results)]
+
+
+def ablations(results: Results) -> list[Run]:
+    """Part 3: what the paper's Tables 6 to 9 vary, each with three seeds, at the learning rate of the shared network."""
+    run = Run('ablations', '', ABLATIONS, TOP1, {EPOCHS: ABLATIONS_EPOCHS}, core_minutes=12)
+    choosing = choose_rate(run, 'nano', RATES, CHOOSING_EPOCHS)
+    rated = with_rate(run, choosing, results)
+    variants = {
+        variant_name(table, label): changes for table, rows in VARIANTS.items() for label, changes in rows.items()
+    }
+    runs = [
+        replace(
+            rated,
+            name=f'{name}_seed{seed}',
+            seed=seed,
+            options={**rated.options, **{f'{BACKBONE}.{key}': value for key, value in changes.items()}},
+        )
+        for seed in SEEDS
+        for name, changes in variants.items()
+    ]
+    return choosing + runs
+
+
+def variant_name(table: str, label: str) -> str:
+    """Name of an ablation's variant in file names."""
+    if not VARIANTS[table][label]:
+        return 'shared'
+    return f'{table}-{label}'.lower().replace('/', '').replace(' ', '-')
+
+
+def choose_rate(run: Run, name: str, rates: Iterable[float], epochs: int) -> list[Run]:
+    """Short runs that choose a learning rate for a whole one."""
+    short = replace(run, choosing=True, core_minutes=run.core_minutes / run.options[EPOCHS] * epochs)
+    return [
+        replace(short, name=f'choose_{name}_lr{rate:g}', options={**run.options, EPOCHS: epochs, RATE: rate})
         for rate in rates
     ]
 
@@ -79,17 +143,24 @@ def first_places(runs: list[Run], results: Results, count: int) -> set[str] | No
     return {run.name.rpartition('_')[0] for run in order[:count]}
 
 
-PARTS: dict[str, Callable[[Results], list[Run]]] = {'caltech101': caltech101}
+# In the order in which they are worth most.
+PLAN: list[tuple[str, Callable[[Results], list[Run]]]] = [
+    ('caltech101', caltech101),
+    ('fashion-mnist', fashion_mnist),
+    ('caltech101', caltech101_seeds),
+    ('ablations', ablations),
+]
+PARTS = tuple(dict.fromkeys(part for part, _ in PLAN))
 
 
 def declared(parts: Collection[str], results: Results) -> list[Run]:
-    """All runs of some parts, in the order in which they are worth most; settings that hang on others' results too.
+    """All runs of some parts, in their order; settings that hang on others' results too.
 
     Args:
         parts: Names from ``PARTS``.
         results: What :func:`read_results` gives.
     """
-    return [run for name, runs in PARTS.items() if name in parts for run in runs(results)]
+    return [run for part, runs in PLAN if part in parts for run in runs(results)]
 
 
 def read_results(folder: Path) -> Results:

@@ -1,4 +1,5 @@
 from .bad_images import BadImagesHook
+from .channels_last import ChannelsLastHook
 from .checkpoint import SafeCheckpointHook
 from .clock import ClockHook
 from .complete_checkpoint import CompleteCheckpointHook
@@ -12,6 +13,7 @@ from .seed import SeedHook
 
 __all__ = [
     'BadImagesHook',
+    'ChannelsLastHook',
     'ClassificationReportHook',
     'ClockHook',
     'CompleteCheckpointHook',

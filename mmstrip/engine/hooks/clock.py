@@ -14,7 +14,7 @@ class ClockHook(Hook):
 
     ``runner.message_hub.get_info('clock')`` holds 'seconds' by the clock, 'core_seconds' (processor time of this
     process, which other programs on the machine do not lengthen), 'images', and 'curve': one dict for each validation,
-    with 'epoch' (or 'iter'), 'seconds', 'core_seconds' and the metrics. Checkpoints hold it, so that a resumed run
+    with 'epoch', 'seconds', 'core_seconds' and the metrics. Checkpoints hold it, so that a resumed run
     goes on counting; what was lost with an interruption is not counted.
     """
 
