@@ -3,6 +3,7 @@
 Runs that have their JSON in docs/results are not run again, and one that was stopped resumes."""
 
 import argparse
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ def main() -> None:
         found = read_results(results)
         print_list(runs(found), found)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit('Stopped; the same command resumes'))
     left = Queue(runs, results, Path(args.work_dir).absolute(), args.data_root, args.jobs).work()
     if left:
         sys.exit(f'Error: {left} runs have no result; their logs in {args.work_dir} say why')

@@ -212,12 +212,25 @@ class Queue:
                     print(self._progress(), flush=True)
         finally:
             for _, process, _ in self.active.values():
-                process.terminate()
+                process.terminate()  # it saves a checkpoint
+            for _, process, _ in self.active.values():
+                process.wait()
         return len(self._left())
 
     def _left(self) -> list[Run]:
         results = read_results(self.results)
-        return [run for run in self.runs(results) if not is_done(run, results)]
+        left = [run for run in self.runs(results) if not is_done(run, results)]
+        ended = [run for run in left if run.key not in self.active and self._take_over(run)]
+        return self._left() if ended else left
+
+    def _take_over(self, run: Run) -> bool:
+        """Copy the result of a run that has ended without being waited for, if there is one."""
+        file = self.work_dir / run.key / 'result.json'
+        result = json.loads(file.read_text()) if file.is_file() else {}
+        same = result.get('settings') == run.settings
+        if same:
+            write_json(self.results / f'{run.key}.json', result)
+        return same
 
     def _next(self, left: list[Run]) -> Run | None:
         """The first one that can begin; before it, again, the one whose checkpoint it starts from, if that is gone."""

@@ -147,7 +147,7 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics) -> dict:
         The metrics, 'epochs', 'curve', 'minutes', 'core_minutes' and 'images_per_second', as of :func:`execute`.
     """
     config.work_dir = str(folder)
-    config.resume = (folder / 'last_checkpoint').is_file()
+    config.resume = True
     config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='mmstrip.ClockHook')]
     runner = build_runner(config)
     runner.train()
