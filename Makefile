@@ -19,8 +19,8 @@ FORMS := $(PEERS) $(STRIP) $(STRIP)@deploy $(BFLOAT16) \
 	$(foreach model,$(SWIN) $(CONVNEXT) $(RESNET)@channels_last $(STRIP)@deploy,$(addprefix $(model),$(COMPILED))) \
 	$(foreach model,$(SWIN) $(CONVNEXT) $(RESNET) $(STRIP)@deploy,$(addprefix $(model),$(RUNTIMES)))
 
-# make install, demo, transfer, benchmark, benchmark-forms and test all work from nothing; see README.md.
-.PHONY: install demo transfer benchmark benchmark-forms soak test sanitize lint clean
+# make install, demo, transfer, evidence, ablations, benchmark, benchmark-forms and test all work from nothing; see README.md.
+.PHONY: install demo transfer evidence ablations benchmark benchmark-forms soak test sanitize lint clean
 
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
@@ -42,6 +42,13 @@ demo: $(CLASSIFICATION)
 
 transfer: install
 	$(BIN)/python tools/transfer.py
+
+# Hours in all, on data sets that docs/results.md names; either resumes where it was stopped.
+evidence: install
+	$(BIN)/python tools/evidence.py --jobs 2
+
+ablations: install
+	$(BIN)/python tools/evidence.py --jobs 2 --parts ablations
 
 benchmark: install
 	$(BIN)/python tools/analysis_tools/benchmark.py $(PEERS) $(STRIP) $(STRIP)@deploy $(STRIP)@reference $(BFLOAT16) \

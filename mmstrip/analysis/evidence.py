@@ -49,6 +49,27 @@ VARIANTS = {
     'branches': {'both': {}, 'CGSMM': {'branches': ['cgsmm']}, 'LSMM': {'branches': ['lsmm']}},
 }
 
+# Task -> config of each backbone with the minutes that one core takes, about, and the metrics.
+TRANSFER_EPOCHS, TRANSFER_CHOOSING_EPOCHS = 24, 4
+TRANSFER_RATES = RATES[:2]
+TRANSFER = {
+    'bccd': (
+        {
+            'strip-mlp-tiny-light': ('detection/retinanet_strip-mlp-tiny-light_fpn_1xb8_bccd.py', 60),
+            'resnet18': ('comparison/retinanet_resnet18_fpn_1xb8_bccd.py', 40),
+        },
+        {'AP50': ('pascal_voc/mAP', 1)},
+    ),
+    'camvid': (
+        {
+            'strip-mlp-tiny-light': ('segmentation/strip-mlp-tiny-light_fpn_1xb8_camvid.py', 60),
+            'resnet18': ('comparison/resnet18_fpn_1xb8_camvid.py', 40),
+        },
+        {'mIoU': ('mIoU', 100)},
+    ),
+}
+TRANSFER_IMAGES = {'bccd': (3, 240, 320), 'camvid': (3, 180, 240)}
+
 Results = dict[str, dict]
 
 
@@ -110,6 +131,28 @@ def ablations(results: Results) -> list[Run]:
     return choosing + runs
 
 
+def transfer(results: Results) -> list[Run]:
+    """Part 4: a detector and a segmentor, each from its backbone's classifier of part 1 and from scratch."""
+    runs = []
+    for task, (models, metrics) in TRANSFER.items():
+        for model, (config, minutes) in models.items():
+            for start in ('classifier', 'scratch'):
+                name = transfer_name(task, model, start)
+                options = {EPOCHS: TRANSFER_EPOCHS} | ({f'{BACKBONE}.init_cfg': None} if start == 'scratch' else {})
+                run = Run('transfer', name, config, metrics, options, core_minutes=minutes)
+                run = replace(run, image=TRANSFER_IMAGES[task])
+                if start == 'classifier':
+                    run = replace(run, start=f'caltech101/{model}_seed0')
+                choosing = choose_rate(run, name, TRANSFER_RATES, TRANSFER_CHOOSING_EPOCHS)
+                runs += [*choosing, with_rate(run, choosing, results)]
+    return runs
+
+
+def transfer_name(task: str, model: str, start: str) -> str:
+    """Name of a run of part 4 in file names."""
+    return f'{task}_{model}_from-{start}'
+
+
 def variant_name(table: str, label: str) -> str:
     """Name of an ablation's variant in file names."""
     if not VARIANTS[table][label]:
@@ -149,6 +192,7 @@ PLAN: list[tuple[str, Callable[[Results], list[Run]]]] = [
     ('fashion-mnist', fashion_mnist),
     ('caltech101', caltech101_seeds),
     ('ablations', ablations),
+    ('transfer', transfer),
 ]
 PARTS = tuple(dict.fromkeys(part for part, _ in PLAN))
 
@@ -324,4 +368,3 @@ def print_list(runs: list[Run], results: Results) -> None:
     left = sum(run.core_minutes for run in runs if not is_done(run, results)) / 60
     done = sum(is_done(run, results) for run in runs)
     print(f'{done} of {len(runs)} runs done, about {left:.1f} hours of one core left')
-

@@ -165,7 +165,9 @@ def _values(found: dict, metrics: Metrics) -> dict:
 
 def _point(point: dict, metrics: Metrics) -> dict:
     times = dict(minutes=point['seconds'] / 60, core_minutes=point['core_seconds'] / 60)
-    return dict(epoch=point['epoch'], **{name: round(time, 2) for name, time in times.items()}) | _values(point, metrics)
+    return dict(epoch=point['epoch'], **{name: round(time, 2) for name, time in times.items()}) | _values(
+        point, metrics
+    )
 
 
 def _cost(clock: dict) -> dict:
@@ -184,10 +186,15 @@ def machine() -> dict:
 
 
 def write_json(path: Path, value) -> None:
+    """Write a JSON file, as :func:`write_text` does."""
+    write_text(path, json.dumps(value, indent=1) + '\n')
+
+
+def write_text(path: Path, text: str) -> None:
     """Write a file that is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix('.unfinished')
-    unfinished.write_text(json.dumps(value, indent=1) + '\n')
+    unfinished.write_text(text)
     os.replace(unfinished, path)
 
 

@@ -102,7 +102,9 @@ def write_smaller_copy(root: str | Path, out: str | Path, short_side: int) -> Pa
         unfinished = target.with_suffix('.unfinished')
         with Image.open(Path(root) / '101_ObjectCategories' / path) as image:
             scale = min(1, short_side / min(image.size))
-            smaller = image.convert('RGB').resize([round(side * scale) for side in image.size], Image.Resampling.LANCZOS)
+            smaller = image.convert('RGB').resize(
+                [round(side * scale) for side in image.size], Image.Resampling.LANCZOS
+            )
             smaller.save(unfinished, 'JPEG', quality=JPEG_QUALITY)
         os.replace(unfinished, target)
     return write_caltech101_split(out)

@@ -9,7 +9,9 @@ from mmstrip.datasets.fashion_mnist import PACKAGE_FOLDER, unpack_fashion_mnist
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('out', nargs='?', default='data/fashion_mnist', help='folder to write to (default: %(default)s)')
+    parser.add_argument(
+        'out', nargs='?', default='data/fashion_mnist', help='folder to write to (default: %(default)s)'
+    )
     parser.add_argument(
         '--source', default=PACKAGE_FOLDER, help="folder of the four .gz files (default: the package's, %(default)s)"
     )

@@ -1,0 +1,201 @@
+"""docs/results.md: tables and plots, drawn from the JSON of the runs alone."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from ..utils.plots import plot_bars, plot_curves
+from .evidence import CALTECH101, SEEDS, TRANSFER, VARIANTS, Results, read_results, transfer_name, variant_name
+from .runs import write_text
+
+MISSING = 'not yet run'
+# The paper's top-1 on Caltech-101 at 224 px, 300 epochs; a difference where it gives only that.
+PAPER = {
+    ('channel patches', 'C/4'): '92.09',
+    ('channel patches', '1'): '90.93',
+    ('rows and columns', 'cascade'): '+0.48',
+}
+
+
+def write_report(results_dir: Path, page: Path) -> list[Path]:
+    """Fill in the tables of a page and draw its plots.
+
+    Between ``<!-- results: NAME -->`` and ``<!-- end -->``, the page gets the table NAME; plots go to ``images/``
+    beside it. What has not been run is named so.
+
+    Args:
+        results_dir: Folder of the results, ``{part}/{name}.json``.
+        page: Markdown file with such marks.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ValueError: The page asks for a table that there is not.
+    """
+    results = read_results(results_dir)
+
+    def fill(match: re.Match) -> str:
+        name = match.group(1)
+        if name not in TABLES:
+            raise ValueError(f'{page}: tables are {", ".join(TABLES)}, but it asks for {name!r}')
+        return f'<!-- results: {name} -->\n{TABLES[name](results)}\n<!-- end -->'
+
+    text = re.sub(r'<!-- results: (\S+) -->.*?<!-- end -->', fill, page.read_text(), flags=re.S)
+    write_text(page, text)
+    images = page.parent / 'images'
+    images.mkdir(exist_ok=True)
+    plots = (_plot_caltech101, _plot_ablations, _plot_transfer)
+    return [page, *filter(None, (plot(results, images) for plot in plots))]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+
+
+def _seeds(results: Results, prefix: str) -> list[dict]:
+    """Results of one setting with several seeds."""
+    return [results[key] for seed in SEEDS if (key := f'{prefix}_seed{seed}') in results]
+
+
+def _mean(runs: list[dict], metric: str = 'top-1') -> str:
+    """Mean, and standard deviation where there are several, in percent."""
+    values = [100 * run[metric] for run in runs]
+    if not values:
+        return MISSING
+    return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
+
+
+def _caltech101_table(results: Results) -> str:
+    head = ('model', 'top-1, test', 'seeds', 'held-out', 'lr', 'params', 'FLOPs', 'core minutes', 'images/s')
+    rows = []
+    for model in CALTECH101:
+        runs = _seeds(results, f'caltech101/{model}')
+        if not runs:
+            rows.append([model, MISSING, *[''] * (len(head) - 2)])
+            continue
+        first = runs[0]
+        rows.append(
+            [
+                model,
+                _mean(runs),
+                len(runs),
+                f'{100 * mean(run["curve"][-1]["top-1"] for run in runs):.2f}',
+                f'{first["settings"]["options"]["optim_wrapper.optimizer.lr"]:g}',
+                f'{first["params"] / 1e6:.2f} M',
+                f'{first["flops"] / 1e9:.2f} G',
+                f'{mean(run["core_minutes"] for run in runs):.1f}',
+                f'{mean(run["images_per_second"] for run in runs):.0f}',
+            ]
+        )
+    return _table(head, rows)
+
+
+def _choices_table(results: Results) -> str:
+    """What learning rates were chosen by."""
+    choosing = {key: result for key, result in sorted(results.items()) if result['settings']['choosing']}
+    if not choosing:
+        return MISSING
+    table: dict[str, dict[str, str]] = {}
+    for key, result in choosing.items():
+        name, _, rate = key.replace('choose_', '').rpartition('_lr')
+        metric = next(iter(result['settings']['metrics']))
+        table.setdefault(f'{name}, {metric}', {})[rate] = f'{100 * result[metric]:.2f}'
+    rates = sorted({rate for row in table.values() for rate in row}, key=float)
+    rows = [[name, *(row.get(rate, '') for rate in rates)] for name, row in table.items()]
+    return _table(('run, held-out %', *(f'lr {rate}' for rate in rates)), rows)
+
+
+def _fashion_mnist_table(results: Results) -> str:
+    rows = []
+    for key in sorted(key for key in results if key.startswith('fashion-mnist/') and 'choose' not in key):
+        run = results[key]
+        size = f'{run["params"] / 1e6:.2f} M'
+        cost = [run['epochs'], f'{run["core_minutes"]:.0f}', f'{run["images_per_second"]:.0f}']
+        rows.append([key.partition('/')[2], f'{100 * run["top-1"]:.2f}', size, *cost])
+    head = ('run', 'top-1, test', 'params', 'epochs', 'core minutes', 'images/s')
+    return _table(head, rows) if rows else MISSING
+
+
+def _ablations_table(results: Results) -> str:
+    rows = []
+    for table, labels in VARIANTS.items():
+        for label in labels:
+            runs = _seeds(results, f'ablations/{variant_name(table, label)}')
+            size = f'{runs[0]["params"] / 1e6:.2f} M' if runs else ''
+            rows.append([table, label, _mean(runs), len(runs) or '', size, PAPER.get((table, label), '')])
+    return _table(('what', 'variant', 'top-1, test', 'seeds', 'params', "the paper's"), rows)
+
+
+def _transfer_table(results: Results) -> str:
+    rows = []
+    for task, (models, metrics) in TRANSFER.items():
+        for model in models:
+            for start in ('classifier', 'scratch'):
+                run = results.get(f'transfer/{transfer_name(task, model, start)}')
+                values = [f'{run[name]:.3f}' for name in metrics] if run else [MISSING]
+                cost = f'{run["core_minutes"]:.0f}' if run else ''
+                rows.append([task, model, start, f'{", ".join(metrics)} {", ".join(values)}', cost])
+    return _table(('task', 'backbone', 'from', 'test', 'core minutes'), rows)
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    'caltech101': _caltech101_table,
+    'choices': _choices_table,
+    'fashion-mnist': _fashion_mnist_table,
+    'ablations': _ablations_table,
+    'transfer': _transfer_table,
+}
+
+
+def _plot_caltech101(results: Results, images: Path) -> Path | None:
+    by_epoch, by_minute = {}, {}
+    for model in CALTECH101:
+        runs = _seeds(results, f'caltech101/{model}')
+        if runs:
+            curve = runs[0]['curve']
+            accuracy = [100 * point['top-1'] for point in curve]
+            by_epoch[model] = [point['epoch'] for point in curve], accuracy
+            by_minute[model] = [point['core_minutes'] for point in curve], accuracy
+    if not by_epoch:
+        return None
+    path = images / 'results_caltech101.png'
+    title = 'Caltech-101, held-out top-1 in %'
+    panels = {f'{title}, over epochs': by_epoch, f'{title}, over minutes': by_minute}
+    plot_curves(panels, ('epoch', 'minutes of one core'), path)
+    return path
+
+
+def _plot_ablations(results: Results, images: Path) -> Path | None:
+    panels = {}
+    for table, labels in VARIANTS.items():
+        values = {
+            label: [100 * run['top-1'] for run in _seeds(results, f'ablations/{variant_name(table, label)}')]
+            for label in labels
+        }
+        panels[table] = {label: found for label, found in values.items() if found}
+    if not all(panels.values()):
+        return None
+    path = images / 'results_ablations.png'
+    plot_bars(panels, 'top-1 on the test images of Caltech-101, %', path)
+    return path
+
+
+def _plot_transfer(results: Results, images: Path) -> Path | None:
+    panels = {}
+    for task, (models, metrics) in TRANSFER.items():
+        metric = next(iter(metrics))
+        for model in models:
+            for start in ('classifier', 'scratch'):
+                run = results.get(f'transfer/{transfer_name(task, model, start)}')
+                if run:
+                    points = run['curve']
+                    curve = [point['epoch'] for point in points], [point[metric] for point in points]
+                    panels.setdefault(f'{task}, val: {metric}', {})[f'{model} from {start}'] = curve
+    if not panels:
+        return None
+    path = images / 'results_transfer.png'
+    plot_curves(panels, 'epoch', path)
+    return path
