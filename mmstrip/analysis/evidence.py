@@ -111,7 +111,7 @@ def fashion_mnist(results: Results) -> list[Run]:
 
 
 def ablations(results: Results) -> list[Run]:
-    """Part 3: what the paper's Tables 6 to 9 vary, each with three seeds, at the learning rate of the shared network."""
+    """Part 3: what the paper's Tables 6 to 9 vary, with three seeds each, at the rate of the shared network."""
     run = Run('ablations', '', ABLATIONS, TOP1, {EPOCHS: ABLATIONS_EPOCHS}, core_minutes=12)
     choosing = choose_rate(run, 'nano', RATES, CHOOSING_EPOCHS)
     rated = with_rate(run, choosing, results)

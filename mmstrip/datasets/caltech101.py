@@ -131,9 +131,10 @@ class Caltech101(CustomDataset):
         if split not in SPLITS:
             raise ValueError(f'split must be among {", ".join(SPLITS)}, but got {split!r}')
         meta = Path(data_root) / 'meta'
-        if not (meta / f'{split}.txt').is_file():
+        listed = meta / f'{split}.txt'
+        if not listed.is_file():
             raise FileNotFoundError(
-                f'no {meta / split}.txt: write the split with "python tools/dataset_converters/caltech101.py {data_root}"'
+                f'no {listed}: write the split with "python tools/dataset_converters/caltech101.py {data_root}"'
             )
         self.split = split
         super().__init__(

@@ -1,4 +1,4 @@
-# Caltech-101 for short trainings at 64 px, on images made smaller once, as decoding large ones would take a fifth of the
+# Caltech-101 for short trainings at 64 px, on images made smaller once, as decoding large ones would take much of the
 # time: python tools/dataset_converters/caltech101.py data/caltech101 --smaller-copy data/caltech101_96px
 # Four fifths of the training images are trained on; the rest, held out, are validated on and choose settings.
 _base_ = ['./pipelines_224.py', './loaders_1core.py']

@@ -1,5 +1,5 @@
-# CamVid, 701 street scenes of 480 x 360 pixels, 11 classes and void, 11 in the label maps (367 / 101 / 233): predicted at
-# half of their size, judged at the whole one.
+# CamVid, 701 street scenes of 480 x 360 pixels (367 / 101 / 233), 11 classes and void, 11 in the label maps: predicted
+# at half of their size, judged at the whole one.
 classes = ('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian', 'bicyclist')
 palette = [
     *([128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0]),
