@@ -112,10 +112,11 @@ def _fashion_mnist_table(results: Results) -> str:
     rows = []
     for key in sorted(key for key in results if key.startswith('fashion-mnist/') and 'choose' not in key):
         run = results[key]
+        config = Path(run['settings']['config']).stem
         size = f'{run["params"] / 1e6:.2f} M'
         cost = [run['epochs'], f'{run["core_minutes"]:.0f}', f'{run["images_per_second"]:.0f}']
-        rows.append([key.partition('/')[2], f'{100 * run["top-1"]:.2f}', size, *cost])
-    head = ('run', 'top-1, test', 'params', 'epochs', 'core minutes', 'images/s')
+        rows.append([config, f'{100 * run["top-1"]:.2f}', size, *cost])
+    head = ('config', 'top-1, test', 'params', 'epochs', 'core minutes', 'images/s')
     return _table(head, rows) if rows else MISSING
 
 
