@@ -251,8 +251,7 @@ class Queue:
         reported = time.monotonic()
         try:
             while True:
-                left = self._left()
-                while len(self.active) < self.jobs and (run := self._next(left)):
+                while len(self.active) < self.jobs and (run := self._next()):
                     self._start(run)
                 if not self.active:
                     break
@@ -282,10 +281,10 @@ class Queue:
             write_json(self.results / f'{run.key}.json', result)
         return same
 
-    def _next(self, left: list[Run]) -> Run | None:
+    def _next(self) -> Run | None:
         """The first one that can begin; before it, again, the one whose checkpoint it starts from, if that is gone."""
         waiting = self.failed | set(self.active)
-        for run in left:
+        for run in self._left():
             if run.waits or run.key in waiting:
                 continue
             if run.start is None or self._checkpoint(run.start):

@@ -111,7 +111,7 @@ def test_a_stopped_run_resumes(tmp_path):
             raise KeyboardInterrupt
         return [run]
 
-    queue = Queue(runs, tmp_path / 'results', tmp_path / 'work', 'nowhere')
+    queue = Queue(runs, tmp_path / 'results', tmp_path / 'work', 'nowhere', jobs=2)
     with pytest.raises(KeyboardInterrupt):
         queue.work()
     assert not (tmp_path / 'results').exists()
