@@ -11,10 +11,16 @@ norm_cfg = dict(type='BN')
 checkpoint = 'work_dirs/strip-mlp-tiny-light_1xb32_caltech101-64px/epoch_15.pth'
 init = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
 model = dict(
-    data_preprocessor=dict(size=(176, 240), seg_pad_val=11),
+    data_preprocessor=dict(size=(176, 240)),
     backbone=dict(img_size=64, drop_path_rate=0.0, norm_cfg=norm_cfg, init_cfg=init),
     neck=dict(out_channels=128, norm_cfg=norm_cfg),
-    decode_head=dict(in_channels=[128] * 4, channels=128, num_classes=11, norm_cfg=norm_cfg, ignore_index=11),
+    decode_head=dict(
+        in_channels=[128] * 4,
+        channels=128,
+        num_classes=11,
+        norm_cfg=norm_cfg,
+        loss_decode=dict(avg_non_ignore=True),
+    ),
 )
 
 default_hooks = dict(

@@ -73,6 +73,8 @@ TRANSFER = {
 }
 TRANSFER_IMAGES = {'bccd': (3, 240, 320), 'camvid': (3, 180, 240)}
 
+CIFAR10 = 'strip_mlp/strip-mlp-tiny-light_caltech101-pre_1xb64_cifar10-64px.py'
+
 Results = dict[str, dict]
 
 
@@ -159,6 +161,18 @@ def transfer_name(task: str, model: str, start: str) -> str:
     return f'{task}_{model}_from-{start}'
 
 
+def cifar10(results: Results) -> list[Run]:
+    """Part 4: a classifier of CIFAR-10 as JPEG, from that of Caltech-101 and from scratch.
+
+    The learning rate that was chosen on Caltech-101 serves both.
+    """
+    caltech101_rate = caltech101_runs(results)[0][-1].options.get(RATE)
+    options = {EPOCHS: 2, RATE: caltech101_rate}
+    run = Run('cifar10', 'from-classifier', CIFAR10, TOP1, options, core_minutes=30, waits=caltech101_rate is None)
+    scratch = replace(run, name='from-scratch', options={**options, f'{BACKBONE}.init_cfg': None})
+    return [replace(run, start='caltech101/strip-mlp-tiny-light_seed0'), scratch]
+
+
 def variant_name(table: str, label: str) -> str:
     """Name of an ablation's variant in file names."""
     if not VARIANTS[table][label]:
@@ -199,6 +213,7 @@ PLAN: list[tuple[str, Callable[[Results], list[Run]]]] = [
     ('caltech101', caltech101_seeds),
     ('ablations', ablations),
     ('transfer', transfer),
+    ('cifar10', cifar10),
 ]
 PARTS = tuple(dict.fromkeys(part for part, _ in PLAN))
 

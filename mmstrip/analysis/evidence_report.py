@@ -142,12 +142,22 @@ def _transfer_table(results: Results) -> str:
     return _table(('task', 'backbone', 'from', 'test', 'core minutes'), rows)
 
 
+def _cifar10_table(results: Results) -> str:
+    rows = []
+    for start in ('classifier', 'scratch'):
+        run = results.get(f'cifar10/from-{start}')
+        curve = ', '.join(f'{100 * point["top-1"]:.2f}' for point in run['curve']) if run else ''
+        rows.append([start, _mean([run] if run else []), curve, f'{run["core_minutes"]:.0f}' if run else ''])
+    return _table(('from', 'top-1, test', 'held-out, by epoch', 'core minutes'), rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     'caltech101': _caltech101_table,
     'choices': _choices_table,
     'fashion-mnist': _fashion_mnist_table,
     'ablations': _ablations_table,
     'transfer': _transfer_table,
+    'cifar10': _cifar10_table,
 }
 
 

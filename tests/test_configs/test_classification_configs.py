@@ -83,8 +83,8 @@ def test_there_is_a_config_for_every_variant_and_dataset():
 
 TRAINING_IMAGES = dict(
     in1k=1281167, cifar10=50000, cifar100=50000, caltech101=6907, flowers102=2040, pets=3680, cars=8144, digits=1437
-) | {'fashion': 55000, 'caltech101-64px': 5525}
-SHORT = ('digits', 'caltech101-64px')
+) | {'fashion': 55000, 'caltech101-64px': 5525, 'cifar10-64px': 45000}
+SHORT = ('digits', 'caltech101-64px', 'cifar10-64px')
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)

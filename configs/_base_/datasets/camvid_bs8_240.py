@@ -1,23 +1,12 @@
 # CamVid, 701 street scenes of 480 x 360 pixels (367 / 101 / 233), 11 classes and void, 11 in the label maps: predicted
 # at half of their size, judged at the whole one.
-classes = ('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian', 'bicyclist')
-palette = [
-    *([128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0]),
-    *([192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192]),
-]
-dataset = dict(
-    _scope_='mmseg',
-    type='BaseSegDataset',
-    data_root='data/camvid/',
-    metainfo=dict(classes=classes, palette=palette),
-    reduce_zero_label=False,
-)
+dataset = dict(_scope_='mmseg', type='mmstrip.CamVid', data_root='data/camvid')
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(type='RandomResize', scale=(240, 180), ratio_range=(1.0, 1.5), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(176, 240), cat_max_ratio=0.9, ignore_index=11),
+    dict(type='RandomCrop', crop_size=(176, 240), cat_max_ratio=0.9),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
@@ -38,32 +27,20 @@ train_dataloader = dict(
     num_workers=0,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        data_prefix=dict(img_path='images/train', seg_map_path='labels/train'), pipeline=train_pipeline, **dataset
-    ),
+    dataset=dict(split='train', pipeline=train_pipeline, **dataset),
 )
 val_dataloader = dict(
     batch_size=8,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        data_prefix=dict(img_path='images/val', seg_map_path='labels/val'),
-        test_mode=True,
-        pipeline=test_pipeline,
-        **dataset,
-    ),
+    dataset=dict(split='val', pipeline=test_pipeline, **dataset),
 )
 test_dataloader = dict(
     batch_size=8,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        data_prefix=dict(img_path='images/test', seg_map_path='labels/test'),
-        test_mode=True,
-        pipeline=test_pipeline,
-        **dataset,
-    ),
+    dataset=dict(split='test', pipeline=test_pipeline, **dataset),
 )
 
-val_evaluator = dict(_scope_='mmseg', type='IoUMetric', iou_metrics=['mIoU'], ignore_index=11)
+val_evaluator = dict(_scope_='mmseg', type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
