@@ -75,6 +75,18 @@ TRANSFER_IMAGES = {'bccd': (3, 240, 320), 'camvid': (3, 180, 240)}
 
 CIFAR10 = 'strip_mlp/strip-mlp-tiny-light_caltech101-pre_1xb64_cifar10-64px.py'
 
+DIGIT_SCENES = 'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py'
+# What was tried to find out why the segmentor of digit scenes is poor -> options, and how much longer it takes.
+DIGIT_SCENES_TRIALS = {
+    'as-it-is': ({}, 1),
+    'four-times-the-epochs': ({EPOCHS: 20, 'param_scheduler.1.end': 20}, 4),
+    'three-times-the-rate': ({RATE: 3e-3}, 1),
+    'backbone-at-the-heads-rate': ({'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': 1.0}, 1),
+    'no-norm-in-the-neck': ({'model.neck.norm_cfg': None}, 1),
+    'windows-of-the-whole-map': ({f'{BACKBONE}.img_size': 96}, 1),
+    'background-at-full-weight': ({'model.decode_head.loss_decode.class_weight': None}, 1),
+}
+
 Results = dict[str, dict]
 
 
@@ -173,6 +185,15 @@ def cifar10(results: Results) -> list[Run]:
     return [replace(run, start='caltech101/strip-mlp-tiny-light_seed0'), scratch]
 
 
+def digit_scenes(results: Results) -> list[Run]:
+    """Part 4: a segmentor of digit scenes from scratch, with one thing changed in each run."""
+    run = Run('digit-scenes', '', DIGIT_SCENES, {'mIoU': ('mIoU', 100)}, choosing=True, image=(3, 96, 96))
+    return [
+        replace(run, name=name, options={EPOCHS: 5, **options}, core_minutes=8 * cost)
+        for name, (options, cost) in DIGIT_SCENES_TRIALS.items()
+    ]
+
+
 def variant_name(table: str, label: str) -> str:
     """Name of an ablation's variant in file names."""
     if not VARIANTS[table][label]:
@@ -214,6 +235,7 @@ PLAN: list[tuple[str, Callable[[Results], list[Run]]]] = [
     ('ablations', ablations),
     ('transfer', transfer),
     ('cifar10', cifar10),
+    ('digit-scenes', digit_scenes),
 ]
 PARTS = tuple(dict.fromkeys(part for part, _ in PLAN))
 
@@ -322,15 +344,15 @@ class Queue:
         described = dict(run=asdict(run), data_root=str(self.data_root), checkpoint=self._checkpoint(run.start))
         self._keep_if_same(folder, run)
         write_json(folder / 'run.json', described)
-        with (folder / 'log.txt').open('a') as log:
-            process = subprocess.Popen(
-                [sys.executable, '-m', 'mmstrip.analysis.runs', str(folder)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, 'OMP_NUM_THREADS': '1'},
-            )
-        self.active[run.key] = run, process, time.monotonic()
+        self.active[run.key] = run, self._launch(folder, folder / 'log.txt'), time.monotonic()
         print(f'{run.key} begins, log: {folder / "log.txt"}', flush=True)
+
+    def _launch(self, folder: Path, log: Path) -> subprocess.Popen:
+        """The process that executes the run that a folder describes."""
+        with log.open('a') as output:
+            command = [sys.executable, '-m', 'mmstrip.analysis.runs', str(folder)]
+            environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+            return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
     def _keep_if_same(self, folder: Path, run: Run) -> None:
         """Put aside what runs with other settings have left in a work dir, so that it is not resumed."""

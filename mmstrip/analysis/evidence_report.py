@@ -6,7 +6,17 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from ..utils.plots import plot_bars, plot_curves
-from .evidence import CALTECH101, SEEDS, TRANSFER, VARIANTS, Results, read_results, transfer_name, variant_name
+from .evidence import (
+    CALTECH101,
+    DIGIT_SCENES_TRIALS,
+    SEEDS,
+    TRANSFER,
+    VARIANTS,
+    Results,
+    read_results,
+    transfer_name,
+    variant_name,
+)
 from .runs import write_text
 
 MISSING = 'not yet run'
@@ -95,7 +105,7 @@ def _caltech101_table(results: Results) -> str:
 
 def _choices_table(results: Results) -> str:
     """What learning rates were chosen by."""
-    choosing = {key: result for key, result in sorted(results.items()) if result['settings']['choosing']}
+    choosing = {key: result for key, result in sorted(results.items()) if '/choose_' in key}
     if not choosing:
         return MISSING
     table: dict[str, dict[str, str]] = {}
@@ -151,6 +161,15 @@ def _cifar10_table(results: Results) -> str:
     return _table(('from', 'top-1, test', 'held-out, by epoch', 'core minutes'), rows)
 
 
+def _digit_scenes_table(results: Results) -> str:
+    rows = []
+    for name in DIGIT_SCENES_TRIALS:
+        run = results.get(f'digit-scenes/{name}')
+        cost = f'{run["core_minutes"]:.0f}' if run else ''
+        rows.append([name.replace('-', ' '), f'{run["mIoU"]:.3f}' if run else MISSING, cost])
+    return _table(('what was changed', 'mIoU', 'core minutes'), rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     'caltech101': _caltech101_table,
     'choices': _choices_table,
@@ -158,6 +177,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     'ablations': _ablations_table,
     'transfer': _transfer_table,
     'cifar10': _cifar10_table,
+    'digit-scenes': _digit_scenes_table,
 }
 
 

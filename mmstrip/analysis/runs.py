@@ -198,12 +198,11 @@ def write_text(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def main() -> None:
-    """What a process of the queue runs: FOLDER holds ``run.json``, a run and the arguments of :func:`execute`."""
-    folder = Path(sys.argv[1])
+def execute_described(folder: Path) -> None:
+    """What a process of the queue does: the folder holds ``run.json``, a run and the arguments of :func:`execute`."""
     described = json.loads((folder / 'run.json').read_text())
     execute(Run(**described['run']), folder, described['data_root'], described['checkpoint'])
 
 
 if __name__ == '__main__':
-    main()
+    execute_described(Path(sys.argv[1]))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from helpers import ROOT
+from helpers.runs import ForkedRun
 from PIL import Image
 
 from mmstrip.analysis.evidence import (
@@ -27,12 +28,20 @@ from mmstrip.utils.config import load_config
 SPLITS = ('train', 'val', 'test')
 SHORT = {
     EPOCHS: 1,
+    'param_scheduler': None,
     'model.backbone.arch.depths': [1, 1, 1, 1],
     'train_dataloader.batch_size': 16,
     **{f'{split}_dataloader.dataset.indices': 32 for split in SPLITS},
 }
 DIGITS = Run('caltech101', 'strip-mlp-tiny-light_seed0', 'strip_mlp/strip-mlp-nano_1xb64_digits-64px.py', TOP1, SHORT)
 SCENES = 'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py'
+
+
+class ForkedQueue(Queue):
+    """Its processes share their imports."""
+
+    def _launch(self, folder, log):
+        return ForkedRun(folder, log)
 
 
 def smallest(results):
@@ -50,7 +59,7 @@ def queue(tmp_path_factory):
     """What the queue leaves after the smallest case of each kind."""
     folder = tmp_path_factory.mktemp('evidence')
     write_digit_scenes(folder / 'data/digit_scenes', num_train=32, num_val=32, size=64)
-    queue = Queue(smallest, folder / 'results', folder / 'work', str(folder / 'data'), jobs=2)
+    queue = ForkedQueue(smallest, folder / 'results', folder / 'work', str(folder / 'data'), jobs=2)
     left = queue.work()
     assert left == 0, [file.read_text()[-2000:] for file in folder.glob('work/*/*/log.txt')]
     return queue
@@ -101,24 +110,24 @@ def test_other_settings_are_another_run(queue):
 
 
 def test_a_stopped_run_resumes(tmp_path):
-    run = replace(DIGITS, options={**SHORT, EPOCHS: 60, 'train_cfg.val_interval': 60})
+    run = replace(DIGITS, options={**SHORT, EPOCHS: 20, 'train_cfg.val_interval': 20})
     folder = tmp_path / 'work' / run.key
     stopped = []
 
     def runs(results):
-        if not stopped and (folder / 'epoch_2.pth').is_file():
+        if not stopped and list(folder.glob('epoch_*.pth')):
             stopped.append(True)
             raise KeyboardInterrupt
         return [run]
 
-    queue = Queue(runs, tmp_path / 'results', tmp_path / 'work', 'nowhere', jobs=2)
+    queue = ForkedQueue(runs, tmp_path / 'results', tmp_path / 'work', 'nowhere', jobs=2)
     with pytest.raises(KeyboardInterrupt):
         queue.work()
     assert not (tmp_path / 'results').exists()
-    assert Queue(runs, tmp_path / 'results', tmp_path / 'work', 'nowhere').work() == 0
+    assert ForkedQueue(runs, tmp_path / 'results', tmp_path / 'work', 'nowhere').work() == 0
     assert 'Resuming from' in (folder / 'log.txt').read_text()
     result = json.loads((tmp_path / 'results' / f'{run.key}.json').read_text())
-    assert result['epochs'] == 60 and result['images_per_second'] > 0
+    assert result['epochs'] == 20 and result['images_per_second'] > 0
 
 
 def test_the_page_is_drawn_from_the_results(queue, tmp_path):
