@@ -6,14 +6,16 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, run
+from helpers import DATA, ROOT, blocks, run
 from helpers.configs import build_model
-from helpers.runs import call_tool
+from helpers.runs import call_tool, finish
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, VISUALIZERS, init_default_scope
 from PIL import Image
 
+from mmstrip.analysis.complexity import TensorForward, data_samples
+from mmstrip.converters.reparameterize import convert_to_deploy
 from mmstrip.datasets.digit_scenes import write_digit_scenes
 from mmstrip.zoo import register_models
 
@@ -35,12 +37,14 @@ _base_ = [__import__('mmstrip') and 'mmstrip::{DIGITS}']
 train_cfg = dict(max_epochs=1)
 model = dict(backbone=dict(arch=dict(_delete_=True, embed_dims=16, depths=(1, 1, 1, 1))), head=dict(in_channels=128))
 train_dataloader = dict(dataset=dict(indices=128))
+default_hooks = dict(ema=dict(type='EMAHook', momentum=0.5))
 """
 SMALL_SCENES = """
 _base_ = [__import__('mmstrip') and 'mmstrip::{name}']
 train_dataloader = dict(dataset=dict(data_root={root!r}))
 val_dataloader = test_dataloader = dict(dataset=dict(data_root={root!r}))
 train_cfg = dict(max_epochs=1)
+default_hooks = dict(ema=dict(type='EMAHook', momentum=0.5))
 """
 EVALUATOR = "val_evaluator = test_evaluator = dict(ann_file={root!r} + '/annotations/val.json')\n"
 
@@ -85,15 +89,26 @@ def write_config(path, toolbox, scenes):
     return path
 
 
-@pytest.mark.parametrize('toolbox', ['mmpretrain', 'mmdet', 'mmseg'])
+OPEN = dict(mmpretrain='get_model', mmdet='init_detector', mmseg='init_model')
+
+
+@pytest.mark.parametrize('toolbox', OPEN)
 def test_their_own_tools_train_and_test_inherited_configs(toolbox, scenes, tmp_path):
+    """The models that their functions open then have the averaged weights."""
     config = write_config(tmp_path / 'mine.py', toolbox, scenes)
     tools = next(iter(import_module(toolbox).__path__)) + '/.mim/tools'
     work_dir = ['--work-dir', tmp_path / 'work']
+    checkpoint = tmp_path / 'work' / 'epoch_1.pth'
     done = call_tool(f'{tools}/train.py', config, *work_dir, folder=tmp_path)
-    assert done.returncode == 0 and (tmp_path / 'work' / 'epoch_1.pth').is_file(), done.stdout
-    done = call_tool(f'{tools}/test.py', config, tmp_path / 'work' / 'epoch_1.pth', *work_dir, folder=tmp_path)
+    assert done.returncode == 0 and checkpoint.is_file(), done.stdout
+    done = call_tool(f'{tools}/test.py', config, checkpoint, *work_dir, folder=tmp_path)
     assert done.returncode == 0, done.stdout
+    weights = getattr(import_module(f'{toolbox}.apis'), OPEN[toolbox])(
+        str(config), str(checkpoint), device='cpu'
+    ).state_dict()
+    saved = torch.load(checkpoint, weights_only=False)  # with the histories of mmengine's own Runner
+    assert all(torch.equal(weights[key], saved['state_dict'][key]) for key in weights)
+    assert not all(torch.equal(weights[key], saved['ema_state_dict'][f'module.{key}']) for key in weights)
 
 
 @pytest.fixture(scope='module')
@@ -130,6 +145,35 @@ def test_classifiers_in_mmpretrain(deploy, image, tmp_path):
     assert list((tmp_path / 'shown').iterdir())
     (feature,) = FeatureExtractor(config, pretrained=str(tmp_path / 'weights.pth'), device='cpu')(str(image))[0]
     assert feature.shape == (640,)
+
+
+def test_averaged_weights_in_mmpretrain(image, tmp_path):
+    """A checkpoint of EMAHook predicts as the average of the weights after each iteration, in deploy form too."""
+    from mmpretrain import ImageClassificationInferencer
+
+    every = {'by_epoch': False, 'interval': 1, 'max_keep_ckpts': -1, 'save_best': None}
+    options = {f'default_hooks.checkpoint.{key}': value for key, value in every.items()}
+    finish(tmp_path / 'work', {**options, 'custom_hooks.0.momentum': 0.5, 'train_cfg.max_epochs': 1})
+    first, *others = (torch.load(tmp_path / f'work/iter_{i}.pth', weights_only=True) for i in (1, 2, 3))
+    average = {key: value.clone() for key, value in first['state_dict'].items()}
+    for checkpoint in others:
+        raw = {key: checkpoint['ema_state_dict'][f'module.{key}'] for key in average}
+        average = {k: v.lerp(raw[k], 0.5) if v.is_floating_point() else raw[k] for k, v in average.items()}
+    average.update({key: value for key, value in raw.items() if 'running' in key})  # BN statistics are the last ones
+    saved = {name: tmp_path / f'{name}.pth' for name in ('average', 'raw', 'deploy')}
+    for name, weights in (('average', average), ('raw', raw)):
+        torch.save(dict(state_dict=weights, meta=first['meta']), saved[name])
+    config = Config.fromfile(DATA / 'digits_tiny.py')
+    convert_to_deploy(config.filename, str(tmp_path / 'work/iter_3.pth'), str(saved['deploy']))
+
+    def predict(path):
+        config.model.backbone.deploy = path == saved['deploy']
+        return ImageClassificationInferencer(config, pretrained=str(path))(str(image))[0]['pred_scores']
+
+    scores = predict(tmp_path / 'work/iter_3.pth')
+    assert np.allclose(scores, predict(saved['average']), atol=1e-6)
+    assert np.allclose(scores, predict(saved['deploy']), atol=1e-4)
+    assert not np.allclose(scores, predict(saved['raw']), atol=1e-3)
 
 
 def mmengine_image(path):
@@ -196,3 +240,18 @@ print(config.model.type, 'mmstrip' in sys.modules)
 print(Config.fromfile({str(inherited)!r}).model.type)
 """
     assert run(sys.executable, '-c', code, cwd=tmp_path).stdout == 'EncoderDecoder False\nImageClassifier\n'
+
+
+OWN_MODELS = [block for block in blocks(ROOT / 'docs' / 'toolboxes.md', 'python') if 'mmstrip.StripMLP' in block]
+
+
+@pytest.mark.parametrize('block', OWN_MODELS, ids=['classifier', 'detector', 'segmentor'])
+def test_own_models_of_the_page(block, tmp_path):
+    (tmp_path / 'mine.py').write_text(block)
+    config = Config.fromfile(tmp_path / 'mine.py')
+    init_default_scope(config.default_scope)
+    config.model.backbone.pop('init_cfg', None)
+    model = MODELS.build(config.model).eval()
+    with torch.no_grad():
+        outputs = TensorForward(model, data_samples(model, (3, 64, 96)))(torch.rand(1, 3, 64, 96))
+    assert outputs and all(torch.isfinite(output).all() for output in outputs)

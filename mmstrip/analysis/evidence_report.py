@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from ..utils.checkpoints import write_file
 from ..utils.plots import plot_bars, plot_curves
 from .evidence import (
     CALTECH101,
@@ -17,7 +18,6 @@ from .evidence import (
     transfer_name,
     variant_name,
 )
-from .runs import write_text
 
 MISSING = 'not yet run'
 # The paper's top-1 on Caltech-101 at 224 px, 300 epochs; a difference where it gives only that.
@@ -53,7 +53,7 @@ def write_report(results_dir: Path, page: Path) -> list[Path]:
         return f'<!-- results: {name} -->\n{TABLES[name](results)}\n<!-- end -->'
 
     text = re.sub(r'<!-- results: (\S+) -->.*?<!-- end -->', fill, page.read_text(), flags=re.S)
-    write_text(page, text)
+    write_file(page, lambda file: file.write(text.encode()))
     images = page.parent / 'images'
     images.mkdir(exist_ok=True)
     plots = (_plot_caltech101, _plot_ablations, _plot_transfer)

@@ -13,6 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from .. import ops
 from ..engine.launch import build_runner, check_data
+from ..utils.checkpoints import write_file
 from ..utils.config import leaf_datasets, load_config
 from .benchmark import cpu_name
 from .complexity import analyze_complexity
@@ -186,16 +187,9 @@ def machine() -> dict:
 
 
 def write_json(path: Path, value) -> None:
-    """Write a JSON file, as :func:`write_text` does."""
-    write_text(path, json.dumps(value, indent=1) + '\n')
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
+    """Write a JSON file, and the folder that it goes to."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix('.unfinished')
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    write_file(path, lambda file: file.write(f'{json.dumps(value, indent=1)}\n'.encode()))
 
 
 def execute_described(folder: Path) -> None:

@@ -76,7 +76,7 @@ class Spec:
         """
         with torch.random.fork_rng(devices=()), torch.no_grad():
             torch.manual_seed(0)
-            model = self._build_config() if self.source.endswith('.py') else self._build_backbone()
+            model = self._build_config() if self.source.endswith('.py') else MODELS.build(self.backbone_config())
             for scale in model.parameters():
                 if scale.dim() < 2:  # scales and shifts of branches start where nobody sees them: at 0, 1 or 1e-6
                     scale.add_(_SCALE_NOISE * torch.randn_like(scale))
@@ -92,13 +92,14 @@ class Spec:
         init_default_scope(config.get('default_scope', 'mmengine'))
         return MODELS.build(config.model)
 
-    def _build_backbone(self) -> nn.Module:
+    def backbone_config(self) -> dict:
+        """The config of a registered backbone; ValueError where none is registered by that type."""
         scope = self.source.partition('.')[0]
         if '.' in self.source:
             import_modules_from_strings(f'{scope}.models')
         if MODELS.get(self.source) is None:
             raise ValueError(f'no model {self.source!r} is registered; write its scope, as mmpretrain.ResNet')
-        return MODELS.build(dict(type=self.source, **self.arguments))
+        return dict(type=self.source, **self.arguments)
 
 
 def _literal(value: str) -> Any:

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 
 try:
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 except ModuleNotFoundError as error:
     raise ImportError(
         "pictures are drawn by matplotlib, which is not installed: pip install 'mmstrip[tools]'"
@@ -129,3 +131,32 @@ def plot_pictures(rows: dict[str, list[np.ndarray]], path: Path) -> None:
         for axes, picture in zip(line, pictures):
             axes.imshow(picture)
     figure.savefig(path, dpi=80)
+
+
+def plot_fields(
+    panels: dict[str, tuple[np.ndarray, tuple[float, float], Sequence[float]]], path: Path, columns: int = 4
+) -> None:
+    """Receptive fields side by side, on one logarithmic scale from 1e-4 to 1 of each one's largest value.
+
+    Args:
+        panels: Title -> contributions (H, W); row and column of their centre; sides of the squares of half and of 99 %.
+        path: PNG file to write.
+        columns: Panels in a row. Defaults to 4.
+    """
+    rows = -(-len(panels) // columns)
+    columns = min(columns, len(panels))
+    figure = Figure(figsize=(3.4 * columns + 0.9, 3.9 * rows), layout='constrained')
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.axis('off')
+    for axes, (title, (field, center, sides)) in zip(grid.ravel(), panels.items()):
+        height, width = field.shape
+        scaled = np.clip(field / field.max(), 1e-4, 1)
+        picture = axes.imshow(scaled, cmap='magma', norm=LogNorm(1e-4, 1), extent=(0, width, height, 0))
+        for side, style in zip(sides, ('-', '--')):
+            corner = (center[1] - side / 2, center[0] - side / 2)
+            axes.add_patch(Rectangle(corner, side, side, fill=False, color='cyan', linestyle=style))
+        axes.set(xlim=(0, width), ylim=(height, 0))
+        axes.set_title(f'{title}\n50 %: {sides[0]:g} px, 99 %: {sides[1]:g} px', fontsize=10)
+    figure.colorbar(picture, ax=grid, shrink=0.8, label='contribution, of the largest')
+    figure.savefig(path, dpi=100)

@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,3 +91,8 @@ def python(code: str, **options) -> subprocess.CompletedProcess:
 
 def last_line(output: str) -> str:
     return output.strip().split('\n')[-1]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The blocks of code on a page."""
+    return re.findall(rf'```{language}\n(.*?)```', page.read_text(), re.S)
