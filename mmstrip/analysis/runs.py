@@ -180,9 +180,14 @@ def _cost(clock: dict) -> dict:
 
 
 def machine() -> dict:
-    """What ran a training."""
+    """What ran a training, and the processes that waited for its processors at the end, mean over 15 minutes."""
     return dict(
-        cpu=cpu_name(), threads=torch.get_num_threads(), torch=torch.__version__, operators=ops.status().split(',')[0]
+        cpu=cpu_name(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        load=round(os.getloadavg()[2], 1),
+        torch=torch.__version__,
+        operators=ops.status(),
     )
 
 
