@@ -33,7 +33,7 @@ def main() -> None:
         print(measure_speed(results / 'speed'))
         return
     if args.report:
-        print(*write_report(results, Path(args.page)), sep='\n')
+        print(*write_report(results, Path(args.page), Path(args.work_dir)), sep='\n')
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit('Stopped; the same command resumes'))
     left = Queue(runs, results, Path(args.work_dir).absolute(), args.data_root, args.jobs).work()

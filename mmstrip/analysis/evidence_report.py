@@ -1,12 +1,15 @@
 """docs/results.md: tables and plots, drawn from the JSON of the runs alone."""
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+import mmcv
+
 from ..utils.checkpoints import write_file
-from ..utils.plots import plot_bars, plot_curves
+from ..utils.plots import plot_bars, plot_curves, plot_pictures
 from .evidence import (
     CALTECH101,
     DIGIT_SCENES_TRIALS,
@@ -28,7 +31,7 @@ PAPER = {
 }
 
 
-def write_report(results_dir: Path, page: Path) -> list[Path]:
+def write_report(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
     """Fill in the tables of a page and draw its plots.
 
     Between ``<!-- results: NAME -->`` and ``<!-- end -->``, the page gets the table NAME; plots go to ``images/``
@@ -37,6 +40,7 @@ def write_report(results_dir: Path, page: Path) -> list[Path]:
     Args:
         results_dir: Folder of the results, ``{part}/{name}.json``.
         page: Markdown file with such marks.
+        work_dir: Folder of the runs, ``{part}/{name}/``; pictures of predictions are taken from it, where it has them.
 
     Returns:
         The files that were written.
@@ -57,7 +61,10 @@ def write_report(results_dir: Path, page: Path) -> list[Path]:
     images = page.parent / 'images'
     images.mkdir(exist_ok=True)
     plots = (_plot_caltech101, _plot_ablations, _plot_transfer)
-    return [page, *filter(None, (plot(results, images) for plot in plots))]
+    drawn = [plot(results, images) for plot in plots]
+    drawn += _copy_classifier_pictures(work_dir, images)
+    drawn += [_draw_predictions(task, work_dir, images) for task in TRANSFER]
+    return [page, *filter(None, drawn)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
@@ -243,4 +250,31 @@ def _plot_transfer(results: Results, images: Path) -> Path | None:
         return None
     path = images / 'results_transfer.png'
     plot_curves(panels, 'epoch', path)
+    return path
+
+
+def _copy_classifier_pictures(work_dir: Path, images: Path) -> list[Path]:
+    """Confusion matrix and sheet of test images of the first model of part 1."""
+    copies = []
+    for name in ('confusion_matrix.png', 'predictions.png'):
+        found = sorted((work_dir / 'caltech101' / f'{next(iter(CALTECH101))}_seed0').glob(f'*/{name}'))
+        if found:
+            copies.append(images / f'results_caltech101_{name}')
+            shutil.copyfile(found[-1], copies[-1])
+    return copies
+
+
+def _draw_predictions(task: str, work_dir: Path, images: Path) -> Path | None:
+    """Truth and prediction on six test images, a row each way to train."""
+    models, _ = TRANSFER[task]
+    rows = {}
+    for model in models:
+        for start in ('classifier', 'scratch'):
+            files = sorted((work_dir / 'transfer' / transfer_name(task, model, start) / 'pictures').glob('*.png'))
+            if files:
+                rows[f'{model} from {start}'] = [mmcv.imread(file, channel_order='rgb') for file in files[:6]]
+    if not rows:
+        return None
+    path = images / f'results_{task}.png'
+    plot_pictures(rows, path)
     return path

@@ -73,7 +73,8 @@ class Run:
     @property
     def command(self) -> str:
         """The command that trains the same by itself."""
-        options = ' '.join(f"'{key}={_written(value)}'" for key, value in {**self.options, **_seed(self.seed)}.items())
+        settings = {**self.options, **_seed(self.seed)}
+        options = ' '.join(f"'{key}={_written(value)}'" for key, value in settings.items())
         return f'python tools/train.py configs/{self.config} --cfg-options {options}'
 
 
@@ -110,7 +111,7 @@ def execute(run: Run, folder: Path, data_root: str, checkpoint: str | None = Non
         config.test_dataloader = config.test_cfg = config.test_evaluator = None
     check_data(config, [name for name in LOADERS if config.get(name)])
     params, flops = model_size(config, run.image)
-    result = dict(settings=run.settings, command=run.command) | train_and_test(config, folder, run.metrics)
+    result = dict(settings=run.settings, command=run.command) | train_and_test(config, folder, run.metrics, 12)
     result |= dict(params=params, flops=flops, image=list(run.image), machine=machine())
     write_json(folder / 'result.json', result)
     return result
@@ -141,8 +142,15 @@ def model_size(config: Config, image: Sequence[int]) -> tuple[int, int]:
     return complexity.params, complexity.flops
 
 
-def train_and_test(config: Config, folder: Path, metrics: Metrics) -> dict:
+def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int = 25) -> dict:
     """Train a config in ``folder``, resuming what is there, and test it once; without a test set: validate it.
+
+    Args:
+        config: A whole config.
+        folder: Work dir; detectors and segmentors leave some test images with their truth and prediction in
+            ``pictures/`` there.
+        metrics: As of :class:`Run`.
+        interval: Test images from one such picture to the next. Defaults to 25.
 
     Returns:
         The metrics, 'epochs', 'curve', 'minutes', 'core_minutes' and 'images_per_second', as of :func:`execute`.
@@ -150,6 +158,9 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics) -> dict:
     config.work_dir = str(folder)
     config.resume = True
     config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='mmstrip.ClockHook')]
+    if config.default_scope != 'mmpretrain':
+        pictures = dict(type='mmstrip.PredictionPicturesHook', out_dir=str(folder / 'pictures'), interval=interval)
+        config.custom_hooks.append(pictures)
     runner = build_runner(config)
     runner.train()
     clock = runner.message_hub.get_info('clock')

@@ -187,9 +187,6 @@ def _run(config: Config, folder: Path, metrics: dict[str, tuple[str, float]], se
             )
         print_log(f'Keeping the results in {folder}', logger='current')
         return result
-    if config.default_scope != 'mmpretrain':
-        pictures = dict(type='mmstrip.PredictionPicturesHook', out_dir=str(folder / 'pictures'), interval=25)
-        config.custom_hooks.append(pictures)
     found = train_and_test(config, folder, metrics)
     result = {name: found[name] for name in metrics}
     result |= dict(seconds=round(60 * found['minutes']), epochs=found['epochs'], settings=settings)

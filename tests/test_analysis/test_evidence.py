@@ -101,6 +101,16 @@ def test_what_has_its_result_is_not_run_again(queue, capsys):
     assert file.is_file() and 'begins' not in capsys.readouterr().out
 
 
+def test_a_classifier_whose_checkpoint_is_gone_is_trained_again(queue, tmp_path):
+    again = ForkedQueue(smallest, tmp_path / 'results', tmp_path / 'work', queue.data_root)
+    for key, result in read_results(queue.results).items():
+        if 'transfer' not in key:
+            write_json(tmp_path / 'results' / f'{key}.json', result)
+    assert again._next().key == DIGITS.key
+    again.failed.add(DIGITS.key)
+    assert again._next() is None
+
+
 def test_other_settings_are_another_run(queue):
     results = read_results(queue.results)
     run = smallest(results)[2]
@@ -133,16 +143,22 @@ def test_a_stopped_run_resumes(tmp_path):
 def test_the_page_is_drawn_from_the_results(queue, tmp_path):
     page = tmp_path / 'results.md'
     page.write_text((ROOT / 'docs/results.md').read_text())
-    files = write_report(queue.results, page)
+    files = write_report(queue.results, page, queue.work_dir)
     text = page.read_text()
     accuracy = 100 * read_results(queue.results)[DIGITS.key]['top-1']
     assert f'| strip-mlp-tiny-light | {accuracy:.2f} | 1 |' in text
     assert '| resnet50 | not yet run |' in text and '| strip width | 7 | not yet run |' in text
-    assert {file.name for file in files} >= {'results.md', 'results_caltech101.png', 'results_transfer.png'}
+    assert {file.name for file in files} >= {
+        'results.md',
+        'results_caltech101.png',
+        'results_transfer.png',
+        'results_camvid.png',
+    }
+    assert 'results_caltech101_confusion_matrix.png' in {file.name for file in files}
     assert Image.open(tmp_path / 'images/results_caltech101.png').width > 800
     page.write_text('<!-- results: wrong -->\n<!-- end -->')
     with pytest.raises(ValueError, match='caltech101.*wrong'):
-        write_report(queue.results, page)
+        write_report(queue.results, page, queue.work_dir)
 
 
 def test_a_run_without_its_data_fails_and_says_why(tmp_path, capsys):
