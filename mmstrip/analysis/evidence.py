@@ -40,7 +40,7 @@ FASHION_MNIST = {
     'strip-mlp-tiny-light': ('strip_mlp/strip-mlp-tiny-light_1xb64_fashion-mnist-32px.py', 32),
     'strip-mlp-nano': ('strip_mlp/strip-mlp-nano_1xb64_fashion-mnist-64px.py', 64),
 }
-FASHION_MNIST_EPOCHS, FASHION_MNIST_CHOOSING_EPOCHS = 24, 2
+FASHION_MNIST_EPOCHS, FASHION_MNIST_CHOOSING_EPOCHS = 20, 2
 
 ABLATIONS = 'strip_mlp/strip-mlp-nano_1xb32_caltech101-64px.py'
 ABLATIONS_EPOCHS = 20

@@ -173,6 +173,10 @@ def test_declared_runs_exist_and_are_unique():
     for run in {run.config: run for run in runs}.values():
         config = load_config(str(CONFIGS / run.config), run.options)
         assert config.train_cfg.max_epochs == run.options[EPOCHS]
+        # Nothing is chosen, nor a curve drawn, on test images.
+        loaders = [config[f'{split}_dataloader'].dataset for split in SPLITS]
+        images = {str(loader.get('split') or loader.get('ann_file') or loader.data_prefix) for loader in loaders}
+        assert len(images) == (2 if 'digit-scenes' in run.config else 3)
     assert all(run.choosing or run.waits for run in runs)  # learning rates first
 
 
