@@ -78,7 +78,7 @@ def train(config, folder, *options):
     work = folder / 'work_dirs' / config.stem
     relative = config.relative_to(folder)
     done = call_tool('train.py', relative, '--cfg-options', *quick, *options, folder=folder, cwd=folder)
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.returncode == 0 and 'Failed to search registry' not in done.stdout, done.stdout[-3000:]
     last = (work / 'last_checkpoint').read_text()
     done = call_tool('test.py', relative, last, '--cfg-options', *quick, folder=folder, cwd=folder)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -252,7 +252,13 @@ def maps(values, size=(8, 8), mode=None, classes=None):
         (write_detection, lambda root: root.mkdir(), {}, 'has no annotations'),
         (write_detection, coco(categories=[]), {}, 'has no categories'),
         (write_detection, coco(annotations=[]), {}, 'has no annotations'),
-        (write_detection, coco(images=[*COCO['images'], dict(id=9, file_name='9.png')]), {}, 'speaks of 9.png'),
+        (
+            write_detection,
+            coco(images=[*COCO['images'], dict(COCO['images'][0], file_name='9.png')]),
+            {},
+            'speaks of 9.png',
+        ),
+        (write_detection, coco(annotations=[dict(image_id=0, bbox=[1, 1, 2, 2])]), {}, 'must have category_id in each'),
         (write_detection, coco(categories=[dict(id=2, name='x')]), {}, 'category_id 1, which no category has'),
         (write_detection, coco(), dict(model='yolo'), "model must be one of faster-rcnn, dino, but got 'yolo'"),
         (write_detection, coco(), dict(model='dino', size=64), 'size must be at least 320 for dino'),

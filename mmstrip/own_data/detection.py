@@ -42,6 +42,7 @@ SHORT_SIDE, LONG_SIDE = 800, 1333
 SMALL, SMALL_EPOCHS, EPOCHS = 4000, 36, 12  # training images, epochs with fewer of them, and with more
 DINO_SIDE = 320
 WARM_UP = 1000  # iterations
+NEEDED = {'images': {'id', 'file_name', 'width', 'height'}, 'annotations': {'image_id', 'category_id', 'bbox'}}
 VOC_FOLDERS = ('Annotations', 'JPEGImages')
 
 
@@ -96,6 +97,8 @@ def write_detection(
         raise ValueError(f'size must be at least {DINO_SIDE} for dino, which chooses 900 places, but got {size}')
     folder = require_folder(folder)
     splits, notes = (_read_voc if all((folder / name).is_dir() for name in VOC_FOLDERS) else _read_coco)(folder)
+    if 'val' not in splits:
+        splits.update(_hold_out(splits['train'], notes))
     classes = _classes(splits['train'], notes)
     for split, part in splits.items():
         _check(split, part, classes, notes)
@@ -131,8 +134,6 @@ def _read_coco(folder: Path) -> tuple[dict[str, Split], list[str]]:
         )
     if 'train' not in splits:
         raise ValueError(f'{folder} has annotations for {listed(splits)}, but none for train')
-    if 'val' not in splits:
-        splits.update(_split(splits['train'], notes))
     return splits, notes
 
 
@@ -146,8 +147,12 @@ def _coco_content(file: Path) -> dict | None:
         return None
     if not content.get('categories'):
         raise ValueError(f'{file} has no categories, by which COCO names its classes')
-    if not any('bbox' in box for box in content['annotations']):
+    if not content['images'] or not any('bbox' in box for box in content['annotations']):
         return None
+    for key, needed in NEEDED.items():
+        lacking = next((needed - set(item) for item in content[key] if needed - set(item)), None)
+        if lacking:
+            raise ValueError(f'{file} must have {listed(sorted(lacking))} in each of its {key}, as COCO has')
     return content
 
 
@@ -176,7 +181,7 @@ def _read_voc(folder: Path) -> tuple[dict[str, Split], list[str]]:
     stems = stems or {'train': sorted(path.stem for path in (folder / 'Annotations').glob('*.xml'))}
     if 'train' not in stems:
         raise ValueError(f'{folder / "ImageSets/Main"} must have train.txt or trainval.txt, but has {listed(lists)}')
-    root, notes = folder / 'JPEGImages', []
+    root = folder / 'JPEGImages'
     images, _ = find_images(root)
     by_stem = {path.stem: path for path in images}
     wanted = [name for names in stems.values() for name in names]
@@ -190,19 +195,23 @@ def _read_voc(folder: Path) -> tuple[dict[str, Split], list[str]]:
     names = sorted({name for boxes in objects.values() for name, _, _ in boxes})
     splits = {}
     for split, members in stems.items():
-        content = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(names)])
-        for number, stem in enumerate(members):
-            size = sizes[by_stem[stem]]
-            content['images'].append(dict(id=number, file_name=by_stem[stem].name, width=size[0], height=size[1]))
-            for name, corners, difficult in objects[stem]:
-                x1, y1, x2, y2 = (min(max(value, 0), side) for value, side in zip(corners, (*size, *size)))
-                box = dict(id=len(content['annotations']), image_id=number, category_id=names.index(name))
-                box.update(bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=difficult)
-                content['annotations'].append(box)
-        splits[split] = Split(content, root, None)
-    if 'val' not in splits:
-        splits.update(_split(splits['train'], notes))
-    return splits, notes
+        files = {stem: by_stem[stem] for stem in members}
+        splits[split] = Split(_voc_content(files, sizes, objects, names), root, None)
+    return splits, []
+
+
+def _voc_content(files: dict[str, Path], sizes: dict[Path, Size], objects: dict[str, list], names: list[str]) -> dict:
+    """As COCO's JSON: images, boxes cut to them, and classes."""
+    content = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(names)])
+    for number, (stem, file) in enumerate(files.items()):
+        size = sizes[file]
+        content['images'].append(dict(id=number, file_name=file.name, width=size.width, height=size.height))
+        for name, corners, difficult in objects[stem]:
+            x1, y1, x2, y2 = (min(max(value, 0), side) for value, side in zip(corners, (*size, *size)))
+            box = dict(id=len(content['annotations']), image_id=number, category_id=names.index(name))
+            box.update(bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=difficult)
+            content['annotations'].append(box)
+    return content
 
 
 def _voc_objects(file: Path) -> list[tuple[str, list[float], int]]:
@@ -219,7 +228,7 @@ def _voc_objects(file: Path) -> list[tuple[str, list[float], int]]:
         raise ValueError(f'{file} is not an annotation file as PASCAL VOC has them: {error}') from error
 
 
-def _split(train: Split, notes: list[str]) -> dict[str, Split]:
+def _hold_out(train: Split, notes: list[str]) -> dict[str, Split]:
     """A fifth of the training images for validation."""
     if len(train.content['images']) < 2:
         raise ValueError('there must be at least two images, one of them for validation')
