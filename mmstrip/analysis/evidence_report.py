@@ -168,8 +168,10 @@ def _transfer_table(results: Results) -> str:
                 run = results.get(f'transfer/{transfer_name(task, model, start)}')
                 values = [f'{run[name]:.3f}' for name in metrics] if run else [MISSING]
                 cost = f'{run["core_minutes"]:.0f}' if run else ''
-                rows.append([task, model, start, f'{", ".join(metrics)} {", ".join(values)}', cost])
-    return _table(('task', 'backbone', 'from', 'test', 'core minutes'), rows)
+                first = next(iter(metrics))
+                padded = ', '.join(f'{found[first]:.3f}' for found in run['padding'].values()) if run else ''
+                rows.append([task, model, start, f'{", ".join(metrics)} {", ".join(values)}', padded, cost])
+    return _table(('task', 'backbone', 'from', 'test', 'val: without padding, with much', 'core minutes'), rows)
 
 
 def _cifar10_table(results: Results) -> str:

@@ -10,17 +10,20 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
 
 from .. import ops
 from ..engine.launch import build_runner, check_data
 from ..utils.checkpoints import write_file
 from ..utils.config import leaf_datasets, load_config
+from ..utils.wrappers import unwrap_model
 from .benchmark import cpu_name
 from .complexity import analyze_complexity
 
 ROOT = Path(__file__).resolve().parents[1]
 # In a package that was installed, or in the repository.
 CONFIGS = (ROOT / '.mim' if (ROOT / '.mim').is_dir() else ROOT.parent) / 'configs'
+PADDING = (1, 128)  # pixels; sides are padded to multiples of them
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 Metrics = dict[str, tuple[str, float]]
@@ -98,7 +101,8 @@ def execute(run: Run, folder: Path, data_root: str, checkpoint: str | None = Non
     Returns:
         'settings', 'command', the metrics, 'epochs', 'curve' (one dict for each validation: 'epoch', 'minutes',
         'core_minutes', metrics), 'minutes' and 'core_minutes' of training without validations, 'images_per_second'
-        of one core, 'params', 'flops' (multiply-adds at ``run.image``), and the machine.
+        of one core, 'params', 'flops' (multiply-adds at ``run.image``), the machine, and 'padding' of
+        :func:`train_and_test` for detectors and segmentors.
 
     Raises:
         FileNotFoundError: A folder of images is missing.
@@ -111,7 +115,8 @@ def execute(run: Run, folder: Path, data_root: str, checkpoint: str | None = Non
         config.test_dataloader = config.test_cfg = config.test_evaluator = None
     check_data(config, [name for name in LOADERS if config.get(name)])
     params, flops = model_size(config, run.image)
-    result = dict(settings=run.settings, command=run.command) | train_and_test(config, folder, run.metrics, 12)
+    padding = config.default_scope != 'mmpretrain' and not run.choosing
+    result = dict(settings=run.settings, command=run.command) | train_and_test(config, folder, run.metrics, 12, padding)
     result |= dict(params=params, flops=flops, image=list(run.image), machine=machine())
     write_json(folder / 'result.json', result)
     return result
@@ -142,7 +147,7 @@ def model_size(config: Config, image: Sequence[int]) -> tuple[int, int]:
     return complexity.params, complexity.flops
 
 
-def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int = 25) -> dict:
+def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int = 25, padding: bool = False) -> dict:
     """Train a config in ``folder``, resuming what is there, and test it once; without a test set: validate it.
 
     Args:
@@ -151,9 +156,11 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int
             ``pictures/`` there.
         metrics: As of :class:`Run`.
         interval: Test images from one such picture to the next. Defaults to 25.
+        padding: At the end, also validate a detector or segmentor without padding and with much.
 
     Returns:
-        The metrics, 'epochs', 'curve', 'minutes', 'core_minutes' and 'images_per_second', as of :func:`execute`.
+        The metrics, 'epochs', 'curve', 'minutes', 'core_minutes' and 'images_per_second', as of :func:`execute`; with
+        ``padding``, 'padding': the metrics on validation images padded to multiples of 1 and of 128 pixels.
     """
     config.work_dir = str(folder)
     config.resume = True
@@ -168,7 +175,20 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int
         runner.val()  # it was stopped between its last checkpoint and its last validation
     final = runner.test() if config.get('test_cfg') is not None else clock['curve'][-1]
     curve = [_point(point, metrics) for point in clock['curve']]
-    return _values(final, metrics) | dict(epochs=runner.max_epochs, curve=curve) | _cost(clock)
+    result = _values(final, metrics) | dict(epochs=runner.max_epochs, curve=curve) | _cost(clock)
+    if padding:
+        result['padding'] = {str(divisor): _values(_validate_padded(runner, divisor), metrics) for divisor in PADDING}
+    return result
+
+
+def _validate_padded(runner: Runner, divisor: int) -> dict:
+    """Metrics on validation images that are padded on the right and at the bottom to multiples of ``divisor``."""
+    preprocessor = unwrap_model(runner.model).data_preprocessor
+    if hasattr(preprocessor, 'test_cfg'):  # mmseg's
+        preprocessor.test_cfg = dict(size_divisor=divisor)
+    else:
+        preprocessor.pad_size_divisor = divisor
+    return runner.val_loop.run()
 
 
 def _values(found: dict, metrics: Metrics) -> dict:
