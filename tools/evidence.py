@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from mmstrip.analysis.evidence import PARTS, Queue, declared, measure_speed, print_list, read_results
+from mmstrip.analysis.evidence import PARTS, Queue, declared, print_list, read_results
 from mmstrip.analysis.evidence_report import write_report
 
 
@@ -20,7 +20,6 @@ def main() -> None:
     parser.add_argument('--data-root', default='data', help='folder of the data sets (default: %(default)s)')
     parser.add_argument('--work-dir', default='work_dirs/evidence', help='logs and checkpoints (default: %(default)s)')
     parser.add_argument('--results', default='docs/results', help='folder of the results (default: %(default)s)')
-    parser.add_argument('--speed', action='store_true', help='time training steps of all models in turns, and end')
     parser.add_argument('--report', action='store_true', help='draw the page from the results that there are, and end')
     parser.add_argument('--page', default='docs/results.md', help='page with the tables (default: %(default)s)')
     args = parser.parse_args()
@@ -28,9 +27,6 @@ def main() -> None:
     if args.list:
         found = read_results(results)
         print_list(runs(found), found)
-        return
-    if args.speed:
-        print(measure_speed(results / 'speed'))
         return
     if args.report:
         print(*write_report(results, Path(args.page), Path(args.work_dir)), sep='\n')

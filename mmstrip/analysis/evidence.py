@@ -9,13 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
-from ..utils.config import load_config
-from .benchmark import run_benchmark
-from .measuring import Settings
-from .runs import CONFIGS, Metrics, Run, write_json
-from .specs import Spec
+from .runs import Metrics, Run, write_json
 
 TOP1: Metrics = {'top-1': ('accuracy/top1', 100)}
 RATES = (5e-4, 1e-3, 2e-3)
@@ -205,28 +199,6 @@ def variant_name(table: str, label: str) -> str:
     if not VARIANTS[table][label]:
         return 'shared'
     return f'{table}-{label}'.lower().replace('/', '').replace(' ', '-')
-
-
-def measure_speed(folder: Path, rounds: int = 10) -> Path:
-    """Time training steps of the models of part 1 in turns, so that slow moments of a machine meet all of them.
-
-    Args:
-        folder: Where ``benchmark.json`` goes.
-        rounds: Steps of each model. Defaults to 10.
-
-    Returns:
-        The file.
-    """
-    torch.set_num_threads(1)
-    specs = []
-    for model, (config, _) in CALTECH101.items():
-        hooks = load_config(str(CONFIGS / config)).custom_hooks
-        layout = '@channels_last' if any(hook.type == 'mmstrip.ChannelsLastHook' for hook in hooks) else ''
-        specs.append(Spec.parse(f'{model}={CONFIGS / config}{layout}'))
-    settings = Settings(modes=('train',), batch=32, shapes=((64, 64),), rounds=rounds)
-    report = run_benchmark(specs, settings)
-    write_json(folder / 'benchmark.json', report)
-    return folder / 'benchmark.json'
 
 
 def choose_rate(run: Run, name: str, rates: Iterable[float], epochs: int) -> list[Run]:

@@ -22,7 +22,7 @@ from .evidence import (
     variant_name,
 )
 
-MISSING = 'not yet run'
+MISSING, UNMEASURED = 'not yet run', 'not yet measured'
 # The paper's top-1 on Caltech-101 at 224 px, 300 epochs; a difference where it gives only that.
 PAPER = {
     ('channel patches', 'C/4'): '92.09',
@@ -94,6 +94,7 @@ def _caltech101_table(results: Results) -> str:
             rows.append([model, MISSING, *[''] * (len(head) - 2)])
             continue
         first = runs[0]
+        speed = _speed(results, model)
         rows.append(
             [
                 model,
@@ -103,24 +104,23 @@ def _caltech101_table(results: Results) -> str:
                 f'{first["settings"]["options"]["optim_wrapper.optimizer.lr"]:g}',
                 f'{first["params"] / 1e6:.2f} M',
                 f'{first["flops"] / 1e9:.2f} G',
-                f'{_epoch_minutes(results, model, first) * first["epochs"]:.1f}',
-                f'{_speed(results, model, first):.1f}',
+                f'{_epoch_minutes(first, speed) * first["epochs"]:.1f}' if speed else UNMEASURED,
+                f'{speed:.1f}' if speed else UNMEASURED,
             ]
         )
     return _table(head, rows)
 
 
-def _speed(results: Results, model: str, run: dict) -> float:
-    """Training images of one core in a second: of all models in turns, or if that is missing, of the run itself."""
+def _speed(results: Results, model: str) -> float | None:
+    """Training images of one core in a second, of all models measured in turns on one machine."""
     measured = results.get('speed/benchmark', {}).get('results', [])
     found = [one['images_per_second'] for one in measured if one['label'].partition(' @')[0] == model]
-    return found[0] if found else run['images_per_second']
+    return found[0] if found else None
 
 
-def _epoch_minutes(results: Results, model: str, run: dict) -> float:
-    """Minutes of an epoch on one core, at the speed that all models were measured at in turns."""
-    own = run['core_minutes'] / run['epochs']
-    return own * run['images_per_second'] / _speed(results, model, run)
+def _epoch_minutes(run: dict, speed: float) -> float:
+    """Minutes of an epoch at a speed that is common to all runs, as they may have been on several machines."""
+    return run['images'] / run['epochs'] / speed / 60
 
 
 def _choices_table(results: Results) -> str:
@@ -144,9 +144,9 @@ def _fashion_mnist_table(results: Results) -> str:
         run = results[key]
         config = Path(run['settings']['config']).stem
         size = f'{run["params"] / 1e6:.2f} M'
-        cost = [run['epochs'], f'{run["core_minutes"]:.0f}', f'{run["images_per_second"]:.0f}']
+        cost = [run['epochs'], f'{run["core_minutes"]:.0f}', run['machine']['cpu']]
         rows.append([config, f'{100 * run["top-1"]:.2f}', size, *cost])
-    head = ('config', 'top-1, test', 'params', 'epochs', 'core minutes', 'images/s')
+    head = ('config', 'top-1, test', 'params', 'epochs', 'core minutes', 'on')
     return _table(head, rows) if rows else MISSING
 
 
@@ -167,11 +167,10 @@ def _transfer_table(results: Results) -> str:
             for start in ('classifier', 'scratch'):
                 run = results.get(f'transfer/{transfer_name(task, model, start)}')
                 values = [f'{run[name]:.3f}' for name in metrics] if run else [MISSING]
-                cost = f'{run["core_minutes"]:.0f}' if run else ''
                 first = next(iter(metrics))
                 padded = ', '.join(f'{found[first]:.3f}' for found in run['padding'].values()) if run else ''
-                rows.append([task, model, start, f'{", ".join(metrics)} {", ".join(values)}', padded, cost])
-    return _table(('task', 'backbone', 'from', 'test', 'val: without padding, with much', 'core minutes'), rows)
+                rows.append([task, model, start, f'{", ".join(metrics)} {", ".join(values)}', padded])
+    return _table(('task', 'backbone', 'from', 'test', 'val: without padding, with much'), rows)
 
 
 def _cifar10_table(results: Results) -> str:
@@ -179,17 +178,16 @@ def _cifar10_table(results: Results) -> str:
     for start in ('classifier', 'scratch'):
         run = results.get(f'cifar10/from-{start}')
         curve = ', '.join(f'{100 * point["top-1"]:.2f}' for point in run['curve']) if run else ''
-        rows.append([start, _mean([run] if run else []), curve, f'{run["core_minutes"]:.0f}' if run else ''])
-    return _table(('from', 'top-1, test', 'held-out, by epoch', 'core minutes'), rows)
+        rows.append([start, _mean([run] if run else []), curve])
+    return _table(('from', 'top-1, test', 'held-out, by epoch'), rows)
 
 
 def _digit_scenes_table(results: Results) -> str:
     rows = []
     for name in DIGIT_SCENES_TRIALS:
         run = results.get(f'digit-scenes/{name}')
-        cost = f'{run["core_minutes"]:.0f}' if run else ''
-        rows.append([name.replace('-', ' '), f'{run["mIoU"]:.3f}' if run else MISSING, cost])
-    return _table(('what was changed', 'mIoU', 'core minutes'), rows)
+        rows.append([name.replace('-', ' '), f'{run["mIoU"]:.3f}' if run else MISSING])
+    return _table(('what was changed', 'mIoU'), rows)
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
@@ -211,13 +209,16 @@ def _plot_caltech101(results: Results, images: Path) -> Path | None:
             curve = runs[0]['curve']
             accuracy = [100 * point['top-1'] for point in curve]
             by_epoch[model] = [point['epoch'] for point in curve], accuracy
-            minutes = _epoch_minutes(results, model, runs[0])
-            by_minute[model] = [point['epoch'] * minutes for point in curve], accuracy
+            if speed := _speed(results, model):
+                minutes = _epoch_minutes(runs[0], speed)
+                by_minute[model] = [point['epoch'] * minutes for point in curve], accuracy
     if not by_epoch:
         return None
     path = images / 'results_caltech101.png'
     title = 'Caltech-101, held-out top-1 in %'
-    panels = {f'{title}, over epochs': by_epoch, f'{title}, over minutes': by_minute}
+    panels = {f'{title}, over epochs': by_epoch}
+    if by_minute:
+        panels[f'{title}, over minutes'] = by_minute
     plot_curves(panels, ('epoch', 'minutes of one core'), path)
     return path
 

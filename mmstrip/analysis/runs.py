@@ -100,9 +100,9 @@ def execute(run: Run, folder: Path, data_root: str, checkpoint: str | None = Non
 
     Returns:
         'settings', 'command', the metrics, 'epochs', 'curve' (one dict for each validation: 'epoch', 'minutes',
-        'core_minutes', metrics), 'minutes' and 'core_minutes' of training without validations, 'images_per_second'
-        of one core, 'params', 'flops' (multiply-adds at ``run.image``), the machine, and 'padding' of
-        :func:`train_and_test` for detectors and segmentors.
+        'core_minutes', metrics), 'images' trained on, 'minutes' and 'core_minutes' of training without validations,
+        'images_per_second' of one core, 'params', 'flops' (multiply-adds at ``run.image``), the machine, and for
+        detectors and segmentors 'padding' of :func:`train_and_test`.
 
     Raises:
         FileNotFoundError: A folder of images is missing.
@@ -204,6 +204,7 @@ def _point(point: dict, metrics: Metrics) -> dict:
 
 def _cost(clock: dict) -> dict:
     return dict(
+        images=clock['images'],
         minutes=round(clock['seconds'] / 60, 2),
         core_minutes=round(clock['core_seconds'] / 60, 2),
         images_per_second=round(clock['images'] / max(clock['core_seconds'], 1e-9), 1),
