@@ -19,8 +19,8 @@ FORMS := $(PEERS) $(STRIP) $(STRIP)@deploy $(BFLOAT16) \
 	$(foreach model,$(SWIN) $(CONVNEXT) $(RESNET)@channels_last $(STRIP)@deploy,$(addprefix $(model),$(COMPILED))) \
 	$(foreach model,$(SWIN) $(CONVNEXT) $(RESNET) $(STRIP)@deploy,$(addprefix $(model),$(RUNTIMES)))
 
-# make install, demo, transfer, benchmark, benchmark-forms and test all work from nothing; see README.md.
-.PHONY: install demo transfer benchmark benchmark-forms soak test sanitize lint clean
+# make install, demo, transfer, evidence, ablations, speed, benchmark, benchmark-forms and test all work from nothing; see README.md.
+.PHONY: install demo transfer evidence ablations speed benchmark benchmark-forms soak test sanitize lint clean
 
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
@@ -42,6 +42,22 @@ demo: $(CLASSIFICATION)
 
 transfer: install
 	$(BIN)/python tools/transfer.py
+
+# Hours in all, on data sets that docs/results.md names; either resumes where it was stopped.
+evidence: install
+	$(BIN)/python tools/evidence.py --jobs 2
+
+# Training steps of the compared models in turns: what minutes in docs/results.md are counted by. For a quiet machine.
+COMPARED_AT := _1xb32_caltech101-64px.py
+COMPARED := strip-mlp-tiny-light=configs/strip_mlp/strip-mlp-tiny-light$(COMPARED_AT) \
+	$(foreach model,resnet18 resnet50 swin-tiny,$(model)=configs/comparison/$(model)$(COMPARED_AT)) \
+	convnext-tiny=configs/comparison/convnext-tiny$(COMPARED_AT)@channels_last
+speed: install
+	OMP_NUM_THREADS=1 $(BIN)/python tools/analysis_tools/benchmark.py $(COMPARED) \
+		--modes train --batch 32 --shapes 64 --rounds 20 --out docs/results/speed
+
+ablations: install
+	$(BIN)/python tools/evidence.py --jobs 2 --parts ablations
 
 benchmark: install
 	$(BIN)/python tools/analysis_tools/benchmark.py $(PEERS) $(STRIP) $(STRIP)@deploy $(STRIP)@reference $(BFLOAT16) \

@@ -150,7 +150,7 @@ def _summarise(
 def _environment(settings: Settings) -> dict[str, str]:
     cuda = settings.device.startswith('cuda')
     return dict(
-        device=torch.cuda.get_device_name() if cuda else _cpu_name(),
+        device=torch.cuda.get_device_name() if cuda else cpu_name(),
         threads=str(torch.get_num_threads()),
         torch=torch.__version__,
         python=platform.python_version(),
@@ -159,7 +159,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     )
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     info = Path('/proc/cpuinfo')
     names = [line.partition(':')[2].strip() for line in info.read_text().splitlines() if line.startswith('model name')]
     return names[0] if names else platform.processor()

@@ -1,7 +1,6 @@
 """Transfer learning: a detector and a segmentor trained from a classifier and from scratch, as `make transfer` does."""
 
 import json
-import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,14 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..datasets.digit_scenes import write_digit_scenes
-from ..engine.hooks.curves import validation_curve
-from ..engine.launch import build_runner
 from ..utils.config import load_config
 from ..utils.plots import plot_curves, plot_pictures
+from .runs import CONFIGS, train_and_test
 
-ROOT = Path(__file__).resolve().parents[1]
-# In a package that was installed, or in the repository.
-CONFIGS = (ROOT / '.mim' if (ROOT / '.mim').is_dir() else ROOT.parent) / 'configs'
 CLASSIFIER = CONFIGS / 'strip_mlp' / 'strip-mlp-nano_1xb64_digits-64px.py'
 
 
@@ -100,7 +95,7 @@ def compare_transfer(
         options: Dotted keys and values that override parts of all configs.
 
     Returns:
-        One dict for each run of a task: 'backbone', 'task', 'start', 'seconds' (of training; None if it was resumed),
+        One dict for each run of a task: 'backbone', 'task', 'start', 'seconds' (of training, without validations),
         the metrics of the task (0 to 1), and 'curve', the epochs and values of its first metric.
 
     Raises:
@@ -192,21 +187,11 @@ def _run(config: Config, folder: Path, metrics: dict[str, tuple[str, float]], se
             )
         print_log(f'Keeping the results in {folder}', logger='current')
         return result
-    config.work_dir = str(folder)
-    config.resume = (folder / 'last_checkpoint').is_file()
-    if config.default_scope != 'mmpretrain':
-        pictures = dict(type='mmstrip.PredictionPicturesHook', out_dir=str(folder / 'pictures'), interval=25)
-        config.custom_hooks.append(pictures)
-    began = time.monotonic()
-    runner = build_runner(config)
-    runner.train()
-    seconds = time.monotonic() - began
-    final = runner.test()
-    key, unit = next(iter(metrics.values()))
-    epochs, values = validation_curve(runner, f'val/{key}')
-    result = {name: float(final[key]) / unit for name, (key, unit) in metrics.items()}
-    result |= dict(seconds=None if config.resume else round(seconds), epochs=runner.max_epochs)
-    result |= dict(curve=[epochs.tolist(), (values / unit).tolist()], settings=settings)
+    found = train_and_test(config, folder, metrics)
+    result = {name: found[name] for name in metrics}
+    result |= dict(seconds=round(60 * found['minutes']), epochs=found['epochs'], settings=settings)
+    first = next(iter(metrics))
+    result['curve'] = [[point[name] for point in found['curve']] for name in ('epoch', first)]
     result_file.write_text(json.dumps(result))
     return result
 
@@ -230,7 +215,7 @@ def _print_table(results: list[dict], work_dir: Path) -> None:
         table.add_column(column)
     for result in results:
         values = [f'{result[name]:.3f}' if name in result else '' for name in metrics]
-        minutes = f'{result["seconds"] / 60:.1f}' if result['seconds'] else 'resumed'
+        minutes = f'{result["seconds"] / 60:.1f}'
         table.add_row(result['backbone'], result['task'], result['start'], *values, minutes)
     console = Console(width=max(Console().width, 110))  # the whole table, in a pipe too
     console.print(table)

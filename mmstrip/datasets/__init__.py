@@ -4,9 +4,12 @@ from importlib import import_module
 
 _MODULES = {
     'Caltech101': 'caltech101',  # mmpretrain
+    'CamVid': 'camvid',  # mmseg
     'CocoDataset': 'coco',  # mmdet
     'Digits': 'digits',  # mmpretrain
+    'FashionMNIST': 'fashion_mnist',  # mmpretrain
     'PlaceDigit': 'digit_scenes',
+    'SplitFolder': 'split_folder',  # mmpretrain
 }
 
 __all__ = list(_MODULES)

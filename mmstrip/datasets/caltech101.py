@@ -1,9 +1,11 @@
 """The 80 / 20 split of Caltech-101 that the small-data results use."""
 
+import os
 import random
 from pathlib import Path
 
 from mmpretrain.datasets import CustomDataset
+from PIL import Image
 
 from ..registry import DATASETS
 
@@ -11,6 +13,8 @@ EXCLUDED = 'BACKGROUND_Google'
 NUM_CLASSES, NUM_IMAGES = 101, 8677
 TRAIN_SHARE = 0.8
 SEED = 1024
+SPLITS = ('train', 'test', 'train-part', 'held-out')
+JPEG_QUALITY = 95
 
 
 def split_caltech101(root: str | Path) -> dict[str, list[tuple[str, int]]]:
@@ -20,8 +24,9 @@ def split_caltech101(root: str | Path) -> dict[str, list[tuple[str, int]]]:
         root: Folder that holds ``101_ObjectCategories/``.
 
     Returns:
-        'train' and 'test', each a list of (path below ``101_ObjectCategories``, class index), and 'classes', the
-        names in the order of the indices with their number of images.
+        'train' and 'test', each a list of (path below ``101_ObjectCategories``, class index); 'train-part' and
+        'held-out', four fifths and one fifth of 'train' in each class, to choose settings on; and 'classes', the names
+        in the order of the indices with their number of images.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -39,18 +44,25 @@ def split_caltech101(root: str | Path) -> dict[str, list[tuple[str, int]]]:
             f'but has {len(classes)} classes and {total:,} images'
         )
     generator = random.Random(SEED)
-    split = {'train': [], 'test': [], 'classes': [(name, len(files[name])) for name in classes]}
+    split = {name: [] for name in SPLITS} | {'classes': [(name, len(files[name])) for name in classes]}
     for index, name in enumerate(classes):
         shuffled = list(files[name])
         generator.shuffle(shuffled)
         num_train = int(TRAIN_SHARE * len(shuffled))
-        split['train'] += [(f'{name}/{file}', index) for file in sorted(shuffled[:num_train])]
-        split['test'] += [(f'{name}/{file}', index) for file in sorted(shuffled[num_train:])]
+        num_held_out = round((1 - TRAIN_SHARE) * num_train)
+        parts = {
+            'train': shuffled[:num_train],
+            'test': shuffled[num_train:],
+            'train-part': shuffled[num_held_out:num_train],
+            'held-out': shuffled[:num_held_out],
+        }
+        for part, members in parts.items():
+            split[part] += [(f'{name}/{file}', index) for file in sorted(members)]
     return split
 
 
 def write_caltech101_split(root: str | Path) -> Path:
-    """Write ``meta/train.txt``, ``meta/test.txt`` ("path class" lines) and ``meta/classes.txt`` below ``root``.
+    """Write ``meta/{split}.txt`` ("path class" lines) of each split and ``meta/classes.txt`` below ``root``.
 
     Returns:
         The ``meta`` folder.
@@ -58,10 +70,44 @@ def write_caltech101_split(root: str | Path) -> Path:
     split = split_caltech101(root)
     meta = Path(root) / 'meta'
     meta.mkdir(exist_ok=True)
-    for part in ('train', 'test'):
+    for part in SPLITS:
         (meta / f'{part}.txt').write_text(''.join(f'{path} {index}\n' for path, index in split[part]))
     (meta / 'classes.txt').write_text(''.join(f'{name}\n' for name, _ in split['classes']))
     return meta
+
+
+def write_smaller_copy(root: str | Path, out: str | Path, short_side: int) -> Path:
+    """Write a copy whose images are smaller, with the same split: for short trainings at few pixels.
+
+    Larger images are scaled down (Lanczos) to a short side of ``short_side`` pixels and stored as JPEG of quality 95,
+    others are stored at their size. What is there already stays, so that a copy that was stopped goes on.
+
+    Args:
+        root: Folder that holds ``101_ObjectCategories/``.
+        out: Folder of the copy.
+        short_side: Pixels.
+
+    Returns:
+        The ``meta`` folder of the copy.
+
+    Raises:
+        FileNotFoundError, ValueError: As of :func:`split_caltech101`.
+    """
+    split = split_caltech101(root)
+    for path, _ in split['train'] + split['test']:
+        target = Path(out) / '101_ObjectCategories' / path
+        if target.is_file():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_suffix('.unfinished')
+        with Image.open(Path(root) / '101_ObjectCategories' / path) as image:
+            scale = min(1, short_side / min(image.size))
+            smaller = image.convert('RGB').resize(
+                [round(side * scale) for side in image.size], Image.Resampling.LANCZOS
+            )
+            smaller.save(unfinished, 'JPEG', quality=JPEG_QUALITY)
+        os.replace(unfinished, target)
+    return write_caltech101_split(out)
 
 
 @DATASETS.register_module()
@@ -72,7 +118,8 @@ class Caltech101(CustomDataset):
 
     Args:
         data_root (str): Folder that holds ``101_ObjectCategories/`` and ``meta/``.
-        split (str): 'train' or 'test'. Defaults to 'train'.
+        split (str): 'train', 'test', or to choose settings 'train-part' and 'held-out', four fifths and one fifth of
+            the training images. Defaults to 'train'.
         **kwargs: Further arguments of :class:`mmpretrain.datasets.CustomDataset`, such as ``pipeline``.
 
     Raises:
@@ -81,19 +128,20 @@ class Caltech101(CustomDataset):
     """
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs):
-        if split not in ('train', 'test'):
-            raise ValueError(f"split must be 'train' or 'test', but got {split!r}")
-        classes = Path(data_root) / 'meta' / 'classes.txt'
-        if not classes.is_file():
+        if split not in SPLITS:
+            raise ValueError(f'split must be among {", ".join(SPLITS)}, but got {split!r}')
+        meta = Path(data_root) / 'meta'
+        listed = meta / f'{split}.txt'
+        if not listed.is_file():
             raise FileNotFoundError(
-                f'no {classes}: write the split with "python tools/dataset_converters/caltech101.py {data_root}"'
+                f'no {listed}: write the split with "python tools/dataset_converters/caltech101.py {data_root}"'
             )
         self.split = split
         super().__init__(
             data_root=data_root,
             data_prefix='101_ObjectCategories',
             ann_file=f'meta/{split}.txt',
-            classes=str(classes),
-            test_mode=split == 'test',
+            classes=str(meta / 'classes.txt'),
+            test_mode=split in ('test', 'held-out'),
             **kwargs,
         )

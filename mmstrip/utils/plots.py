@@ -17,22 +17,47 @@ except ModuleNotFoundError as error:
 Curve = tuple[Sequence[float], Sequence[float]]  # x and y
 
 
-def plot_curves(panels: dict[str, dict[str, Curve]], x_label: str, path: Path) -> None:
+def plot_curves(panels: dict[str, dict[str, Curve]], x_label: str | Sequence[str], path: Path) -> None:
     """One panel a quantity, side by side.
 
     Args:
         panels: Title of each panel -> label of each curve in it -> its points.
-        x_label: Shared label of the x axes.
+        x_label: Shared label of the x axes, or one for each panel.
         path: PNG file to write.
     """
     figure = Figure(figsize=(5 * len(panels), 4), layout='constrained')
-    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+    labels = [x_label] * len(panels) if isinstance(x_label, str) else x_label
+    for axes, (title, curves), x_label in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), labels
+    ):
         for label, (x, y) in curves.items():
             axes.plot(x, y, label=label, marker='o' if len(x) < 40 else None, markersize=3)
         axes.set(title=title, xlabel=x_label)
         axes.grid(alpha=0.3)
         if len(curves) > 1:
             axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_bars(panels: dict[str, dict[str, Sequence[float]]], y_label: str, path: Path) -> None:
+    """Means with error bars of one standard deviation, and the single values.
+
+    Args:
+        panels: Title of each panel -> label of each place on its x axis -> the values there.
+        y_label: Shared label of the y axes.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(1.5 + 0.9 * sum(len(places) for places in panels.values()), 4), layout='constrained')
+    widths = [len(places) for places in panels.values()]
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=widths)[0]
+    for axes, (title, places) in zip(grid, panels.items()):
+        for x, values in enumerate(places.values()):
+            axes.errorbar(x, np.mean(values), np.std(values, ddof=min(1, len(values) - 1)), marker='o', capsize=5)
+            axes.plot([x] * len(values), values, linestyle='', marker='.', color='grey', alpha=0.6)
+        axes.set(title=title, xlim=(-0.5, len(places) - 0.5))
+        axes.set_xticks(range(len(places)), list(places))
+        axes.grid(alpha=0.3, axis='y')
+    grid[0].set_ylabel(y_label)
     figure.savefig(path, dpi=120)
 
 

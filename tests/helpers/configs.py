@@ -12,6 +12,7 @@ from . import ROOT
 
 CONFIGS = sorted((ROOT / 'configs' / 'strip_mlp').glob('*.py'))
 DENSE = sorted(path for task in ('detection', 'segmentation') for path in (ROOT / 'configs' / task).glob('*.py'))
+COMPARED = sorted((ROOT / 'configs' / 'comparison').glob('*.py'))  # other backbones in our configs
 ARCHS = ('tiny-light', 'tiny', 'small', 'base')
 
 

@@ -25,7 +25,13 @@ CONFIG = DATA / 'digits_tiny.py'
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(
     [
-        *('helpers.runs', 'mmstrip.engine', 'mmstrip.analysis.transfer', 'mmstrip.converters.reparameterize'),
+        *(
+            'helpers.runs',
+            'mmstrip.engine',
+            'mmstrip.analysis.transfer',
+            'mmstrip.analysis.evidence',
+            'mmstrip.converters.reparameterize',
+        ),
         *(f'{toolbox}.{part}' for toolbox in ('mmpretrain', 'mmdet', 'mmseg') for part in ('models', 'datasets')),
     ]
 )
@@ -125,6 +131,31 @@ def train(config: str, work_dir: str, options: dict, output: str, file_limit: in
     config = load_config(config, options)
     config.work_dir, config.resume = work_dir, True
     build_runner(config).train()
+
+
+def _execute(folder: str, output: str) -> None:
+    from mmstrip.analysis.runs import execute_described
+
+    _prepare(output)
+    execute_described(Path(folder))
+
+
+class ForkedRun:
+    """A run of the evidence's queue in another process, with the interface of one of subprocess."""
+
+    def __init__(self, folder: Path, log: Path):
+        self.process = _begin(_execute, str(folder), str(log))
+        self.terminate = self.process.terminate
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> None:
+        _join(self.process, 300)
 
 
 def start(

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
-from helpers.configs import ARCHS, CONFIGS, build_model, check_listed_size
+from helpers.configs import ARCHS, COMPARED, CONFIGS, build_model, check_listed_size
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import TRANSFORMS, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
-NUM_CLASSES = dict(in1k=1000, cifar10=10, cifar100=100, caltech101=101, flowers102=102, pets=37, cars=196, digits=10)
+NUM_CLASSES = dict(
+    in1k=1000, cifar10=10, cifar100=100, caltech101=101, flowers102=102, pets=37, cars=196, digits=10, fashion=10
+)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -45,6 +47,27 @@ def test_config_builds(path):
         TRANSFORMS.build(transform)
 
 
+@pytest.mark.parametrize('path', [path for path in COMPARED if 'caltech101' in path.stem], ids=lambda path: path.stem)
+def test_compared_models_differ_in_the_model_alone(path):
+    config = Config.fromfile(path)
+    ours = Config.fromfile(ROOT / 'configs/strip_mlp' / f'strip-mlp-tiny-light_{path.stem.partition("_")[2]}.py')
+    for key in (
+        'train_dataloader',
+        'val_dataloader',
+        'test_dataloader',
+        'optim_wrapper',
+        'param_scheduler',
+        'train_cfg',
+    ):
+        assert config[key] == ours[key]
+    assert config.model.head.loss == ours.model.head.loss and config.model.train_cfg is ours.model.train_cfg is None
+    init_default_scope(config.default_scope)
+    model = MODELS.build(config.model).eval()
+    check_listed_size(path, model)
+    images = torch.zeros(2, 3, 64, 64)
+    assert model(images).shape == (2, 101)
+
+
 def test_there_is_a_config_for_every_variant_and_dataset():
     names = {path.stem for path in CONFIGS}
     for arch in ARCHS:
@@ -60,15 +83,17 @@ def test_there_is_a_config_for_every_variant_and_dataset():
 
 TRAINING_IMAGES = dict(
     in1k=1281167, cifar10=50000, cifar100=50000, caltech101=6907, flowers102=2040, pets=3680, cars=8144, digits=1437
-)
+) | {'fashion': 55000, 'caltech101-64px': 5525, 'cifar10-64px': 45000}
+SHORT = ('digits', 'caltech101-64px', 'cifar10-64px')
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_epochs_have_tens_of_steps(path):
     config = Config.fromfile(path)
-    dataset = next(key for key in TRAINING_IMAGES if key == path.stem.split('_')[-1].split('-')[0])
+    name = path.stem.split('_')[-1]
+    dataset = name if name in TRAINING_IMAGES else name.split('-')[0]
     steps = TRAINING_IMAGES[dataset] // config.auto_scale_lr.base_batch_size
-    assert steps >= 20 and (dataset == 'digits' or 5000 < steps * config.train_cfg.max_epochs < 400000)
+    assert steps >= 20 and (dataset in SHORT or 5000 < steps * config.train_cfg.max_epochs < 400000)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)

@@ -3,11 +3,12 @@
 import re
 
 import pytest
+import torch
 from helpers import ROOT
-from helpers.configs import ARCHS, DENSE, build_model, check_listed_size
+from helpers.configs import ARCHS, COMPARED, DENSE, build_model, check_listed_size
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import TRANSFORMS
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -27,8 +28,11 @@ def test_dense_config_builds(path):
         assert config.model.decode_head.in_channels == channels
     if 'auxiliary_head' in config.model:
         assert config.model.auxiliary_head.in_channels == channels[2]
-    if 'digit-scenes' not in path.stem:
+    if path.stem.endswith(('bccd', 'camvid')):
+        assert backbone.init_cfg.checkpoint == f'work_dirs/strip-mlp-{arch}_1xb32_caltech101-64px/epoch_15.pth'
+    elif 'digit-scenes' not in path.stem:
         assert backbone.init_cfg.checkpoint == f'checkpoints/strip-mlp-{arch}_in1k.pth'
+    if 'digit-scenes' not in path.stem:
         assert backbone.init_cfg.prefix == 'backbone.'
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
         for transform in loader.dataset.pipeline:
@@ -37,6 +41,20 @@ def test_dense_config_builds(path):
     gpus, batch = map(int, batch.groups()) if batch else (8, 2)
     assert config.train_dataloader.batch_size == batch
     assert config.auto_scale_lr.base_batch_size == gpus * batch
+
+
+@pytest.mark.parametrize('path', [path for path in COMPARED if 'fpn' in path.stem], ids=lambda path: path.stem)
+def test_compared_backbones_fit_into_the_same_models(path):
+    config = Config.fromfile(path)
+    init_default_scope(config.default_scope)
+    model = MODELS.build(config.model).eval()
+    check_listed_size(path, model)
+    features = model.backbone(torch.zeros(1, 3, 64, 96))
+    assert [feature.shape[1] for feature in features] == config.model.neck.in_channels
+    classifier = re.search(
+        r'work_dirs/(\w+)_1xb32_caltech101-64px/epoch_15.pth', config.model.backbone.init_cfg.checkpoint
+    )
+    assert classifier and classifier.group(1) in path.stem
 
 
 def test_there_is_a_dense_config_for_every_variant():

@@ -33,6 +33,10 @@ def test_split(caltech):
     split = split_caltech101(caltech)
     train, test = ({path for path, _ in split[part]} for part in ('train', 'test'))
     assert len(train) + len(test) == len(train | test) == NUM_IMAGES
+    part, held_out = ({path for path, _ in split[part]} for part in ('train-part', 'held-out'))
+    assert (
+        part | held_out == train and not part & held_out and len(held_out) == pytest.approx(0.2 * len(train), rel=0.05)
+    )
     assert not any('BACKGROUND' in path for path in train | test)
     for index in range(NUM_CLASSES):
         counts = [sum(label == index for _, label in split[part]) for part in ('train', 'test')]

@@ -3,18 +3,24 @@
 import argparse
 import sys
 
-from mmstrip.datasets.caltech101 import write_caltech101_split
+from mmstrip.datasets.caltech101 import SPLITS, write_caltech101_split, write_smaller_copy
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('root', help='folder that holds 101_ObjectCategories/')
-    root = parser.parse_args().root
+    parser.add_argument('--smaller-copy', metavar='DIR', help='write a copy with smaller images there, for 64 px')
+    parser.add_argument(
+        '--short-side', type=int, default=96, help='short side of its images in pixels (default: %(default)s)'
+    )
+    args = parser.parse_args()
     try:
-        meta = write_caltech101_split(root)
+        meta = write_caltech101_split(args.root)
+        if args.smaller_copy:
+            meta = write_smaller_copy(args.root, args.smaller_copy, args.short_side)
     except (OSError, ValueError) as error:
         sys.exit(f'Error: {error}')
-    for name in ('train', 'test', 'classes'):
+    for name in (*SPLITS, 'classes'):
         file = meta / f'{name}.txt'
         print(f'{file}: {len(file.read_text().splitlines()):,} lines')
 

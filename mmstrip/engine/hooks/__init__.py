@@ -1,5 +1,7 @@
 from .bad_images import BadImagesHook
+from .channels_last import ChannelsLastHook
 from .checkpoint import SafeCheckpointHook
+from .clock import ClockHook
 from .complete_checkpoint import CompleteCheckpointHook
 from .curves import TrainingCurvesHook
 from .eta import TimeLeftHook
@@ -11,7 +13,9 @@ from .seed import SeedHook
 
 __all__ = [
     'BadImagesHook',
+    'ChannelsLastHook',
     'ClassificationReportHook',
+    'ClockHook',
     'CompleteCheckpointHook',
     'InvalidLossHook',
     'NamedFilesHook',

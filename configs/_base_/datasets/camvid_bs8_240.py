@@ -1,0 +1,46 @@
+# CamVid, 701 street scenes of 480 x 360 pixels (367 / 101 / 233), 11 classes and void, 11 in the label maps: predicted
+# at half of their size, judged at the whole one.
+dataset = dict(_scope_='mmseg', type='mmstrip.CamVid', data_root='data/camvid')
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=(240, 180), ratio_range=(1.0, 1.5), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(176, 240), cat_max_ratio=0.9),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(240, 180), keep_ratio=True),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+
+# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmseg's.
+for __step in train_pipeline + test_pipeline:
+    __step['_scope_'] = 'mmseg'
+
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(split='train', pipeline=train_pipeline, **dataset),
+)
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(split='val', pipeline=test_pipeline, **dataset),
+)
+test_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(split='test', pipeline=test_pipeline, **dataset),
+)
+
+val_evaluator = dict(_scope_='mmseg', type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator

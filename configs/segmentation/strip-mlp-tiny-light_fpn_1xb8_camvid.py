@@ -1,0 +1,33 @@
+# From the classifier that strip_mlp/strip-mlp-tiny-light_1xb32_caltech101-64px.py trains, or from scratch with
+# --cfg-options model.backbone.init_cfg=None
+_base_ = [
+    '../_base_/models/semantic-fpn_strip-mlp.py',
+    '../_base_/datasets/camvid_bs8_240.py',
+    '../_base_/schedules/adamw_short_dense.py',
+    '../_base_/seg_runtime.py',
+]
+
+norm_cfg = dict(type='BN')
+checkpoint = 'work_dirs/strip-mlp-tiny-light_1xb32_caltech101-64px/epoch_15.pth'
+init = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
+model = dict(
+    data_preprocessor=dict(size=(176, 240)),
+    backbone=dict(img_size=64, drop_path_rate=0.0, norm_cfg=norm_cfg, init_cfg=init),
+    neck=dict(out_channels=128, norm_cfg=norm_cfg),
+    decode_head=dict(
+        in_channels=[128] * 4,
+        channels=128,
+        num_classes=11,
+        norm_cfg=norm_cfg,
+        loss_decode=dict(avg_non_ignore=True),
+    ),
+)
+
+default_hooks = dict(
+    logger=dict(interval=10, log_metric_by_epoch=True),
+    checkpoint=dict(by_epoch=True, interval=1, save_best=None, max_keep_ckpts=1),
+)
+
+log_processor = dict(by_epoch=True)
+
+randomness = dict(seed=0)

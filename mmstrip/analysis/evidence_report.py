@@ -1,0 +1,283 @@
+"""docs/results.md: tables and plots, drawn from the JSON of the runs alone."""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import mmcv
+
+from ..utils.checkpoints import write_file
+from ..utils.plots import plot_bars, plot_curves, plot_pictures
+from .evidence import (
+    CALTECH101,
+    DIGIT_SCENES_TRIALS,
+    SEEDS,
+    TRANSFER,
+    VARIANTS,
+    Results,
+    read_results,
+    transfer_name,
+    variant_name,
+)
+
+MISSING, UNMEASURED = 'not yet run', 'not yet measured'
+# The paper's top-1 on Caltech-101 at 224 px, 300 epochs; a difference where it gives only that.
+PAPER = {
+    ('channel patches', 'C/4'): '92.09',
+    ('channel patches', '1'): '90.93',
+    ('rows and columns', 'cascade'): '+0.48',
+}
+
+
+def write_report(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
+    """Fill in the tables of a page and draw its plots.
+
+    Between ``<!-- results: NAME -->`` and ``<!-- end -->``, the page gets the table NAME; plots go to ``images/``
+    beside it. What has not been run is named so.
+
+    Args:
+        results_dir: Folder of the results, ``{part}/{name}.json``.
+        page: Markdown file with such marks.
+        work_dir: Folder of the runs, ``{part}/{name}/``; pictures of predictions are taken from it, where it has them.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ValueError: The page asks for a table that there is not.
+    """
+    results = read_results(results_dir)
+
+    def fill(match: re.Match) -> str:
+        name = match.group(1)
+        if name not in TABLES:
+            raise ValueError(f'{page}: tables are {", ".join(TABLES)}, but it asks for {name!r}')
+        return f'<!-- results: {name} -->\n{TABLES[name](results)}\n<!-- end -->'
+
+    text = re.sub(r'<!-- results: (\S+) -->.*?<!-- end -->', fill, page.read_text(), flags=re.S)
+    write_file(page, lambda file: file.write(text.encode()))
+    images = page.parent / 'images'
+    images.mkdir(exist_ok=True)
+    plots = (_plot_caltech101, _plot_ablations, _plot_transfer)
+    drawn = [plot(results, images) for plot in plots]
+    drawn += _copy_classifier_pictures(work_dir, images)
+    drawn += [_draw_predictions(task, work_dir, images) for task in TRANSFER]
+    return [page, *filter(None, drawn)]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+
+
+def _seeds(results: Results, prefix: str) -> list[dict]:
+    """Results of one setting with several seeds."""
+    return [results[key] for seed in SEEDS if (key := f'{prefix}_seed{seed}') in results]
+
+
+def _mean(runs: list[dict], metric: str = 'top-1') -> str:
+    """Mean, and standard deviation where there are several, in percent."""
+    values = [100 * run[metric] for run in runs]
+    if not values:
+        return MISSING
+    return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
+
+
+def _caltech101_table(results: Results) -> str:
+    head = ('model', 'top-1, test', 'seeds', 'held-out', 'lr', 'params', 'FLOPs', 'minutes', 'images/s')
+    rows = []
+    for model in CALTECH101:
+        runs = _seeds(results, f'caltech101/{model}')
+        if not runs:
+            rows.append([model, MISSING, *[''] * (len(head) - 2)])
+            continue
+        first = runs[0]
+        speed = _speed(results, model)
+        rows.append(
+            [
+                model,
+                _mean(runs),
+                len(runs),
+                f'{100 * mean(run["curve"][-1]["top-1"] for run in runs):.2f}',
+                f'{first["settings"]["options"]["optim_wrapper.optimizer.lr"]:g}',
+                f'{first["params"] / 1e6:.2f} M',
+                f'{first["flops"] / 1e9:.2f} G',
+                f'{_epoch_minutes(first, speed) * first["epochs"]:.1f}' if speed else UNMEASURED,
+                f'{speed:.1f}' if speed else UNMEASURED,
+            ]
+        )
+    return _table(head, rows)
+
+
+def _speed(results: Results, model: str) -> float | None:
+    """Training images of one core in a second, of all models measured in turns on one machine."""
+    measured = results.get('speed/benchmark', {}).get('results', [])
+    found = [one['images_per_second'] for one in measured if one['label'].partition(' @')[0] == model]
+    return found[0] if found else None
+
+
+def _epoch_minutes(run: dict, speed: float) -> float:
+    """Minutes of an epoch at a speed that is common to all runs, as they may have been on several machines."""
+    return run['images'] / run['epochs'] / speed / 60
+
+
+def _choices_table(results: Results) -> str:
+    """What learning rates were chosen by."""
+    choosing = {key: result for key, result in sorted(results.items()) if '/choose_' in key}
+    if not choosing:
+        return MISSING
+    table: dict[str, dict[str, str]] = {}
+    for key, result in choosing.items():
+        name, _, rate = key.replace('choose_', '').rpartition('_lr')
+        metric = next(iter(result['settings']['metrics']))
+        table.setdefault(f'{name}, {metric}', {})[rate] = f'{100 * result[metric]:.2f}'
+    rates = sorted({rate for row in table.values() for rate in row}, key=float)
+    rows = [[name, *(row.get(rate, '') for rate in rates)] for name, row in table.items()]
+    return _table(('run, held-out %', *(f'lr {rate}' for rate in rates)), rows)
+
+
+def _fashion_mnist_table(results: Results) -> str:
+    rows = []
+    for key in sorted(key for key in results if key.startswith('fashion-mnist/') and 'choose' not in key):
+        run = results[key]
+        config = Path(run['settings']['config']).stem
+        size = f'{run["params"] / 1e6:.2f} M'
+        cost = [run['epochs'], f'{run["core_minutes"]:.0f}', run['machine']['cpu']]
+        rows.append([config, f'{100 * run["top-1"]:.2f}', size, *cost])
+    head = ('config', 'top-1, test', 'params', 'epochs', 'core minutes', 'on')
+    return _table(head, rows) if rows else MISSING
+
+
+def _ablations_table(results: Results) -> str:
+    rows = []
+    for table, labels in VARIANTS.items():
+        for label in labels:
+            runs = _seeds(results, f'ablations/{variant_name(table, label)}')
+            size = f'{runs[0]["params"] / 1e6:.2f} M' if runs else ''
+            rows.append([table, label, _mean(runs), len(runs) or '', size, PAPER.get((table, label), '')])
+    return _table(('what', 'variant', 'top-1, test', 'seeds', 'params', "the paper's"), rows)
+
+
+def _transfer_table(results: Results) -> str:
+    rows = []
+    for task, (models, metrics) in TRANSFER.items():
+        for model in models:
+            for start in ('classifier', 'scratch'):
+                run = results.get(f'transfer/{transfer_name(task, model, start)}')
+                values = [f'{run[name]:.3f}' for name in metrics] if run else [MISSING]
+                first = next(iter(metrics))
+                padded = ', '.join(f'{found[first]:.3f}' for found in run['padding'].values()) if run else ''
+                rows.append([task, model, start, f'{", ".join(metrics)} {", ".join(values)}', padded])
+    return _table(('task', 'backbone', 'from', 'test', 'val: without padding, with much'), rows)
+
+
+def _cifar10_table(results: Results) -> str:
+    rows = []
+    for start in ('classifier', 'scratch'):
+        run = results.get(f'cifar10/from-{start}')
+        curve = ', '.join(f'{100 * point["top-1"]:.2f}' for point in run['curve']) if run else ''
+        rows.append([start, _mean([run] if run else []), curve])
+    return _table(('from', 'top-1, test', 'held-out, by epoch'), rows)
+
+
+def _digit_scenes_table(results: Results) -> str:
+    rows = []
+    for name in DIGIT_SCENES_TRIALS:
+        run = results.get(f'digit-scenes/{name}')
+        rows.append([name.replace('-', ' '), f'{run["mIoU"]:.3f}' if run else MISSING])
+    return _table(('what was changed', 'mIoU'), rows)
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    'caltech101': _caltech101_table,
+    'choices': _choices_table,
+    'fashion-mnist': _fashion_mnist_table,
+    'ablations': _ablations_table,
+    'transfer': _transfer_table,
+    'cifar10': _cifar10_table,
+    'digit-scenes': _digit_scenes_table,
+}
+
+
+def _plot_caltech101(results: Results, images: Path) -> Path | None:
+    by_epoch, by_minute = {}, {}
+    for model in CALTECH101:
+        runs = _seeds(results, f'caltech101/{model}')
+        if runs:
+            curve = runs[0]['curve']
+            accuracy = [100 * point['top-1'] for point in curve]
+            by_epoch[model] = [point['epoch'] for point in curve], accuracy
+            if speed := _speed(results, model):
+                minutes = _epoch_minutes(runs[0], speed)
+                by_minute[model] = [point['epoch'] * minutes for point in curve], accuracy
+    if not by_epoch:
+        return None
+    path = images / 'results_caltech101.png'
+    title = 'Caltech-101, held-out top-1 in %'
+    panels = {f'{title}, over epochs': by_epoch}
+    if by_minute:
+        panels[f'{title}, over minutes'] = by_minute
+    plot_curves(panels, ('epoch', 'minutes of one core'), path)
+    return path
+
+
+def _plot_ablations(results: Results, images: Path) -> Path | None:
+    panels = {}
+    for table, labels in VARIANTS.items():
+        values = {
+            label: [100 * run['top-1'] for run in _seeds(results, f'ablations/{variant_name(table, label)}')]
+            for label in labels
+        }
+        panels[table] = {label: found for label, found in values.items() if found}
+    if not all(panels.values()):
+        return None
+    path = images / 'results_ablations.png'
+    plot_bars(panels, 'top-1 on the test images of Caltech-101, %', path)
+    return path
+
+
+def _plot_transfer(results: Results, images: Path) -> Path | None:
+    panels = {}
+    for task, (models, metrics) in TRANSFER.items():
+        metric = next(iter(metrics))
+        for model in models:
+            for start in ('classifier', 'scratch'):
+                run = results.get(f'transfer/{transfer_name(task, model, start)}')
+                if run:
+                    points = run['curve']
+                    curve = [point['epoch'] for point in points], [point[metric] for point in points]
+                    panels.setdefault(f'{task}, val: {metric}', {})[f'{model} from {start}'] = curve
+    if not panels:
+        return None
+    path = images / 'results_transfer.png'
+    plot_curves(panels, 'epoch', path)
+    return path
+
+
+def _copy_classifier_pictures(work_dir: Path, images: Path) -> list[Path]:
+    """Confusion matrix and sheet of test images of the first model of part 1."""
+    copies = []
+    for name in ('confusion_matrix.png', 'predictions.png'):
+        found = sorted((work_dir / 'caltech101' / f'{next(iter(CALTECH101))}_seed0').glob(f'*/{name}'))
+        if found:
+            copies.append(images / f'results_caltech101_{name}')
+            shutil.copyfile(found[-1], copies[-1])
+    return copies
+
+
+def _draw_predictions(task: str, work_dir: Path, images: Path) -> Path | None:
+    """Truth and prediction on six test images, a row each way to train."""
+    models, _ = TRANSFER[task]
+    rows = {}
+    for model in models:
+        for start in ('classifier', 'scratch'):
+            files = sorted((work_dir / 'transfer' / transfer_name(task, model, start) / 'pictures').glob('*.png'))
+            if files:
+                rows[f'{model} from {start}'] = [mmcv.imread(file, channel_order='rgb') for file in files[:6]]
+    if not rows:
+        return None
+    path = images / f'results_{task}.png'
+    plot_pictures(rows, path)
+    return path

@@ -1,0 +1,67 @@
+"""Fashion-MNIST: files that are wrong are named, and those that are right are read."""
+
+import gzip
+
+import numpy as np
+import pytest
+from helpers import last_line
+from helpers.runs import call_tool
+from mmengine.registry import DATASETS, init_default_scope
+
+from mmstrip.datasets.fashion_mnist import NUM_HELD_OUT, SHA256, unpack_fashion_mnist
+
+
+def idx(kind, count, seed=0):
+    """A file in the format of the data set, of random content."""
+    shape = (count, 28, 28) if kind == 'images' else (count,)
+    content = np.random.default_rng(seed).integers(0, 10, shape, dtype=np.uint8).tobytes()
+    sizes = b''.join(size.to_bytes(4, 'big') for size in shape)
+    return bytes([0, 0, 8, len(shape)]) + sizes + content
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name in SHA256:
+        part, kind, *_ = name.split('-')
+        count = {'train': 60000, 't10k': 10000}[part]
+        (tmp_path / f'{name}.gz').write_bytes(gzip.compress(idx(kind, count), compresslevel=0))
+    return tmp_path
+
+
+def test_missing_files_say_what_to_install(tmp_path):
+    failed = call_tool('dataset_converters/fashion_mnist.py', tmp_path / 'out', '--source', tmp_path, folder=tmp_path)
+    assert failed.returncode == 1
+    assert 'Error: no ' in last_line(failed.stdout) and 'apt-get install dataset-fashion-mnist' in failed.stdout
+
+
+def test_files_that_are_not_the_published_ones(files, tmp_path):
+    with pytest.raises(ValueError, match=r'train-images-idx3-ubyte.gz is not the published one: .*SHA-256'):
+        unpack_fashion_mnist(files, tmp_path / 'out')
+    (files / 'train-images-idx3-ubyte.gz').write_bytes(gzip.compress(idx('images', 50)))
+    with pytest.raises(ValueError, match='must hold 60,000 images, but it names 50 and has 39,216 bytes'):
+        unpack_fashion_mnist(files, tmp_path / 'out')
+    (files / 'train-images-idx3-ubyte.gz').write_bytes(gzip.compress(idx('images', 50))[:-20])
+    with pytest.raises(ValueError, match=r'train-images-idx3-ubyte.gz is damaged'):
+        unpack_fashion_mnist(files, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_dataset_reads_what_is_unpacked(tmp_path):
+    init_default_scope('mmpretrain')
+    images = idx('images', NUM_HELD_OUT + 10)
+    (tmp_path / 'train-images-idx3-ubyte').write_bytes(images)
+    (tmp_path / 'train-labels-idx1-ubyte').write_bytes(idx('labels', NUM_HELD_OUT + 10))
+    part, held_out = (
+        DATASETS.build(dict(type='mmstrip.FashionMNIST', data_root=str(tmp_path), split=split, pipeline=[]))
+        for split in ('train-part', 'held-out')
+    )
+    assert (len(part), len(held_out)) == (10, NUM_HELD_OUT)
+    image = part[1]['img']
+    assert image.shape == (32, 32, 3) and not image[:2].any() and not image[:, -2:].any()
+    np.testing.assert_array_equal(
+        image[2:30, 2:30, 0].ravel(), np.frombuffer(images[16 + 784 : 16 + 2 * 784], np.uint8)
+    )
+    with pytest.raises(ValueError, match="split must be among train, .*, but got 'val'"):
+        DATASETS.build(dict(type='mmstrip.FashionMNIST', data_root=str(tmp_path), split='val'))
+    with pytest.raises(FileNotFoundError, match='fashion_mnist.py'):
+        DATASETS.build(dict(type='mmstrip.FashionMNIST', data_root=str(tmp_path), split='test'))
