@@ -100,17 +100,17 @@ def plot_predictions(samples: list[tuple[np.ndarray, str, str]], title: str, pat
         columns: Images in a row. Defaults to 10.
     """
     rows = -(-len(samples) // columns)
-    figure = Figure(figsize=(1.3 * columns, 1.55 * rows + 0.5), layout='constrained')
+    figure = Figure(figsize=(1.3 * columns, 1.65 * rows + 0.5), layout='constrained')
     figure.suptitle(title)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis('off')
     for axes, (image, predicted, true) in zip(grid, samples):
         axes.imshow(image.astype(np.uint8))
+        space = '\n' if len(predicted + true) > 12 else ' '
         right = predicted == true
-        axes.set_title(
-            predicted if right else f'{predicted} (is {true})', fontsize=9, color='green' if right else 'red'
-        )
+        words = predicted if right else f'{predicted}{space}(is {true})'
+        axes.set_title(words, fontsize=8, color='green' if right else 'red')
     figure.savefig(path, dpi=120)
 
 

@@ -1,15 +1,43 @@
 """A report that people can look at, at the end of a classification run."""
 
+import random
+
 import numpy as np
 from mmengine.dist import collect_results
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
+from torch import Tensor
 
 from ...registry import HOOKS
 from ...utils.plots import plot_confusion, plot_predictions
 from ...utils.wrappers import unwrap_model
 from .curves import log_folder
+
+
+class Sheet:
+    """Some of the samples that are offered, each as likely as the others: data sets are often in the order of classes.
+
+    Args:
+        size (int): How many are kept.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self.seen = 0
+        self._kept: list[tuple] = []
+        self._random = random.Random(0)
+
+    def offer(self, image: Tensor, predicted: int, true: int) -> None:
+        """Keep an image, (C, H, W), in place of another one, or not."""
+        self.seen += 1
+        place = len(self._kept) if len(self._kept) < self.size else self._random.randrange(self.seen)
+        if place < self.size:
+            self._kept[place : place + 1] = [(image.permute(1, 2, 0).cpu().numpy(), predicted, true)]
+
+    def chosen(self, count: int) -> list[tuple]:
+        """So many of them, as (image, predicted, true) by their true class; images (H, W, C)."""
+        return sorted(self._kept[:count], key=lambda sample: sample[2])
 
 
 @HOOKS.register_module()
@@ -21,8 +49,8 @@ class ClassificationReportHook(Hook):
     an image; without them it stays silent.
 
     Args:
-        sheet_size (int): Images on the sheet: wrong predictions first, at most half of it where there are right ones
-            to fill the rest. Defaults to 60.
+        sheet_size (int): Images on the sheet, drawn at random (the same ones in each run): wrong predictions first, at
+            most half of it where there are right ones to fill the rest. Defaults to 60.
     """
 
     priority = 'LOW'
@@ -33,8 +61,8 @@ class ClassificationReportHook(Hook):
 
     def _clear(self) -> None:
         self.pairs: list[tuple] = []  # (true, predicted) of every sample
-        self.right: list[tuple] = []  # (image, predicted, true) of the first ones
-        self.wrong: list[tuple] = []
+        self.right = Sheet(self.sheet_size)
+        self.wrong = Sheet(self.sheet_size)
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._clear()
@@ -51,10 +79,8 @@ class ClassificationReportHook(Hook):
                 return
             true, predicted = int(sample.gt_label), int(sample.pred_label)
             self.pairs.append((true, predicted))
-            kept = self.right if true == predicted else self.wrong
-            if len(kept) < self.sheet_size:
-                image = image.permute(1, 2, 0).cpu().numpy()
-                kept.append((image[..., ::-1] if bgr else image, predicted, true))
+            sheet = self.right if true == predicted else self.wrong
+            sheet.offer(image.flip(0) if bgr else image, predicted, true)
 
     after_test_iter = after_val_iter
 
@@ -77,9 +103,8 @@ class ClassificationReportHook(Hook):
         folder = log_folder(runner)
         confusion, sheet = folder / 'confusion_matrix.png', folder / 'predictions.png'
         plot_confusion(labels, predictions, classes, confusion)
-        half = self.sheet_size - min(len(self.right), self.sheet_size // 2)
-        samples = self.wrong[:half]
-        samples += self.right[: self.sheet_size - len(samples)]
+        wrong = self.wrong.chosen(self.sheet_size - min(self.right.seen, self.sheet_size // 2))
+        samples = wrong + self.right.chosen(self.sheet_size - len(wrong))
         plot_predictions(
             [(image, classes[predicted], classes[true]) for image, predicted, true in samples], accuracy, sheet
         )
