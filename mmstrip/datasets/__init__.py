@@ -7,6 +7,7 @@ _MODULES = {
     'CocoDataset': 'coco',  # mmdet
     'Digits': 'digits',  # mmpretrain
     'PlaceDigit': 'digit_scenes',
+    'SegDataset': 'segmentation',  # mmseg
 }
 
 __all__ = list(_MODULES)
