@@ -7,6 +7,18 @@ from importlib import import_module
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import (
+    EVALUATOR,
+    LOG_PROCESSORS,
+    METRICS,
+    MODEL_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    RUNNERS,
+    VISBACKENDS,
+    VISUALIZERS,
+    Registry,
+)
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
@@ -14,7 +26,6 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
-from mmengine.registry import Registry
 
 
 class LazyRegistry(Registry):
@@ -47,3 +58,18 @@ DATA_SAMPLERS = Registry(
     'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmstrip', locations=['mmstrip.utils.seeding']
 )
 FUNCTIONS = Registry('function', parent=MMENGINE_FUNCTIONS, scope='mmstrip', locations=['mmstrip.utils.seeding'])
+
+# What else mmengine builds from configs that inherit ours, as it gives them our scope; else it warns.
+OTHERS = (
+    EVALUATOR,
+    LOG_PROCESSORS,
+    METRICS,
+    MODEL_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    RUNNERS,
+    VISBACKENDS,
+    VISUALIZERS,
+)
+for _parent in OTHERS:
+    Registry(_parent.name, parent=_parent, scope='mmstrip', locations=['mmstrip.registry'])

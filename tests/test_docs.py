@@ -16,7 +16,6 @@ from helpers.configs import build_model
 from mmengine.registry import MODELS
 from PIL import Image
 
-from mmstrip.engine.launch import build_runner
 from mmstrip.utils.config import load_config
 
 PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('configs/*/README.md')])
@@ -224,24 +223,3 @@ def test_configs_of_users(page, block, tmp_path, monkeypatch):
     config = load_config(str(tmp_path / 'mine.py'))
     model = build_model(config)
     assert not hasattr(model, 'head') or model.head.in_channels == 8 * model.backbone.embed_dims
-    if 'CustomDataset' not in block:
-        return
-    # Folders of images: what a training sets up, its first batch, and the metric.
-    monkeypatch.chdir(tmp_path)
-    names = ('lotus', 'sunflower', 'water_lilly')
-    for split in ('train', 'val'):
-        for name in names:
-            (tmp_path / 'data/flowers' / split / name).mkdir(parents=True)
-            for i in range(6):
-                Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(f'data/flowers/{split}/{name}/{i}.png')
-    assert config.model.head.num_classes == config.data_preprocessor.num_classes == len(names)
-    config.model.backbone = dict(config.model.backbone, arch=dict(embed_dims=8, depths=(1, 1, 1, 1)), init_cfg=None)
-    config.model.head.in_channels = 64
-    config.train_cfg.max_epochs = 30
-    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
-        loader.update(num_workers=0, persistent_workers=False)
-    config.work_dir = str(tmp_path / 'work')
-    runner = build_runner(config)
-    batch = next(iter(runner.build_dataloader(config.train_dataloader)))
-    assert batch['inputs'].shape == (16, 3, 224, 224)
-    assert runner.test()['accuracy/top1'] == pytest.approx(100 / 3, abs=1e-3)

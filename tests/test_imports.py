@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS
 # A module imports from lower lines alone, or from its own package.
 LAYERS = (
     ('tools',),
-    ('analysis', 'converters'),
+    ('analysis', 'converters', 'own_data'),
     ('engine',),
     ('datasets', 'models'),
     ('ops', 'csrc', 'utils', 'zoo'),

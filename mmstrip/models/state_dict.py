@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .arguments import NUM_STAGES, STEM_STRIDE
 from .strip_mixing import RelativePosition, StripMLPLayer
 
 
@@ -69,6 +70,34 @@ def require_pretrained(init_cfg: dict | list | None) -> None:
             )
 
 
+def recognise_backbone(state_dict: dict[str, Tensor]) -> tuple[str, dict, int]:
+    """What builds the Strip-MLP whose trained weights are in a state dict, at most one.
+
+    Returns:
+        The prefix of its keys, such as 'backbone.'; its arch as a dict of ``embed_dims`` and ``depths``; and the
+        ``img_size`` that its strip weights belong to, in pixels.
+
+    Raises:
+        ValueError: There is none, or it has the deploy form.
+    """
+    last = 'stages.0.0.strip_mixing.branches.cgsmm.row.weight'
+    prefixes = [key.removesuffix(last) for key in state_dict if key.endswith(last)]
+    if len(prefixes) != 1 or f'{prefixes[0]}patch_embed.weight' not in state_dict:
+        raise ValueError(f'it holds no Strip-MLP of this package, its first keys are {", ".join(list(state_dict)[:3])}')
+    prefix = prefixes[0]
+    if f'{prefix}stages.0.0.channel_mixing.grn.beta' not in state_dict:
+        raise ValueError('it is the deploy form, which does not train; take the checkpoint that it was made from')
+    blocks = _blocks(state_dict, prefix)
+    depths = tuple(sum(stage == str(i) for stage, _ in blocks) for i in range(NUM_STAGES))
+    arch = dict(embed_dims=state_dict[f'{prefix}patch_embed.weight'].shape[0], depths=depths)
+    return prefix, arch, state_dict[prefix + last].shape[3] * STEM_STRIDE
+
+
+def _blocks(state_dict: dict[str, Tensor], prefix: str) -> set[tuple[str, ...]]:
+    """Stage and number of each block, as written in the keys."""
+    return {tuple(key[len(prefix) :].split('.')[1:3]) for key in state_dict if key.startswith(f'{prefix}stages.')}
+
+
 def resample_strips(layer: StripMLPLayer, state_dict: dict[str, Tensor], prefix: str) -> bool:
     """Bring strip weights trained at another extent to this layer's, in place; True if there was need to.
 
@@ -115,7 +144,7 @@ def _check_arch(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) ->
         return
     found = dict(in_channels=stem.shape[1], embed_dims=stem.shape[0])
     expected = dict(in_channels=model.in_channels, embed_dims=model.embed_dims)
-    blocks = {tuple(key[len(prefix) :].split('.')[1:3]) for key in state_dict if key.startswith(f'{prefix}stages.')}
+    blocks = _blocks(state_dict, prefix)
     if blocks:
         trained = any(key.startswith(f'{prefix}stages.') and key.endswith('.grn.beta') for key in state_dict)
         found['deploy'], expected['deploy'] = not trained, model.deploy

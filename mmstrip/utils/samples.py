@@ -36,7 +36,8 @@ def read_sample(dataset: Dataset, index: int):
     labelled = sample.get('data_samples') if isinstance(sample, dict) else None
     if getattr(labelled, 'seg_map_path', None) and 'gt_sem_seg' in labelled:
         _check_size(labelled.seg_map_path, labelled.img_path)
-        _check_labels(labelled, len(dataset.metainfo['classes']))
+        ignored = getattr(dataset, 'ignore_index', IGNORED)
+        _check_labels(labelled, len(dataset.metainfo['classes']), ignored)
     return sample
 
 
@@ -79,13 +80,13 @@ def _check_size(labels: str, image: str) -> None:
             raise ValueError(f'{labels} must be a label map of {shapes[1]} pixels as its image, but has {shapes[0]}')
 
 
-def _check_labels(sample, num_classes: int) -> None:
+def _check_labels(sample, num_classes: int, ignored: int) -> None:
     labels = sample.gt_sem_seg.data.numpy().astype(np.int64)
-    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=IGNORED + 1))
-    wrong = present[(present >= num_classes) & (present != IGNORED)]
+    present = np.flatnonzero(np.bincount(labels.ravel()))
+    wrong = present[(present >= num_classes) & (present != ignored)]
     if wrong.size:
         reduced = ' once its zero label is taken off' if sample.get('reduce_zero_label') else ''
         raise ValueError(
-            f'{sample.seg_map_path} must hold labels from 0 to {num_classes - 1}, or {IGNORED} to ignore a pixel, but '
+            f'{sample.seg_map_path} must hold labels from 0 to {num_classes - 1}, or {ignored} to ignore a pixel, but '
             f'has {", ".join(map(str, wrong[:5]))}{reduced}'
         )

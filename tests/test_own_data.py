@@ -1,0 +1,292 @@
+"""Own images: folders as users have them become configs that train, test and predict, in our tools and in theirs."""
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+import torch
+from helpers.runs import call_tool
+from mmengine.config import Config
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from mmstrip.datasets.digit_scenes import write_digit_scenes
+from mmstrip.models import StripMLP
+from mmstrip.own_data import write_classification, write_detection, write_segmentation
+
+TOOL = 'misc/own_data.py'
+NAMES = ('one', 'two', 'zero')
+
+
+@pytest.fixture(scope='module')
+def init(tmp_path_factory):
+    """The checkpoint of a small classifier."""
+    path = tmp_path_factory.mktemp('init') / 'classifier.pth'
+    weights = StripMLP(dict(embed_dims=16, depths=(1, 1, 1, 1)), img_size=32).state_dict()
+    torch.save(dict(state_dict={f'backbone.{key}': value for key, value in weights.items()}), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    """Folders of three classes, 20 images each, with what else lies in folders."""
+    root = tmp_path_factory.mktemp('digits') / 'my digits'
+    images, labels = load_digits(return_X_y=True)
+    for label, name in enumerate(('zero', 'one', 'two')):
+        (root / name).mkdir(parents=True)
+        for i, image in enumerate(images[labels == label][:20]):
+            picture = Image.fromarray((image.reshape(8, 8) * 15).astype(np.uint8)).convert('RGB')
+            picture.resize((40 + i, 40)).save(root / name / f'{name} {i}.png')
+    (root / 'one' / 'notes.txt').write_text('none')
+    (root / 'one' / 'broken.jpg').write_bytes(b'no image')
+    return root
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    """Scenes of digits as COCO has them, and as images and label maps with a void number."""
+    root = tmp_path_factory.mktemp('scenes')
+    write_digit_scenes(root / 'coco', num_train=8, num_val=4)
+    for split in ('train', 'val'):
+        shutil.copytree(root / 'coco' / split, root / 'maps' / 'images' / split)
+        shutil.copytree(root / 'coco' / 'labels' / split, root / 'maps' / 'labels' / split)
+    shutil.move(root / 'coco' / 'labels', root / 'unused')
+    void = sorted((root / 'maps' / 'labels' / 'train').iterdir())[0]
+    labels = np.array(Image.open(void))
+    labels[:4] = 11
+    Image.fromarray(labels).save(void)
+    (root / 'maps' / 'classes.txt').write_text('\n'.join(['background', *'0123456789', '']))
+    return root
+
+
+def call(folder, *arguments):
+    """What the tool prints, run in a folder; its config."""
+    done = call_tool(TOOL, *arguments, folder=folder, cwd=folder)
+    assert done.returncode == 0, done.stdout
+    return done.stdout, folder / re.search(r'wrote (\S+)', done.stdout)[1]
+
+
+def train(config, folder, *options):
+    """By the commands that the tool has printed; the work dir."""
+    quick = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+    quick += [option.replace('train', 'val') for option in quick] + [
+        option.replace('train', 'test') for option in quick
+    ]
+    work = folder / 'work_dirs' / config.stem
+    relative = config.relative_to(folder)
+    done = call_tool('train.py', relative, '--cfg-options', *quick, *options, folder=folder, cwd=folder)
+    assert done.returncode == 0 and 'Failed to search registry' not in done.stdout, done.stdout[-3000:]
+    last = (work / 'last_checkpoint').read_text()
+    done = call_tool('test.py', relative, last, '--cfg-options', *quick, folder=folder, cwd=folder)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return last, done.stdout
+
+
+def test_classification(digits, init, tmp_path, monkeypatch):
+    from mmpretrain import ImageClassificationInferencer
+
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'digits').symlink_to(digits)
+    options = ['--init', init, '--size', '32', '--epochs', '2', '--batch-size', '8']
+    output, path = call(tmp_path, 'classification', 'data/digits', *options)
+    for words in ('60 images of 3 classes', '48 train, 12 val', 'notes.txt', 'broken.jpg'):
+        assert words in output
+    last, printed = train(path, tmp_path)
+    assert 'accuracy/top1' in printed
+    monkeypatch.chdir(tmp_path)
+    inferencer = ImageClassificationInferencer(str(path), pretrained=last, device='cpu')
+    assert inferencer('data/digits/two/two 3.png')[0]['pred_class'] in NAMES
+    samples = [line.rsplit(' ', 1) for line in (path.parent / 'train.txt').read_text().splitlines()]
+    assert all(name.split('/')[0] == NAMES[int(label)] for name, label in samples)
+
+
+def test_classification_from_scratch_in_theirs(digits, tmp_path, monkeypatch):
+    """Folders of splits, the recipe as it is; read by mmpretrain's own tool, which prints it."""
+    import mmpretrain
+
+    for split, numbers in (('train', range(8)), ('valid', range(8, 10)), ('test', range(10, 12))):
+        for name in NAMES[: 3 if split == 'train' else 2]:  # a class may be missing in validation
+            (tmp_path / 'set' / split / name).mkdir(parents=True)
+            for i in numbers:
+                shutil.copy(digits / name / f'{name} {i}.png', tmp_path / 'set' / split / name)
+    output, path = call(tmp_path, 'classification', 'set')
+    assert '24 train, 4 val, 4 test' in output
+    config = Config.fromfile(path)
+    assert config.train_cfg.max_epochs == 300 and config.model.head.num_classes == 3
+    assert config.test_dataloader.dataset.ann_file.endswith('test.txt')
+    tool = f'{mmpretrain.__path__[0]}/.mim/tools/misc/print_config.py'
+    done = call_tool(tool, path, folder=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0 and "arch='tiny-light'" in done.stdout.replace('"', "'"), done.stdout
+
+
+@pytest.mark.parametrize('model, size', [('faster-rcnn', 64), ('dino', 320)])
+def test_detection(model, size, scenes, init, tmp_path, monkeypatch):
+    from mmdet.apis import inference_detector, init_detector
+
+    options = ['--init', init, '--size', str(size), '--epochs', '1', '--model', model]
+    output, path = call(tmp_path, 'detection', scenes / 'coco', *options)
+    assert '12 images, 96 x 96: 8 train, 4 val' in output
+    last, printed = train(path, tmp_path, 'train_dataloader.batch_size=4')
+    assert 'coco/bbox_mAP' in printed
+    detector = init_detector(str(path), last, device='cpu')
+    assert detector.dataset_meta['classes'] == Config.fromfile(path).classes
+    result = inference_detector(detector, str(next((scenes / 'coco' / 'val').iterdir())))
+    assert result.pred_instances.bboxes.shape[1] == 4
+
+
+def write_voc(folder, boxes, size=(60, 50)):
+    for name in ('Annotations', 'JPEGImages'):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for i, (label, *corners) in enumerate(boxes):
+        Image.new('RGB', size).save(folder / 'JPEGImages' / f'{i}.jpg')
+        root = ElementTree.Element('annotation')
+        node = ElementTree.SubElement(root, 'object')
+        ElementTree.SubElement(node, 'name').text = label
+        box = ElementTree.SubElement(node, 'bndbox')
+        for key, value in zip(('xmin', 'ymin', 'xmax', 'ymax'), corners):
+            ElementTree.SubElement(box, key).text = str(value)
+        ElementTree.ElementTree(root).write(folder / 'Annotations' / f'{i}.xml')
+    return folder
+
+
+def test_detection_from_voc(tmp_path, monkeypatch):
+    """Boxes are cut to their images, those without area are counted, a fifth is held out."""
+    monkeypatch.chdir(tmp_path)
+    boxes = [('cell', 5, 5, 30, 40), ('dot', 10, 10, 10, 20), ('dot', -9, 2, 70, 20), *[('cell', 1, 2, 3, 4)] * 7]
+    written = write_detection(write_voc(tmp_path / 'voc', boxes))
+    assert any('1 boxes without area' in line and '1.jpg' in line for line in written.found)
+    parts = [json.loads((written.config.parent / f'{split}.json').read_text()) for split in ('train', 'val')]
+    assert [len(part['images']) for part in parts] == [8, 2]
+    found = {box['image_id']: box['bbox'] for part in parts for box in part['annotations']}
+    assert found[2] == [0, 2, 60, 18] and found[0] == [5, 5, 25, 35]
+    config = Config.fromfile(written.config)
+    assert config.classes == ['cell', 'dot'] and config.model.roi_head.bbox_head.num_classes == 2
+
+
+@pytest.mark.parametrize('model', ['fpn', 'upernet', 'segformer'])
+def test_segmentation(model, scenes, init, tmp_path):
+    from mmseg.apis import inference_model, init_model
+
+    options = ['--init', init, '--size', '64', '--epochs', '2', '--model', model]
+    output, path = call(tmp_path, 'segmentation', scenes / 'maps', *options)
+    assert '12 images with label maps, 96 x 96: 8 train, 4 val' in output and 'pixels of 11 are ignored' in output
+    last, printed = train(path, tmp_path)
+    assert 'mIoU' in printed
+    segmentor = init_model(str(path), last, device='cpu')
+    result = inference_model(segmentor, str(next((scenes / 'maps' / 'images' / 'val').iterdir())))
+    assert segmentor.dataset_meta['classes'][0] == 'background'
+    assert result.pred_sem_seg.data.shape == (1, 96, 96)
+
+
+def test_label_maps_of_other_names(tmp_path, monkeypatch):
+    """Names that go on after what they share; classes are counted, and 255 is ignored."""
+    monkeypatch.chdir(tmp_path)
+    for split in ('train', 'val'):
+        for folder, end, picture in (('leftImg8bit', 'left.png', 99), ('gtFine', 'ids.png', 1)):
+            (tmp_path / 'streets' / folder / split / 'town').mkdir(parents=True)
+            for i in range(3):
+                values = np.full((32, 32), picture, np.uint8)
+                values[:, :9] = 0 if end == 'ids.png' else 5
+                values[0] = 255
+                Image.fromarray(values).save(tmp_path / 'streets' / folder / split / 'town' / f'{i}_{end}')
+    written = write_segmentation('streets')
+    config = Config.fromfile(written.config)
+    assert config.classes == ['0', '1'] and config.model.decode_head.ignore_index == 255
+    assert config.train_dataloader.dataset.seg_map_suffix == '_ids.png'
+    assert (written.config.parent / 'val.txt').read_text().split() == ['town/0', 'town/1', 'town/2']
+
+
+def empty_class(root):
+    (root / 'one').mkdir(parents=True)
+    (root / 'two').mkdir()
+    Image.new('RGB', (8, 8)).save(root / 'one' / 'a.png')
+    Image.new('RGB', (8, 8)).save(root / 'one' / 'b.png')
+
+
+def loose_image(root):
+    root.mkdir()
+    Image.new('RGB', (8, 8)).save(root / 'a.png')
+
+
+COCO = dict(
+    images=[dict(id=i, file_name=f'{i}.png', width=8, height=8) for i in range(3)],
+    annotations=[dict(id=0, image_id=0, category_id=1, bbox=[1, 1, 4, 4], area=16, iscrowd=0)],
+    categories=[dict(id=1, name='cell')],
+)
+
+
+def coco(**changes):
+    def write(root):
+        root.mkdir()
+        for i in range(3):
+            Image.new('RGB', (8, 8)).save(root / f'{i}.png')
+        (root / 'annotations.json').write_text(json.dumps({**COCO, **changes}))
+
+    return write
+
+
+def maps(values, size=(8, 8), mode=None, classes=None):
+    def write(root):
+        for name in ('images', 'masks'):
+            (root / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new('RGB', (8, 8)).save(root / 'images' / f'{i}.png')
+            labels = np.resize(np.array(values, np.uint8), size)
+            Image.fromarray(labels).convert(mode or 'L').save(root / 'masks' / f'{i}.png')
+        if classes:
+            (root / 'classes.txt').write_text('\n'.join(classes))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    'writer, make, options, words',
+    [
+        (write_classification, lambda root: None, {}, 'no folder'),
+        (write_classification, empty_class, {}, r'two must hold images that can be read, at least 2, but has 0'),
+        (write_classification, loose_image, {}, 'must be in the folder of its class'),
+        (write_classification, empty_class, dict(epochs=1), 'epochs must be at least 2'),
+        (write_detection, lambda root: root.mkdir(), {}, 'has no annotations'),
+        (write_detection, coco(categories=[]), {}, 'has no categories'),
+        (write_detection, coco(annotations=[]), {}, 'has no annotations'),
+        (
+            write_detection,
+            coco(images=[*COCO['images'], dict(COCO['images'][0], file_name='9.png')]),
+            {},
+            'speaks of 9.png',
+        ),
+        (write_detection, coco(annotations=[dict(image_id=0, bbox=[1, 1, 2, 2])]), {}, 'must have category_id in each'),
+        (write_detection, coco(categories=[dict(id=2, name='x')]), {}, 'category_id 1, which no category has'),
+        (write_detection, coco(), dict(model='yolo'), "model must be one of faster-rcnn, dino, but got 'yolo'"),
+        (write_detection, coco(), dict(model='dino', size=64), 'size must be at least 320 for dino'),
+        (write_detection, coco(), dict(batch_size=0), 'batch_size must be positive, but got 0'),
+        (write_segmentation, lambda root: root.mkdir(), {}, 'must have a folder of images'),
+        (write_segmentation, maps([0, 255]), {}, 'is a mask of 0 and 255'),
+        (write_segmentation, maps([0, 3, 7]), {}, 'class numbers from 0 without gaps'),
+        (write_segmentation, maps([0, 1, 2, 3], classes=['a', 'b']), {}, 'names 2 classes, and at most one more'),
+        (write_segmentation, maps([0, 1], size=(9, 8)), {}, 'must have the 8 x 8 pixels of its image, but has 8 x 9'),
+        (write_segmentation, maps([0, 1], mode='RGB'), {}, r'has colours \(mode RGB\)'),
+        (write_segmentation, maps([0, 1]), dict(arch='huge'), "arch must be one of .* but got 'huge'"),
+        (write_segmentation, maps([0, 1]), dict(init='none.pth'), 'no checkpoint at none.pth'),
+    ],
+)
+def test_wrong_folders(writer, make, options, words, tmp_path, monkeypatch):
+    """One sentence each, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / 'data')
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
+        writer('data', **options)
+    assert '\n' not in str(error.value)
+    assert not (tmp_path / 'own_data').exists() or not list((tmp_path / 'own_data').rglob('*.*'))
+
+
+def test_checkpoints_of_others(digits, tmp_path):
+    weights = tmp_path / 'resnet.pth'
+    torch.save(dict(state_dict={'conv1.weight': torch.zeros(1)}), weights)
+    with pytest.raises(ValueError, match=r'resnet.pth: it holds no Strip-MLP .* conv1.weight'):
+        write_classification(digits, tmp_path / 'out', init=weights)
+    done = call_tool(TOOL, 'classification', digits, '--init', weights, folder=tmp_path, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout.startswith('Error: init: '), done.stdout

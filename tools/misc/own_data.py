@@ -1,0 +1,49 @@
+"""Write a config for images of your own: read a folder, say what is in it, and print the commands to train and test."""
+
+import argparse
+import inspect
+import shlex
+import sys
+from pathlib import Path
+
+from mmstrip.own_data import write_classification, write_detection, write_segmentation
+from mmstrip.own_data.detection import MODELS as DETECTORS
+from mmstrip.own_data.segmentation import MODELS as SEGMENTORS
+
+WRITERS = dict(classification=write_classification, detection=write_detection, segmentation=write_segmentation)
+MODELS = dict(detection=tuple(DETECTORS), segmentation=tuple(SEGMENTORS))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    tasks = parser.add_subparsers(dest='task', required=True)
+    for name, writer in WRITERS.items():
+        task = tasks.add_parser(name, help=inspect.getdoc(writer).split('\n')[0])
+        task.add_argument('folder', help='folder of the images')
+        task.add_argument('--out', help='folder for the config (default: own_data/NAME_OF_FOLDER)')
+        task.add_argument('--init', metavar='CHECKPOINT', help='checkpoint to start from (default: random weights)')
+        task.add_argument('--arch', help='tiny-light, tiny, small or base (default: that of --init, else tiny-light)')
+        task.add_argument('--size', type=int, help='pixels: side of the crops, of detectors the short side')
+        task.add_argument('--epochs', type=int, help='length of the training')
+        task.add_argument('--batch-size', type=int, help='images in a step')
+        if name in MODELS:
+            task.add_argument('--model', choices=MODELS[name], default=MODELS[name][0], help='default: %(default)s')
+        if name == 'segmentation':
+            task.add_argument('--classes', metavar='FILE', help='names of the classes, one a line')
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = vars(parse_args())
+    try:
+        written = WRITERS[options.pop('task')](**options)
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f'Error: {error}')
+    config, work_dir = shlex.quote(str(written.config)), Path('work_dirs') / written.config.stem
+    print('\n'.join(written.found), f'\nwrote {config}\n')
+    print(f'python tools/train.py {config} --amp auto')
+    print(f'python tools/test.py {config} "$(cat {work_dir}/last_checkpoint)" --show-dir {work_dir}/pictures')
+
+
+if __name__ == '__main__':
+    main()
