@@ -148,7 +148,7 @@ def load_subject(text: str, checkpoint: str | None = None, stage: int | None = N
 
     Args:
         text: ``[LABEL=]CONFIG.py`` or ``[LABEL=]TYPE[:KEY=VALUE,...]``, as of :class:`Spec`, without forms.
-        checkpoint: File with its weights, of a model or of the backbone alone; None for random ones (:func:`random_model`).
+        checkpoint: File with its weights, of a model or of the backbone alone; None for random ones.
         stage: Index of the stage whose map is looked at, from 0; None for the last one that the config asks for.
         trusted: Run the code that the checkpoint may ask for. Defaults to False.
 
