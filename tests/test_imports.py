@@ -100,6 +100,7 @@ LOOKUPS = {
     ('PlaceDigit', 'SeededSampler', 'shield_worker'): None,
     ('Digits', 'Caltech101'): 'mmpretrain',
     ('CocoDataset',): 'mmdet',
+    ('SegDataset',): 'mmseg',
 }
 LOOK_UP = f"""
 import os, sys

@@ -101,8 +101,9 @@ def test_their_own_tools_train_and_test_inherited_configs(toolbox, scenes, tmp_p
     checkpoint = tmp_path / 'work' / 'epoch_1.pth'
     done = call_tool(f'{tools}/train.py', config, *work_dir, folder=tmp_path)
     assert done.returncode == 0 and checkpoint.is_file(), done.stdout
-    done = call_tool(f'{tools}/test.py', config, checkpoint, *work_dir, folder=tmp_path)
-    assert done.returncode == 0, done.stdout
+    for options in ([], ['--tta']):
+        done = call_tool(f'{tools}/test.py', config, checkpoint, *work_dir, *options, folder=tmp_path)
+        assert done.returncode == 0, done.stdout
     weights = getattr(import_module(f'{toolbox}.apis'), OPEN[toolbox])(
         str(config), str(checkpoint), device='cpu'
     ).state_dict()

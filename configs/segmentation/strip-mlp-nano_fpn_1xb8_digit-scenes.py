@@ -6,8 +6,9 @@ _base_ = [
 ]
 
 norm_cfg = dict(type='BN')
+data_preprocessor = dict(mean=[77.9] * 3, std=[95.9] * 3, size=(96, 96))  # normalised as for the digits classifier
 model = dict(
-    data_preprocessor=dict(mean=[77.9] * 3, std=[95.9] * 3, size=(96, 96)),  # normalised as for the digits classifier
+    data_preprocessor=data_preprocessor,
     backbone=dict(
         _delete_=True,
         type='mmstrip.StripMLP',

@@ -6,6 +6,7 @@ Networks" (2016). Squares that hold a share of it, to compare backbones: Ding et
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,13 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import torch
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from ..utils.checkpoints import read_checkpoint, write_file
 from ..utils.config import load_config
 from ..utils.plots import plot_fields
-from .specs import Spec
+from .specs import Spec, random_model
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -33,16 +34,24 @@ class Field:
 
     Attributes:
         contributions: (H, W), of each pixel; their sum is 1.
-        center: Row and column of the middle of the feature's cell, in pixels from the corner of the image.
         stride: Pixels from one feature to the next.
     """
 
     contributions: np.ndarray
-    center: tuple[float, float]
     stride: float
 
+    @property
+    def center(self) -> tuple[float, float]:
+        """Row and column that half of the contributions lie before, from the corner of the image, to half a pixel.
+
+        Where in its cell a feature looks is the network's affair: strided convolutions look at the cell's corner,
+        patches at its middle.
+        """
+        row, column = (_middle(self.contributions.sum(axis)) for axis in (1, 0))
+        return row, column
+
     def side(self, share: float) -> float:
-        """Side of the smallest square around the feature that holds a share of all contributions, in pixels."""
+        """Side of the smallest square around the center that holds a share of all contributions, in pixels."""
         rows, columns = (
             np.abs(np.arange(length) + 0.5 - middle) for length, middle in zip(self.contributions.shape, self.center)
         )
@@ -52,12 +61,18 @@ class Field:
         return float(sides.ravel()[order][np.searchsorted(held, share * held[-1] * (1 - 1e-9))])
 
     def area(self, share: float) -> float:
-        """The part of that square that lies in the image, as a share of the image."""
+        """The part of that square that lies in the image, as a share (0 to 1) of the image."""
         lengths = [
             min(length, middle + self.side(share) / 2) - max(0, middle - self.side(share) / 2)
             for length, middle in zip(self.contributions.shape, self.center)
         ]
         return lengths[0] * lengths[1] / self.contributions.size
+
+
+def _middle(weights: np.ndarray) -> float:
+    """Where half of the weights of a line of pixels is reached, each spread over its pixel."""
+    held = np.concatenate([[0.0], np.cumsum(weights, dtype=float)])
+    return float(np.round(2 * np.interp(held[-1] / 2, held, np.arange(len(held)))) / 2)
 
 
 def receptive_field(backbone: nn.Module, images: Tensor) -> Field:
@@ -86,9 +101,7 @@ def receptive_field(backbone: nn.Module, images: Tensor) -> Field:
         total += gradient.abs().sum((0, 1)).double().cpu()
     if not (torch.isfinite(total).all() and total.any()):
         raise ValueError(f'{type(backbone).__name__}: the gradient of the central feature is zero or not finite')
-    strides = [length / count for length, count in zip(images.shape[2:], size)]
-    center = tuple((count // 2 + 0.5) * stride for count, stride in zip(size, strides))
-    return Field((total / total.sum()).numpy(), center, strides[0])
+    return Field((total / total.sum()).numpy(), images.shape[2] / size[0])
 
 
 def _last_map(backbone: nn.Module, images: Tensor) -> Tensor:
@@ -135,7 +148,7 @@ def load_subject(text: str, checkpoint: str | None = None, stage: int | None = N
 
     Args:
         text: ``[LABEL=]CONFIG.py`` or ``[LABEL=]TYPE[:KEY=VALUE,...]``, as of :class:`Spec`, without forms.
-        checkpoint: File with its weights, of a model or of the backbone alone; None for random ones, of seed 0.
+        checkpoint: File with its weights, of a model or of the backbone alone; None for random ones.
         stage: Index of the stage whose map is looked at, from 0; None for the last one that the config asks for.
         trusted: Run the code that the checkpoint may ask for. Defaults to False.
 
@@ -147,9 +160,7 @@ def load_subject(text: str, checkpoint: str | None = None, stage: int | None = N
     if spec.forms:
         raise ValueError(f'{text}: a receptive field is of the trained form, but got {", ".join(spec.forms)}')
     config, preprocessor = _read_settings(spec)
-    if config.get('init_cfg') and config['init_cfg'].get('type') == 'Pretrained':
-        del config['init_cfg']
-    backbone = _build(config)
+    backbone = random_model(config)
     if checkpoint is not None:
         _fill(backbone, checkpoint, trusted)
     if stage is not None and tuple(config.get('out_indices', ())) != (stage,):
@@ -174,18 +185,9 @@ def _read_settings(spec: Spec) -> tuple[dict, dict]:
     return config.model.backbone, preprocessor if 'mean' in preprocessor else _IMAGENET
 
 
-def _build(config: dict) -> nn.Module:
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
-        backbone = MODELS.build(config)
-        if hasattr(backbone, 'init_weights'):
-            backbone.init_weights()
-    return backbone
-
-
 def _build_stage(label: str, config: dict, stage: int) -> nn.Module:
     try:
-        return _build({**config, 'out_indices': (stage,)})
+        return random_model({**config, 'out_indices': (stage,)})
     except (AssertionError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f'{label} has no stage {stage}: {str(error).strip() or type(error).__name__}') from error
 
@@ -219,7 +221,8 @@ def find_images(paths: Sequence[str | Path], count: int) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f'no image file or folder at {path}')
-        files = sorted(path.rglob('*')) if path.is_dir() else [path]
+        folders = os.walk(path, followlinks=True) if path.is_dir() else [(path.parent, [], [path.name])]
+        files = sorted(Path(folder, name) for folder, _, names in folders for name in names)
         found += [file for file in files if file.suffix.lower() in SUFFIXES]
     if not found:
         raise FileNotFoundError(f'no image ({", ".join(SUFFIXES)}) in {", ".join(map(str, paths))}')

@@ -74,12 +74,7 @@ class Spec:
             FileNotFoundError: There is no such config.
             ValueError: The type is not registered, or 'deploy' is asked of what has no such form.
         """
-        with torch.random.fork_rng(devices=()), torch.no_grad():
-            torch.manual_seed(0)
-            model = self._build_config() if self.source.endswith('.py') else MODELS.build(self.backbone_config())
-            for scale in model.parameters():
-                if scale.dim() < 2:  # scales and shifts of branches start where nobody sees them: at 0, 1 or 1e-6
-                    scale.add_(_SCALE_NOISE * torch.randn_like(scale))
+        model = random_model(self._config())
         if 'deploy' in self.forms:
             backbone = getattr(model, 'backbone', model)
             if not hasattr(backbone, 'switch_to_deploy'):
@@ -87,10 +82,12 @@ class Spec:
             backbone.switch_to_deploy()
         return model
 
-    def _build_config(self) -> nn.Module:
+    def _config(self) -> dict:
+        if not self.source.endswith('.py'):
+            return self.backbone_config()
         config = load_config(self.source)
         init_default_scope(config.get('default_scope', 'mmengine'))
-        return MODELS.build(config.model)
+        return config.model
 
     def backbone_config(self) -> dict:
         """The config of a registered backbone; ValueError where none is registered by that type."""
@@ -100,6 +97,17 @@ class Spec:
         if MODELS.get(self.source) is None:
             raise ValueError(f'no model {self.source!r} is registered; write its scope, as mmpretrain.ResNet')
         return dict(type=self.source, **self.arguments)
+
+
+def random_model(config: dict) -> nn.Module:
+    """A model of the registry with random weights, the same each time, of which all count in its outputs."""
+    with torch.random.fork_rng(devices=()), torch.no_grad():
+        torch.manual_seed(0)
+        model = MODELS.build(config)
+        for scale in model.parameters():
+            if scale.dim() < 2:  # scales and shifts of branches start where nobody sees them: at 0, 1 or 1e-6
+                scale.add_(_SCALE_NOISE * torch.randn_like(scale))
+    return model
 
 
 def _literal(value: str) -> Any:

@@ -9,6 +9,7 @@ _MODULES = {
     'Digits': 'digits',  # mmpretrain
     'FashionMNIST': 'fashion_mnist',  # mmpretrain
     'PlaceDigit': 'digit_scenes',
+    'SegDataset': 'segmentation',  # mmseg
     'SplitFolder': 'split_folder',  # mmpretrain
 }
 

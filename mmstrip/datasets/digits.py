@@ -30,6 +30,6 @@ class Digits(BaseDataset):
     def load_data_list(self) -> list[dict]:
         images, labels, ids = split_digits()[self.split]
         return [
-            dict(img=np.repeat(image[:, :, None], 3, axis=2), gt_label=int(label), img_path=f'digit_{index:04d}')
+            dict(img=np.repeat(image[:, :, None], 3, axis=2), gt_label=int(label), img_path=f'digit_{index:04d}.png')
             for image, label, index in zip(images, labels, ids)
         ]

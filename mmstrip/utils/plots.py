@@ -145,7 +145,7 @@ def plot_fields(
     """
     rows = -(-len(panels) // columns)
     columns = min(columns, len(panels))
-    figure = Figure(figsize=(3.4 * columns + 0.9, 3.9 * rows), layout='constrained')
+    figure = Figure(figsize=(3 * columns + 0.9, 3.5 * rows), layout='constrained')
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.ravel():
         axes.axis('off')
@@ -159,4 +159,4 @@ def plot_fields(
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_title(f'{title}\n50 %: {sides[0]:g} px, 99 %: {sides[1]:g} px', fontsize=10)
     figure.colorbar(picture, ax=grid, shrink=0.8, label='contribution, of the largest')
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=90)

@@ -73,10 +73,11 @@ def test_images_are_normalised_as_the_config_says():
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Pictures of several shapes in a folder and one below, and another file."""
+    """Pictures of several shapes in a folder, one below and a link to that, and another file."""
     folder = tmp_path_factory.mktemp('pictures')
     generator = np.random.default_rng(0)
     (folder / 'more').mkdir()
+    (folder / 'linked').symlink_to(folder / 'more')
     for name, shape in (('a.png', (40, 60, 3)), ('b.JPG', (90, 70, 3)), ('more/c.png', (30, 30))):
         Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
     (folder / 'notes.txt').write_text('no picture')
@@ -85,10 +86,10 @@ def folder(tmp_path_factory):
 
 def test_images_are_found_and_cut(folder):
     files = find_images([folder], 50)
-    assert [file.name for file in files] == ['a.png', 'b.JPG', 'c.png']
+    assert [file.name for file in files] == ['a.png', 'b.JPG', 'c.png', 'c.png']
     assert [file.name for file in find_images([folder], 2)] == ['a.png', 'c.png']
     images = read_images(files, 32)
-    assert images.shape == (3, 3, 32, 32) and 0 <= images.min() < images.max() <= 255
+    assert images.shape == (4, 3, 32, 32) and 0 <= images.min() < images.max() <= 255
 
 
 @pytest.fixture(scope='module')
@@ -121,7 +122,7 @@ def test_tool_compares_models_side_by_side(folder, checkpoint, tmp_path):
         assert list(sides) == list(areas) == ['20', '30', '50', '99'] and sides['20'] <= sides['99']
         assert f'{sides["50"]:g} ({areas["50"]:.1%})' in done.stdout
     with Image.open(tmp_path / 'out' / 'receptive_field.png') as picture:
-        assert picture.width > 900
+        assert picture.width > 800
     images = read_images(find_images([folder], 1), 32)
     fields = [
         receptive_field(subject.backbone, subject.normalise(images)).contributions
@@ -143,7 +144,7 @@ def test_tool_compares_models_side_by_side(folder, checkpoint, tmp_path):
         (['CONFIG', 'none', 'IMAGES', '--stage', '4'], 'digits_tiny has no stage 4: '),
         (['CONFIG@deploy', 'none', 'IMAGES'], 'a receptive field is of the trained form, but got deploy'),
         (['mmpretrain.ResNet:depth=18', 'CHECKPOINT', 'IMAGES'], 'must fill the ResNet, but lacks'),
-        (['mmpretrain.SwinTransformer', 'none', 'IMAGES'], 'SwinTransformer fails on images (3, 3, 32, 32): '),
+        (['mmpretrain.SwinTransformer', 'none', 'IMAGES'], 'SwinTransformer fails on images (4, 3, 32, 32): '),
         (['CONFIG', 'none'], 'give pairs of CONFIG and CHECKPOINT (or none), then IMAGES, but got 2 arguments'),
     ],
 )

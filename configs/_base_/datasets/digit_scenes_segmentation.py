@@ -1,7 +1,7 @@
 # Scenes of scikit-learn's digits, 96 x 96 pixels: tools/dataset_converters/digit_scenes.py data/digit_scenes
 dataset = dict(
     _scope_='mmseg',
-    type='BaseSegDataset',
+    type='mmstrip.SegDataset',
     data_root='data/digit_scenes/',
     metainfo=dict(classes=('background', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9')),
     reduce_zero_label=False,
@@ -19,8 +19,21 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 
+# tools/test.py --tta: at three sizes, but not mirrored, as that makes other characters
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale_factor=factor, keep_ratio=True) for factor in (0.75, 1.0, 1.25)],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]
+
 # Where another project inherits this, mmengine gives its own scope to what has none; these types are mmseg's.
-for __step in train_pipeline + test_pipeline:
+for __step in train_pipeline + test_pipeline + tta_pipeline:
     __step['_scope_'] = 'mmseg'
 
 train_dataloader = dict(

@@ -1,5 +1,6 @@
 # What the segmentors share: mmseg's preprocessing and test mode, and the backbone.
 data_preprocessor = dict(
+    _scope_='mmseg',  # it also stands alone: mmengine gives it to the wrapper of test-time augmentation
     type='SegDataPreProcessor',
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
