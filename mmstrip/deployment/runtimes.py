@@ -76,6 +76,7 @@ def _onnxruntime(exported: bytes | str, dtype: str) -> Session:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; what it cannot fold is no news to users
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that wait for work would slow down what runs next.
     options.add_session_config_entry('session.force_spinning_stop', '1')
