@@ -105,21 +105,16 @@ def task_of(model: nn.Module, part: str) -> str:
     Raises:
         ValueError: It cannot be exported, or has no such part.
     """
-    name, kinds = (
-        type(model).__name__,
-        {f'{kind.__module__.split(".")[0]}.{kind.__name__}' for kind in type(model).mro()},
-    )
+    name = type(model).__name__
     if part != 'whole':
         if getattr(model, part, None) is None:
             raise ValueError(f'{name} has no {part} to be exported')
         return part
-    if 'mmpretrain.ImageClassifier' in kinds:
-        if 'mmpretrain.ClsHead' not in {
-            f'{kind.__module__.split(".")[0]}.{kind.__name__}' for kind in type(model.head).mro()
-        }:
+    if _is_a(model, 'mmpretrain', 'ImageClassifier'):
+        if not _is_a(model.head, 'mmpretrain', 'ClsHead'):
             raise ValueError(f'classifiers of one label are exported, but the head is {type(model.head).__name__}')
         return 'classifier'
-    if 'mmseg.EncoderDecoder' in kinds:
+    if _is_a(model, 'mmseg', 'EncoderDecoder'):
         if model.test_cfg.get('mode', 'whole') != 'whole':
             raise ValueError(
                 "segmentors are exported whole, but model.test_cfg.mode is 'slide': "
@@ -127,6 +122,11 @@ def task_of(model: nn.Module, part: str) -> str:
             )
         return 'segmentor'
     raise ValueError(f'{name} is no classifier or segmentor: export its --features, or its backbone and --neck')
+
+
+def _is_a(module: nn.Module, package: str, name: str) -> bool:
+    """Whether a module is of a toolbox's class, without importing the toolbox."""
+    return any(kind.__name__ == name and kind.__module__.startswith(f'{package}.') for kind in type(module).mro())
 
 
 def export_model(
@@ -163,10 +163,8 @@ def export_model(
     about = _describe(network, loaded, settings, meta)
     images = _images(about, 2 if settings.dynamic_batch else 1, about['shape'])
     with torch.no_grad(), ops.use('reference'):
-        count = len(network(images))
-        about['outputs'] = [f'map{i}' for i in range(count)] if task in ('backbone', 'neck') else ['logits']
-        if network.scores:
-            about['outputs'] = ['scores']
+        maps = [f'map{i}' for i in range(len(network(images)))]
+        about['outputs'] = maps if task in ('backbone', 'neck') else ['scores' if network.scores else 'logits']
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / Path(out).name
             write(made, network, images, about)

@@ -73,7 +73,8 @@ def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic
     if dynamic_batch:
         dims[0] = Dim('batch', min=1, max=_MAX_BATCH)
     if dynamic_size:
-        dims.update({2: Dim('height', *_bounds()), 3: Dim('width', *_bounds())})
+        least, most = DYNAMIC_SIDES
+        dims.update({i: Dim(side, min=least, max=most) for i, side in ((2, 'height'), (3, 'width'))})
     with quietly(), torch.no_grad():
         return torch.export.export(
             model,
@@ -82,10 +83,6 @@ def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=dynamic_size,
         )
-
-
-def _bounds() -> dict:
-    return dict(zip(('min', 'max'), DYNAMIC_SIDES))
 
 
 def to_onnx(
