@@ -156,7 +156,7 @@ def export_model(
     with torch.random.fork_rng(devices=()):
         model = MODELS.build(loaded.model).eval().requires_grad_(False)
     task = task_of(model, settings.part)
-    meta = fill_model(model, config, checkpoint, trusted).get('meta', {})
+    meta = fill_model(model, config, checkpoint, trusted).get('meta') or {}
     if settings.deploy and hasattr(model.backbone, 'switch_to_deploy'):
         model.backbone.switch_to_deploy()
     network = Network(model, task, settings.normalize, settings.scores and task == 'classifier').eval()
@@ -191,7 +191,7 @@ def _describe(network: Network, config, settings: Export, meta: dict) -> dict:
     least, most = DYNAMIC_SIDES if settings.dynamic_size else (32, float('inf'))
     if not least <= min(shape) <= max(shape) <= most:
         raise ValueError(f'sides of --shape must be at least {least} pixels, but got {shape[0]} {shape[1]}')
-    classes = meta.get('dataset_meta', {}).get('classes')
+    classes = (meta.get('dataset_meta') or {}).get('classes')
     return dict(
         task=network.task,
         classes=None if classes is None else list(classes),

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from ..ops.windows import merge_windows, split_windows
 
+is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # PyTorch 2.7 has it
+
 
 def count_and_stride(length: int, extent: int) -> tuple[int, int]:
     """Number of windows along an axis and the distance between their starts, in integer arithmetic.
@@ -55,7 +57,7 @@ def run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tupl
     """
     # torch.jit.trace gives sizes as tensors.
     size = tuple(map(int, x.shape[2:])) if torch.jit.is_tracing() else tuple(x.shape[2:])
-    if torch.compiler.is_exporting() and any(isinstance(length, torch.SymInt) for length in size):
+    if is_exporting() and any(isinstance(length, torch.SymInt) for length in size):
         return _run_in_any_windows(function, x, extent)
     if size == tuple(extent):
         return function(x)
