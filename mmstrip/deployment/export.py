@@ -153,6 +153,8 @@ def export_model(
     check_format(settings.format, out, settings.half, settings.dynamic_size)
     loaded = load_config(config, options)
     init_default_scope(loaded.get('default_scope', 'mmengine'))
+    if loaded.get('data_preprocessor'):
+        loaded.model.setdefault('data_preprocessor', loaded.data_preprocessor)  # as mmengine's Runner does
     with torch.random.fork_rng(devices=()):
         model = MODELS.build(loaded.model).eval().requires_grad_(False)
     task = task_of(model, settings.part)

@@ -211,7 +211,8 @@ def read_about(path: str | Path) -> dict:
     try:
         text = _READ[path.suffix](path)
     except Exception as error:  # of any library
-        raise ValueError(f'{path} is damaged or another kind of file: {str(error).strip().splitlines()[0]}') from error
+        reason = str(error).strip().partition('\n')[0]
+        raise ValueError(f'{path} is damaged or another kind of file: {reason}') from error
     if not text:
         raise ValueError(f'{path} does not say how it was exported: write it by tools/deployment/export.py')
     return json.loads(text)

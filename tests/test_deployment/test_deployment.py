@@ -71,7 +71,7 @@ def classifier(tmp_path_factory, pictures):
 def test_classifiers_predict_as_in_mmpretrain(form, options, classifier, pictures, tmp_path):
     checkpoint, expected = classifier
     out = tmp_path / f'small{SUFFIXES[form]}'
-    assert export_model(str(CONFIG), checkpoint, out, Export(form, **options)) < (5e-3 if 'half' in options else 1e-5)
+    assert export_model(str(CONFIG), checkpoint, out, Export(form, **options)) < (2e-2 if 'half' in options else 1e-5)
     predictor = load(out)
     tolerance = 5e-2 if 'half' in options else 1e-4
     for result, other in zip(predictor(pictures, batch_size=2), expected, strict=True):
@@ -165,7 +165,7 @@ def test_detectors_give_their_backbone_and_neck(tmp_path):
             {'test_dataloader.dataset.pipeline': [dict(type='RandomFlip', prob=1.0)]},
             'may have Resize, ResizeEdge, CenterCrop to be exported, but it has RandomFlip',
         ),
-        ({}, {'model.data_preprocessor': dict(pad_size_divisor=32)}, 'pad_size_divisor must be 1 to be exported'),
+        ({}, {'data_preprocessor.pad_size_divisor': 32}, 'pad_size_divisor must be 1 to be exported'),
     ],
 )
 def test_what_cannot_be_exported_is_named(settings, options, words, classifier, tmp_path):
