@@ -7,8 +7,8 @@ import onnx
 import pytest
 import torch
 from helpers import ROOT, last_line, randomise
-from helpers.configs import build_model
 from helpers.runs import CONFIG, call_tool
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from mmstrip.deployment import Export, Predictor, export_model, load
@@ -27,6 +27,11 @@ SMALL_SCENES = {
     'model.decode_head.channels': 8,
 }
 SIZE = (70, 100)  # of the pictures
+
+
+def build_model(config):
+    init_default_scope(config.default_scope)
+    return MODELS.build(config.model).eval()
 
 
 def write_checkpoint(config, path, classes=None):
@@ -140,7 +145,7 @@ def test_detectors_give_their_backbone_and_neck(tmp_path):
     out = tmp_path / 'neck.torchscript'
     done = call_tool('deployment/export.py', DETECTOR, checkpoint, out, *arguments, folder=tmp_path)
     assert done.returncode == 0 and 'outputs differ from those of PyTorch by' in last_line(done.stdout), done.stdout
-    model = build_model(config).eval()
+    model = build_model(config)
     model.load_state_dict(torch.load(checkpoint)['state_dict'])
     pixels = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     with torch.no_grad():
