@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS
 LAYERS = (
     ('tools',),
     ('analysis', 'converters', 'own_data'),
+    ('deployment',),
     ('engine',),
     ('datasets', 'models'),
     ('ops', 'csrc', 'utils', 'zoo'),

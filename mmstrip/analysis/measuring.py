@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
+from ..deployment.formats import to_onnx, trace
+from ..deployment.runtimes import RUNTIMES, Session, check_runtime, start_session
 from .complexity import TensorForward, analyze_complexity, data_samples
-from .runtimes import RUNTIMES, Session, check_runtime, export, start_session
 from .specs import Spec
 
 MODES = ('inference', 'train')
@@ -124,7 +125,7 @@ class Candidate:
         key = str((network, self.settings.batch, self.settings.channels, shape))
         if key not in _exported:
             with self.spec.implementation():
-                _exported[key] = export(self._function(shape), self._images(shape))
+                _exported[key] = to_onnx(trace(self._function(shape), self._images(shape)))
         return start_session(self.runtime, _exported[key], self.dtype)
 
     def _freezing(self):

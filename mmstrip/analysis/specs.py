@@ -12,8 +12,8 @@ from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from .. import ops
+from ..deployment.runtimes import RUNTIMES
 from ..utils.config import load_config
-from .runtimes import RUNTIMES
 
 FORMS = (
     *('autocast', 'bfloat16', 'channels_last', 'compile', 'cudagraphs', 'deploy', 'dynamic', 'freezing'),

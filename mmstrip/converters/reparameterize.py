@@ -1,12 +1,9 @@
 """From a trained model to its deploy form."""
 
-import os
-
 import torch
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
 
-from ..utils.checkpoints import load_plain_weights_only, write_checkpoint
+from ..utils.checkpoints import fill_model, write_checkpoint
 from ..utils.config import load_config
 
 TOLERANCE = 1e-4
@@ -31,8 +28,6 @@ def convert_to_deploy(config: str, src: str, dst: str, trusted: bool = False) ->
             differ by more than 1e-4; nothing is written then.
     """
     settings = load_config(config)
-    if not os.path.isfile(src):
-        raise FileNotFoundError(f'no checkpoint at {src}')
     init_default_scope(settings.get('default_scope', 'mmengine'))
     backbone = settings.model.backbone
     if backbone.get('deploy'):
@@ -41,11 +36,7 @@ def convert_to_deploy(config: str, src: str, dst: str, trusted: bool = False) ->
     model = MODELS.build(settings.model).eval()
     if not hasattr(model.backbone, 'switch_to_deploy'):
         raise ValueError(f'{config}: {type(model.backbone).__name__} has no deploy form')
-    load_plain_weights_only(trusted)
-    checkpoint = load_checkpoint(model, src, map_location='cpu')
-    missing = sorted(set(model.state_dict()) - set(checkpoint.get('state_dict', checkpoint)))
-    if missing:
-        raise ValueError(f'{src} does not fill the model of {config}: it lacks {", ".join(missing[:5])}')
+    checkpoint = fill_model(model, config, src, trusted)
     images = torch.rand(2, model.backbone.in_channels, *(side + 32 for side in model.backbone.img_size))
     with torch.no_grad():
         expected = model.backbone(images)

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from ..ops.windows import merge_windows, split_windows
 
+is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # PyTorch 2.7 has it
+
 
 def count_and_stride(length: int, extent: int) -> tuple[int, int]:
     """Number of windows along an axis and the distance between their starts, in integer arithmetic.
@@ -55,6 +57,8 @@ def run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tupl
     """
     # torch.jit.trace gives sizes as tensors.
     size = tuple(map(int, x.shape[2:])) if torch.jit.is_tracing() else tuple(x.shape[2:])
+    if is_exporting() and any(isinstance(length, torch.SymInt) for length in size):
+        return _run_in_any_windows(function, x, extent)
     if size == tuple(extent):
         return function(x)
     pad = [max(side - length, 0) for length, side in zip(size, extent)]
@@ -66,3 +70,45 @@ def run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tupl
     counts, strides = counts_and_strides(padded, extent)
     x = merge_windows(function(split_windows(x, extent, counts, strides)), padded, counts, strides)
     return x[:, :, : size[0], : size[1]]
+
+
+def _run_in_any_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tuple[int, int]) -> Tensor:
+    """The same without branches, for an exported graph that serves all sizes; those of one window take it twice."""
+    images, (height, width) = x.shape[0], x.shape[2:]
+    padded = [torch.sym_max(length, side) for length, side in zip((height, width), extent)]
+    x = F.pad(x, (0, padded[1] - width, 0, padded[0] - height))
+    (rows, row_tokens, row_copies), (columns, column_tokens, column_copies) = (
+        _any_layout(length, side, x.device) for length, side in zip(padded, extent)
+    )
+    x = x.index_select(2, row_tokens).index_select(3, column_tokens)
+    x = x.reshape(images, -1, rows, extent[0], columns, extent[1]).permute(0, 2, 4, 1, 3, 5)
+    x = function(x.reshape(images * rows * columns, -1, *extent))
+    x = x.reshape(images, rows, columns, -1, *extent).permute(0, 3, 1, 4, 2, 5)
+    x = x.reshape(images, -1, rows * extent[0], columns * extent[1])
+    for dim, copies in ((2, row_copies), (3, column_copies)):
+        x = (x.index_select(dim, copies[0]) + x.index_select(dim, copies[1])) * 0.5
+    return x.narrow(2, 0, height).narrow(3, 0, width)
+
+
+def _any_layout(length: int, extent: int, device: torch.device) -> tuple[int, Tensor, list[Tensor]]:
+    """Number of windows along an axis, their tokens, and where a token's first and last copies are among these.
+
+    All is computed by tensors, so that the tracer meets one number that it knows nothing of, instead of formulas of
+    sizes that it would try to compare for minutes.
+    """
+    tokens = torch.full((), length, dtype=torch.int64, device=device)
+    several = (tokens > extent).long()
+    count, stride = count_and_stride(tokens + 1 - several, extent)  # of one window: as of two, less one
+    count = count - 1 + several
+    windows = count.item()
+    torch._check(windows >= 1)
+    starts = torch.minimum(torch.arange(windows, device=device) * stride, tokens - extent)
+    token = torch.arange(length, device=device)
+    first = torch.minimum((_floor(token - extent, stride) + 1).clamp(min=0), count - 1)
+    last = torch.where(token >= tokens - extent, count - 1, _floor(token, stride))
+    copies = [window * extent + token - starts.index_select(0, window) for window in (first, last)]
+    return windows, (starts[:, None] + torch.arange(extent, device=device)).flatten(), copies
+
+
+def _floor(x: Tensor, divisor: Tensor) -> Tensor:
+    return torch.div(x, divisor, rounding_mode='floor')

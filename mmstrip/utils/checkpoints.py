@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from mmengine.utils import digit_version
-from torch import Tensor
+from torch import Tensor, nn
 
 _PLAIN = (str, bytes, int, float, bool, type(None))
 _SAFETENSORS = '.safetensors'
@@ -239,6 +239,32 @@ def load_plain_weights_only(trusted: bool = False) -> None:
         return read_checkpoint(filename, map_location, trusted)
 
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+
+
+def fill_model(model: nn.Module, config: str, path: str, trusted: bool = False) -> dict:
+    """Load a checkpoint that must have all weights of a model.
+
+    Args:
+        model: Any.
+        config: Its config file, for the error.
+        path: Checkpoint.
+        trusted: As of :func:`read_checkpoint`.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It does not fill the model, or cannot be read.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'no checkpoint at {path}')
+    load_plain_weights_only(trusted)
+    checkpoint = load_checkpoint(model, path, map_location='cpu')
+    missing = sorted(set(model.state_dict()) - set(checkpoint.get('state_dict', checkpoint)))
+    if missing:
+        raise ValueError(f'{path} does not fill the model of {config}: it lacks {", ".join(missing[:5])}')
+    return checkpoint
 
 
 def newest_checkpoint(folder: str | Path, trusted: bool = False) -> tuple[str, dict] | None:

@@ -8,10 +8,10 @@ from helpers import SMALL_CONFIG, last_line, run_tool
 from helpers.runs import CONFIG, call_tool
 from PIL import Image
 
-from mmstrip.analysis import runtimes
 from mmstrip.analysis.benchmark import run_benchmark
 from mmstrip.analysis.measuring import Candidate, Settings, peak_memory
 from mmstrip.analysis.specs import Spec
+from mmstrip.deployment import runtimes
 
 BENCHMARK = 'analysis_tools/benchmark.py'
 STRIP = 'mmstrip.StripMLP:arch=tiny-light,img_size=32'

@@ -1,19 +1,16 @@
-"""Models in ONNX Runtime and OpenVINO: exported once, run on CPUs with as many threads as PyTorch."""
+"""Running exported networks on CPUs, with as many threads as PyTorch."""
 
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-# What each needs beside PyTorch.
-RUNTIMES = {
-    'onnxruntime': ('onnx', 'onnxscript', 'onnxruntime'),
-    'openvino': ('onnx', 'onnxscript', 'openvino'),
-}
+from .formats import PACKAGES, SUFFIXES, quietly
+
+# What each needs beside PyTorch, of those that are not PyTorch itself.
+RUNTIMES = {'onnxruntime': PACKAGES['onnx'], 'openvino': PACKAGES['openvino']}
 Session = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
@@ -40,30 +37,13 @@ def check_runtime(runtime: str, dtype: str, device: str, modes: Sequence[str]) -
         raise ValueError(f'{runtime} does not compute in {dtype} on CPUs')
 
 
-def export(model: nn.Module, images: Tensor) -> bytes:
-    """A model as ONNX, for images of this very shape.
-
-    Args:
-        model: In evaluation mode, with float32 weights on the CPU.
-        images: (N, C, H, W).
-    """
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
-    finally:
-        logging.disable(logging.NOTSET)
-    return program.model_proto.SerializeToString()
-
-
-def start_session(runtime: str, exported: bytes, dtype: str) -> Session:
-    """A function of images, (N, C, H, W) in float32, that gives a model's outputs.
+def start_session(runtime: str, exported: bytes | str, dtype: str = 'float32') -> Session:
+    """A function of images, (N, C, H, W), that gives a model's outputs.
 
     Args:
         runtime: One of :data:`RUNTIMES`.
-        exported: As of :func:`export`.
-        dtype: 'float32', or with OpenVINO 'bfloat16'.
+        exported: ONNX, or the path of a file that the runtime reads.
+        dtype: What products are computed in: 'float32', or with OpenVINO 'bfloat16'. Defaults to 'float32'.
 
     Raises:
         ValueError: The machine has no arithmetic of that type.
@@ -71,10 +51,32 @@ def start_session(runtime: str, exported: bytes, dtype: str) -> Session:
     return {'onnxruntime': _onnxruntime, 'openvino': _openvino}[runtime](exported, dtype)
 
 
-def _onnxruntime(exported: bytes, dtype: str) -> Session:
+def open_session(path: str | Path, dtype: str = 'float32') -> Session:
+    """The same of an exported file of any format, in the runtime of its own: see :data:`.formats.SUFFIXES`.
+
+    Raises:
+        ValueError: The format does not compute in that type, or the machine does not.
+    """
+    form = next(form for form, suffix in SUFFIXES.items() if suffix == Path(path).suffix)
+    if dtype not in (('float32', 'bfloat16') if form == 'openvino' else ('float32',)):
+        raise ValueError(f'files of {form} compute in float32, those of openvino in bfloat16 too, but got {dtype!r}')
+    if form in ('onnx', 'openvino'):
+        return start_session('openvino' if form == 'openvino' else 'onnxruntime', str(path), dtype)
+    with quietly():
+        module = torch.export.load(path).module() if form == 'torch-export' else torch.jit.load(str(path))
+
+    @torch.no_grad()
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        return [output.numpy() for output in module(torch.from_numpy(images))]
+
+    return run
+
+
+def _onnxruntime(exported: bytes | str, dtype: str) -> Session:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; what it cannot fold is no news to users
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that wait for work would slow down what runs next.
     options.add_session_config_entry('session.force_spinning_stop', '1')
@@ -83,7 +85,7 @@ def _onnxruntime(exported: bytes, dtype: str) -> Session:
     return lambda images: session.run(None, {name: images})
 
 
-def _openvino(exported: bytes, dtype: str) -> Session:
+def _openvino(exported: bytes | str, dtype: str) -> Session:
     import openvino
 
     core = openvino.Core()

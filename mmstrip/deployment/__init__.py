@@ -1,0 +1,4 @@
+from .export import Export, export_model
+from .predictor import Predictor, load
+
+__all__ = ['Export', 'Predictor', 'export_model', 'load']

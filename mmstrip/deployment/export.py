@@ -1,0 +1,244 @@
+"""From a config and a checkpoint to a file that runs without them."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+from .. import ops
+from ..utils.checkpoints import fill_model
+from ..utils.config import load_config
+from ..version import __version__
+from .formats import DYNAMIC_SIDES, check_format, publish, write
+from .preprocessing import size_of, steps_of
+from .runtimes import Session, open_session
+
+TOLERANCES = {False: 1e-4, True: 2e-2}  # of outputs, relative to the largest: in float32, with weights in float16
+_DEFAULT_SIDE = 224
+
+
+@dataclass
+class Export:
+    """How to export.
+
+    Attributes:
+        format: One of :data:`.formats.SUFFIXES`.
+        part: 'whole', a classifier's logits or a segmentor's at the size of its input; 'backbone', its maps, or
+            'neck', maps of the neck after it.
+        deploy: Fold what inference can do without; see ``switch_to_deploy``.
+        shape: Height and width, pixels; None: those of the test pipeline's crop, else 224.
+        dynamic_batch, dynamic_size: As of :func:`.formats.trace`. Without them the batch is 1.
+        opset, half: As of :func:`.formats.to_onnx`.
+        normalize: Take pixels, BGR in uint8, and normalise them in the graph.
+        scores: Give a classifier's scores instead of logits.
+    """
+
+    format: str = 'onnx'
+    part: str = 'whole'
+    deploy: bool = True
+    shape: tuple[int, int] | None = None
+    dynamic_batch: bool = False
+    dynamic_size: bool = False
+    opset: int | None = None
+    half: bool = False
+    normalize: bool = False
+    scores: bool = False
+
+
+class Network(nn.Module):
+    """What goes into a file: images (N, C, H, W) to a tuple of outputs.
+
+    Args:
+        model: A toolbox's model, in evaluation mode.
+        task: 'classifier' or 'segmentor', or 'backbone' or 'neck', which are parts of any.
+        normalize: As of :class:`Export`.
+        scores: As of :class:`Export`.
+    """
+
+    def __init__(self, model: nn.Module, task: str, normalize: bool = False, scores: bool = False):
+        super().__init__()
+        self.model, self.task, self.normalize, self.scores = model, task, normalize, scores
+        self.flip, mean, std = normalisation(model)
+        for name, values in (('mean', mean), ('std', std)):
+            column = None if values is None else torch.tensor(values)[:, None, None]
+            self.register_buffer(f'pixel_{name}', column if normalize else None)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if self.normalize:
+            images = (images.flip(1) if self.flip else images).float()
+            if self.pixel_mean is not None:
+                images = (images - self.pixel_mean) / self.pixel_std
+        if self.task == 'classifier':
+            logits = self.model(images, mode='tensor')
+            return (logits.softmax(1) if self.scores else logits,)
+        if self.task == 'segmentor':
+            size = tuple(images.shape[2:])
+            return (self.model.encode_decode(images, [dict(img_shape=size, pad_shape=size)]),)
+        maps = self.model.backbone(images)
+        return tuple(self.model.neck(maps) if self.task == 'neck' else maps)
+
+
+def normalisation(model: nn.Module) -> tuple[bool, list[float] | None, list[float] | None]:
+    """Whether a model's preprocessing turns BGR to RGB, and its mean and standard deviation, if it has them.
+
+    Raises:
+        ValueError: It pads images in tests, which exported files do not.
+    """
+    before = model.data_preprocessor
+    if getattr(before, 'pad_size_divisor', 1) > 1 and type(before).__name__ == 'ClsDataPreprocessor':
+        raise ValueError('model.data_preprocessor.pad_size_divisor must be 1 to be exported')
+    if getattr(before, 'test_cfg', None):
+        raise ValueError('model.data_preprocessor.test_cfg pads images, which exported files do not: leave it out')
+    flip = bool(getattr(before, 'to_rgb', False) or getattr(before, '_channel_conversion', False))
+    mean, std = (getattr(before, name, None) for name in ('mean', 'std'))
+    return flip, *(None if values is None else values.flatten().tolist() for values in (mean, std))
+
+
+def task_of(model: nn.Module, part: str) -> str:
+    """What of a model is exported; see :class:`Network`.
+
+    Raises:
+        ValueError: It cannot be exported, or has no such part.
+    """
+    name = type(model).__name__
+    if part != 'whole':
+        if getattr(model, part, None) is None:
+            raise ValueError(f'{name} has no {part} to be exported')
+        return part
+    if _is_a(model, 'mmpretrain', 'ImageClassifier'):
+        if not _is_a(model.head, 'mmpretrain', 'ClsHead'):
+            raise ValueError(f'classifiers of one label are exported, but the head is {type(model.head).__name__}')
+        return 'classifier'
+    if _is_a(model, 'mmseg', 'EncoderDecoder'):
+        if model.test_cfg.get('mode', 'whole') != 'whole':
+            raise ValueError(
+                "segmentors are exported whole, but model.test_cfg.mode is 'slide': "
+                '--cfg-options model.test_cfg.mode=whole'
+            )
+        return 'segmentor'
+    raise ValueError(f'{name} is no classifier or segmentor: export its --features, or its backbone and --neck')
+
+
+def _is_a(module: nn.Module, package: str, name: str) -> bool:
+    """Whether a module is of a toolbox's class, without importing the toolbox."""
+    return any(kind.__name__ == name and kind.__module__.startswith(f'{package}.') for kind in type(module).mro())
+
+
+def export_model(
+    config: str, checkpoint: str, out: str | Path, settings: Export, options: dict | None = None, trusted: bool = False
+) -> float:
+    """Export a trained model, and compare the file in its runtime with PyTorch.
+
+    Args:
+        config: Config file of a toolbox.
+        checkpoint: Checkpoint that fills the model.
+        out: File to write, atomically.
+        settings: How.
+        options: Overrides of the config, as of ``--cfg-options``.
+        trusted: Run the code that ``checkpoint`` may ask for. Defaults to False.
+
+    Returns:
+        The largest difference of an output, relative to the largest value.
+
+    Raises:
+        FileNotFoundError: The config or the checkpoint is missing, or the folder of ``out``.
+        ValueError: Something cannot be exported as asked, or the outputs differ by more than :data:`TOLERANCES`;
+            then nothing is written.
+    """
+    check_format(settings.format, out, settings.half, settings.dynamic_size)
+    loaded = load_config(config, options)
+    init_default_scope(loaded.get('default_scope', 'mmengine'))
+    if loaded.get('data_preprocessor'):
+        loaded.model.setdefault('data_preprocessor', loaded.data_preprocessor)  # as mmengine's Runner does
+    with torch.random.fork_rng(devices=()):
+        model = MODELS.build(loaded.model).eval().requires_grad_(False)
+    task = task_of(model, settings.part)
+    meta = fill_model(model, config, checkpoint, trusted).get('meta') or {}
+    if settings.deploy and hasattr(model.backbone, 'switch_to_deploy'):
+        model.backbone.switch_to_deploy()
+    network = Network(model, task, settings.normalize, settings.scores and task == 'classifier').eval()
+    about = _describe(network, loaded, settings, meta)
+    images = _images(about, 2 if settings.dynamic_batch else 1, about['shape'])
+    with torch.no_grad(), ops.use('reference'):
+        maps = [f'map{i}' for i in range(len(network(images)))]
+        about['outputs'] = maps if task in ('backbone', 'neck') else ['scores' if network.scores else 'logits']
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / Path(out).name
+            write(made, network, images, about)
+            error = check(network, open_session(made), about)
+            if not error < TOLERANCES[settings.half]:
+                raise ValueError(
+                    f'{out}: outputs differ by {error:.1e} of the largest from those of PyTorch, where '
+                    f'{TOLERANCES[settings.half]:.0e} is allowed; nothing was written'
+                )
+            publish(made, out)
+    return error
+
+
+def _describe(network: Network, config, settings: Export, meta: dict) -> dict:
+    """What a file says of itself: all that a prediction needs."""
+    try:
+        steps = steps_of(config.test_dataloader.dataset.pipeline)
+    except (AttributeError, KeyError):  # no data
+        steps = []
+    flip, mean, std = normalisation(network.model)
+    shape = settings.shape or size_of(steps) or (_DEFAULT_SIDE, _DEFAULT_SIDE)
+    if network.task == 'segmentor' and not settings.shape and not size_of(steps):
+        shape = tuple(network.model.data_preprocessor.size or shape)
+    least, most = DYNAMIC_SIDES if settings.dynamic_size else (32, float('inf'))
+    if not least <= min(shape) <= max(shape) <= most:
+        raise ValueError(f'sides of --shape must be at least {least} pixels, but got {shape[0]} {shape[1]}')
+    classes = (meta.get('dataset_meta') or {}).get('classes')
+    return dict(
+        task=network.task,
+        classes=None if classes is None else list(classes),
+        steps=steps,
+        flip=flip,
+        mean=mean,
+        std=std,
+        channels=network.model.backbone.in_channels if hasattr(network.model.backbone, 'in_channels') else 3,
+        align_corners=getattr(network.model, 'align_corners', None),
+        threshold=getattr(getattr(network.model, 'decode_head', None), 'threshold', None),
+        version=__version__,
+        **{**asdict(settings), 'shape': list(shape), 'scores': network.scores},
+    )
+
+
+def _images(about: dict, batch: int, shape: Sequence[int]) -> Tensor:
+    """Random images as a file takes them."""
+    size = (batch, about['channels'], *shape)
+    generator = torch.Generator().manual_seed(batch)
+    if about['normalize']:
+        return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+    return torch.randn(size, generator=generator)
+
+
+def check(network: nn.Module, session: Session, about: dict) -> float:
+    """Largest difference of a file's outputs from PyTorch's, relative to the largest value.
+
+    Compared are batches of 1, 2 and 3, and three more sizes, where they are dynamic.
+    """
+    height, width = about['shape']
+    batches = (1, 2, 3) if about['dynamic_batch'] else (1,)
+    shapes = [(height, width)]
+    if about['dynamic_size']:
+        shapes += [
+            (height + 32, width),
+            (max(height // 2, DYNAMIC_SIDES[0]), width + 45),
+            (DYNAMIC_SIDES[0], 2 * width),
+        ]
+    cases = [*((batch, shapes[0]) for batch in batches), *((batches[-1], shape) for shape in shapes[1:])]
+    errors = []
+    for batch, shape in cases:
+        images = _images(about, batch, shape)
+        with torch.no_grad():
+            expected = network(images)
+        for found, output in zip(session(images.numpy()), expected, strict=True):
+            difference = np.abs(found - output.numpy()).max() if found.shape == output.shape else np.inf
+            errors.append(float(difference / output.abs().max()))
+    return max(errors)

@@ -1,0 +1,251 @@
+"""Files of exported networks: a network is traced once and written as one of four formats, with what describes it."""
+
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ..utils.checkpoints import write_file
+
+# How the files of each format end, and what they need beside PyTorch.
+SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2', 'torchscript': '.torchscript', 'openvino': '.xml'}
+PACKAGES = {'onnx': ('onnx', 'onnxscript', 'onnxruntime'), 'openvino': ('onnx', 'onnxscript', 'openvino')}
+HALVED = ('onnx', 'openvino')  # formats whose weights can be stored in float16
+KEY = 'mmstrip'  # of the description, JSON
+_EXTRA = 'mmstrip.json'
+DYNAMIC_SIDES = (64, 8192)  # pixels; at 32 the last map would have one token, which the tracer takes for a constant
+_MAX_BATCH = 65535
+_SMALL = 1024  # values of tensors that are not worth halving
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the warnings of exporters."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def check_format(form: str, out: str | Path, half: bool = False, dynamic_size: bool = False) -> None:
+    """Whether a format can do what is asked.
+
+    Raises:
+        FileNotFoundError: The folder of ``out`` is missing.
+        ValueError: It cannot, it needs what is not installed, or ``out`` ends otherwise than its files do.
+    """
+    if form not in SUFFIXES:
+        raise ValueError(f'the format must be one of {", ".join(SUFFIXES)}, but got {form!r}')
+    if Path(out).suffix != SUFFIXES[form]:
+        raise ValueError(f'files of {form} end in {SUFFIXES[form]}, but got {out}')
+    if not Path(out).absolute().parent.is_dir():
+        raise FileNotFoundError(f'{out}: there is no folder {Path(out).parent}')
+    missing = [name for name in PACKAGES.get(form, ()) if find_spec(name) is None]
+    if missing:
+        raise ValueError(f'{form} needs what is not installed here: pip install {" ".join(missing)}')
+    if half and form not in HALVED:
+        raise ValueError(f'weights in float16 are for {" and ".join(HALVED)}, but the format is {form}')
+    if dynamic_size and form == 'torchscript':
+        raise ValueError('torchscript is traced at one size: write one file for each size, or take another format')
+
+
+def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic_size: bool = False) -> ExportedProgram:
+    """A model as one graph of PyTorch's operations.
+
+    Args:
+        model: In evaluation mode, with float32 weights on the CPU.
+        images: (N, C, H, W), that sizes are taken of where they are not dynamic.
+        dynamic_batch: N may be any from 1 to 65,535. Defaults to False.
+        dynamic_size: H and W may be any within :data:`DYNAMIC_SIDES`. Defaults to False.
+    """
+    dims = {}
+    if dynamic_batch:
+        dims[0] = Dim('batch', min=1, max=_MAX_BATCH)
+    if dynamic_size:
+        least, most = DYNAMIC_SIDES
+        dims.update({i: Dim(side, min=least, max=most) for i, side in ((2, 'height'), (3, 'width'))})
+    with quietly(), torch.no_grad():
+        return torch.export.export(
+            model,
+            (images,),
+            dynamic_shapes=(dims or None,),
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=dynamic_size,
+        )
+
+
+def to_onnx(
+    program: ExportedProgram, names: Sequence[str] = (), opset: int | None = None, half: bool = False, about: str = ''
+) -> bytes:
+    """A traced model as ONNX.
+
+    Args:
+        program: As of :func:`trace`.
+        names: Of its outputs. Defaults to PyTorch's.
+        opset: Version of ONNX's operators. Defaults to PyTorch's choice.
+        half: Store weights in float16; they are computed with in float32. Defaults to False.
+        about: Description, as JSON. Defaults to none.
+    """
+    import onnx
+    from onnxscript import optimizer
+
+    with quietly():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            optimize=False,
+            opset_version=opset,
+            input_names=['images'],
+            output_names=list(names) or None,
+        )
+        # Rewriting by patterns too would take most of the time, and runtimes fuse by patterns of their own.
+        optimizer.fold_constants(exported.model)
+        optimizer.remove_unused_nodes(exported.model)
+        model = exported.model_proto
+    _drop_traces(model)
+    if half:
+        _halve(model)
+    if about:
+        onnx.helper.set_model_props(model, {KEY: about})
+    return model.SerializeToString()
+
+
+def _drop_traces(model) -> None:
+    """Drop the lines of Python code and the PyTorch graph that each operation came from; name the dynamic batch."""
+    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
+    for function in model.functions:
+        for node in function.node:
+            del node.metadata_props[:]
+    for item in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        del item.metadata_props[:]
+
+
+def _halve(model) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if tensor.data_type != TensorProto.FLOAT or values.size < _SMALL:
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(values.astype('float16'), f'{name}.half'))
+        casts.append(helper.make_node('Cast', [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> None:
+    """Trace a model and write it as a file; of OpenVINO two, .xml and .bin.
+
+    Args:
+        path: File to write.
+        model, images: As of :func:`trace`.
+        about: Description, of plain values, with the attributes of :class:`.export.Export` and the names of 'outputs'.
+    """
+    form, half, text = about['format'], about['half'], json.dumps(about)
+    if form == 'torchscript':
+        with quietly(), torch.no_grad():
+            traced = torch.jit.trace(model, images, check_trace=False)
+            torch.jit.save(traced, str(path), _extra_files={_EXTRA: text})
+        return
+    program = trace(model, images, about['dynamic_batch'], about['dynamic_size'])
+    if form == 'torch-export':
+        with quietly():
+            torch.export.save(program, str(path), extra_files={_EXTRA: text})
+        return
+    content = to_onnx(program, about['outputs'], about['opset'], half and form == 'onnx', text)
+    if form == 'onnx':
+        Path(path).write_bytes(content)
+        return
+    import openvino
+
+    parsed = openvino.Core().read_model(content)
+    parsed.set_rt_info(text, [KEY])
+    openvino.save_model(parsed, path, compress_to_fp16=half)
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """The files of an export: of OpenVINO the weights too, first, as the other one is what is opened."""
+    path = Path(path)
+    return [path.with_suffix('.bin'), path] if path.suffix == SUFFIXES['openvino'] else [path]
+
+
+def publish(source: str | Path, out: str | Path) -> None:
+    """Copy an export to its place, each file atomically.
+
+    Raises:
+        OSError: It cannot be written; older files are still there.
+    """
+    for made, path in zip(files_of(source), files_of(out)):
+        with made.open('rb') as content:
+            write_file(path, lambda file, content=content: shutil.copyfileobj(content, file))
+
+
+def read_about(path: str | Path) -> dict:
+    """The description in an exported file.
+
+    Raises:
+        FileNotFoundError: There is no such file, or the .bin of an .xml is missing.
+        ValueError: It is damaged, of another kind, or was not exported here.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES.values():
+        raise ValueError(f'exported files end in {", ".join(SUFFIXES.values())}, but got {path}')
+    for file in files_of(path):
+        if not file.is_file():
+            raise FileNotFoundError(f'no exported file at {file}')
+    try:
+        text = _READ[path.suffix](path)
+    except Exception as error:  # of any library
+        reason = str(error).strip().partition('\n')[0]
+        raise ValueError(f'{path} is damaged or another kind of file: {reason}') from error
+    if not text:
+        raise ValueError(f'{path} does not say how it was exported: write it by tools/deployment/export.py')
+    return json.loads(text)
+
+
+def _read_onnx(path: Path) -> str:
+    import onnx
+
+    properties = onnx.load(path, load_external_data=False).metadata_props
+    return next((item.value for item in properties if item.key == KEY), '')
+
+
+def _read_openvino(path: Path) -> str:
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    return model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else ''
+
+
+def _read_torch(load: Callable) -> Callable[[Path], str]:
+    def read(path: Path) -> str:
+        extra = {_EXTRA: ''}
+        with quietly():
+            load(str(path), extra)
+        text = extra[_EXTRA]
+        return text.decode() if isinstance(text, bytes) else text
+
+    return read
+
+
+_READ = {
+    '.onnx': _read_onnx,
+    '.xml': _read_openvino,
+    '.pt2': _read_torch(lambda path, extra: torch.export.load(path, extra_files=extra)),
+    '.torchscript': _read_torch(lambda path, extra: torch.jit.load(path, _extra_files=extra)),
+}

@@ -1,0 +1,80 @@
+"""From a picture to the pixels that a network takes, by the steps of a config's test pipeline."""
+
+from collections.abc import Sequence
+
+import mmcv
+import numpy as np
+from mmcv.transforms import CenterCrop, Resize
+
+
+def _resize_edge(image: np.ndarray, scale: int, edge: str = 'short', **options) -> np.ndarray:
+    """As mmpretrain's ResizeEdge."""
+    height, width = image.shape[:2]
+    by_width = edge == 'width' or (edge == 'short' and width < height) or (edge == 'long' and width > height)
+    size = (scale, int(scale * height / width)) if by_width else (int(scale * width / height), scale)
+    return mmcv.imresize(image, size, **options)
+
+
+STEPS = {
+    'Resize': lambda image, **options: Resize(**options)(dict(img=image))['img'],
+    'ResizeEdge': _resize_edge,
+    'CenterCrop': lambda image, **options: CenterCrop(**options)(dict(img=image))['img'],
+}
+
+
+def steps_of(pipeline: Sequence[dict]) -> list[dict]:
+    """The steps of a test pipeline that change pixels, as plain values.
+
+    Args:
+        pipeline: Of a toolbox's config.
+
+    Raises:
+        ValueError: A step is none of :data:`STEPS`.
+    """
+    steps = []
+    for step in pipeline:
+        kind = step['type'].rpartition('.')[2]
+        if kind.startswith(('Load', 'Pack')):  # what predictions do themselves
+            continue
+        if kind not in STEPS:
+            raise ValueError(f'the test pipeline may have {", ".join(STEPS)} to be exported, but it has {kind}')
+        options = {key: value for key, value in step.items() if key not in ('type', '_scope_')}
+        steps.append(dict(type=kind, **options))
+    return steps
+
+
+def size_of(steps: Sequence[dict]) -> tuple[int, int] | None:
+    """Height and width that all pictures have after these steps; None where they differ."""
+    size = None
+    for step in steps:
+        if step['type'] == 'CenterCrop':
+            size = _pair(step['crop_size'])
+        elif step['type'] == 'Resize' and not step.get('keep_ratio') and step.get('scale'):
+            size = _pair(step['scale'])[::-1]
+        else:
+            size = None
+    return size
+
+
+def _pair(value) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def run_steps(image: np.ndarray, steps: Sequence[dict]) -> np.ndarray:
+    """Pixels (C, H, W) in uint8 of a picture (H, W, C) as OpenCV has it, BGR."""
+    for step in steps:
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in step.items()}
+        image = STEPS[options.pop('type')](image, **options)
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def normalise(images: np.ndarray, mean: Sequence[float] | None, std: Sequence[float] | None, flip: bool) -> np.ndarray:
+    """Pixels (N, C, H, W) as a network without ``--normalize`` takes them, in float32."""
+    images = (images[:, ::-1] if flip else images).astype(np.float32)
+    if mean is not None:
+        images = (images - _column(mean)) / _column(std)
+    return np.ascontiguousarray(images)
+
+
+def _column(values: Sequence[float]) -> np.ndarray:
+    return np.asarray(values, np.float32)[:, None, None]

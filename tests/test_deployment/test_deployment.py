@@ -1,0 +1,205 @@
+"""Exported files: their values in each runtime, what they say of themselves, and predictions like the inferencers'."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers import ROOT, last_line, randomise
+from helpers.runs import CONFIG, call_tool
+from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
+
+from mmstrip.deployment import Export, Predictor, export_model, load
+from mmstrip.deployment.formats import SUFFIXES
+from mmstrip.models.windows import _run_in_any_windows, run_in_windows
+from mmstrip.utils.config import load_config
+
+CLASSES = [f'digit {i}' for i in range(10)]
+SCENES = str(ROOT / 'configs/segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py')
+DETECTOR = str(ROOT / 'configs/detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py')
+SMALL_SCENES = {
+    'model.backbone.arch': dict(embed_dims=8, depths=(1, 1, 1, 1)),
+    'model.neck.in_channels': [8, 16, 32, 64],
+    'model.neck.out_channels': 8,
+    'model.decode_head.in_channels': [8] * 4,
+    'model.decode_head.channels': 8,
+}
+SIZE = (70, 100)  # of the pictures
+
+
+def build_model(config):
+    init_default_scope(config.default_scope)
+    return MODELS.build(config.model).eval()
+
+
+def write_checkpoint(config, path, classes=None):
+    model = randomise(build_model(config))
+    meta = dict(dataset_meta=dict(classes=classes, palette=None)) if classes else {}
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """A picture's path, and arrays as OpenCV has them."""
+    generator = np.random.default_rng(0)
+    arrays = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in (SIZE, SIZE, (64, 32))]
+    path = tmp_path_factory.mktemp('pictures') / 'picture.png'
+    Image.fromarray(arrays[0][..., ::-1]).save(path)
+    return [path, *arrays[1:]]
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory, pictures):
+    """A checkpoint, and what mmpretrain predicts with it."""
+    from mmpretrain import ImageClassificationInferencer
+
+    config = load_config(str(CONFIG))
+    path = write_checkpoint(config, tmp_path_factory.mktemp('classifier') / 'weights.pth', CLASSES)
+    inferencer = ImageClassificationInferencer(config, pretrained=path, device='cpu')
+    return path, inferencer([str(pictures[0]), *pictures[1:]])
+
+
+@pytest.mark.parametrize(
+    'form, options',
+    [
+        ('onnx', dict(dynamic_batch=True)),
+        ('onnx', dict(half=True, normalize=True, scores=True, opset=20)),
+        ('torch-export', dict(dynamic_batch=True, normalize=True)),
+        ('torchscript', dict(dynamic_batch=True, deploy=False)),
+        ('openvino', dict(dynamic_batch=True, scores=True)),
+        ('openvino', dict(half=True)),
+    ],
+)
+def test_classifiers_predict_as_in_mmpretrain(form, options, classifier, pictures, tmp_path):
+    checkpoint, expected = classifier
+    out = tmp_path / f'small{SUFFIXES[form]}'
+    assert export_model(str(CONFIG), checkpoint, out, Export(form, **options)) < (2e-2 if 'half' in options else 1e-5)
+    predictor = load(out)
+    tolerance = 5e-2 if 'half' in options else 1e-4
+    for result, other in zip(predictor(pictures, batch_size=2), expected, strict=True):
+        np.testing.assert_allclose(result['pred_scores'], other['pred_scores'], atol=tolerance)
+        assert result['pred_score'] == result['pred_scores'].max()
+        assert result['pred_class'] == CLASSES[result['pred_label']]
+        if 'half' not in options:
+            assert result['pred_label'] == other['pred_label'] and set(result) == set(other)
+    weights = sum(p.numel() for p in build_model(load_config(str(CONFIG))).parameters()) * 4
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    if form == 'onnx':
+        assert size < (0.65 if 'half' in options else 1.1) * weights
+        assert '"digit 9"' in next(item.value for item in onnx.load(out).metadata_props if item.key == 'mmstrip')
+    if options.get('normalize'):
+        assert predictor.session(np.zeros((1, 3, 32, 32), np.uint8))[0].shape == (1, 10)
+    with pytest.raises(ValueError, match='takes images of 32 x 32, but got 64 x 32'):
+        predictor.run(np.zeros((1, 3, 64, 32), np.uint8))
+    if 'dynamic_batch' not in options:
+        with pytest.raises(ValueError, match='takes one image at a time, but got 2'):
+            predictor.run(np.zeros((2, 3, 32, 32), np.uint8))
+
+
+def test_segmentors_of_any_size_predict_as_in_mmseg(pictures, tmp_path):
+    """One graph, below, at and above the size of the windows."""
+    from mmseg.apis import MMSegInferencer
+
+    config = load_config(SCENES, SMALL_SCENES)
+    config.test_dataloader.dataset.pipeline[0:1] = [
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=(120, 80), keep_ratio=True),
+    ]
+    config.dump(tmp_path / 'config.py')
+    checkpoint = write_checkpoint(config, tmp_path / 'weights.pth', [str(i) for i in range(11)])
+    settings = Export(dynamic_batch=True, dynamic_size=True, shape=(80, 112))
+    assert export_model(str(tmp_path / 'config.py'), checkpoint, tmp_path / 'small.onnx', settings) < 1e-5
+    predictor = load(tmp_path / 'small.onnx')
+    inferencer = MMSegInferencer(str(tmp_path / 'config.py'), checkpoint, device='cpu', show_progress=False)
+    listed = [str(pictures[0]), pictures[1], np.ascontiguousarray(pictures[1][:, :70])]
+    expected = inferencer(listed)['predictions']
+    for found, other, size in zip(predictor(listed, batch_size=2), expected, (SIZE, SIZE, (70, 70)), strict=True):
+        assert found.shape == other.shape == size and found.dtype == other.dtype
+        assert (found == other).mean() > 0.999  # where two classes are all but equal
+    for size in ((64, 64), (65, 200), (128, 64)):
+        (logits,) = predictor.run(np.zeros((3, 3, *size), np.uint8))
+        assert logits.shape == (3, 11, *size)
+    with pytest.raises(ValueError, match='takes sides of 64 to 8192 pixels, but got 63 x 64'):
+        predictor.run(np.zeros((1, 3, 63, 64), np.uint8))
+
+
+@pytest.mark.parametrize('extent', [(4, 5), (9, 17), (20, 20), (4, 17), (1, 3)])
+def test_windows_without_branches_are_the_same(extent):
+    x = torch.rand(2, 3, 9, 17)
+    torch.testing.assert_close(
+        _run_in_any_windows(torch.sin, x, extent), run_in_windows(torch.sin, x, extent), rtol=0, atol=1e-6
+    )
+
+
+def test_detectors_give_their_backbone_and_neck(tmp_path):
+    config = load_config(DETECTOR)
+    checkpoint = write_checkpoint(config, tmp_path / 'weights.pth')
+    with pytest.raises(
+        ValueError, match='RetinaNet is no classifier or segmentor: export its --features, or its backbone and --neck'
+    ):
+        export_model(DETECTOR, checkpoint, tmp_path / 'out.onnx', Export())
+    arguments = ['--neck', '--format', 'torchscript', '--shape', '64', '96']
+    out = tmp_path / 'neck.torchscript'
+    done = call_tool('deployment/export.py', DETECTOR, checkpoint, out, *arguments, folder=tmp_path)
+    assert done.returncode == 0 and 'outputs differ from those of PyTorch by' in last_line(done.stdout), done.stdout
+    model = build_model(config)
+    model.load_state_dict(torch.load(checkpoint)['state_dict'])
+    pixels = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        images = model.data_preprocessor(dict(inputs=list(pixels), data_samples=None))['inputs']
+        expected = model.neck(model.backbone(images[..., :64, :96]))
+    for found, output in zip(Predictor(out).run(pixels.numpy()), expected, strict=True):
+        np.testing.assert_allclose(found, output.numpy(), atol=1e-4)
+    done = call_tool('deployment/export.py', DETECTOR, checkpoint, tmp_path / 'out.pth', folder=tmp_path)
+    assert last_line(done.stdout) == f'Error: files of onnx end in .onnx, but got {tmp_path}/out.pth', done.stdout
+
+
+@pytest.mark.parametrize(
+    'settings, options, words',
+    [
+        (dict(format='torch-export', half=True), {}, 'weights in float16 are for onnx and openvino, but the format is'),
+        (dict(format='torchscript', dynamic_size=True), {}, 'torchscript is traced at one size: write one file for'),
+        (dict(part='neck'), {'model.neck': None}, 'ImageClassifier has no neck to be exported'),
+        (dict(shape=(16, 64)), {}, 'sides of --shape must be at least 32 pixels, but got 16 64'),
+        (dict(shape=(32, 64), dynamic_size=True), {}, 'sides of --shape must be at least 64 pixels, but got 32 64'),
+        (
+            {},
+            {'test_dataloader.dataset.pipeline': [dict(type='RandomFlip', prob=1.0)]},
+            'may have Resize, ResizeEdge, CenterCrop to be exported, but it has RandomFlip',
+        ),
+        ({}, {'data_preprocessor.pad_size_divisor': 32}, 'pad_size_divisor must be 1 to be exported'),
+    ],
+)
+def test_what_cannot_be_exported_is_named(settings, options, words, classifier, tmp_path):
+    settings = dataclasses.replace(Export(), **settings)
+    out = tmp_path / f'out{SUFFIXES[settings.format]}'
+    with pytest.raises(ValueError, match=words):
+        export_model(str(CONFIG), classifier[0], out, settings, options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_slide_is_refused(tmp_path):
+    config = load_config(SCENES, SMALL_SCENES)
+    checkpoint = write_checkpoint(config, tmp_path / 'weights.pth')
+    options = {**SMALL_SCENES, 'model.test_cfg': dict(mode='slide', crop_size=(64, 64), stride=(32, 32))}
+    with pytest.raises(ValueError, match='exported whole, but model.test_cfg.mode is .slide.'):
+        export_model(SCENES, checkpoint, tmp_path / 'out.onnx', Export(), options)
+
+
+def test_files_that_were_not_exported_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no exported file at .*none.onnx'):
+        load(tmp_path / 'none.onnx')
+    with pytest.raises(ValueError, match=r'exported files end in .onnx, .pt2, .torchscript, .xml, but got .*model.pth'):
+        load(tmp_path / 'model.pth')
+    for suffix in SUFFIXES.values():
+        (tmp_path / f'bad{suffix}').write_bytes(b'nothing')
+        (tmp_path / 'bad.bin').write_bytes(b'nothing')
+        with pytest.raises(ValueError, match='is damaged or another kind of file'):
+            load(tmp_path / f'bad{suffix}')
+    graph = onnx.helper.make_graph([], 'empty', [], [])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / 'foreign.onnx')
+    with pytest.raises(ValueError, match='does not say how it was exported'):
+        load(tmp_path / 'foreign.onnx')
