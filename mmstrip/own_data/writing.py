@@ -51,7 +51,7 @@ class Backbone(NamedTuple):
         """Its arguments as Python."""
         arch = self.arch if isinstance(self.arch, str) else dict(_delete_=True, **self.arch)  # the base has a name
         size = [] if self.img_size is None else [f'img_size={self.img_size}']
-        return ', '.join([f'arch={arch!r}', *size, f'init_cfg={"init" if self.init_cfg else None}'])
+        return ', '.join([f'arch={written(arch)}', *size, f'init_cfg={"init" if self.init_cfg else None}'])
 
 
 def choose_backbone(arch: str | None, init: str | Path | None) -> Backbone:
@@ -93,9 +93,16 @@ def base(*parts: str) -> list[str]:
     return ['_base_ = [', *(f'    {part},' for part in (first, *rest)), ']'] if rest else [f'_base_ = [{first}]']
 
 
+def written(value) -> str:
+    """As Python, dicts as configs have them."""
+    if isinstance(value, dict):
+        return f'dict({", ".join(f"{key}={written(part)}" for key, part in value.items())})'
+    return repr(value)
+
+
 def assign(name: str, value) -> list[str]:
     """``name = value``, a list of names over as many lines as it takes."""
-    text = f'{name} = {value!r}'
+    text = f'{name} = {written(value)}'
     if len(text) <= WIDTH or not isinstance(value, list):
         return [text]
     lines, line = [f'{name} = ['], '   '
@@ -138,7 +145,6 @@ def write_config(folder: Path, name: str, lines: Sequence[str]) -> Path:
     return path
 
 
-def write_lines(path: Path, lines: Sequence[str]) -> str:
-    """Write a text file atomically; its name, for a config."""
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write a text file atomically."""
     write_file(path, lambda file: file.write(''.join(f'{line}\n' for line in lines).encode()))
-    return path.as_posix()
