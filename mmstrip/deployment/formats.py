@@ -123,7 +123,7 @@ def to_onnx(
 
 
 def _drop_traces(model) -> None:
-    """Drop the lines of Python code and the PyTorch graph that each operation came from; name the dynamic batch."""
+    """Drop the lines of Python code and the PyTorch graph that each operation came from."""
     del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
     for function in model.functions:
         for node in function.node:
