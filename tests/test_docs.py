@@ -22,7 +22,10 @@ PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('configs
 TOOLS = sorted(path for path in ROOT.glob('tools/**/*.py') if path.name != 'torchrun.py')
 # Where a script of the shell puts the arguments of the tool that it starts.
 SCRIPTS = {'dist_train.sh': ('train.py', 2), 'dist_test.sh': ('test.py', 3), 'slurm_train.sh': ('train.py', 4)}
-FOREIGN_OPTIONS = {'--inplace', '--no-build-isolation', '--requeue', '--signal', '--fuse-conv-bn', '--style'}
+FOREIGN_OPTIONS = {
+    *('--inplace', '--no-build-isolation', '--requeue', '--signal'),
+    *('--fuse-conv-bn', '--method', '--save-path', '--style', '--target-layers'),  # the toolboxes' tools
+}
 NUMBERS = {'SIZE': '224', 'H': '224', 'W': '224'}
 CONFIGS = (
     'strip_mlp/strip-mlp-tiny_8xb128_in1k',
