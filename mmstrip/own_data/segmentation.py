@@ -282,7 +282,7 @@ def _config(
         f'train_pipeline[2].scale = test_pipeline[1].scale = ({LONG_SIDES * size}, {size})',
         f'train_pipeline[3].update(crop_size=({size}, {size}), ignore_index={ignored})',
         'data = dict(',
-        "    type='BaseSegDataset', data_root='', metainfo=dict(classes=classes), reduce_zero_label=False, "
+        "    type='mmstrip.SegDataset', data_root='', metainfo=dict(classes=classes), reduce_zero_label=False, "
         f'ignore_index={ignored}',
         ')',
     ]
