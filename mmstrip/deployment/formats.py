@@ -98,21 +98,17 @@ def to_onnx(
         about: Description, as JSON. Defaults to none.
     """
     import onnx
-    from onnxscript import optimizer
 
     with quietly():
         exported = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
-            optimize=False,
+            optimize=True,  # half of the time, but ONNX Runtime is 6 % faster with it
             opset_version=opset,
             input_names=['images'],
             output_names=list(names) or None,
         )
-        # Rewriting by patterns too would take most of the time, and runtimes fuse by patterns of their own.
-        optimizer.fold_constants(exported.model)
-        optimizer.remove_unused_nodes(exported.model)
         model = exported.model_proto
     _drop_traces(model)
     if half:
