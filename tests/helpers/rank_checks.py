@@ -5,6 +5,7 @@ rank_checks.py SCENES OUT
 
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def accuracy() -> dict[str, float]:
     evaluator = Evaluator(dict(type='Accuracy', topk=(1,)))
     for batch in loader:
         for sample in batch['data_samples']:
-            wrong = int(sample.img_path[-4:]) % 3 == 0
+            wrong = int(Path(sample.img_path).stem[-4:]) % 3 == 0
             sample.set_pred_score(torch.eye(10)[(int(sample.gt_label) + wrong) % 10])
         evaluator.process(batch['data_samples'])
     return evaluator.evaluate(len(loader.dataset))

@@ -167,7 +167,8 @@ class TestFunctionTransforms:
         leaves = {name: tensor.requires_grad_() for name, tensor in parameters_of(module).items()}
         x = x.double().requires_grad_()
         right = torch.autograd.grad(loss_by(module)(leaves, x), [*leaves.values(), x])
-        assert_same(of_all({**got[0], 'x': got[1]}), of_all(dict(zip([*leaves, 'x'], right))))
+        # In float32, PyTorch's own layers are up to 1.5e-4 off on CPUs without AVX-512.
+        assert_same(of_all({**got[0], 'x': got[1]}), of_all(dict(zip([*leaves, 'x'], right))), tolerance=3e-4)
 
     @pytest.mark.parametrize('mode', MODES)
     def test_grad_of_the_model(self, mode):
