@@ -158,6 +158,10 @@ def export_model(
     with torch.random.fork_rng(devices=()):
         model = MODELS.build(loaded.model).eval().requires_grad_(False)
     task = task_of(model, settings.part)
+    if task == 'segmentor' and settings.dynamic_size:
+        raise ValueError(
+            'whole segmentors are exported at one size: leave out --dynamic-size, or export --features or --neck'
+        )
     meta = fill_model(model, config, checkpoint, trusted).get('meta') or {}
     if settings.deploy and hasattr(model.backbone, 'switch_to_deploy'):
         model.backbone.switch_to_deploy()
