@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 import torch
+from helpers.configs import build_model
 from helpers.runs import call_tool
 from mmengine.config import Config
 from PIL import Image
@@ -16,6 +17,7 @@ from sklearn.datasets import load_digits
 from mmstrip.datasets.digit_scenes import write_digit_scenes
 from mmstrip.models import StripMLP
 from mmstrip.own_data import write_classification, write_detection, write_segmentation
+from mmstrip.own_data.segmentation import MODELS
 
 TOOL = 'misc/own_data.py'
 NAMES = ('one', 'two', 'zero')
@@ -122,11 +124,10 @@ def test_classification_from_scratch_in_theirs(digits, tmp_path, monkeypatch):
     assert done.returncode == 0 and "arch='tiny-light'" in done.stdout.replace('"', "'"), done.stdout
 
 
-@pytest.mark.parametrize('model, size', [('faster-rcnn', 64), ('dino', 320)])
-def test_detection(model, size, scenes, init, tmp_path, monkeypatch):
+def test_detection(scenes, init, tmp_path, monkeypatch):
     from mmdet.apis import inference_detector, init_detector
 
-    options = ['--init', init, '--size', str(size), '--epochs', '1', '--model', model]
+    options = ['--init', init, '--size', '64', '--epochs', '1']
     output, path = call(tmp_path, 'detection', scenes / 'coco', *options)
     assert '12 images, 96 x 96: 8 train, 4 val' in output
     last, printed = train(path, tmp_path, 'train_dataloader.batch_size=4')
@@ -166,11 +167,10 @@ def test_detection_from_voc(tmp_path, monkeypatch):
     assert config.classes == ['cell', 'dot'] and config.model.roi_head.bbox_head.num_classes == 2
 
 
-@pytest.mark.parametrize('model', ['fpn', 'upernet', 'segformer'])
-def test_segmentation(model, scenes, init, tmp_path):
+def test_segmentation(scenes, init, tmp_path):
     from mmseg.apis import inference_model, init_model
 
-    options = ['--init', init, '--size', '64', '--epochs', '2', '--model', model]
+    options = ['--init', init, '--size', '64', '--epochs', '2']
     output, path = call(tmp_path, 'segmentation', scenes / 'maps', *options)
     assert '12 images with label maps, 96 x 96: 8 train, 4 val' in output and 'pixels of 11 are ignored' in output
     last, printed = train(path, tmp_path)
@@ -179,6 +179,18 @@ def test_segmentation(model, scenes, init, tmp_path):
     result = inference_model(segmentor, str(next((scenes / 'maps' / 'images' / 'val').iterdir())))
     assert segmentor.dataset_meta['classes'][0] == 'background'
     assert result.pred_sem_seg.data.shape == (1, 96, 96)
+
+
+@pytest.mark.parametrize(
+    'writer, data, model', [(write_detection, 'coco', 'dino'), *((write_segmentation, 'maps', m) for m in MODELS)]
+)
+def test_other_models(writer, data, model, scenes, init, tmp_path):
+    """Their configs build, with the channels of the checkpoint's arch and the classes of the data."""
+    config = Config.fromfile(writer(scenes / data, tmp_path, init, model=model).config)
+    built = build_model(config)
+    head = built.bbox_head if data == 'coco' else built.decode_head
+    assert head.num_classes == len(config.classes) and built.backbone.embed_dims == 16
+    assert config.train_dataloader.dataset.data_prefix
 
 
 def test_label_maps_of_other_names(tmp_path, monkeypatch):
