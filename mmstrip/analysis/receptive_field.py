@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from ..utils.checkpoints import read_checkpoint, write_file
 from ..utils.config import load_config
 from ..utils.plots import plot_fields
+from ..utils.samples import IMAGE_SUFFIXES
 from .specs import Spec, random_model
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 _BATCH = 8
 _IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 
@@ -223,9 +223,9 @@ def find_images(paths: Sequence[str | Path], count: int) -> list[Path]:
             raise FileNotFoundError(f'no image file or folder at {path}')
         folders = os.walk(path, followlinks=True) if path.is_dir() else [(path.parent, [], [path.name])]
         files = sorted(Path(folder, name) for folder, _, names in folders for name in names)
-        found += [file for file in files if file.suffix.lower() in SUFFIXES]
+        found += [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if not found:
-        raise FileNotFoundError(f'no image ({", ".join(SUFFIXES)}) in {", ".join(map(str, paths))}')
+        raise FileNotFoundError(f'no image ({", ".join(IMAGE_SUFFIXES)}) in {", ".join(map(str, paths))}')
     places = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
     return [found[place] for place in places]
 

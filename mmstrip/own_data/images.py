@@ -10,7 +10,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
+from ..utils.samples import IMAGE_SUFFIXES
+
+SUFFIXES = (*IMAGE_SUFFIXES, '.ppm')
 # Names that folders and files of a split have.
 SPLITS = {
     'train': ('train', 'training', 'trainval'),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..utils.samples import IGNORED
 from .images import (
     SPLITS,
     VAL_SHARE,
@@ -36,7 +37,6 @@ from .writing import (
 
 MODELS = {'fpn': '8xb2-80k', 'upernet': '8xb2-160k', 'segformer': '8xb2-160k'}  # and the configs of theirs
 CROP_SIZE, LONG_SIDES = 512, 4  # pixels; the long side of an image over its short one, at most
-IGNORED = 255
 EPOCHS = 100
 IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'jpegimages', 'img_dir', 'leftimg8bit')
 LABEL_FOLDERS = ('labels', 'label', 'masks', 'mask', 'annotations', 'segmentationclass', 'ann_dir', 'gtfine')

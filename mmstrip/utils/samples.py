@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 IGNORED = 255
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 class UnreadableImageError(ValueError):

@@ -28,11 +28,12 @@ class Sheet:
         self._kept: list[tuple] = []
         self._random = random.Random(0)
 
-    def offer(self, image: Tensor, predicted: int, true: int) -> None:
-        """Keep an image, (C, H, W), in place of another one, or not."""
+    def offer(self, image: Tensor, predicted: int, true: int, bgr: bool = False) -> None:
+        """Keep an image, (C, H, W), in place of another one, or not; a copy in RGB, as a view would keep its batch."""
         self.seen += 1
         place = len(self._kept) if len(self._kept) < self.size else self._random.randrange(self.seen)
         if place < self.size:
+            image = image.flip(0) if bgr else image.clone()
             self._kept[place : place + 1] = [(image.permute(1, 2, 0).cpu().numpy(), predicted, true)]
 
     def chosen(self, count: int) -> list[tuple]:
@@ -80,7 +81,7 @@ class ClassificationReportHook(Hook):
             true, predicted = int(sample.gt_label), int(sample.pred_label)
             self.pairs.append((true, predicted))
             sheet = self.right if true == predicted else self.wrong
-            sheet.offer(image.flip(0) if bgr else image, predicted, true)
+            sheet.offer(image, predicted, true, bgr)
 
     after_test_iter = after_val_iter
 
