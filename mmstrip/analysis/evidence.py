@@ -12,7 +12,7 @@ from pathlib import Path
 from .runs import Metrics, Run, write_json
 
 TOP1: Metrics = {'top-1': ('accuracy/top1', 100)}
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (5e-4, 1e-3)
 SEEDS = (0, 1, 2)
 RATE = 'optim_wrapper.optimizer.lr'
 EPOCHS = 'train_cfg.max_epochs'
@@ -27,17 +27,17 @@ CALTECH101 = {
     'swin-tiny': ('comparison/swin-tiny_1xb32_caltech101-64px.py', 2.8),
 }
 LIKELY_PLACES = ('strip-mlp-tiny-light', 'resnet50')
-CALTECH101_EPOCHS, CHOOSING_EPOCHS = 15, 3
+CALTECH101_EPOCHS, CHOOSING_EPOCHS = 12, 3
 
 # Config of each network tried on Fashion-MNIST and the side of its images.
 FASHION_MNIST = {
     'strip-mlp-tiny-light': ('strip_mlp/strip-mlp-tiny-light_1xb64_fashion-mnist-32px.py', 32),
     'strip-mlp-nano': ('strip_mlp/strip-mlp-nano_1xb64_fashion-mnist-64px.py', 64),
 }
-FASHION_MNIST_EPOCHS, FASHION_MNIST_CHOOSING_EPOCHS = 20, 2
+FASHION_MNIST_EPOCHS, FASHION_MNIST_CHOOSING_EPOCHS = 20, 1
 
 ABLATIONS = 'strip_mlp/strip-mlp-nano_1xb32_caltech101-64px.py'
-ABLATIONS_EPOCHS = 20
+ABLATIONS_EPOCHS = 12
 # Table of the paper -> name of each variant -> arguments of the backbone; {} is the network that the tables share.
 VARIANTS = {
     'strip width': {'1': {'strip_width': 1}, '3': {}, '5': {'strip_width': 5}, '7': {'strip_width': 7}},
@@ -54,7 +54,6 @@ VARIANTS = {
 
 # Task -> config of each backbone with the minutes that one core takes, about, and the metrics.
 TRANSFER_EPOCHS, TRANSFER_CHOOSING_EPOCHS = 24, 4
-TRANSFER_RATES = RATES[:2]
 TRANSFER = {
     'bccd': (
         {
@@ -126,7 +125,7 @@ def fashion_mnist(results: Results) -> list[Run]:
     choosing = []
     for model, (config, side) in FASHION_MNIST.items():
         run = replace(run, config=config, image=(3, side, side))
-        choosing += choose_rate(run, model, RATES[:2], FASHION_MNIST_CHOOSING_EPOCHS)
+        choosing += choose_rate(run, model, RATES[1:], FASHION_MNIST_CHOOSING_EPOCHS)
     return [*choosing, with_rate(run, choosing, results)]
 
 
@@ -163,7 +162,7 @@ def transfer(results: Results) -> list[Run]:
                 run = replace(run, image=TRANSFER_IMAGES[task])
                 if start == 'classifier':
                     run = replace(run, start=f'caltech101/{model}_seed0')
-                choosing = choose_rate(run, name, TRANSFER_RATES, TRANSFER_CHOOSING_EPOCHS)
+                choosing = choose_rate(run, name, RATES, TRANSFER_CHOOSING_EPOCHS)
                 runs += [*choosing, with_rate(run, choosing, results)]
     return runs
 
