@@ -14,7 +14,7 @@ from rich.table import Table
 from ..datasets.digit_scenes import write_digit_scenes
 from ..utils.config import load_config
 from ..utils.plots import plot_curves, plot_pictures
-from .runs import CONFIGS, train_and_test
+from .runs import CONFIGS, train_and_test, write_json
 
 CLASSIFIER = CONFIGS / 'strip_mlp' / 'strip-mlp-nano_1xb64_digits-64px.py'
 
@@ -117,7 +117,7 @@ def compare_transfer(
         settings = dict(data_root=str(data_root), options=options)
         metrics = _run(config, folder / f'{task}-from-{start}', TASKS[task].metrics, settings)
         results.append(dict(backbone=backbone, task=task, start=start, **metrics))
-    (work_dir / 'results.json').write_text(json.dumps(results, indent=1))
+    write_json(work_dir / 'results.json', results)
     _draw(results, work_dir)
     _print_table(results, work_dir)
     return results
@@ -192,7 +192,7 @@ def _run(config: Config, folder: Path, metrics: dict[str, tuple[str, float]], se
     result |= dict(seconds=round(60 * found['minutes']), epochs=found['epochs'], settings=settings)
     first = next(iter(metrics))
     result['curve'] = [[point[name] for point in found['curve']] for name in ('epoch', first)]
-    result_file.write_text(json.dumps(result))
+    write_json(result_file, result)
     return result
 
 
