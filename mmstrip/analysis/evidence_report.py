@@ -4,7 +4,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, stdev, variance
 
 import mmcv
 
@@ -29,13 +29,35 @@ PAPER = {
     ('channel patches', '1'): '90.93',
     ('rows and columns', 'cascade'): '+0.48',
 }
+# What the paper finds better than what.
+DIRECTIONS = (
+    ('strip width', '3', '1'),
+    ('channel patches', 'C/4', '1'),
+    ('rows and columns', 'cascade', 'parallel'),
+    ('branches', 'both', 'CGSMM'),
+    ('branches', 'both', 'LSMM'),
+)
+# Pictures below a table, where they have been drawn.
+PICTURES = {
+    'caltech101': (
+        ('results_caltech101.png', 'Held-out accuracy over epochs and minutes'),
+        ('results_caltech101_confusion_matrix.png', 'Confusion matrix of the T* classifier'),
+        ('results_caltech101_predictions.png', 'Its best and worst test images'),
+    ),
+    'ablations': (('results_ablations.png', 'Top-1 of each variant with the spread of its seeds'),),
+    'transfer': (
+        ('results_transfer.png', 'Validation over the epochs'),
+        ('results_bccd.png', 'BCCD: truth (left) and prediction'),
+        ('results_camvid.png', 'CamVid: truth (left) and prediction'),
+    ),
+}
 
 
 def write_report(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
     """Fill in the tables of a page and draw its plots.
 
-    Between ``<!-- results: NAME -->`` and ``<!-- end -->``, the page gets the table NAME; plots go to ``images/``
-    beside it. What has not been run is named so.
+    Between ``<!-- results: NAME -->`` and ``<!-- end -->``, the page gets the table NAME and its pictures, which are in
+    ``images/`` beside it. What has not been run is named so.
 
     Args:
         results_dir: Folder of the results, ``{part}/{name}.json``.
@@ -49,21 +71,23 @@ def write_report(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
         ValueError: The page asks for a table that there is not.
     """
     results = read_results(results_dir)
-
-    def fill(match: re.Match) -> str:
-        name = match.group(1)
-        if name not in TABLES:
-            raise ValueError(f'{page}: tables are {", ".join(TABLES)}, but it asks for {name!r}')
-        return f'<!-- results: {name} -->\n{TABLES[name](results)}\n<!-- end -->'
-
-    text = re.sub(r'<!-- results: (\S+) -->.*?<!-- end -->', fill, page.read_text(), flags=re.S)
-    write_file(page, lambda file: file.write(text.encode()))
     images = page.parent / 'images'
     images.mkdir(exist_ok=True)
     plots = (_plot_caltech101, _plot_ablations, _plot_transfer)
     drawn = [plot(results, images) for plot in plots]
     drawn += _copy_classifier_pictures(work_dir, images)
     drawn += [_draw_predictions(task, work_dir, images) for task in TRANSFER]
+
+    def fill(match: re.Match) -> str:
+        name = match.group(1)
+        if name not in TABLES:
+            raise ValueError(f'{page}: tables are {", ".join(TABLES)}, but it asks for {name!r}')
+        shown = [f'![{title}](images/{file})' for file, title in PICTURES.get(name, ()) if (images / file).is_file()]
+        content = '\n\n'.join([TABLES[name](results), *shown])
+        return f'<!-- results: {name} -->\n{content}\n<!-- end -->'
+
+    text = re.sub(r'<!-- results: (\S+) -->.*?<!-- end -->', fill, page.read_text(), flags=re.S)
+    write_file(page, lambda file: file.write(text.encode()))
     return [page, *filter(None, drawn)]
 
 
@@ -157,7 +181,23 @@ def _ablations_table(results: Results) -> str:
             runs = _seeds(results, f'ablations/{variant_name(table, label)}')
             size = f'{runs[0]["params"] / 1e6:.2f} M' if runs else ''
             rows.append([table, label, _mean(runs), len(runs) or '', size, PAPER.get((table, label), '')])
-    return _table(('what', 'variant', 'top-1, test', 'seeds', 'params', "the paper's"), rows)
+    table = _table(('what', 'variant', 'top-1, test', 'seeds', 'params', "the paper's"), rows)
+    verdicts = [f'- {verdict}' for direction in DIRECTIONS if (verdict := _verdict(results, *direction))]
+    return '\n'.join([table, '', *verdicts] if verdicts else [table])
+
+
+def _verdict(results: Results, table: str, better: str, worse: str) -> str | None:
+    """A sentence on whether one of the paper's directions holds, judged by two standard errors of the difference."""
+    values = [
+        [100 * run['top-1'] for run in _seeds(results, f'ablations/{variant_name(table, label)}')]
+        for label in (better, worse)
+    ]
+    if any(len(found) < 2 for found in values):
+        return None
+    gain = mean(values[0]) - mean(values[1])
+    error = sum(variance(found) / len(found) for found in values) ** 0.5
+    holds = 'holds' if gain > 2 * error else 'is reversed' if gain < -2 * error else 'is within the noise of the seeds'
+    return f"{table}, {better} over {worse}: {gain:+.2f} ± {error:.2f} points; the paper's direction {holds}."
 
 
 def _transfer_table(results: Results) -> str:

@@ -13,6 +13,7 @@ from mmstrip.analysis.evidence import (
     EPOCHS,
     PARTS,
     RATE,
+    RATES,
     TOP1,
     Queue,
     choose_rate,
@@ -21,7 +22,7 @@ from mmstrip.analysis.evidence import (
     read_results,
     with_rate,
 )
-from mmstrip.analysis.evidence_report import write_report
+from mmstrip.analysis.evidence_report import TABLES, write_report
 from mmstrip.analysis.runs import CONFIGS, Run, write_json
 from mmstrip.datasets.digit_scenes import write_digit_scenes
 from mmstrip.utils.config import load_config
@@ -171,6 +172,21 @@ def test_the_page_is_drawn_from_the_results(queue, tmp_path):
         write_report(queue.results, page, queue.work_dir)
 
 
+def test_directions_are_judged_by_the_spread_of_the_seeds():
+    values = {'shared': (0.5, 0.51, 0.52), 'strip-width-1': (0.40, 0.42, 0.41), 'branches-lsmm': (0.49, 0.53, 0.50)}
+    values['rows-and-columns-parallel'] = (0.6, 0.61, 0.62)
+    results = {
+        f'ablations/{name}_seed{seed}': {'top-1': value, 'params': 1}
+        for name, found in values.items()
+        for seed, value in enumerate(found)
+    }
+    text = TABLES['ablations'](results)
+    assert "strip width, 3 over 1: +10.00 ± 0.82 points; the paper's direction holds." in text
+    assert re.search(r'cascade over parallel: -10\.00 .* is reversed\.', text)
+    assert re.search(r'both over LSMM: .* is within the noise of the seeds\.', text)
+    assert 'over CGSMM' not in text
+
+
 def test_a_run_without_its_data_fails_and_says_why(tmp_path, capsys):
     run = replace(DIGITS, config='strip_mlp/strip-mlp-nano_1xb32_caltech101-64px.py')
     assert Queue(lambda results: [run], tmp_path / 'results', tmp_path / 'work', str(tmp_path / 'no')).work() == 1
@@ -196,7 +212,7 @@ def test_places_and_rates_follow_the_results(tmp_path):
     for run in (run for run in declared(['caltech101'], {}) if run.choosing):
         results[run.key] = dict(settings=run.settings, **{'top-1': run.options[RATE]})
     firsts = [run for run in declared(['caltech101'], results) if run.name.endswith('_seed0')]
-    assert len(firsts) == 5 and all(run.options[RATE] == 2e-3 and not run.waits for run in firsts)
+    assert len(firsts) == 5 and all(run.options[RATE] == max(RATES) and not run.waits for run in firsts)
     for i, run in enumerate(firsts):
         results[run.key] = dict(settings=run.settings, curve=[{'top-1': i / 10}], **{'top-1': 1 - i / 10})
     further = [run for run in declared(['caltech101'], results) if not is_done(run, results)]
