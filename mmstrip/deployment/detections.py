@@ -15,7 +15,7 @@ def detections_of(outputs: Sequence[np.ndarray], about: dict, inside: tuple, siz
     """What an exported detector has found in a picture.
 
     Args:
-        outputs: Of the file: boxes with scores (1, n, 5), labels (1, n) and, of detectors with masks, (n, h, w).
+        outputs: Of the file: boxes with scores (1, n, 5), labels (1, n) and, of detectors with masks, (1, n, h, w).
         about: What the file says of itself.
         inside: Height and width of the picture among the pixels that the file took.
         size: Height and width of the picture itself.
@@ -32,7 +32,7 @@ def detections_of(outputs: Sequence[np.ndarray], about: dict, inside: tuple, siz
     found = dict(bboxes=boxes, scores=scores[real], labels=labels[real])
     if len(outputs) > 2:
         threshold = about['threshold']
-        pasted = [_paste(mask, box, size) >= threshold for mask, box in zip(outputs[2][real], boxes)]
+        pasted = [_paste(mask, box, size) >= threshold for mask, box in zip(outputs[2][0][real], boxes)]
         found['masks'] = np.stack(pasted) if pasted else np.zeros((0, *size), bool)
     return found
 
