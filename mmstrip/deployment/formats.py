@@ -60,10 +60,6 @@ def check_format(form: str, out: str | Path, half: bool = False, dynamic_size: b
         raise ValueError('torchscript is traced at one size: write one file for each size, or take another format')
 
 
-# What exporting a detector needs. mmdeploy asks for packages that nothing here uses and that no longer install.
-MMDEPLOY = ('mmdeploy==1.3.1', 'aenum', 'multiprocess', 'dill', 'terminaltables', 'prettytable', 'fire')
-
-
 def check_detector(form: str, dynamic: bool) -> None:
     """Whether a whole detector can be exported as asked.
 
