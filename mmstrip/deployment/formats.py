@@ -75,7 +75,8 @@ def check_detector(form: str, dynamic: bool) -> None:
         )
     if find_spec('mmdeploy') is None:
         raise ValueError(
-            f'whole detectors need mmdeploy: pip install --no-deps {" ".join(MMDEPLOY)}; or export --features or --neck'
+            'whole detectors need mmdeploy, which is not installed here: pip install --no-deps mmdeploy==1.3.1, '
+            'or export --features or --neck'
         )
 
 

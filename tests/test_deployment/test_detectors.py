@@ -103,6 +103,10 @@ def test_detectors_predict_as_in_mmdet(detector, tmp_path):
     [
         (dict(format='torch-export'), 'whole detectors are exported to onnx and openvino, but the format is torch-exp'),
         (dict(dynamic_batch=True), 'whole detectors take one image of one size: leave out --dynamic-batch'),
+        (
+            dict(opset=99),
+            r'(RetinaNet|MaskRCNN) cannot be traced by mmdeploy \(.*99\): export its --features or --neck',
+        ),
         (dict(opset=13), '--opset must be at least 16 for detectors, but got 13'),
     ],
 )
@@ -114,12 +118,12 @@ def test_what_detectors_cannot_is_named(settings, words, detector, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_detectors_that_cannot_be_traced_are_named(detector, tmp_path):
-    name, config, checkpoint = detector
-    key = 'model.test_cfg.nms' if name == 'RetinaNet' else 'model.test_cfg.rpn.nms'
-    options = {f'{key}.type': 'soft_nms'}
-    with pytest.raises(ValueError, match=f"{name} cannot be traced by mmdeploy .*nms of the type 'nms' among boxes"):
-        export_model(config, checkpoint, tmp_path / 'out.onnx', Export(), options)
+def test_other_suppression_is_refused():
+    from mmstrip.deployment.rewriters import choose
+
+    settings = dict(nms=dict(type='soft_nms', iou_threshold=0.5), max_per_img=3)
+    with pytest.raises(ValueError, match="nms of the type 'nms' among boxes of one class is exported, but got"):
+        choose(torch.rand(1, 2, 4), torch.rand(1, 1, 2), settings)
 
 
 def test_without_mmdeploy_what_to_install_is_said(detector, tmp_path, monkeypatch):
