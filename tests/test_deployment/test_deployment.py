@@ -134,16 +134,30 @@ def test_maps_of_any_size(tmp_path):
 
 
 UPERNET = dict(
-    type='UPerHead', in_channels=[64, 128, 256, 512], in_index=[0, 1, 2, 3], pool_scales=(1, 2, 3, 6), feature_strides=None
+    _delete_=True,
+    type='UPerHead',
+    in_channels=[64, 128, 256, 512],
+    in_index=[0, 1, 2, 3],
+    channels=8,
+    num_classes=11,
+    norm_cfg=dict(type='BN'),
 )
 RESNET = dict(_delete_=True, type='mmseg.ResNet', depth=18, norm_cfg=dict(type='BN'))
 
 
-@pytest.mark.parametrize('form, head', [('onnx', {}), ('openvino', UPERNET)])
-def test_segmentors_of_any_size(form, head, pictures, tmp_path):
+FPN = {'model.neck.in_channels': [64, 128, 256, 512], 'model.neck.out_channels': 8, 'model.decode_head.channels': 8}
+
+
+@pytest.mark.parametrize(
+    'form, options',
+    [
+        ('onnx', {**FPN, 'model.decode_head.in_channels': [8] * 4}),
+        ('openvino', {'model.neck': None, 'model.decode_head': UPERNET}),
+    ],
+)
+def test_segmentors_of_any_size(form, options, tmp_path):
     """The heads; maps of our backbone at any size are tested below, and traced for longer."""
-    options = {**SMALL_SCENES, 'model.backbone': RESNET, 'model.decode_head': {**head}}
-    options.update({'model.neck': None} if head else {'model.neck.in_channels': [64, 128, 256, 512]})
+    options = {**options, 'model.backbone': RESNET}
     config = load_config(SCENES, options)
     checkpoint = write_checkpoint(config, tmp_path / 'weights.pth')
     settings = Export(form, dynamic_batch=True, dynamic_size=True, shape=(80, 112))
