@@ -23,7 +23,7 @@ TOOLS = sorted(path for path in ROOT.glob('tools/**/*.py') if path.name != 'torc
 # Where a script of the shell puts the arguments of the tool that it starts.
 SCRIPTS = {'dist_train.sh': ('train.py', 2), 'dist_test.sh': ('test.py', 3), 'slurm_train.sh': ('train.py', 4)}
 FOREIGN_OPTIONS = {
-    *('--inplace', '--no-build-isolation', '--requeue', '--signal'),
+    *('--inplace', '--no-build-isolation', '--no-deps', '--requeue', '--signal'),
     *('--fuse-conv-bn', '--method', '--save-path', '--style', '--target-layers'),  # the toolboxes' tools
 }
 NUMBERS = {'SIZE': '224', 'H': '224', 'W': '224'}

@@ -14,6 +14,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -182,10 +183,21 @@ def build_mmcv() -> None:
 
 
 def install_toolboxes(names: list) -> None:
-    files = [ROOT / 'requirements' / f'{name}.txt' for name in ['runtime', 'mminstall', *names]]
-    lines = [line for file in files for line in file.read_text().split('\n') if line and not line.startswith('#')]
+    lines = [line for name in ['runtime', 'mminstall', *names] for line in requirements(name)]
     wanted = [line for line in lines if not has_original(re.split('[<>=]', line)[0])]
     pip('install', '--quiet', '--no-build-isolation', *wanted)  # no time where the versions are right
+    if 'deployment' in names and has_mmdeploy_wheel() and version('mmdeploy') is None:
+        pip('install', '--quiet', '--no-deps', *requirements('mmdeploy'))  # the file says why
+
+
+def requirements(name: str) -> list:
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().split('\n')
+    return [line for line in lines if line and not line.startswith('#')]
+
+
+def has_mmdeploy_wheel() -> bool:
+    """Elsewhere whole detectors cannot be exported, and all else works."""
+    return (platform.system(), platform.machine()) == ('Linux', 'x86_64')
 
 
 def mmstrip_is_there() -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
@@ -14,7 +15,9 @@ from .. import ops
 from ..utils.checkpoints import fill_model
 from ..utils.config import load_config
 from ..version import __version__
-from .formats import DYNAMIC_SIDES, check_format, publish, write
+from . import any_size
+from .detections import detections_of, disagreement, pictures_for, values_of
+from .formats import DYNAMIC_SIDES, check_detector, check_format, publish, write
 from .preprocessing import size_of, steps_of
 from .runtimes import Session, open_session
 
@@ -28,10 +31,10 @@ class Export:
 
     Attributes:
         format: One of :data:`.formats.SUFFIXES`.
-        part: 'whole', a classifier's logits or a segmentor's at the size of its input; 'backbone', its maps, or
-            'neck', maps of the neck after it.
+        part: 'whole', a classifier's logits, a segmentor's at the size of its input, or a detector's boxes;
+            'backbone', its maps, or 'neck', maps of the neck after it.
         deploy: Fold what inference can do without; see ``switch_to_deploy``.
-        shape: Height and width, pixels; None: those of the test pipeline's crop, else 224.
+        shape: Height and width, pixels; None: those of the test pipeline's crop, of detectors its scale, else 224.
         dynamic_batch, dynamic_size: As of :func:`.formats.trace`. Without them the batch is 1.
         opset, half: As of :func:`.formats.to_onnx`.
         normalize: Take pixels, BGR in uint8, and normalise them in the graph.
@@ -55,7 +58,7 @@ class Network(nn.Module):
 
     Args:
         model: A toolbox's model, in evaluation mode.
-        task: 'classifier' or 'segmentor', or 'backbone' or 'neck', which are parts of any.
+        task: 'classifier', 'segmentor' or 'detector', or 'backbone' or 'neck', which are parts of any.
         normalize: As of :class:`Export`.
         scores: As of :class:`Export`.
     """
@@ -79,8 +82,24 @@ class Network(nn.Module):
         if self.task == 'segmentor':
             size = tuple(images.shape[2:])
             return (self.model.encode_decode(images, [dict(img_shape=size, pad_shape=size)]),)
+        if self.task == 'detector':
+            return self._detect(images)
         maps = self.model.backbone(images)
         return tuple(self.model.neck(maps) if self.task == 'neck' else maps)
+
+    def _detect(self, images: Tensor):
+        """Of one image, mmdet's results; tensors while mmdeploy traces: see :mod:`.rewriters`."""
+        from mmdet.structures import DetDataSample
+
+        model, size = self.model, tuple(map(int, images.shape[2:]))
+        divisor, value = (getattr(model.data_preprocessor, name, 1) for name in ('pad_size_divisor', 'pad_value'))
+        images = F.pad(images, (0, -size[1] % divisor, 0, -size[0] % divisor), value=value)
+        about = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), batch_input_shape=tuple(images.shape[2:]))
+        samples, maps = [DetDataSample(metainfo=about)], model.extract_feat(images)
+        if hasattr(model, 'roi_head'):
+            proposals = model.rpn_head.predict(maps, samples, rescale=False)
+            return model.roi_head.predict(maps, proposals, samples, rescale=False)
+        return model.bbox_head.predict(maps, samples, rescale=False)
 
 
 def normalisation(model: nn.Module) -> tuple[bool, list[float] | None, list[float] | None]:
@@ -121,7 +140,9 @@ def task_of(model: nn.Module, part: str) -> str:
                 '--cfg-options model.test_cfg.mode=whole'
             )
         return 'segmentor'
-    raise ValueError(f'{name} is no classifier or segmentor: export its --features, or its backbone and --neck')
+    if _is_a(model, 'mmdet', 'SingleStageDetector') or _is_a(model, 'mmdet', 'TwoStageDetector'):
+        return 'detector'
+    raise ValueError(f'{name} cannot be exported whole: export its --features, or its backbone and --neck')
 
 
 def _is_a(module: nn.Module, package: str, name: str) -> bool:
@@ -143,7 +164,8 @@ def export_model(
         trusted: Run the code that ``checkpoint`` may ask for. Defaults to False.
 
     Returns:
-        The largest difference of an output, relative to the largest value.
+        The largest difference of an output, relative to the largest value; of a detector, of a score, or of a side
+        relative to the picture's larger one, or None if it finds nothing in random pictures.
 
     Raises:
         FileNotFoundError: The config or the checkpoint is missing, or the folder of ``out``.
@@ -158,30 +180,37 @@ def export_model(
     with torch.random.fork_rng(devices=()):
         model = MODELS.build(loaded.model).eval().requires_grad_(False)
     task = task_of(model, settings.part)
-    if task == 'segmentor' and settings.dynamic_size:
-        raise ValueError(
-            'whole segmentors are exported at one size: leave out --dynamic-size, or export --features or --neck'
-        )
+    if task == 'detector':
+        check_detector(settings.format, settings.dynamic_batch or settings.dynamic_size)
     meta = fill_model(model, config, checkpoint, trusted).get('meta') or {}
     if settings.deploy and hasattr(model.backbone, 'switch_to_deploy'):
         model.backbone.switch_to_deploy()
+    if task == 'segmentor' and settings.dynamic_size:
+        any_size.prepare(model)
     network = Network(model, task, settings.normalize, settings.scores and task == 'classifier').eval()
     about = _describe(network, loaded, settings, meta)
     images = _images(about, 2 if settings.dynamic_batch else 1, about['shape'])
     with torch.no_grad(), ops.use('reference'):
-        maps = [f'map{i}' for i in range(len(network(images)))]
-        about['outputs'] = maps if task in ('backbone', 'neck') else ['scores' if network.scores else 'logits']
+        about['outputs'] = _output_names(network, images)
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / Path(out).name
             write(made, network, images, about)
             error = check(network, open_session(made), about)
-            if not error < TOLERANCES[settings.half]:
+            if error is not None and not error < TOLERANCES[settings.half]:
                 raise ValueError(
                     f'{out}: outputs differ by {error:.1e} of the largest from those of PyTorch, where '
                     f'{TOLERANCES[settings.half]:.0e} is allowed; nothing was written'
                 )
             publish(made, out)
     return error
+
+
+def _output_names(network: Network, images: Tensor) -> list[str]:
+    if network.task == 'detector':
+        return ['boxes', 'labels', *(['masks'] if network.model.with_mask else [])]
+    if network.task in ('backbone', 'neck'):
+        return [f'map{i}' for i in range(len(network(images)))]
+    return ['scores' if network.scores else 'logits']
 
 
 def _describe(network: Network, config, settings: Export, meta: dict) -> dict:
@@ -191,7 +220,7 @@ def _describe(network: Network, config, settings: Export, meta: dict) -> dict:
     except (AttributeError, KeyError):  # no data
         steps = []
     flip, mean, std = normalisation(network.model)
-    shape = settings.shape or size_of(steps) or (_DEFAULT_SIDE, _DEFAULT_SIDE)
+    shape = settings.shape or size_of(steps, network.task == 'detector') or (_DEFAULT_SIDE, _DEFAULT_SIDE)
     if network.task == 'segmentor' and not settings.shape and not size_of(steps):
         shape = tuple(network.model.data_preprocessor.size or shape)
     least, most = DYNAMIC_SIDES if settings.dynamic_size else (32, float('inf'))
@@ -207,10 +236,17 @@ def _describe(network: Network, config, settings: Export, meta: dict) -> dict:
         std=std,
         channels=network.model.backbone.in_channels if hasattr(network.model.backbone, 'in_channels') else 3,
         align_corners=getattr(network.model, 'align_corners', None),
-        threshold=getattr(getattr(network.model, 'decode_head', None), 'threshold', None),
+        threshold=_threshold(network),
         version=__version__,
         **{**asdict(settings), 'shape': list(shape), 'scores': network.scores},
     )
+
+
+def _threshold(network: Network) -> float | None:
+    """From which on a segmentor of one class, or a detector's mask, has it."""
+    if network.task == 'detector':
+        return network.model.test_cfg.rcnn.mask_thr_binary if network.model.with_mask else None
+    return getattr(getattr(network.model, 'decode_head', None), 'threshold', None)
 
 
 def _images(about: dict, batch: int, shape: Sequence[int]) -> Tensor:
@@ -222,11 +258,13 @@ def _images(about: dict, batch: int, shape: Sequence[int]) -> Tensor:
     return torch.randn(size, generator=generator)
 
 
-def check(network: nn.Module, session: Session, about: dict) -> float:
-    """Largest difference of a file's outputs from PyTorch's, relative to the largest value.
+def check(network: nn.Module, session: Session, about: dict) -> float | None:
+    """Largest difference of a file's outputs from PyTorch's, as :func:`export_model` returns it.
 
     Compared are batches of 1, 2 and 3, and three more sizes, where they are dynamic.
     """
+    if about['task'] == 'detector':
+        return _check_detector(network, session, about)
     height, width = about['shape']
     batches = (1, 2, 3) if about['dynamic_batch'] else (1,)
     shapes = [(height, width)]
@@ -246,3 +284,12 @@ def check(network: nn.Module, session: Session, about: dict) -> float:
             difference = np.abs(found - output.numpy()).max() if found.shape == output.shape else np.inf
             errors.append(float(difference / output.abs().max()))
     return max(errors)
+
+
+def _check_detector(network: nn.Module, session: Session, about: dict) -> float | None:
+    size = tuple(about['shape'])
+    errors = []
+    for picture in pictures_for(size, about['channels'], about['normalize']):
+        found = detections_of(list(session(picture.numpy())), about, size, size)
+        errors.append(disagreement(found, values_of(network(picture)[0]), max(size)))
+    return max((error for error in errors if error is not None), default=None)

@@ -60,6 +60,26 @@ def check_format(form: str, out: str | Path, half: bool = False, dynamic_size: b
         raise ValueError('torchscript is traced at one size: write one file for each size, or take another format')
 
 
+def check_detector(form: str, dynamic: bool) -> None:
+    """Whether a whole detector can be exported as asked.
+
+    Raises:
+        ValueError: It cannot, or mmdeploy is not installed.
+    """
+    if form not in HALVED:
+        raise ValueError(f'whole detectors are exported to {" and ".join(HALVED)}, but the format is {form}')
+    if dynamic:
+        raise ValueError(
+            'whole detectors take one image of one size: leave out --dynamic-batch and --dynamic-size, '
+            'or export --features or --neck'
+        )
+    if find_spec('mmdeploy') is None:
+        raise ValueError(
+            'whole detectors need mmdeploy, which is not installed here: pip install --no-deps mmdeploy==1.3.1, '
+            'or export --features or --neck'
+        )
+
+
 def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic_size: bool = False) -> ExportedProgram:
     """A model as one graph of PyTorch's operations.
 
@@ -97,8 +117,6 @@ def to_onnx(
         half: Store weights in float16; they are computed with in float32. Defaults to False.
         about: Description, as JSON. Defaults to none.
     """
-    import onnx
-
     with quietly():
         exported = torch.onnx.export(
             program,
@@ -109,7 +127,12 @@ def to_onnx(
             input_names=['images'],
             output_names=list(names) or None,
         )
-        model = exported.model_proto
+    return _finish(exported.model_proto, half, about)
+
+
+def _finish(model, half: bool, about: str) -> bytes:
+    import onnx
+
     _drop_traces(model)
     if half:
         _halve(model)
@@ -158,12 +181,24 @@ def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> No
             traced = torch.jit.trace(model, images, check_trace=False)
             torch.jit.save(traced, str(path), _extra_files={_EXTRA: text})
         return
+    if about['task'] == 'detector':
+        from .rewriters import trace_detector
+
+        with quietly():
+            traced = trace_detector(model, images, about['outputs'], about['opset'])
+            content = _finish(traced, half and form == 'onnx', text)
+        return _save(path, content, form, text, half)
     program = trace(model, images, about['dynamic_batch'], about['dynamic_size'])
     if form == 'torch-export':
         with quietly():
             torch.export.save(program, str(path), extra_files={_EXTRA: text})
         return
     content = to_onnx(program, about['outputs'], about['opset'], half and form == 'onnx', text)
+    _save(path, content, form, text, half)
+
+
+def _save(path: str | Path, content: bytes, form: str, text: str, half: bool) -> None:
+    """ONNX as a file of 'onnx' or 'openvino'."""
     if form == 'onnx':
         Path(path).write_bytes(content)
         return

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .detections import detections_of
 from .formats import DYNAMIC_SIDES, read_about
 from .preprocessing import normalise, run_steps
 from .runtimes import open_session
@@ -46,7 +47,8 @@ class Predictor:
         Returns:
             One result for each picture. Of a classifier a dict: ``pred_scores``, (classes,), its largest
             ``pred_score``, that one's ``pred_label`` and, if the file knows classes, ``pred_class``. Of a segmentor
-            the label map (H, W), int64, at the picture's size. Of a backbone or neck a list of maps (C, H', W').
+            the label map (H, W), int64, at the picture's size. Of a detector a dict of :func:`.detections_of`, in the
+            picture's pixels. Of a backbone or neck a list of maps (C, H', W').
 
         Raises:
             FileNotFoundError: There is no such picture.
@@ -58,6 +60,10 @@ class Predictor:
         results = []
         for some in self._batches(pixels, batch_size):
             outputs = self.run(np.stack([pixels[i] for i in some]))
+            if self.about['task'] == 'detector':  # of one picture, with outputs that belong together
+                sizes = pixels[some[0]].shape[1:], pictures[some[0]].shape[:2]
+                results.append(detections_of(outputs, self.about, *sizes))
+                continue
             results += [self._result([output[k] for output in outputs], pictures[i]) for k, i in enumerate(some)]
         return results
 
@@ -72,14 +78,26 @@ class Predictor:
         least, most = DYNAMIC_SIDES
         if about['dynamic_size'] and not least <= min(size) <= max(size) <= most:
             raise ValueError(f'{self.path} takes sides of {least} to {most} pixels, but got {size[0]} x {size[1]}')
-        if not about['dynamic_size'] and list(size) != about['shape']:
-            height, width = about['shape']
-            raise ValueError(f'{self.path} takes images of {height} x {width}, but got {size[0]} x {size[1]}')
+        room = [side - own for side, own in zip(about['shape'], size)]
+        smaller = about['task'] == 'detector' and min(room) >= 0
+        if not about['dynamic_size'] and any(room) and not smaller:
+            limit = f'{"up to " if about["task"] == "detector" else ""}{about["shape"][0]} x {about["shape"][1]}'
+            raise ValueError(f'{self.path} takes images of {limit}, but got {size[0]} x {size[1]}')
         if not about['dynamic_batch'] and len(pixels) > 1:
             raise ValueError(f'{self.path} takes one image at a time, but got {len(pixels)}')
         if not about['normalize']:
             pixels = normalise(pixels, about['mean'], about['std'], about['flip'])
+        if smaller and any(room):
+            pixels = self._padded(pixels, room)
         return list(self.session(pixels))
+
+    def _padded(self, pixels: np.ndarray, room: Sequence[int]) -> np.ndarray:
+        """Images with values of 0 after normalisation below and beside them, as mmdet pads them in a batch."""
+        mean = self.about['mean'] if self.about['normalize'] and self.about['mean'] else [0.0] * pixels.shape[1]
+        values = np.asarray(mean[::-1] if self.about['flip'] else mean).round().astype(pixels.dtype)[:, None, None]
+        padded = np.broadcast_to(values, (1, len(values), *self.about['shape'])).copy()
+        padded[:, :, : pixels.shape[2], : pixels.shape[3]] = pixels
+        return padded
 
     def _batches(self, pixels: Sequence[np.ndarray], batch_size: int) -> list[list[int]]:
         """Neighbours of one size together."""

@@ -43,13 +43,18 @@ def steps_of(pipeline: Sequence[dict]) -> list[dict]:
     return steps
 
 
-def size_of(steps: Sequence[dict]) -> tuple[int, int] | None:
-    """Height and width that all pictures have after these steps; None where they differ."""
+def size_of(steps: Sequence[dict], largest: bool = False) -> tuple[int, int] | None:
+    """Height and width that all pictures have after these steps; None where they differ.
+
+    Args:
+        steps: Of :func:`steps_of`.
+        largest: Of pictures that keep their ratio, what they fit into. Defaults to False.
+    """
     size = None
     for step in steps:
         if step['type'] == 'CenterCrop':
             size = _pair(step['crop_size'])
-        elif step['type'] == 'Resize' and not step.get('keep_ratio') and step.get('scale'):
+        elif step['type'] == 'Resize' and (largest or not step.get('keep_ratio')) and step.get('scale'):
             size = _pair(step['scale'])[::-1]
         else:
             size = None

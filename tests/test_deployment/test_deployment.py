@@ -11,7 +11,7 @@ from helpers.runs import CONFIG, call_tool
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
-from mmstrip.deployment import Export, Predictor, export_model, load
+from mmstrip.deployment import Export, Predictor, any_size, export_model, load
 from mmstrip.deployment.formats import SUFFIXES
 from mmstrip.models.windows import _run_in_any_windows, run_in_windows
 from mmstrip.utils.config import load_config
@@ -117,8 +117,6 @@ def test_segmentors_predict_as_in_mmseg(pictures, tmp_path):
     for one, other, size in zip(found, expected, (SIZE, SIZE, (70, 70)), strict=True):
         assert one.shape == other.shape == size and one.dtype == other.dtype
         assert (one == other).mean() > 0.999  # where two classes are all but equal
-    with pytest.raises(ValueError, match='whole segmentors are exported at one size: leave out --dynamic-size'):
-        export_model(SCENES, checkpoint, tmp_path / 'out.onnx', Export(dynamic_size=True), SMALL_SCENES)
 
 
 def test_maps_of_any_size(tmp_path):
@@ -135,6 +133,50 @@ def test_maps_of_any_size(tmp_path):
         predictor.run(np.zeros((1, 3, 63, 64), np.uint8))
 
 
+UPERNET = dict(
+    _delete_=True,
+    type='UPerHead',
+    in_channels=[64, 128, 256, 512],
+    in_index=[0, 1, 2, 3],
+    channels=8,
+    num_classes=11,
+    norm_cfg=dict(type='BN'),
+)
+RESNET = dict(_delete_=True, type='mmseg.ResNet', depth=18, norm_cfg=dict(type='BN'))
+
+
+FPN = {'model.neck.in_channels': [64, 128, 256, 512], 'model.neck.out_channels': 8, 'model.decode_head.channels': 8}
+
+
+@pytest.mark.parametrize(
+    'form, options',
+    [
+        ('onnx', {**FPN, 'model.decode_head.in_channels': [8] * 4}),
+        ('openvino', {'model.neck': None, 'model.decode_head': UPERNET}),
+    ],
+)
+def test_segmentors_of_any_size(form, options, tmp_path):
+    """The heads; maps of our backbone at any size are tested below, and traced for longer."""
+    options = {**options, 'model.backbone': RESNET}
+    config = load_config(SCENES, options)
+    checkpoint = write_checkpoint(config, tmp_path / 'weights.pth')
+    settings = Export(form, dynamic_batch=True, dynamic_size=True, shape=(80, 112))
+    out = tmp_path / f'small{SUFFIXES[form]}'
+    assert export_model(SCENES, checkpoint, out, settings, options) < 1e-5
+    predictor = load(out)
+    for height, width in ((64, 64), (90, 333)):
+        (logits,) = predictor.run(np.zeros((3, 3, height, width), np.uint8))
+        assert logits.shape == (3, 11, height, width)
+
+
+@pytest.mark.parametrize('size', [(7, 9), (3, 5), (12, 6)])
+def test_pooling_as_a_product_is_the_same(size):
+    x = torch.rand(2, 3, *size)
+    for count in (1, 2, 3, 6):
+        layer = torch.nn.AdaptiveAvgPool2d(count)
+        torch.testing.assert_close(any_size._pool(layer, x), layer(x))
+
+
 @pytest.mark.parametrize('extent', [(4, 5), (9, 17), (20, 20), (4, 17), (1, 3)])
 def test_windows_without_branches_are_the_same(extent):
     x = torch.rand(2, 3, 9, 17)
@@ -143,13 +185,9 @@ def test_windows_without_branches_are_the_same(extent):
     )
 
 
-def test_detectors_give_their_backbone_and_neck(tmp_path):
+def test_necks_of_detectors(tmp_path):
     config = load_config(DETECTOR)
     checkpoint = write_checkpoint(config, tmp_path / 'weights.pth')
-    with pytest.raises(
-        ValueError, match='RetinaNet is no classifier or segmentor: export its --features, or its backbone and --neck'
-    ):
-        export_model(DETECTOR, checkpoint, tmp_path / 'out.onnx', Export())
     arguments = ['--neck', '--format', 'torchscript', '--shape', '64', '96']
     out = tmp_path / 'neck.torchscript'
     done = call_tool('deployment/export.py', DETECTOR, checkpoint, out, *arguments, folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Export a trained classifier or segmentor, or its backbone, to a file for a runtime, and compare it with PyTorch."""
+"""Export a trained classifier, segmentor or detector, or its backbone, for a runtime, and compare it with PyTorch."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('out', help=f'file to write, which ends in {", ".join(SUFFIXES.values())}, by its format')
     parser.add_argument('--format', choices=SUFFIXES, default='onnx', help='(default: onnx)')
     part = parser.add_mutually_exclusive_group()
-    part.add_argument('--features', action='store_true', help='the maps of the backbone alone, of detectors too')
+    part.add_argument('--features', action='store_true', help='the maps of the backbone alone')
     part.add_argument('--neck', action='store_true', help='the maps of backbone and neck')
     parser.add_argument('--scores', action='store_true', help="a classifier's scores instead of logits")
     parser.add_argument('--no-deploy', action='store_true', help='keep the trained form, not folded for inference')
@@ -55,6 +55,9 @@ def main() -> None:
         sys.exit(f'Error: {reason}')
     size = sum(file.stat().st_size for file in files_of(args.out)) / 1e6
     print(f'{args.out}: {size:.1f} MB in {time.perf_counter() - start:.0f} s')
+    if error is None:
+        print('Nothing was compared: neither it nor PyTorch finds anything in random pictures')
+        return
     print(f'Its outputs differ from those of PyTorch by {error:.1e} at most, relative to the largest')
 
 

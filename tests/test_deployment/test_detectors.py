@@ -1,0 +1,141 @@
+"""Whole detectors in exported files: the boxes and masks that mmdet finds, in plain operators of ONNX."""
+
+import importlib.util
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers import ROOT, last_line
+from helpers.runs import call_tool
+from mmdet.apis import DetInferencer
+from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
+
+from mmstrip.deployment import Export, export_model, formats, load
+from mmstrip.deployment.detections import disagreement, values_of
+from mmstrip.utils.config import load_config
+
+FOLDER = ROOT / 'configs' / 'detection'
+CONFIGS = {
+    'RetinaNet': str(FOLDER / 'retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py'),
+    'MaskRCNN': str(FOLDER / 'mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py'),
+}
+ARCH = {'model.backbone.arch': dict(embed_dims=8, depths=(1, 1, 1, 1))}
+OPTIONS = {
+    'RetinaNet': {**ARCH, 'model.neck.in_channels': [16, 32, 64]},
+    'MaskRCNN': {
+        **ARCH,
+        'model.neck.in_channels': [8, 16, 32, 64],
+        # A box and a mask for each class, as COCO's configs have them.
+        'model.roi_head.bbox_head.reg_class_agnostic': False,
+        'model.roi_head.mask_head.class_agnostic': False,
+    },
+}
+SPREAD = {'cls.weight': 0.1, 'reg.weight': 0.1, 'logits.weight': 0.3}  # of weights with which heads find something
+SIZES = {'RetinaNet': (64, 64), 'MaskRCNN': (64, 96)}  # one as its windows, and larger
+CLASSES = [f'digit {i}' for i in range(10)]
+
+
+@pytest.fixture(scope='module', params=CONFIGS)
+def detector(request, tmp_path_factory):
+    """Name, config file and checkpoint of a detector that takes pictures of its size."""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    height, width = SIZES[name]
+    config = load_config(CONFIGS[name], OPTIONS[name])
+    for step in config.test_dataloader.dataset.pipeline:
+        if step.type == 'Resize':
+            step.scale = (width, height)
+    config.dump(folder / 'config.py')
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    for key, value in model.named_parameters():
+        for ending, spread in SPREAD.items():
+            if key.endswith(ending):
+                torch.nn.init.normal_(value, std=spread)
+        if key.endswith('retina_cls.bias'):
+            torch.nn.init.constant_(value, -2)
+    meta = dict(dataset_meta=dict(classes=CLASSES))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / 'weights.pth')
+    return name, str(folder / 'config.py'), str(folder / 'weights.pth')
+
+
+def pictures_of(height, width, path):
+    """Spots, one picture as a path and one of half the size."""
+    spots = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    large = np.array(Image.fromarray(spots).resize((width, height)))
+    Image.fromarray(large[::-1, ::-1]).save(path)
+    return [str(path), large, np.array(Image.fromarray(spots).resize((width // 2, height // 2)))]
+
+
+FORMS = {'RetinaNet': ('onnx', dict(half=False)), 'MaskRCNN': ('openvino', dict(normalize=True))}
+
+
+def test_detectors_predict_as_in_mmdet(detector, tmp_path):
+    name, config, checkpoint = detector
+    form, options = FORMS[name]
+    height, width = SIZES[name]
+    out = tmp_path / f'small{formats.SUFFIXES[form]}'
+    assert export_model(config, checkpoint, out, Export(form, **options)) < 1e-5
+    if form == 'onnx':
+        nodes = onnx.load(out).graph.node
+        assert {node.domain for node in nodes} == {''} and 'NonMaxSuppression' in {node.op_type for node in nodes}
+    pictures = pictures_of(height, width, tmp_path / 'picture.png')
+    predictor = load(out)
+    assert predictor.about['shape'] == [height, width] and predictor.about['classes'] == CLASSES
+    inferencer = DetInferencer(config, checkpoint, device='cpu', show_progress=False)
+    for picture, found in zip(pictures, predictor(pictures), strict=True):
+        (expected,) = inferencer(picture, return_datasamples=True)['predictions']
+        expected = values_of(expected.pred_instances)
+        assert set(found) == set(expected) and len(found['scores']) >= 10
+        assert disagreement(found, expected, width) < 1e-4
+        if name == 'MaskRCNN':
+            assert found['masks'].shape[1:] == expected['masks'].shape[1:] and found['masks'].any()
+    with pytest.raises(ValueError, match=f'takes images of up to {height} x {width}, but got 64 x 97'):
+        predictor.run(np.zeros((1, 3, 64, 97), np.uint8))
+    boxes = predictor.run(np.zeros((1, 3, 40, 50), np.uint8))[0]  # padded
+    assert boxes.shape[0] == 1 and boxes.shape[2] == 5
+
+
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(format='torch-export'), 'whole detectors are exported to onnx and openvino, but the format is torch-exp'),
+        (dict(dynamic_batch=True), 'whole detectors take one image of one size: leave out --dynamic-batch'),
+        (
+            dict(opset=99),
+            r'(RetinaNet|MaskRCNN) cannot be traced by mmdeploy \(.*99\): export its --features or --neck',
+        ),
+        (dict(opset=13), '--opset must be at least 16 for detectors, but got 13'),
+    ],
+)
+def test_what_detectors_cannot_is_named(settings, words, detector, tmp_path):
+    settings = Export(**settings)
+    out = tmp_path / f'out{formats.SUFFIXES[settings.format]}'
+    with pytest.raises(ValueError, match=words):
+        export_model(detector[1], detector[2], out, settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_suppression_is_refused():
+    from mmstrip.deployment.rewriters import choose
+
+    settings = dict(nms=dict(type='soft_nms', iou_threshold=0.5), max_per_img=3)
+    with pytest.raises(ValueError, match="nms of the type 'nms' among boxes of one class is exported, but got"):
+        choose(torch.rand(1, 2, 4), torch.rand(1, 1, 2), settings)
+
+
+def test_without_mmdeploy_what_to_install_is_said(detector, tmp_path, monkeypatch):
+    absent = lambda name: None if name == 'mmdeploy' else importlib.util.find_spec(name)  # noqa: E731
+    monkeypatch.setattr(formats, 'find_spec', absent)
+    with pytest.raises(ValueError, match='need mmdeploy, which is not installed here: pip install --no-deps mmdeploy'):
+        export_model(detector[1], detector[2], tmp_path / 'out.onnx', Export())
+
+
+def test_nothing_but_an_export_imports_mmdeploy(detector, tmp_path):
+    """Predicting does not either, nor does it need a toolbox: a script in a fresh process would pay for its imports."""
+    script = tmp_path / 'script.py'
+    script.write_text('import sys, mmstrip.deployment, mmstrip.deployment.export\nprint("mmdeploy" in sys.modules)\n')
+    done = call_tool(script, folder=tmp_path)
+    assert last_line(done.stdout) == 'False', done.stdout
