@@ -1,17 +1,20 @@
 """Measuring one model: a step of it, its seconds and its memory."""
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
-from ..deployment.formats import to_onnx, trace
+from ..deployment.formats import SUFFIXES, to_onnx, trace
+from ..deployment.quantization import write_int8
 from ..deployment.runtimes import RUNTIMES, Session, check_runtime, start_session
 from .complexity import TensorForward, analyze_complexity, data_samples
 from .specs import Spec
@@ -121,12 +124,21 @@ class Candidate:
         return TensorForward(self.call, data_samples(self.model, (self.settings.channels, *shape), self.settings.batch))
 
     def _start(self, shape: tuple[int, int]) -> Session:
-        network = replace(self.spec, label='', forms=tuple(f for f in self.spec.forms if f in ('deploy', 'reference')))
+        forms = tuple(form for form in self.spec.forms if form in ('deploy', 'reference', 'half'))
+        network = replace(self.spec, label='', forms=forms)
         key = str((network, self.settings.batch, self.settings.channels, shape))
         if key not in _exported:
             with self.spec.implementation():
-                _exported[key] = to_onnx(trace(self._function(shape), self._images(shape)))
-        return start_session(self.runtime, _exported[key], self.dtype)
+                program = trace(self._function(shape), self._images(shape))
+                _exported[key] = to_onnx(program, half='half' in forms)
+        if 'int8' not in self.spec.forms:
+            return start_session(self.runtime, _exported[key], self.dtype)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / 'float32.onnx'
+            path.write_bytes(_exported[key])
+            made = path.with_name('int8').with_suffix(SUFFIXES['onnx' if self.runtime == 'onnxruntime' else 'openvino'])
+            write_int8(path, made, [self._images(shape).numpy()])
+            return start_session(self.runtime, str(made), self.dtype)
 
     def _freezing(self):
         if 'freezing' not in self.spec.forms:

@@ -54,15 +54,31 @@ class Predictor:
         """
         listed = [images] if isinstance(images, (str, Path, np.ndarray)) else list(images)
         pictures = [_read(image) for image in listed]
-        pixels = [run_steps(picture, self.about['steps']) for picture in pictures]
-        results = []
+        outputs = self.outputs([run_steps(picture, self.about['steps']) for picture in pictures], batch_size)
+        return [self.result(own, picture.shape[:2]) for own, picture in zip(outputs, pictures)]
+
+    def outputs(self, pixels: Sequence[np.ndarray], batch_size: int = 1) -> list[list[np.ndarray]]:
+        """The outputs of each of several images (3, H, W), BGR in uint8, that need no resizing.
+
+        Raises:
+            ValueError: The file does not take their size.
+        """
+        found = []
         for some in self._batches(pixels, batch_size):
-            outputs = self.run(np.stack([pixels[i] for i in some]))
-            results += [self._result([output[k] for output in outputs], pictures[i]) for k, i in enumerate(some)]
-        return results
+            together = self.run(np.stack([pixels[i] for i in some]))
+            found += [[output[k] for output in together] for k in range(len(some))]
+        return found
 
     def run(self, pixels: np.ndarray) -> list[np.ndarray]:
         """Outputs of pixels (N, 3, H, W), BGR in uint8, that need no resizing.
+
+        Raises:
+            ValueError: The file does not take that size or batch.
+        """
+        return list(self.session(self.inputs(pixels)))
+
+    def inputs(self, pixels: np.ndarray) -> np.ndarray:
+        """The file's input for such pixels: normalised, where it does not do that itself.
 
         Raises:
             ValueError: The file does not take that size or batch.
@@ -79,7 +95,7 @@ class Predictor:
             raise ValueError(f'{self.path} takes one image at a time, but got {len(pixels)}')
         if not about['normalize']:
             pixels = normalise(pixels, about['mean'], about['std'], about['flip'])
-        return list(self.session(pixels))
+        return pixels
 
     def _batches(self, pixels: Sequence[np.ndarray], batch_size: int) -> list[list[int]]:
         """Neighbours of one size together."""
@@ -92,11 +108,12 @@ class Predictor:
                 batches.append([i])
         return batches
 
-    def _result(self, outputs: list[np.ndarray], picture: np.ndarray):
+    def result(self, outputs: list[np.ndarray], size: tuple[int, int]):
+        """What an image's outputs say of its picture, which has ``size`` (height, width); see :meth:`__call__`."""
         if self.about['task'] == 'classifier':
             return self._classified(torch.from_numpy(outputs[0]))
         if self.about['task'] == 'segmentor':
-            return self._segmented(torch.from_numpy(outputs[0]), picture.shape[:2])
+            return self._segmented(torch.from_numpy(outputs[0]), size)
         return outputs
 
     def _classified(self, output: Tensor) -> dict:
