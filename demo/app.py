@@ -19,6 +19,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
 
 from mmstrip.deployment import load
+from mmstrip.deployment.preprocessing import size_of
 from mmstrip.utils.checkpoints import fill_model, load_plain_weights_only
 from mmstrip.utils.config import load_config
 
@@ -44,9 +45,12 @@ def parse_args() -> argparse.Namespace:
 def open_exported(path: str) -> tuple[str, list[str], Predict]:
     """An exported file's task, names of classes, and what predicts a picture (H, W, 3) in BGR."""
     file = load(path)
-    if file.about['task'] not in ('classifier', 'segmentor'):
-        raise ValueError(f'the page shows classifiers and segmentors, but {path} holds a {file.about["task"]}')
-    return file.about['task'], file.about['classes'], lambda image: file(image)[0]
+    about = file.about
+    if about['task'] not in ('classifier', 'segmentor'):
+        raise ValueError(f'the page shows classifiers and segmentors, but {path} holds a {about["task"]}')
+    if not about['dynamic_size'] and size_of(about['steps']) is None:
+        about['steps'].append(dict(type='Resize', scale=about['shape'][::-1]))
+    return about['task'], about['classes'], lambda image: file(image)[0]
 
 
 def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, list[str], Predict]:

@@ -31,11 +31,11 @@ def start(folder: Path, *arguments) -> tuple[subprocess.Popen, str]:
 
 
 def connect(process: subprocess.Popen, address: str, folder: Path) -> Client:
-    for _ in range(600):
+    for _ in range(1500):
         assert process.poll() is None, (folder / 'page.txt').read_text()
         try:
             httpx.get(address)
-            return Client(address, verbose=False, download_files=str(folder))
+            return Client(address, verbose=False, download_files=str(folder), httpx_kwargs=dict(timeout=300))
         except httpx.TransportError:
             time.sleep(0.2)
     raise TimeoutError('the page has not come')
@@ -51,16 +51,18 @@ def pages(tmp_path_factory):
     file = folders[1] / 'scenes.torchscript'
     export_model(SCENES, checkpoint, file, Export('torchscript', shape=(64, 96)), SMALL_SCENES)
     second = start(folders[1], file)
-    yield [(connect(*page, folder), page[0], folder) for page, folder in zip((first, second), folders)]
-    for process, _ in (first, second):
-        process.kill()
-        process.wait()
+    try:
+        yield [(connect(*page, folder), page[0], folder) for page, folder in zip((first, second), folders)]
+    finally:
+        for process, _ in (first, second):
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope='module')
 def picture(tmp_path_factory):
     path = tmp_path_factory.mktemp('picture') / 'picture.png'
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(path)
     return path
 
 
@@ -101,9 +103,6 @@ def test_what_cannot_be_shown_is_said(pages, picture, tmp_path):
     Image.new('1', (6000, 6000)).save(tmp_path / 'bomb.png')  # 5 kB
     (tmp_path / 'broken.png').write_bytes(picture.read_bytes()[:5000])
     (tmp_path / 'words.jpg').write_text('no picture')
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)).save(
-        tmp_path / 'large.png'
-    )
     for name, words in (
         ('bomb.png', r'Image size \(36000000 pixels\) exceeds limit of 25000000 pixels'),
         ('broken.png', 'This file cannot be read as a picture: '),
@@ -111,16 +110,15 @@ def test_what_cannot_be_shown_is_said(pages, picture, tmp_path):
     ):
         with pytest.raises(AppError, match=words):
             client.predict(handle_file(tmp_path / name), api_name='/predict')
-    with pytest.raises((AppError, httpx.HTTPStatusError, ValueError), match='413|maximum allowed size'):
-        client.predict(handle_file(tmp_path / 'large.png'), api_name='/predict')
+    assert httpx.post(client.upload_url, files=dict(files=bytes(11 * 2**20))).status_code == 413
     assert client.predict(handle_file(picture), api_name='/predict')[0]['label'] in CLASSES
 
 
 def test_no_more_requests_wait_than_allowed(pages, picture):
     client = pages[0][0]
-    jobs = [client.submit(handle_file(picture), api_name='/predict') for _ in range(60)]
-    errors = [str(job.exception(60)) for job in jobs if job.exception(60)]
-    assert errors and all('full' in error for error in errors) and len(errors) < 60, errors
+    jobs = [client.submit(handle_file(picture), api_name='/predict') for _ in range(40)]
+    errors = [str(job.exception(300)) for job in jobs if job.exception(300)]
+    assert errors and all('full' in error for error in errors) and len(errors) < 40, errors
 
 
 def test_what_has_no_page_is_said(tmp_path):
