@@ -123,6 +123,8 @@ def show_masks(predict: Predict, classes: list[str] | None, path: str | None):
 
 
 def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam: bool) -> gr.Interface:
+    picture = gr.Image(type='filepath', sources=['upload', 'clipboard'], label='Picture', height=SIDE)
+    picture.preprocess = lambda file: file and file.path  # else Gradio opens it, and says errors in its own way
     if task == 'classifier':
         show = show_classes
         shown = [
@@ -133,7 +135,7 @@ def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam:
         show, shown = show_masks, gr.AnnotatedImage(label='Segmentation')
     return gr.Interface(
         partial(show, predict, classes),
-        gr.Image(type='filepath', image_mode=None, sources=['upload', 'clipboard'], label='Picture', height=SIDE),
+        picture,
         shown,
         title=f'{task.capitalize()} of {len(classes)} classes' if classes else task.capitalize(),
         api_name='predict',
@@ -155,6 +157,7 @@ def main() -> None:
             server_name=args.host,
             server_port=args.port,
             max_file_size=MAX_FILE,
+            max_threads=1,  # each keeps memory of its own
             show_error=True,
             run_history=False,
             footer_links=['api', 'gradio'],
