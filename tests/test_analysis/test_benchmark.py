@@ -42,7 +42,7 @@ def test_forms_of_one_model_stand_side_by_side(tmp_path):
     """With values that are those of the modules, whatever computes them."""
     small = f'Small={CONFIG}'
     forms = ['', '@deploy@autocast', '@bfloat16', '@deploy@openvino', '@deploy@onnxruntime']
-    forms += ['@deploy@onnxruntime@half', '@deploy@openvino@int8', '@deploy@onnxruntime@int8']
+    forms += ['@deploy@onnxruntime@half', '@deploy@openvino@int8']
     forms += ['@deploy@openvino@bfloat16'] * torch.cpu._is_avx512_bf16_supported()
     models = [f'{small}{form}' for form in forms]
     options = ['--shapes', '32', '--batch', '2', '--rounds', '1', '--warmup', '0', '--out', tmp_path]
