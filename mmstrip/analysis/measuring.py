@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
-from ..deployment.formats import SUFFIXES, to_onnx, trace
+from ..deployment.formats import SUFFIXES, halved, to_onnx, trace
 from ..deployment.quantization import write_int8
 from ..deployment.runtimes import RUNTIMES, Session, check_runtime, start_session
 from .complexity import TensorForward, analyze_complexity, data_samples
@@ -125,15 +125,14 @@ class Candidate:
         return TensorForward(self.call, data_samples(self.model, (self.settings.channels, *shape), self.settings.batch))
 
     def _start(self, shape: tuple[int, int]) -> Session:
-        forms = tuple(form for form in self.spec.forms if form in ('deploy', 'reference', 'half'))
-        network = replace(self.spec, label='', forms=forms)
+        network = replace(self.spec, label='', forms=tuple(f for f in self.spec.forms if f in ('deploy', 'reference')))
         key = str((network, self.settings.batch, self.settings.channels, shape))
         if key not in _exported:
             with self.spec.implementation():
-                program = trace(self._function(shape), self._images(shape))
-                _exported[key] = to_onnx(program, half='half' in forms)
+                _exported[key] = to_onnx(trace(self._function(shape), self._images(shape)))
         if 'int8' not in self.spec.forms:
-            return start_session(self.runtime, _exported[key], self.dtype)
+            exported = halved(_exported[key]) if 'half' in self.spec.forms else _exported[key]
+            return start_session(self.runtime, exported, self.dtype)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / 'float32.onnx'
             path.write_bytes(_exported[key])
