@@ -18,9 +18,14 @@ FORMS := $(PEERS) $(STRIP) $(STRIP)@deploy $(BFLOAT16) \
 	$(addsuffix @bfloat16,$(CONVNEXT)@channels_last $(RESNET)@channels_last $(STRIP)@deploy) \
 	$(foreach model,$(SWIN) $(CONVNEXT) $(RESNET)@channels_last $(STRIP)@deploy,$(addprefix $(model),$(COMPILED))) \
 	$(foreach model,$(SWIN) $(CONVNEXT) $(RESNET) $(STRIP)@deploy,$(addprefix $(model),$(RUNTIMES)))
+# Every way to keep and run an exported one, in bfloat16 where the CPU has it; the peers as they are.
+BF16 := $(shell grep -q avx512_bf16 /proc/cpuinfo && echo @openvino@bfloat16)
+STORED := @onnxruntime @onnxruntime@half @onnxruntime@int8 @openvino $(BF16) @openvino@half @openvino@int8
+FILES := $(foreach model,$(STRIP)@deploy $(CONVNEXT),$(addprefix $(model),$(STORED))) \
+	$(foreach model,$(SWIN) $(RESNET),$(addprefix $(model),@onnxruntime @openvino $(BF16)))
 
-# make install, demo, transfer, evidence, ablations, speed, benchmark, benchmark-forms and test all work from nothing; see README.md.
-.PHONY: install demo transfer evidence ablations speed benchmark benchmark-forms soak test sanitize lint clean
+# make install, demo, transfer, evidence, ablations, speed, benchmark, benchmark-forms, benchmark-files and test all work from nothing; see README.md.
+.PHONY: install demo transfer evidence ablations speed benchmark benchmark-forms benchmark-files files soak test sanitize lint clean
 
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
@@ -68,6 +73,28 @@ benchmark: install
 # Exports and compiles for some five minutes first.
 benchmark-forms: install
 	$(BIN)/python tools/analysis_tools/benchmark.py $(FORMS) --out work_dirs/benchmark/forms
+
+# The table of docs/deployment.md: milliseconds of one image and of eight.
+benchmark-files: install
+	for batch in 1 8; do \
+		$(BIN)/python tools/analysis_tools/benchmark.py $(FILES) --batch $$batch --out work_dirs/benchmark/files-$$batch || exit 1; \
+	done
+
+# And its accuracy and size: make files CONFIG=... CHECKPOINT=... exports a classifier in every way and tests each file.
+FILES_DIR := work_dirs/files
+files: install
+	mkdir -p $(FILES_DIR)
+	for kind in onnx:onnx openvino:xml; do \
+		format=$${kind%:*}; end=$${kind#*:}; \
+		$(BIN)/python tools/deployment/export.py $(CONFIG) $(CHECKPOINT) $(FILES_DIR)/float32.$$end --format $$format --dynamic-batch && \
+		$(BIN)/python tools/deployment/export.py $(CONFIG) $(CHECKPOINT) $(FILES_DIR)/half.$$end --format $$format --dynamic-batch --half && \
+		$(BIN)/python tools/deployment/quantize.py $(FILES_DIR)/float32.$$end $(CONFIG) $(FILES_DIR)/int8.$$end || exit 1; \
+	done
+	for file in $(FILES_DIR)/*.onnx $(FILES_DIR)/*.xml; do \
+		$(BIN)/python tools/test.py $(CONFIG) $$file --work-dir $$file.test || exit 1; \
+	done
+	$(if $(BF16),$(BIN)/python tools/test.py $(CONFIG) $(FILES_DIR)/float32.xml --amp bfloat16 --work-dir $(FILES_DIR)/bfloat16.xml.test)
+	tail -n +1 $(FILES_DIR)/*.test/*/2*.json && ls -l $(FILES_DIR)
 
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py

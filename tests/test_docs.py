@@ -19,7 +19,7 @@ from PIL import Image
 from mmstrip.utils.config import load_config
 
 PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('configs/*/README.md')])
-TOOLS = sorted(path for path in ROOT.glob('tools/**/*.py') if path.name != 'torchrun.py')
+TOOLS = sorted(path for path in [*ROOT.glob('tools/**/*.py'), ROOT / 'demo' / 'app.py'] if path.name != 'torchrun.py')
 # Where a script of the shell puts the arguments of the tool that it starts.
 SCRIPTS = {'dist_train.sh': ('train.py', 2), 'dist_test.sh': ('test.py', 3), 'slurm_train.sh': ('train.py', 4)}
 FOREIGN_OPTIONS = {
@@ -146,7 +146,7 @@ def test_options_and_keys(page):
 @by_page
 def test_files(page):
     """Also those of a pattern, such as strip-mlp-{arch}_8xb128_in1k.py."""
-    folders = '|'.join(('configs', 'docs', 'tools', 'tests', 'mmstrip', 'requirements'))
+    folders = '|'.join(('configs', 'demo', 'docs', 'tools', 'tests', 'mmstrip', 'requirements'))
     for text in [*inline(page), *blocks(page, 'bash')]:
         text = re.sub(r'\{[^}]*\}|\bNAME\b', '*', text)
         for name in re.findall(rf'(?<![\w./-])(?:{folders})/[\w./*-]*[\w*]', text):

@@ -2,7 +2,7 @@
 
 `make demo` and `make install` call it for the project's own .venv; call it yourself to use your own environment:
 
-    python tools/install.py                 # everything: the three toolboxes, deployment, tests
+    python tools/install.py                 # everything: the three toolboxes, deployment, demo, tests
     python tools/install.py classification  # what classifiers need, mmcv's compiled ops not among it
 
 Every step looks first whether its work is done, so running it again does nothing, an interrupted run continues where
@@ -28,7 +28,7 @@ TESTED = ROOT / 'requirements' / 'tested.txt'
 BUILD_TOOLS = ['setuptools', 'wheel', 'ninja', 'psutil', 'packaging']
 PARTS = {
     'classification': ['classification', 'tools'],
-    'all': ['classification', 'detection', 'segmentation', 'tools', 'deployment', 'tests'],
+    'all': ['classification', 'detection', 'segmentation', 'tools', 'deployment', 'demo', 'tests'],
 }
 MMCV, MMENGINE = 'onedl-mmcv', 'onedl-mmengine'
 OLDEST_TORCH = (2, 4)

@@ -1,11 +1,17 @@
-"""Test a classifier, detector or segmentor: print its metrics, save its predictions, draw them."""
+"""Test a classifier, detector or segmentor: print its metrics, save its predictions, draw them.
+
+An exported file of tools/deployment/export.py, in the place of the checkpoint, is tested in its runtime.
+"""
 
 import argparse
 import os
+from pathlib import Path
 
 from mmengine.config import ConfigDict
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from mmstrip.deployment.formats import SUFFIXES
+from mmstrip.deployment.testing import use_exported
 from mmstrip.engine.launch import build_runner, check_data, leave_group, parse_with_launcher, set_work_dir
 from mmstrip.engine.precision import add_amp_option, set_test_amp
 from mmstrip.utils.config import leaf_datasets, load_config
@@ -14,7 +20,7 @@ from mmstrip.utils.config import leaf_datasets, load_config
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint, or exported file')
     parser.add_argument('--work-dir', help='folder for logs (default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument('--out', metavar='FILE.pkl', help='save all predictions')
     parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions there')
@@ -36,12 +42,16 @@ def apply_args(config, args: argparse.Namespace) -> None:
     set_work_dir(config, args.work_dir, args.config)
     if not os.path.isfile(args.checkpoint):
         raise FileNotFoundError(f'no checkpoint at {args.checkpoint}')
-    config.load_from = args.checkpoint
-    add_hook(config, dict(type='mmstrip.CompleteCheckpointHook'))
     if args.out:
         save_predictions(config, args.out)
     if args.show_dir:
         draw_predictions(config, args.show_dir, args.interval)
+    if Path(args.checkpoint).suffix in SUFFIXES.values():
+        if args.tta:
+            raise ValueError('--tta needs a checkpoint: exported files are tested on images as they are')
+        return use_exported(config, args.checkpoint, args.amp)
+    config.load_from = args.checkpoint
+    add_hook(config, dict(type='mmstrip.CompleteCheckpointHook'))
     set_test_amp(config, args.amp)
     if args.tta:
         augment_tests(config, args.config)

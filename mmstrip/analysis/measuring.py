@@ -1,24 +1,27 @@
 """Measuring one model: a step of it, its seconds and its memory."""
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
-from ..deployment.formats import to_onnx, trace
+from ..deployment.formats import SUFFIXES, halved, to_onnx, trace
+from ..deployment.quantization import write_int8
 from ..deployment.runtimes import RUNTIMES, Session, check_runtime, start_session
 from .complexity import TensorForward, analyze_complexity, data_samples
 from .specs import Spec
 
 MODES = ('inference', 'train')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
-TOLERANCES = {True: 1e-3, False: 5e-2}  # of outputs: in float32, and in lower precision
+TOLERANCES = {'float32': 1e-3, 'lower': 5e-2, 'int8': 0.5}  # of outputs; lower: of products, or of stored weights
 _exported: dict[str, bytes] = {}  # shared by the runtimes
 _CEILING_SIDE = {'cpu': 2048, 'cuda': 8192}
 
@@ -101,11 +104,12 @@ class Candidate:
         expected, found = (tree_leaves(candidate.step('inference', shape)()) for candidate in (reference, self))
         found = [output.float() for output in found]
         largest = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
-        exact = self.dtype == 'float32' and not torch.backends.cuda.matmul.allow_tf32
-        if not largest <= TOLERANCES[exact]:
+        exact = self.dtype == 'float32' and not torch.backends.cuda.matmul.allow_tf32 and 'half' not in self.spec.forms
+        allowed = TOLERANCES['int8' if 'int8' in self.spec.forms else 'float32' if exact else 'lower']
+        if not largest <= allowed:
             raise ValueError(
                 f'{self.spec.label}: outputs differ by {largest:.1e} of the largest from those of the modules in '
-                f'float32, where rounding explains {TOLERANCES[exact]:.0e}'
+                f'float32, where rounding explains {allowed:.0e}'
             )
         return largest
 
@@ -126,7 +130,15 @@ class Candidate:
         if key not in _exported:
             with self.spec.implementation():
                 _exported[key] = to_onnx(trace(self._function(shape), self._images(shape)))
-        return start_session(self.runtime, _exported[key], self.dtype)
+        if 'int8' not in self.spec.forms:
+            exported = halved(_exported[key]) if 'half' in self.spec.forms else _exported[key]
+            return start_session(self.runtime, exported, self.dtype)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / 'float32.onnx'
+            path.write_bytes(_exported[key])
+            made = path.with_name('int8').with_suffix(SUFFIXES['onnx' if self.runtime == 'onnxruntime' else 'openvino'])
+            write_int8(path, made, [self._images(shape).numpy()])
+            return start_session(self.runtime, str(made), self.dtype)
 
     def _freezing(self):
         if 'freezing' not in self.spec.forms:

@@ -15,9 +15,10 @@ from .. import ops
 from ..deployment.runtimes import RUNTIMES
 from ..utils.config import load_config
 
+STORED = ('half', 'int8')  # how an exported model keeps its weights
 FORMS = (
     *('autocast', 'bfloat16', 'channels_last', 'compile', 'cudagraphs', 'deploy', 'dynamic', 'freezing'),
-    *(*RUNTIMES, 'reference', 'recompute'),
+    *(*RUNTIMES, *STORED, 'reference', 'recompute'),
 )
 _SCALE_NOISE = 0.1
 
@@ -32,8 +33,9 @@ class Spec:
         arguments: Arguments of the backbone.
         forms: Some of :data:`FORMS`: 'autocast' to bfloat16; 'bfloat16' weights and images; 'channels_last' memory;
             'compile', with 'dynamic' for sizes that change, 'cudagraphs' or weights in the graph ('freezing');
-            'deploy', by ``switch_to_deploy()``; 'onnxruntime' or 'openvino', exported to it; 'reference' or
-            'recompute', Strip-MLP on that implementation (:func:`mmstrip.ops.use`).
+            'deploy', by ``switch_to_deploy()``; 'onnxruntime' or 'openvino', exported to it, with weights in
+            float16 ('half') or quantised ('int8'); 'reference' or 'recompute', Strip-MLP on that implementation
+            (:func:`mmstrip.ops.use`).
     """
 
     label: str
@@ -48,6 +50,8 @@ class Spec:
         unknown = [form for form in forms if form not in FORMS]
         if unknown:
             raise ValueError(f'{text}: forms are {", ".join(FORMS)}, but got {", ".join(unknown)}')
+        if set(STORED) & set(forms) and not set(RUNTIMES) & set(forms):
+            raise ValueError(f'{text}: {" and ".join(STORED)} go with {" or ".join(RUNTIMES)}')
         head = body.split(':')[0]
         label, source = body.split('=', 1) if '=' in head else (None, body)
         source, _, listed = source.partition(':')

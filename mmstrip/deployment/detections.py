@@ -15,7 +15,7 @@ def detections_of(outputs: Sequence[np.ndarray], about: dict, inside: tuple, siz
     """What an exported detector has found in a picture.
 
     Args:
-        outputs: Of the file: boxes with scores (1, n, 5), labels (1, n) and, of detectors with masks, (1, n, h, w).
+        outputs: Of the file: boxes with scores (n, 5), labels (n, ) and, of detectors with masks, (n, h, w).
         about: What the file says of itself.
         inside: Height and width of the picture among the pixels that the file took.
         size: Height and width of the picture itself.
@@ -24,7 +24,7 @@ def detections_of(outputs: Sequence[np.ndarray], about: dict, inside: tuple, siz
         ``bboxes`` (k, 4), x0, y0, x1, y1, ``scores`` (k,), the best first, ``labels`` (k,) and, of detectors with
         masks, ``masks`` (k, H, W), bool.
     """
-    boxes, scores, labels = outputs[0][0, :, :4], outputs[0][0, :, 4], outputs[1][0].astype(np.int64)
+    boxes, scores, labels = outputs[0][:, :4], outputs[0][:, 4], outputs[1].astype(np.int64)
     real = scores > 0
     limits = np.asarray([inside[1], inside[0]] * 2, np.float32)
     scale = np.asarray([size[1] / inside[1], size[0] / inside[0]] * 2, np.float32)
@@ -32,7 +32,7 @@ def detections_of(outputs: Sequence[np.ndarray], about: dict, inside: tuple, siz
     found = dict(bboxes=boxes, scores=scores[real], labels=labels[real])
     if len(outputs) > 2:
         threshold = about['threshold']
-        pasted = [_paste(mask, box, size) >= threshold for mask, box in zip(outputs[2][0][real], boxes)]
+        pasted = [_paste(mask, box, size) >= threshold for mask, box in zip(outputs[2][real], boxes)]
         found['masks'] = np.stack(pasted) if pasted else np.zeros((0, *size), bool)
     return found
 

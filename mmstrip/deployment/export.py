@@ -290,6 +290,6 @@ def _check_detector(network: nn.Module, session: Session, about: dict) -> float 
     size = tuple(about['shape'])
     errors = []
     for picture in pictures_for(size, about['channels'], about['normalize']):
-        found = detections_of(list(session(picture.numpy())), about, size, size)
+        found = detections_of([output[0] for output in session(picture.numpy())], about, size, size)
         errors.append(disagreement(found, values_of(network(picture)[0]), max(size)))
     return max((error for error in errors if error is not None), default=None)

@@ -141,6 +141,15 @@ def _finish(model, half: bool, about: str) -> bytes:
     return model.SerializeToString()
 
 
+def halved(content: bytes) -> bytes:
+    """ONNX with its weights in float16, as of :func:`to_onnx`."""
+    import onnx
+
+    model = onnx.load_model_from_string(content)
+    _halve(model)
+    return model.SerializeToString()
+
+
 def _drop_traces(model) -> None:
     """Drop the lines of Python code and the PyTorch graph that each operation came from."""
     del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]

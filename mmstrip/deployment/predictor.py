@@ -57,18 +57,31 @@ class Predictor:
         listed = [images] if isinstance(images, (str, Path, np.ndarray)) else list(images)
         pictures = [_read(image) for image in listed]
         pixels = [run_steps(picture, self.about['steps']) for picture in pictures]
-        results = []
+        found = zip(self.outputs(pixels, batch_size), pixels, pictures)
+        return [self.result(outputs, image.shape[1:], picture.shape[:2]) for outputs, image, picture in found]
+
+    def outputs(self, pixels: Sequence[np.ndarray], batch_size: int = 1) -> list[list[np.ndarray]]:
+        """The outputs of each of several images (3, H, W), BGR in uint8, that need no resizing.
+
+        Raises:
+            ValueError: The file does not take their size.
+        """
+        found = []
         for some in self._batches(pixels, batch_size):
-            outputs = self.run(np.stack([pixels[i] for i in some]))
-            if self.about['task'] == 'detector':  # of one picture, with outputs that belong together
-                sizes = pixels[some[0]].shape[1:], pictures[some[0]].shape[:2]
-                results.append(detections_of(outputs, self.about, *sizes))
-                continue
-            results += [self._result([output[k] for output in outputs], pictures[i]) for k, i in enumerate(some)]
-        return results
+            together = self.run(np.stack([pixels[i] for i in some]))
+            found += [[output[k] for output in together] for k in range(len(some))]
+        return found
 
     def run(self, pixels: np.ndarray) -> list[np.ndarray]:
         """Outputs of pixels (N, 3, H, W), BGR in uint8, that need no resizing.
+
+        Raises:
+            ValueError: The file does not take that size or batch.
+        """
+        return list(self.session(self.inputs(pixels)))
+
+    def inputs(self, pixels: np.ndarray) -> np.ndarray:
+        """The file's input for such pixels: normalised, where it does not do that itself.
 
         Raises:
             ValueError: The file does not take that size or batch.
@@ -87,9 +100,7 @@ class Predictor:
             raise ValueError(f'{self.path} takes one image at a time, but got {len(pixels)}')
         if not about['normalize']:
             pixels = normalise(pixels, about['mean'], about['std'], about['flip'])
-        if smaller and any(room):
-            pixels = self._padded(pixels, room)
-        return list(self.session(pixels))
+        return self._padded(pixels, room) if smaller and any(room) else pixels
 
     def _padded(self, pixels: np.ndarray, room: Sequence[int]) -> np.ndarray:
         """Images with values of 0 after normalisation below and beside them, as mmdet pads them in a batch."""
@@ -110,11 +121,20 @@ class Predictor:
                 batches.append([i])
         return batches
 
-    def _result(self, outputs: list[np.ndarray], picture: np.ndarray):
+    def result(self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]):
+        """What an image's outputs say of its picture; see :meth:`__call__`.
+
+        Args:
+            outputs: Of the image, as of :meth:`outputs`.
+            inside: Height and width of the image.
+            size: Those of the picture.
+        """
         if self.about['task'] == 'classifier':
             return self._classified(torch.from_numpy(outputs[0]))
         if self.about['task'] == 'segmentor':
-            return self._segmented(torch.from_numpy(outputs[0]), picture.shape[:2])
+            return self._segmented(torch.from_numpy(outputs[0]), size)
+        if self.about['task'] == 'detector':
+            return detections_of(outputs, self.about, inside, size)
         return outputs
 
     def _classified(self, output: Tensor) -> dict:

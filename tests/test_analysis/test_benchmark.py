@@ -42,6 +42,7 @@ def test_forms_of_one_model_stand_side_by_side(tmp_path):
     """With values that are those of the modules, whatever computes them."""
     small = f'Small={CONFIG}'
     forms = ['', '@deploy@autocast', '@bfloat16', '@deploy@openvino', '@deploy@onnxruntime']
+    forms += ['@deploy@onnxruntime@half', '@deploy@openvino@int8']
     forms += ['@deploy@openvino@bfloat16'] * torch.cpu._is_avx512_bf16_supported()
     models = [f'{small}{form}' for form in forms]
     options = ['--shapes', '32', '--batch', '2', '--rounds', '1', '--warmup', '0', '--out', tmp_path]
@@ -51,7 +52,8 @@ def test_forms_of_one_model_stand_side_by_side(tmp_path):
     for form, result in zip(forms, report['results'], strict=True):
         lower = form.endswith(('autocast', 'bfloat16'))
         assert result['dtype'] == ('bfloat16' if lower else 'float32')
-        assert (1e-4 if lower else 0) < result['difference'] < (5e-2 if lower else 1e-4)
+        least, most = (1e-2, 0.5) if 'int8' in form else (1e-4, 5e-2) if lower or 'half' in form else (0, 1e-4)
+        assert least < result['difference'] < most
         assert (result['peak_mib'] is None) == ('openvino' in form or 'onnx' in form)
     assert set(report['ceiling_gflops']) == {'float32', 'bfloat16'}
 
@@ -103,7 +105,8 @@ def test_profile_names_modules(tmp_path):
 @pytest.mark.parametrize(
     'model, words',
     [
-        (f'{STRIP}@fast', 'onnxruntime, openvino, reference, recompute, but got fast'),
+        (f'{STRIP}@fast', 'onnxruntime, openvino, half, int8, reference, recompute, but got fast'),
+        (f'{STRIP}@int8', 'half and int8 go with onnxruntime or openvino'),
         ('mmstrip.StripMLP:tiny', "KEY=VALUE, but got 'tiny'"),
         ('mmpretrain.ResNat:depth=18', "'mmpretrain.ResNat'"),
         ('mmpretrain.ResNet:depth=18@deploy', 'ResNet has no deploy form'),

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import ROOT, last_line, randomise
+from helpers import ROOT, last_line
+from helpers.exports import CLASSES, SCENES, SMALL_SCENES, build_model, write_checkpoint
 from helpers.runs import CONFIG, call_tool
-from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from mmstrip.deployment import Export, Predictor, any_size, export_model, load
@@ -16,29 +16,8 @@ from mmstrip.deployment.formats import SUFFIXES
 from mmstrip.models.windows import _run_in_any_windows, run_in_windows
 from mmstrip.utils.config import load_config
 
-CLASSES = [f'digit {i}' for i in range(10)]
-SCENES = str(ROOT / 'configs/segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py')
 DETECTOR = str(ROOT / 'configs/detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py')
-SMALL_SCENES = {
-    'model.backbone.arch': dict(embed_dims=8, depths=(1, 1, 1, 1)),
-    'model.neck.in_channels': [8, 16, 32, 64],
-    'model.neck.out_channels': 8,
-    'model.decode_head.in_channels': [8] * 4,
-    'model.decode_head.channels': 8,
-}
 SIZE = (70, 100)  # of the pictures
-
-
-def build_model(config):
-    init_default_scope(config.default_scope)
-    return MODELS.build(config.model).eval()
-
-
-def write_checkpoint(config, path, classes=None):
-    model = randomise(build_model(config))
-    meta = dict(dataset_meta=dict(classes=classes, palette=None)) if classes else {}
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
-    return str(path)
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,170 @@
+"""A page for the browser: drop a picture, see what a trained classifier or segmentor makes of it.
+
+  python demo/app.py model.onnx                 an exported file (tools/deployment/export.py)
+  python demo/app.py checkpoint.pth config.py   a checkpoint; of classifiers with Grad-CAM
+
+Nothing leaves the machine, and no network is needed.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import gradio as gr
+import numpy as np
+from mmengine.utils.dl_utils import is_norm
+from PIL import Image, ImageOps
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.image import show_cam_on_image
+
+from mmstrip.deployment import load
+from mmstrip.deployment.preprocessing import size_of
+from mmstrip.utils.checkpoints import fill_model, load_plain_weights_only
+from mmstrip.utils.config import load_config
+
+MAX_FILE = '10mb'
+MAX_PIXELS = 25_000_000  # counted before a picture is decoded
+MAX_SIDE = 1024  # larger pictures are shrunk before they are looked at
+SIDE = 320  # of pictures on the page
+MAX_WAITING = 16  # requests; one is served at a time
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
+Predict = Callable[[np.ndarray], object]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('model', help='exported file, or checkpoint')
+    parser.add_argument('config', nargs='?', help="the checkpoint's config file")
+    parser.add_argument('--layer', help="whose maps Grad-CAM weighs (default: the backbone's last norm)")
+    parser.add_argument('--host', default='127.0.0.1', help='address to listen at (default: this machine alone)')
+    parser.add_argument('--port', type=int, default=7860, help='(default: 7860)')
+    return parser.parse_args()
+
+
+def open_exported(path: str) -> tuple[str, list[str], Predict]:
+    """An exported file's task, names of classes, and what predicts a picture (H, W, 3) in BGR."""
+    file = load(path)
+    about = file.about
+    if about['task'] not in ('classifier', 'segmentor'):
+        raise ValueError(f'the page shows classifiers and segmentors, but {path} holds a {about["task"]}')
+    if not about['dynamic_size'] and size_of(about['steps']) is None:
+        about['steps'].append(dict(type='Resize', scale=about['shape'][::-1]))
+    return about['task'], about['classes'], lambda image: file(image)[0]
+
+
+def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, list[str], Predict]:
+    """The same of a checkpoint, as the toolboxes' inferencers predict; classifiers say where they look, too."""
+    load_plain_weights_only()
+    scope = load_config(config).get('default_scope')
+    if scope == 'mmpretrain':
+        from mmpretrain import ImageClassificationInferencer
+
+        inferencer = ImageClassificationInferencer(config, pretrained=path, device='cpu')
+        task, classes = 'classifier', inferencer.classes
+        predict = partial(explain, inferencer, find_layer(inferencer.model, layer))
+    elif scope == 'mmseg':
+        from mmseg.apis import MMSegInferencer
+
+        inferencer = MMSegInferencer(config, path, device='cpu', show_progress=False)
+        task, classes = 'segmentor', inferencer.model.dataset_meta['classes']
+        predict = lambda image: inferencer(image)['predictions']  # noqa: E731
+    else:
+        raise ValueError(f'the page shows classifiers and segmentors, but {config} is of {scope}')
+    fill_model(inferencer.model, config, path)
+    return task, classes, predict
+
+
+def find_layer(model, name: str | None):
+    layers = dict(model.named_modules())
+    norms = [key for key, layer in layers.items() if key.startswith('backbone.') and is_norm(layer)]
+    if (name or norms[-1]) not in layers:
+        raise ValueError(f'--layer must name a layer, such as {norms[-1]}, but got {name}')
+    return layers[name or norms[-1]]
+
+
+def explain(inferencer, layer, image: np.ndarray) -> dict:
+    """Scores of a picture, and what of it the network saw with the Grad-CAM of the best class over it, RGB."""
+    data = next(iter(inferencer.preprocess([image])))
+    seen = np.ascontiguousarray(data['inputs'][0].numpy().transpose(1, 2, 0)[..., ::-1])
+    with GradCAM(inferencer.model, [layer]) as cam:
+        heat = cam(inferencer.model.data_preprocessor(data)['inputs'], None)[0]
+        scores = cam.outputs[0].detach().softmax(0).numpy()
+    overlay = show_cam_on_image(np.float32(seen) / 255, heat, use_rgb=True)
+    return dict(pred_scores=scores, overlay=Image.fromarray(overlay).resize((SIDE, SIDE * len(seen) // len(seen[0]))))
+
+
+def read_picture(path: str) -> Image.Image:
+    """A picture in RGB; what is wrong with it is said on the page."""
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            picture = ImageOps.exif_transpose(file).convert('RGB')
+    except Exception as error:  # each decoder has its own
+        raise gr.Error(f'This file cannot be read as a picture: {error}', print_exception=False) from error
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    return picture
+
+
+def show_classes(predict: Predict, classes: list[str] | None, path: str | None):
+    if path is None:
+        return None, None
+    result = predict(np.ascontiguousarray(np.asarray(read_picture(path))[..., ::-1]))
+    scores = enumerate(result['pred_scores'].tolist())
+    return {classes[i] if classes else str(i): score for i, score in scores}, result.get('overlay')
+
+
+def show_masks(predict: Predict, classes: list[str] | None, path: str | None):
+    if path is None:
+        return None
+    picture = read_picture(path)
+    labels = predict(np.ascontiguousarray(np.asarray(picture)[..., ::-1]))
+    found = np.unique(labels).tolist()
+    return picture, [((labels == i).astype(float), classes[i] if classes else str(i)) for i in found]
+
+
+def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam: bool) -> gr.Interface:
+    picture = gr.Image(type='filepath', sources=['upload', 'clipboard'], label='Picture', height=SIDE)
+    picture.preprocess = lambda file: file and file.path  # else Gradio opens it, and says errors in its own way
+    if task == 'classifier':
+        show = show_classes
+        shown = [
+            gr.Label(num_top_classes=5, label='Classes'),
+            gr.Image(label='Grad-CAM', visible=with_cam, height=SIDE, buttons=['download', 'fullscreen']),
+        ]
+    else:
+        show, shown = show_masks, gr.AnnotatedImage(label='Segmentation')
+    return gr.Interface(
+        partial(show, predict, classes),
+        picture,
+        shown,
+        title=f'{task.capitalize()} of {len(classes)} classes' if classes else task.capitalize(),
+        api_name='predict',
+        live=True,
+        flagging_mode='never',
+        analytics_enabled=False,
+        delete_cache=(60, 60),  # seconds: how often to look for files, and how old they may be
+    )
+
+
+def main() -> None:
+    args = parse_args()
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above it, and refuses twice as many
+    try:
+        opened = open_checkpoint(args.model, args.config, args.layer) if args.config else open_exported(args.model)
+        opened[2](np.zeros((256, 256, 3), np.uint8))  # what cannot be is said here, not on the page
+        page = build_page(*opened, with_cam=bool(args.config)).queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+        page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            max_file_size=MAX_FILE,
+            max_threads=1,  # each keeps memory of its own
+            show_error=True,
+            run_history=False,
+            footer_links=['api', 'gradio'],
+        )
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f'Error: {error}')
+
+
+if __name__ == '__main__':
+    main()

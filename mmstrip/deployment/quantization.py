@@ -1,0 +1,125 @@
+"""Exported files in int8, by NNCF's static quantisation after training."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+
+from ..utils.config import leaf_datasets
+from ..utils.samples import read_sample
+from .formats import HALVED, KEY, SUFFIXES, check_format, publish, quietly, read_about
+from .predictor import Predictor
+
+_COMPARED = 16  # images, before and after
+
+
+def calibration_pixels(config: Config, count: int) -> list[np.ndarray]:
+    """Training images of a config, drawn at random, as its tests see them: (3, H, W), BGR in uint8.
+
+    Args:
+        config: A whole config.
+        count: How many, at most.
+
+    Raises:
+        ValueError: The config has no data sets for training and tests.
+    """
+    init_default_scope(config.get('default_scope') or 'mmengine')
+    leaves = [
+        next((leaf for _, leaf in leaf_datasets((config.get(key) or {}).get('dataset'), key)), None)
+        for key in ('train_dataloader', 'test_dataloader')
+    ]
+    if None in leaves:
+        raise ValueError(
+            'images for calibration come from train_dataloader and test_dataloader, but the config lacks one'
+        )
+    train, test = leaves
+    dataset = DATASETS.build({**train, 'pipeline': test.pipeline})
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:count]
+    return [read_sample(dataset, int(index))['inputs'].numpy() for index in chosen]
+
+
+def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) -> float:
+    """Write an exported file in int8.
+
+    Args:
+        path: File of ONNX or OpenVINO, with weights in float32.
+        out: File of the same format to write, atomically.
+        pixels: Images that ranges of activations are measured on, as of :func:`calibration_pixels`.
+
+    Returns:
+        How far outputs of these images are from those of ``path``: root mean square, relative to that of the outputs.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no folder for ``out``.
+        ValueError: NNCF is not installed, or the file is none that can be quantised, or takes images of other sizes.
+    """
+    about = read_about(path)
+    _check(about, path, out)
+    before = Predictor(path)
+    inputs = [before.inputs(image[None]) for image in pixels]
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / Path(out).name
+        write_int8(path, made, inputs, json.dumps({**about, 'int8': True}))
+        after = Predictor(made)
+        some = pixels[:_COMPARED]
+        error = _distance(*(np.stack([file.run(image[None])[0] for image in some]) for file in (after, before)))
+        publish(made, out)
+    return error
+
+
+def _check(about: dict, path: str | Path, out: str | Path) -> None:
+    form = about['format']
+    if form not in HALVED:
+        raise ValueError(f'files of {" and ".join(HALVED)} are quantised, but {path} is of {form}')
+    check_format(form, out)
+    if find_spec('nncf') is None:
+        raise ValueError('int8 needs what is not installed here: pip install nncf')
+    if about['half'] or about.get('int8'):
+        raise ValueError(f'{path} must have weights in float32 to be quantised')
+
+
+def write_int8(path: str | Path, out: Path, inputs: Sequence[np.ndarray], about: str = '') -> None:
+    """Write a file in int8: weights with a scale for each channel, activations with one for each tensor.
+
+    Args:
+        path: File of ONNX or OpenVINO; of OpenVINO, ``out`` is, too.
+        out: File to write, of ONNX or OpenVINO by its ending.
+        inputs: What it is calibrated on.
+        about: Description, as JSON. Defaults to none.
+    """
+    if out.suffix == SUFFIXES['onnx']:
+        import onnx
+
+        model = _quantised(onnx.load(path), inputs)
+        onnx.helper.set_model_props(model, {KEY: about})
+        onnx.save(model, out)
+    else:
+        import openvino
+
+        model = _quantised(openvino.Core().read_model(path), inputs)
+        model.set_rt_info(about, [KEY])
+        openvino.save_model(model, out, compress_to_fp16=False)
+
+
+def _quantised(model, inputs: Sequence[np.ndarray]):
+    import nncf
+
+    with quietly():
+        nncf.set_log_level(logging.ERROR)
+        return nncf.quantize(
+            model,
+            nncf.Dataset([{'images': images} for images in inputs]),
+            subset_size=len(inputs),
+            # Weights of 7 bits, as the sums of AVX2 and AVX-512 without VNNI overflow with 8.
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix='enable'),
+        )
+
+
+def _distance(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)))

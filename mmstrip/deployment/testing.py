@@ -1,0 +1,61 @@
+"""Exported files in the place of a config's model, so that its test runs on them."""
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.structures import PixelData
+
+from ..engine.precision import amp_dtype
+from ..registry import MODELS
+from .predictor import Predictor
+
+
+@MODELS.register_module()
+class ExportedModel(BaseModel):
+    """An exported classifier or segmentor as a model of the toolboxes, for tests alone.
+
+    Args:
+        file (str): As of :class:`.predictor.Predictor`.
+        dtype (str): As of :class:`.predictor.Predictor`. Defaults to 'float32'.
+        data_preprocessor (dict): Left out: files do that themselves.
+
+    Raises:
+        ValueError: It holds maps instead of predictions; see also :class:`.predictor.Predictor`.
+    """
+
+    def __init__(self, file: str, dtype: str = 'float32', data_preprocessor: dict | None = None):
+        super().__init__()
+        self.predictor = Predictor(file, dtype)
+        task = self.predictor.about['task']
+        if task not in ('classifier', 'segmentor'):
+            raise ValueError(f'classifiers and segmentors are tested, but {file} holds a {task}')
+
+    def test_step(self, data: dict) -> list:
+        """The batch's data samples with the predictions in them."""
+        samples = data['data_samples']
+        pixels = [np.asarray(image) for image in data['inputs']]
+        for sample, image, outputs in zip(samples, pixels, self.predictor.outputs(pixels, len(pixels))):
+            result = self.predictor.result(outputs, image.shape[1:], sample.get('ori_shape', image.shape[1:]))
+            if self.predictor.about['task'] == 'classifier':
+                sample.set_pred_score(torch.from_numpy(result['pred_scores'])).set_pred_label(result['pred_label'])
+            else:
+                sample.pred_sem_seg = PixelData(data=torch.from_numpy(result)[None])
+        return samples
+
+    def forward(self, inputs, data_samples=None, mode: str = 'predict'):
+        """Asked for by the base class; tests call :meth:`test_step`."""
+        if mode != 'predict':
+            raise ValueError(f"exported files predict alone, but the mode is '{mode}'")
+        return self.test_step(dict(inputs=inputs, data_samples=data_samples))
+
+
+def use_exported(config: Config, file: str, amp: str | None = None) -> None:
+    """Let a config test an exported file instead of its model.
+
+    Args:
+        config: A whole config; images are read and results are judged as it says.
+        file: The file.
+        amp: As of :func:`mmstrip.engine.precision.amp_dtype`.
+    """
+    config.model = dict(type='mmstrip.ExportedModel', file=str(file), dtype=amp_dtype(amp) or 'float32')

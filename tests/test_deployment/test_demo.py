@@ -1,0 +1,126 @@
+"""The demo's page through its own API client, started as users start it."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from helpers import ROOT, last_line
+from helpers.exports import CLASSES, SCENES, SMALL_SCENES, write_checkpoint
+from helpers.runs import CONFIG, call_tool, free_port
+from PIL import Image
+
+from mmstrip.deployment import Export, export_model, load
+from mmstrip.utils.config import load_config
+
+DEMO = ROOT / 'demo' / 'app.py'
+
+
+def start(folder: Path, *arguments) -> tuple[subprocess.Popen, str]:
+    port = str(free_port())
+    command = [sys.executable, DEMO, *arguments, '--port', port]
+    with (folder / 'page.txt').open('w') as output:
+        process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output)
+    return process, f'http://127.0.0.1:{port}/'
+
+
+def connect(process: subprocess.Popen, address: str, folder: Path) -> Client:
+    for _ in range(1500):
+        assert process.poll() is None, (folder / 'page.txt').read_text()
+        try:
+            httpx.get(address)
+            return Client(address, verbose=False, download_files=str(folder), httpx_kwargs=dict(timeout=300))
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise TimeoutError('the page has not come')
+
+
+@pytest.fixture(scope='module')
+def pages(tmp_path_factory):
+    """Of a classifier's checkpoint and of a segmentor's exported file: clients, processes and files."""
+    folders = [tmp_path_factory.mktemp(name) for name in ('classifier', 'segmentor')]
+    weights = write_checkpoint(load_config(str(CONFIG)), folders[0] / 'weights.pth', CLASSES)
+    first = start(folders[0], weights, CONFIG, '--layer', 'backbone.stages.1')
+    checkpoint = write_checkpoint(load_config(SCENES, SMALL_SCENES), folders[1] / 'weights.pth', list('abcdefghijk'))
+    file = folders[1] / 'scenes.torchscript'
+    export_model(SCENES, checkpoint, file, Export('torchscript', shape=(64, 96)), SMALL_SCENES)
+    second = start(folders[1], file)
+    try:
+        yield [(connect(*page, folder), page[0], folder) for page, folder in zip((first, second), folders)]
+    finally:
+        for process, _ in (first, second):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope='module')
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp('picture') / 'picture.png'
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def memory(process: subprocess.Popen) -> float:
+    """MiB."""
+    return int(re.search(r'VmRSS:\s+(\d+)', Path(f'/proc/{process.pid}/status').read_text())[1]) / 1024
+
+
+def test_classes_and_where_a_classifier_looks(pages, picture):
+    from mmpretrain import ImageClassificationInferencer
+
+    client, process, folder = pages[0]
+    label, overlay = client.predict(handle_file(picture), api_name='/predict')
+    inferencer = ImageClassificationInferencer(str(CONFIG), pretrained=str(folder / 'weights.pth'), device='cpu')
+    (expected,) = inferencer(str(picture))
+    assert label['label'] == expected['pred_class'] and len(label['confidences']) == 5
+    assert label['confidences'][0]['confidence'] == pytest.approx(expected['pred_score'], abs=1e-4)
+    heat = np.asarray(Image.open(overlay))
+    assert heat.shape == (320, 320, 3) and heat.std() > 5
+    before = memory(process)
+    for _ in range(30):
+        client.predict(handle_file(picture), api_name='/predict')
+    assert memory(process) < before + 20
+
+
+def test_masks_of_a_segmentor(pages, picture):
+    client, _, folder = pages[1]
+    shown = client.predict(handle_file(picture), api_name='/predict')
+    labels = load(folder / 'scenes.torchscript')(str(picture))[0]
+    assert [part['label'] for part in shown['annotations']] == ['abcdefghijk'[i] for i in np.unique(labels)]
+    for part, i in zip(shown['annotations'], np.unique(labels)):
+        drawn = np.asarray(Image.open(part['image']))[..., 3] > 0
+        assert ((labels == i) == drawn).mean() > 0.99
+
+
+def test_what_cannot_be_shown_is_said(pages, picture, tmp_path):
+    client = pages[0][0]
+    Image.new('1', (6000, 6000)).save(tmp_path / 'bomb.png')  # 5 kB
+    (tmp_path / 'broken.png').write_bytes(picture.read_bytes()[:5000])
+    (tmp_path / 'words.jpg').write_text('no picture')
+    for name, words in (
+        ('bomb.png', r'Image size \(36000000 pixels\) exceeds limit of 25000000 pixels'),
+        ('broken.png', 'image file is truncated'),
+        ('words.jpg', 'cannot identify image file'),
+    ):
+        with pytest.raises(AppError, match=f'^This file cannot be read as a picture: {words}'):
+            client.predict(handle_file(tmp_path / name), api_name='/predict')
+    assert httpx.post(client.upload_url, files=dict(files=bytes(11 * 2**20))).status_code == 413
+    assert client.predict(handle_file(picture), api_name='/predict')[0]['label'] in CLASSES
+
+
+def test_no_more_requests_wait_than_allowed(pages, picture):
+    client = pages[0][0]
+    jobs = [client.submit(handle_file(picture), api_name='/predict') for _ in range(40)]
+    errors = [str(job.exception(300)) for job in jobs if job.exception(300)]
+    assert errors and all('full' in error for error in errors) and len(errors) < 40, errors
+
+
+def test_what_has_no_page_is_said(tmp_path):
+    done = call_tool(DEMO, tmp_path / 'none.onnx', folder=tmp_path)
+    assert done.returncode == 1 and last_line(done.stdout) == f'Error: no exported file at {tmp_path}/none.onnx'

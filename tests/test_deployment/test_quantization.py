@@ -1,0 +1,98 @@
+"""Exported files in int8, and tests of exported files by a config's metrics."""
+
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers import last_line
+from helpers.exports import CLASSES, SCENES, SMALL_SCENES, write_checkpoint
+from helpers.runs import CONFIG, call_tool
+from mmengine.fileio import load as load_file
+from onnx import numpy_helper
+
+from mmstrip.deployment import Export, export_model, load
+from mmstrip.deployment.formats import SUFFIXES
+from mmstrip.deployment.quantization import calibration_pixels, quantise
+from mmstrip.deployment.testing import ExportedModel
+from mmstrip.utils.config import load_config
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """With a small classifier's checkpoint, and it in ONNX and OpenVINO."""
+    folder = tmp_path_factory.mktemp('int8')
+    checkpoint = write_checkpoint(load_config(str(CONFIG)), folder / 'weights.pth', CLASSES)
+    for form in ('onnx', 'openvino'):
+        export_model(str(CONFIG), checkpoint, folder / f'small{SUFFIXES[form]}', Export(form, dynamic_batch=True))
+    return folder
+
+
+def test_calibration_sees_training_images_as_tests_do():
+    config = load_config(str(CONFIG))
+    config.train_dataloader.dataset.pipeline = [dict(type='RandomErasing', erase_prob=1.0, mode='const')]
+    pixels = calibration_pixels(config, 8)
+    assert len(pixels) == 8 and {(image.shape, image.dtype) for image in pixels} == {((3, 32, 32), np.dtype('uint8'))}
+    np.testing.assert_array_equal(pixels[:4], calibration_pixels(config, 4))
+    assert len(calibration_pixels(config, 100)) == 30  # all
+
+
+@pytest.mark.parametrize('form', ['onnx', 'openvino'])
+def test_files_in_int8(form, folder, tmp_path):
+    source, out = folder / f'small{SUFFIXES[form]}', tmp_path / f'int8{SUFFIXES[form]}'
+    done = call_tool('deployment/quantize.py', source, CONFIG, out, '--images', '16', folder=folder)
+    assert done.returncode == 0, done.stdout
+    change = float(re.search(r'differ from those before by ([\d.]+)%', done.stdout)[1])
+    assert 0.1 < change < 20
+    before, after = load(source), load(out)
+    assert after.about == {**before.about, 'int8': True}
+    pixels = np.stack(calibration_pixels(load_config(str(CONFIG)), 30))
+    (found,), (expected,) = after.run(pixels), before.run(pixels)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+    if form == 'onnx':
+        weights = [numpy_helper.to_array(tensor) for tensor in onnx.load(out).graph.initializer]
+        assert {weight.dtype for weight in weights if weight.ndim == 4} == {np.dtype('int8')}
+        assert any(weight.dtype == np.float32 and weight.shape == (64,) for weight in weights)  # scales of channels
+    with pytest.raises(ValueError, match='must have weights in float32 to be quantised'):
+        quantise(out, tmp_path / f'again{SUFFIXES[form]}', list(pixels))
+    assert sorted(file.stem for file in tmp_path.iterdir()) == ['int8'] * (1 + (form == 'openvino'))
+
+
+def test_exported_files_have_the_metrics_of_their_checkpoint(folder, tmp_path):
+    metrics, predictions = [], []
+    for name in ('weights.pth', 'small.onnx'):
+        out, work_dir = tmp_path / f'{name}.pkl', tmp_path / name
+        done = call_tool('test.py', CONFIG, folder / name, '--out', out, '--work-dir', work_dir, folder=tmp_path)
+        assert done.returncode == 0, done.stdout
+        metrics += [json.loads(path.read_text()) for path in work_dir.glob('*/*.json')]
+        predictions.append(np.stack([sample['pred_score'] for sample in load_file(out)]))
+    assert metrics[0]['accuracy/top1'] == metrics[1]['accuracy/top1'] and len(metrics) == 2
+    np.testing.assert_allclose(*predictions, atol=1e-5)
+    done = call_tool('test.py', CONFIG, folder / 'small.onnx', '--tta', '--work-dir', tmp_path / 'tta', folder=tmp_path)
+    assert last_line(done.stdout).endswith('--tta needs a checkpoint: exported files are tested on images as they are')
+
+
+def test_segmentors_are_tested_at_the_sizes_of_their_pictures(tmp_path):
+    from mmseg.structures import SegDataSample
+
+    checkpoint = write_checkpoint(load_config(SCENES, SMALL_SCENES), tmp_path / 'weights.pth')
+    file = tmp_path / 'scenes.torchscript'
+    export_model(SCENES, checkpoint, file, Export('torchscript', shape=(64, 96)), SMALL_SCENES)
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    sizes = [(64, 96), (100, 150)]
+    samples = [SegDataSample(metainfo=dict(ori_shape=size)) for size in sizes]
+    found = ExportedModel(str(file)).test_step(dict(inputs=[image, image], data_samples=samples))
+    (same,) = load(file)(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    np.testing.assert_array_equal(found[0].pred_sem_seg.data[0].numpy(), same)
+    assert [sample.pred_sem_seg.shape for sample in found] == sizes
+
+
+def test_what_cannot_be_quantised_or_tested_is_said(folder, tmp_path):
+    export_model(str(CONFIG), str(folder / 'weights.pth'), tmp_path / 'maps.pt2', Export('torch-export', 'backbone'))
+    done = call_tool('deployment/quantize.py', tmp_path / 'maps.pt2', CONFIG, tmp_path / 'out.pt2', folder=tmp_path)
+    error = f'Error: files of onnx and openvino are quantised, but {tmp_path}/maps.pt2 is of torch-export'
+    assert last_line(done.stdout) == error
+    done = call_tool('test.py', CONFIG, tmp_path / 'maps.pt2', '--work-dir', tmp_path / 'test', folder=tmp_path)
+    assert f'classifiers and segmentors are tested, but {tmp_path}/maps.pt2 holds a backbone' in done.stdout
