@@ -19,8 +19,8 @@ FORMS := $(PEERS) $(STRIP) $(STRIP)@deploy $(BFLOAT16) \
 	$(foreach model,$(SWIN) $(CONVNEXT) $(RESNET)@channels_last $(STRIP)@deploy,$(addprefix $(model),$(COMPILED))) \
 	$(foreach model,$(SWIN) $(CONVNEXT) $(RESNET) $(STRIP)@deploy,$(addprefix $(model),$(RUNTIMES)))
 
-# make install, demo, transfer, evidence, ablations, speed, benchmark, benchmark-forms and test all work from nothing; see README.md.
-.PHONY: install demo transfer evidence ablations speed benchmark benchmark-forms soak test sanitize lint clean
+# make install, demo, transfer, evidence, ablations, speed, benchmark, benchmark-forms, gpu and test all work from nothing; see README.md.
+.PHONY: install demo transfer evidence ablations speed benchmark benchmark-forms gpu soak test sanitize lint clean
 
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
@@ -68,6 +68,10 @@ benchmark: install
 # Exports and compiles for some five minutes first.
 benchmark-forms: install
 	$(BIN)/python tools/analysis_tools/benchmark.py $(FORMS) --out work_dirs/benchmark/forms
+
+# On a machine with a GPU; what is there already is not measured again.
+gpu: install
+	$(BIN)/python tools/analysis_tools/gpu_report.py
 
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py

@@ -138,7 +138,7 @@ def _run_rounds(
     seconds, repeats = [[] for _ in steps], [1] * len(steps)
     for number in range(settings.warmup + settings.rounds):
         for dtype, values in ceilings.items():
-            values.append(matmul_gflops(dtype, settings.device))
+            values.append(matmul_gflops(dtype, settings.device, settings.ceiling_side))
         for i, (step, own) in enumerate(zip(steps, seconds)):
             own.append(seconds_of(step, settings.device, repeats[i]))
             if number < settings.warmup:

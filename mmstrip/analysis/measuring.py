@@ -38,6 +38,7 @@ class Settings:
     device: str = 'cpu'
     rounds: int = 10
     warmup: int = 2
+    ceiling_side: int | None = None  # of the large matrix product; None: by device
     round_seconds: float = 0.0  # steps that are shorter are repeated within a round, without a stop in between
 
 
@@ -210,9 +211,9 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def matmul_gflops(dtype: str, device: str) -> float:
-    """GFLOP/s of one large matrix product."""
-    side = _CEILING_SIDE[torch.device(device).type]
+def matmul_gflops(dtype: str, device: str, side: int | None = None) -> float:
+    """GFLOP/s of one large matrix product, of matrices with that side or one that fills the device."""
+    side = side or _CEILING_SIDE[torch.device(device).type]
     matrix = torch.rand(side, side, device=device, dtype=DTYPES[dtype])
     return 2 * side**3 / seconds_of(lambda: matrix @ matrix, device) / 1e9
 

@@ -41,17 +41,19 @@ class Case:
         side: Training size in pixels.
         shape: (H, W) of the images; None: the training size.
         batch: Number of images.
+        stages: Number of stages that are built.
     """
 
     arch: str | tuple
     side: int = 224
     shape: tuple[int, int] | None = None
     batch: int = 2
+    stages: int = 4
 
     def build(self, **arguments) -> StripMLP:
         """In float32 on the CPU: random weights that all count, the same each time, and no drop path."""
         arch = dict(self.arch) if isinstance(self.arch, tuple) else self.arch
-        fixed = dict(arch=arch, img_size=self.side, out_indices=(0, 1, 2, 3), drop_path_rate=0.0)
+        fixed = dict(arch=arch, img_size=self.side, out_indices=tuple(range(self.stages)), drop_path_rate=0.0)
         return Spec('', 'mmstrip.StripMLP', {**fixed, **arguments}).build()
 
     def images(self) -> Tensor:
@@ -65,9 +67,9 @@ class Case:
             return outcome(self.build().double(), self.images().double(), train)
 
 
-def small_case(shape: tuple[int, int] | None = None) -> Case:
+def small_case(shape: tuple[int, int] | None = None, stages: int = 4) -> Case:
     """The smallest one, for tests."""
-    return Case(tuple(SMALL_ARCH.items()), 64, shape)
+    return Case(tuple(SMALL_ARCH.items()), 64, shape, stages=stages)
 
 
 def outcome(model: nn.Module, images: Tensor, train: bool = True, call: Callable | None = None) -> dict[str, Tensor]:

@@ -97,7 +97,9 @@ def settings_of(
     allow_tf32(True)
     found = Settings(modes, batch, (shape,), dtype=dtype, device=setting.device, rounds=5, warmup=2, round_seconds=0.1)
     if setting.tiny:
-        return replace(found, batch=min(batch, 2), shapes=((64, 64),), rounds=1, warmup=1, round_seconds=0.001)
+        return replace(
+            found, batch=min(batch, 2), shapes=((64, 64),), rounds=1, warmup=1, round_seconds=0.001, ceiling_side=64
+        )
     return found
 
 
@@ -171,9 +173,9 @@ def dense(name: str, setting: Setting) -> dict:
 def limits(setting: Setting) -> dict:
     """What the device can do, and the share of it that a training step of Strip-MLP-T takes."""
     device = setting.device
-    rates = {
-        dtype: max(_rate(dtype, tf32, device) for _ in range(3)) for dtype, tf32 in _PRODUCTS[setting.cuda].items()
-    }
+    side = 64 if setting.tiny else None
+    products = _PRODUCTS[setting.cuda].items()
+    rates = {name: max(_rate(name, tf32, device, side) for _ in range(3)) for name, tf32 in products}
     bandwidth = copy_gigabytes(device)
     found = dict(
         copy_gb_per_second=round(bandwidth, 1), matmul_gflops={name: round(rate) for name, rate in rates.items()}
@@ -202,9 +204,9 @@ _PRODUCTS = {
 }
 
 
-def _rate(name: str, tf32: bool, device: str) -> float:
+def _rate(name: str, tf32: bool, device: str, side: int | None) -> float:
     allow_tf32(tf32)
-    return matmul_gflops('float32' if name == 'TF32' else name, device)
+    return matmul_gflops('float32' if name == 'TF32' else name, device, side)
 
 
 def kernels(setting: Setting) -> dict:

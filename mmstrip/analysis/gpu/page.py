@@ -83,7 +83,8 @@ def _page(report: dict) -> Iterator[str]:
     if report['tiny']:
         yield '**Smallest networks and images: no figure here means anything.**\n'
     yield table(('', ''), [(name, environment[name]) for name in _SHOWN if name in environment])
-    yield f'\nToolboxes: {", ".join(environment[name] for name in ("mmengine", "mmcv", "mmpretrain", "mmdet", "mmseg"))}.'
+    toolboxes = [environment[name] for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg')]
+    yield f'\nToolboxes: {", ".join(toolboxes)}.'
     yield f'Command: `{report["command"]}`.\n'
     for part, steps in report['parts'].items():
         yield f'## {TITLES[part]}\n'

@@ -23,7 +23,7 @@ from ..runs import write_json
 from .environment import describe
 
 # Part -> module of its steps, each with ``steps(setting)``.
-PARTS = {'right': 'right', 'fast': 'fast', 'many': 'many', 'trained': 'trained'}
+PARTS = {part: f'{__package__}.{part}' for part in ('right', 'fast', 'many', 'trained')}
 DONE, FAILED, NOT_RUN, RUNNING = 'done', 'failed', 'not run', 'running'
 NOTICE = 45  # seconds that a process gets to end and to save
 _STICKY = ('CUDA error', 'CUBLAS_STATUS', 'CUDNN_STATUS', 'device-side assert')  # after them a process has no GPU
@@ -71,14 +71,14 @@ Steps = dict[str, Callable[[Setting], dict]]
 
 def steps_of(part: str, setting: Setting) -> Steps:
     """The steps of a part, the most important first: name -> function of the setting that gives a dict for JSON."""
-    return import_module(f'.{PARTS[part]}', __package__).steps(setting)
+    return import_module(PARTS.get(part, part)).steps(setting)
 
 
 def run_part(part: str, setting: Setting, chosen: Sequence[str] = ('*',)) -> None:
     """Run the steps of a part that have no result, in a process of their own, for as long as the setting allows.
 
     Args:
-        part: One of :data:`PARTS`.
+        part: One of :data:`PARTS`, or a module like those.
         setting: What all steps share.
         chosen: Patterns of the names of steps. Defaults to all.
     """
