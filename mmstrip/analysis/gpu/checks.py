@@ -120,7 +120,7 @@ def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, f
         'gradients': [[name for name in expected if name.startswith('grad')]],
     }
     return {
-        kind: max(_relative(found, expected, group) for group in groups)
+        kind: float(np.max([_relative(found, expected, group) for group in groups]))  # NaN stays NaN
         for kind, groups in kinds.items()
         if groups and groups[0]
     }

@@ -23,7 +23,7 @@ from ..measuring import (
 from ..profiling import costliest_kernels, costliest_operations
 from ..specs import Spec
 from .checks import SMALL_ARCH, Case, small_case
-from .steps import NotRunError, Setting, Steps
+from .steps import NotRunError, Setting, Steps, takes_the_gpu
 
 BFLOAT16, TF32 = 'bfloat16', 'float32'
 # What the others are compared with comes first.
@@ -106,9 +106,14 @@ def settings_of(
 def measure(specs: Sequence[Spec], settings: Settings) -> dict:
     """A benchmark without what does not run here, which is named."""
     report = run_benchmark(specs, settings, skip_failing=True)
-    if not report['results']:
-        raise RuntimeError('; '.join(f'{label}: {words}' for label, words in report['failed'].items()))
+    _refuse(report['failed'], not report['results'])
     return report
+
+
+def _refuse(failed: dict[str, str], nothing_ran: bool) -> None:
+    """Raises RuntimeError where nothing ran, or an error may have spoilt what ran after it."""
+    if nothing_ran or any(map(takes_the_gpu, failed.values())):
+        raise RuntimeError('; '.join(f'{label}: {words}' for label, words in failed.items()))
 
 
 def eager(modes: Sequence[str], batch: int, dtype: str, setting: Setting) -> dict:
@@ -157,8 +162,7 @@ def _several(cases: Sequence[tuple[Spec, Settings]]) -> dict:
         if report['results']:
             found['reports'].append(report)
         torch._dynamo.reset()
-    if not found['reports']:
-        raise RuntimeError('; '.join(f'{label}: {words}' for label, words in found['failed'].items()))
+    _refuse(found['failed'], not found['reports'])
     return found
 
 

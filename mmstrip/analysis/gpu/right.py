@@ -137,7 +137,8 @@ def _differences(file: Path, setting: Setting) -> dict[str, float]:
 
 
 def compile_static(setting: Setting) -> dict:
-    return checks.compiled(case_of(setting), setting.device, backend_of(setting), dynamic=False)
+    case = checks.small_case(stages=1) if setting.tiny else case_of(setting)
+    return checks.compiled(case, setting.device, backend_of(setting), dynamic=False)
 
 
 def compile_dynamic(setting: Setting) -> dict:

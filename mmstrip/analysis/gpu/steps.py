@@ -29,6 +29,11 @@ NOTICE = 45  # seconds that a process gets to end and to save
 _STICKY = ('CUDA error', 'CUBLAS_STATUS', 'CUDNN_STATUS', 'device-side assert')  # after them a process has no GPU
 
 
+def takes_the_gpu(words: str) -> bool:
+    """Whether an error leaves a process without its GPU."""
+    return any(sign in words for sign in _STICKY)
+
+
 class NotRunError(Exception):
     """A step that cannot run on this machine, and why."""
 
@@ -174,7 +179,7 @@ def work(part: str, names: Sequence[str], setting: Setting) -> bool:
             traceback.print_exc()
             words = f'{type(error).__name__}: {str(error).strip()[:600]}'
             _note(part, name, setting, FAILED, error=words, environment=found, seconds=time.time() - began)
-            if any(sign in str(error) for sign in _STICKY):
+            if takes_the_gpu(words):
                 return False
         else:
             seconds = time.time() - began

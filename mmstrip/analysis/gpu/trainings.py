@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -50,7 +51,8 @@ def write_config(
     if find_spec('mmpretrain') is None:
         raise NotRunError('classifiers are trained by mmpretrain, which is not installed')
     folder = Path(setting.out) / 'trainings' / name
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+    folder.mkdir(parents=True)
     batch = 8 if setting.tiny else 128
     text = _CONFIG.format(
         base=CONFIGS / 'strip_mlp' / 'strip-mlp-tiny_8xb128_in1k.py',
