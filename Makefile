@@ -24,8 +24,8 @@ STORED := @onnxruntime @onnxruntime@half @onnxruntime@int8 @openvino $(BF16) @op
 FILES := $(foreach model,$(STRIP)@deploy $(CONVNEXT),$(addprefix $(model),$(STORED))) \
 	$(foreach model,$(SWIN) $(RESNET),$(addprefix $(model),@onnxruntime @openvino $(BF16)))
 
-# make install, demo, transfer, evidence, ablations, speed, benchmark, benchmark-forms, benchmark-files and test all work from nothing; see README.md.
-.PHONY: install demo transfer evidence ablations speed benchmark benchmark-forms benchmark-files files soak test sanitize lint clean
+# make install, demo, transfer, evidence, ablations, speed, benchmark, benchmark-forms, benchmark-files, gpu and test all work from nothing; see README.md.
+.PHONY: install demo transfer evidence ablations speed benchmark benchmark-forms benchmark-files files gpu soak test sanitize lint clean
 
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
@@ -95,6 +95,10 @@ files: install
 	done
 	$(if $(BF16),$(BIN)/python tools/test.py $(CONFIG) $(FILES_DIR)/float32.xml --amp bfloat16 --work-dir $(FILES_DIR)/bfloat16.xml.test)
 	tail -n +1 $(FILES_DIR)/*.test/*/2*.json && ls -l $(FILES_DIR)
+
+# On a machine with a GPU; what is there already is not measured again.
+gpu: install
+	$(BIN)/python tools/analysis_tools/gpu_report.py
 
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py

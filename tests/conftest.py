@@ -14,6 +14,13 @@ hypothesis.settings.register_profile('tests', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('tests')
 
 
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker('gpu'):
+                item.add_marker(pytest.mark.skip(reason='there is no CUDA'))
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     for seed in (torch.manual_seed, numpy.random.seed, random.seed):

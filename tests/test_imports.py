@@ -14,8 +14,8 @@ from mmengine.registry import DATASETS
 # A module imports from lower lines alone, or from its own package.
 LAYERS = (
     ('tools',),
-    ('analysis', 'converters', 'own_data'),
-    ('deployment',),
+    ('analysis', 'own_data'),
+    ('converters', 'deployment'),
     ('engine',),
     ('datasets', 'models'),
     ('ops', 'csrc', 'utils', 'zoo'),

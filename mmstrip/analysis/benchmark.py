@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median, quantiles
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .. import ops
-from .measuring import Candidate, Settings, matmul_gflops, peak_memory, seconds_of
+from .measuring import Candidate, Settings, matmul_gflops, seconds_of
 from .specs import Spec
 
 
@@ -53,7 +54,7 @@ class Result:
     of_ceiling: float
 
 
-def run_benchmark(specs: Sequence[Spec], settings: Settings) -> dict:
+def run_benchmark(specs: Sequence[Spec], settings: Settings, skip_failing: bool = False) -> dict:
     """Measure models in interleaved rounds.
 
     Each round runs every model once, in turn, so that slow moments of a machine meet all of them.
@@ -61,10 +62,11 @@ def run_benchmark(specs: Sequence[Spec], settings: Settings) -> dict:
     Args:
         specs: Models.
         settings: How to measure.
+        skip_failing: Leave out models that cannot be prepared or run, with their errors. Defaults to False.
 
     Returns:
-        A dict for JSON: ``environment``, ``settings``, ``ceiling_gflops`` of each dtype and ``results``, one per
-        model, mode and shape (:class:`Result`).
+        A dict for JSON: ``environment``, ``settings``, ``ceiling_gflops`` of each dtype, ``results``, one per
+        model, mode and shape (:class:`Result`), and ``failed``, label -> error.
 
     Raises:
         ValueError: Two models have one label, a runtime cannot do what is asked, or a model computes wrong values.
@@ -72,8 +74,10 @@ def run_benchmark(specs: Sequence[Spec], settings: Settings) -> dict:
     labels = [spec.label for spec in specs]
     if len(set(labels)) < len(labels):
         raise ValueError(f'models need labels of their own (LABEL=MODEL), but got {", ".join(labels)}')
-    candidates = [Candidate(spec, settings) for spec in specs]
-    results, differences = [], {}
+    results, differences, failed = [], {}, {}
+    attempt = partial(_attempt, failed) if skip_failing else _run
+    candidates = [attempt(spec, lambda spec=spec: Candidate(spec, settings)) for spec in specs]
+    candidates = [candidate for candidate in candidates if candidate is not None]
     ceilings = {candidate.dtype: [] for candidate in candidates}
     cases = [(mode, tuple(shape)) for mode in settings.modes for shape in settings.shapes]
     with Progress(transient=True, console=Console(stderr=True)) as progress:
@@ -82,11 +86,16 @@ def run_benchmark(specs: Sequence[Spec], settings: Settings) -> dict:
         for candidate, shape in product(candidates, map(tuple, settings.shapes)):  # before training moves statistics
             progress.update(task, advance=1, description=f'prepare {candidate.spec.label}')
             if 'inference' in settings.modes:
-                differences[candidate, shape] = candidate.difference(shape)
+                differences[candidate, shape] = attempt(candidate.spec, partial(candidate.difference, shape))
         for mode, shape in cases:
             progress.update(task, description=f'{mode} {shape[0]}x{shape[1]}')
-            seconds = _run_rounds(candidates, settings, mode, shape, ceilings, lambda: progress.advance(task))
-            for candidate, own in zip(candidates, seconds):
+            steps = {}
+            for candidate in candidates:
+                if candidate.spec.label not in failed:
+                    steps[candidate] = attempt(candidate.spec, partial(_first_step, candidate, mode, shape))
+            steps = {candidate: step for candidate, step in steps.items() if step is not None}
+            seconds = _run_rounds(list(steps.values()), settings, ceilings, lambda: progress.advance(task))
+            for candidate, own in zip(steps, seconds):
                 difference = differences[candidate, shape] if mode == 'inference' else None
                 results.append(_summarise(candidate, mode, shape, difference, own))
     ceilings = {dtype: median(values) for dtype, values in ceilings.items()}
@@ -97,25 +106,43 @@ def run_benchmark(specs: Sequence[Spec], settings: Settings) -> dict:
         settings=asdict(settings),
         ceiling_gflops=ceilings,
         results=[asdict(result) for result in results],
+        failed=failed,
     )
 
 
+def _run(spec: Spec, function: Callable):
+    return function()
+
+
+def _attempt(failed: dict[str, str], spec: Spec, function: Callable):
+    """What a function gives, or None where it fails, with its error noted."""
+    try:
+        return function()
+    except Exception as error:  # of any model, compiler or device
+        failed[spec.label] = f'{type(error).__name__}: {str(error).strip()[:500]}'
+        return None
+
+
+def _first_step(candidate: Candidate, mode: str, shape: tuple[int, int]) -> Callable:
+    """A step that has run once, so that what fails or has to be compiled does so here."""
+    step = candidate.step(mode, shape)
+    if candidate.settings.round_seconds:
+        step()
+    return step
+
+
 def _run_rounds(
-    candidates: Sequence[Candidate],
-    settings: Settings,
-    mode: str,
-    shape: tuple[int, int],
-    ceilings: dict[str, list[float]],
-    advance: Callable[[], None],
+    steps: Sequence[Callable], settings: Settings, ceilings: dict[str, list[float]], advance: Callable[[], None]
 ) -> list[list[float]]:
-    """Seconds of each candidate in each round after warm-up; each round adds one to each of ``ceilings``."""
-    steps = [candidate.step(mode, shape) for candidate in candidates]
-    seconds = [[] for _ in candidates]
-    for _ in range(settings.warmup + settings.rounds):
+    """Seconds of each step in each round after warm-up; each round adds one to each of ``ceilings``."""
+    seconds, repeats = [[] for _ in steps], [1] * len(steps)
+    for number in range(settings.warmup + settings.rounds):
         for dtype, values in ceilings.items():
-            values.append(matmul_gflops(dtype, settings.device))
-        for step, own in zip(steps, seconds):
-            own.append(seconds_of(step, settings.device))
+            values.append(matmul_gflops(dtype, settings.device, settings.ceiling_side))
+        for i, (step, own) in enumerate(zip(steps, seconds)):
+            own.append(seconds_of(step, settings.device, repeats[i]))
+            if number < settings.warmup:
+                repeats[i] = max(1, round(settings.round_seconds / max(own[-1], 1e-6)))
             advance()
     return [own[settings.warmup :] for own in seconds]
 
@@ -125,7 +152,7 @@ def _summarise(
 ) -> Result:
     settings, spec = candidate.settings, candidate.spec
     q1, middle, q3 = quantiles(seconds, n=4, method='inclusive') if len(seconds) > 1 else seconds * 3
-    peak = None if candidate.runtime else peak_memory(candidate.step(mode, shape), settings.device) / 2**20
+    peak = candidate.peak_mib(mode, shape)
     complexity = candidate.complexity(shape)
     work = 2 * complexity.flops * settings.batch * (3 if mode == 'train' else 1)
     return Result(

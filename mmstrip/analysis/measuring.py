@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..deployment.formats import SUFFIXES, halved, to_onnx, trace
@@ -24,6 +25,8 @@ DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch
 TOLERANCES = {'float32': 1e-3, 'lower': 5e-2, 'int8': 0.5}  # of outputs; lower: of products, or of stored weights
 _exported: dict[str, bytes] = {}  # shared by the runtimes
 _CEILING_SIDE = {'cpu': 2048, 'cuda': 8192}
+_COPIED_MIB = {'cpu': 64, 'cuda': 2048}
+_GRAPH_WARMUP = 3
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Settings:
     device: str = 'cpu'
     rounds: int = 10
     warmup: int = 2
+    ceiling_side: int | None = None  # of the large matrix product; None: by device
+    round_seconds: float = 0.0  # steps that are shorter are repeated within a round, without a stop in between
 
 
 class Candidate:
@@ -47,7 +52,7 @@ class Candidate:
         dtype (str): What its products are computed in, one of :data:`DTYPES`.
 
     Raises:
-        ValueError: Its runtime is not installed, or cannot do what is asked.
+        ValueError: Its runtime is not installed, or cannot do what is asked; CUDA graphs without CUDA.
     """
 
     def __init__(self, spec: Spec, settings: Settings):
@@ -56,13 +61,18 @@ class Candidate:
         self.runtime = next((form for form in spec.forms if form in RUNTIMES), None)
         if self.runtime:
             check_runtime(self.runtime, self.dtype, settings.device, settings.modes)
+        if 'cudagraphs' in spec.forms and not settings.device.startswith('cuda'):
+            raise ValueError(f'{spec.label}: CUDA graphs need CUDA, but the device is {settings.device}')
+        self._graph_peaks: dict[tuple, int] = {}
         # Unless asked for, weights stay in the layout that their model gave them.
         self.memory_format = torch.channels_last if 'channels_last' in spec.forms else torch.preserve_format
         own_dtype = torch.bfloat16 if 'bfloat16' in spec.forms and not self.runtime else torch.float32
         self.model = spec.build().to(settings.device, own_dtype, memory_format=self.memory_format)
         self.call = self.model
         # Of a fresh copy, once for all modes.
-        self.complexity = cache(lambda shape: analyze_complexity(spec.build(), (settings.channels, *shape)))
+        self.complexity = cache(
+            lambda shape: analyze_complexity(spec.build().to(settings.device), (settings.channels, *shape))
+        )
         self.session = cache(self._start)
         if 'compile' in spec.forms:
             mode = 'reduce-overhead' if 'cudagraphs' in spec.forms else None
@@ -88,7 +98,41 @@ class Candidate:
                 loss.backward()
                 self.model.zero_grad(set_to_none=True)
 
-        return run
+        return self._captured(run, (mode, shape)) if self._is_captured else run
+
+    @property
+    def _is_captured(self) -> bool:
+        return 'cudagraphs' in self.spec.forms and 'compile' not in self.spec.forms
+
+    def _captured(self, run: Callable, case: tuple) -> Callable:
+        """A step as one CUDA graph, whose outputs are overwritten by its next replay."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_GRAPH_WARMUP):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph, outputs = torch.cuda.CUDAGraph(), []
+
+        def capture():
+            with torch.cuda.graph(graph):
+                outputs.append(run())
+
+        self._graph_peaks[case] = peak_memory(capture, self.settings.device)
+
+        def replay():
+            graph.replay()
+            return outputs[0]
+
+        return replay
+
+    def peak_mib(self, mode: str, shape: tuple[int, int]) -> float | None:
+        """Of :func:`peak_memory`; of a CUDA graph what its capture took; None where it is not PyTorch's."""
+        if self.runtime:
+            return None
+        if self._is_captured and (mode, shape) in self._graph_peaks:
+            return self._graph_peaks[mode, shape] / 2**20
+        return peak_memory(self.step(mode, shape), self.settings.device) / 2**20
 
     def difference(self, shape: tuple[int, int]) -> float | None:
         """Largest difference of outputs from those of the modules in float32, relative to the largest output.
@@ -157,25 +201,68 @@ def _has_gradient(leaf) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad
 
 
-def seconds_of(run: Callable, device: str) -> float:
-    """Seconds of a step, to its end on the device."""
-    _wait(device)
-    start = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: str) -> None:
+def seconds_of(run: Callable, device: str, repeats: int = 1) -> float:
+    """Seconds of a step, to its end on the device, by CUDA's own clock there; the mean of several in a row."""
     if device.startswith('cuda'):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
+        start.record()
+        for _ in range(repeats):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeats
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - begin) / repeats
 
 
-def matmul_gflops(dtype: str, device: str) -> float:
-    """GFLOP/s of one large matrix product."""
-    side = _CEILING_SIDE[torch.device(device).type]
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 products and convolutions on CUDA may take TF32's ten bits."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def matmul_gflops(dtype: str, device: str, side: int | None = None) -> float:
+    """GFLOP/s of one large matrix product, of matrices with that side or one that fills the device."""
+    side = side or _CEILING_SIDE[torch.device(device).type]
     matrix = torch.rand(side, side, device=device, dtype=DTYPES[dtype])
     return 2 * side**3 / seconds_of(lambda: matrix @ matrix, device) / 1e9
+
+
+def copy_gigabytes(device: str) -> float:
+    """Memory bandwidth, GB/s: bytes read and written by a copy that no cache holds, the best of five."""
+    source = torch.rand(_COPIED_MIB[torch.device(device).type] * 2**18, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(seconds_of(lambda: target.copy_(source), device) for _ in range(5)) / 1e9
+
+
+class _Traffic(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations read and write; views cost nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outputs = function(*args, **(kwargs or {}))
+        if not function.is_view and not _allocates_alone(function):
+            self.bytes += sum(leaf.nbytes for leaf in tree_leaves((args, kwargs, outputs)) if isinstance(leaf, Tensor))
+        return outputs
+
+
+def _allocates_alone(function) -> bool:
+    return function.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.detach)
+
+
+def traffic(run: Callable) -> int:
+    """Bytes that a step reads and writes if no operation finds its inputs in a cache.
+
+    Models are seen as their reference runs, as implementations step aside where operations are counted.
+    """
+    with _Traffic() as counted:
+        run()
+    return counted.bytes
 
 
 def peak_memory(run: Callable, device: str) -> int:

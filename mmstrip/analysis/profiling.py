@@ -4,6 +4,7 @@ import re
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from .measuring import Candidate, Settings
@@ -43,6 +44,36 @@ def costliest_operations(spec: Spec, settings: Settings, mode: str, count: int =
     total = sum(spent.values())
     ranked = sorted(spent.items(), key=lambda item: -item[1])[:count]
     return [(module, operation, own / total) for (module, operation), own in ranked]
+
+
+def costliest_kernels(candidate: Candidate, mode: str, count: int = 10) -> list[tuple[str, int, float]]:
+    """What a step's time on the device goes to, whatever has compiled it.
+
+    Args:
+        candidate: A model that runs in PyTorch; it has run the step before.
+        mode: 'inference' or 'train'.
+        count: Number of rows. Defaults to 10.
+
+    Returns:
+        Kernel (on CPUs: operation), how often it ran, and share of the time, the costliest first.
+    """
+    settings = candidate.settings
+    run = candidate.step(mode, tuple(settings.shapes[0]))
+    cuda = settings.device.startswith('cuda')
+    run()
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as profiler:
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+    spent: dict[str, list[float]] = {}
+    for event in profiler.events():
+        on_device = event.device_type == DeviceType.CUDA
+        own = event.time_range.elapsed_us() if on_device else 0 if cuda else event.self_cpu_time_total
+        if own and not event.name.startswith('ProfilerStep'):
+            spent.setdefault(event.name, []).append(own)
+    total = sum(map(sum, spent.values()))
+    ranked = sorted(spent.items(), key=lambda item: -sum(item[1]))[:count]
+    return [(name, len(own), sum(own) / total) for name, own in ranked]
 
 
 def _times(events: list, cuda: bool) -> dict[tuple[str, str], float]:

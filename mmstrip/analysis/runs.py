@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from .. import ops
 from ..engine.launch import build_runner, check_data
+from ..engine.precision import set_train_amp
 from ..utils.checkpoints import write_file
 from ..utils.config import leaf_datasets, load_config
 from ..utils.wrappers import unwrap_model
@@ -45,6 +46,7 @@ class Run:
         image: Channels, height and width that params and FLOPs are counted at.
         core_minutes: Expected time on one core.
         waits: What it waits for has not been run yet, so that its settings are not known.
+        amp: Precision, as of :func:`mmstrip.engine.precision.amp_dtype`; None: float32.
     """
 
     part: str
@@ -58,6 +60,7 @@ class Run:
     image: tuple[int, int, int] = (3, 64, 64)
     core_minutes: float = 10
     waits: bool = False
+    amp: str | None = None
 
     @property
     def key(self) -> str:
@@ -69,7 +72,7 @@ class Run:
         kept = {
             name: value
             for name, value in asdict(self).items()
-            if name in ('config', 'options', 'seed', 'start', 'choosing', 'metrics')
+            if name in ('config', 'options', 'seed', 'start', 'choosing', 'metrics') or (name == 'amp' and value)
         }
         return json.loads(json.dumps(kept))
 
@@ -78,7 +81,8 @@ class Run:
         """The command that trains the same by itself."""
         settings = {**self.options, **_seed(self.seed)}
         options = ' '.join(f"'{key}={_written(value)}'" for key, value in settings.items())
-        return f'python tools/train.py configs/{self.config} --cfg-options {options}'
+        amp = f' --amp {self.amp}' if self.amp else ''
+        return f'python tools/train.py configs/{self.config}{amp} --cfg-options {options}'
 
 
 def _seed(seed: int) -> dict:
@@ -109,6 +113,7 @@ def execute(run: Run, folder: Path, data_root: str, checkpoint: str | None = Non
     """
     config = load_config(str(CONFIGS / run.config), {**run.options, **_seed(run.seed)})
     place_data(config, data_root)
+    set_train_amp(config, run.amp)
     if checkpoint:
         config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
     if run.choosing:
@@ -220,6 +225,7 @@ def machine() -> dict:
         load=round(os.getloadavg()[2], 1),
         torch=torch.__version__,
         operators=ops.status(),
+        **(dict(gpu=torch.cuda.get_device_name()) if torch.cuda.is_available() else {}),
     )
 
 

@@ -32,7 +32,8 @@ class Spec:
         source: Config file, or type of a registered backbone with its scope, such as 'mmpretrain.SwinTransformer'.
         arguments: Arguments of the backbone.
         forms: Some of :data:`FORMS`: 'autocast' to bfloat16; 'bfloat16' weights and images; 'channels_last' memory;
-            'compile', with 'dynamic' for sizes that change, 'cudagraphs' or weights in the graph ('freezing');
+            'compile', with 'dynamic' for sizes that change, CUDA graphs of its parts ('cudagraphs') or weights in the
+            graph ('freezing'); 'cudagraphs' alone, the eager step as one CUDA graph;
             'deploy', by ``switch_to_deploy()``; 'onnxruntime' or 'openvino', exported to it, with weights in
             float16 ('half') or quantised ('int8'); 'reference' or 'recompute', Strip-MLP on that implementation
             (:func:`mmstrip.ops.use`).

@@ -60,7 +60,7 @@ def test_compared_models_differ_in_the_model_alone(path):
         'train_cfg',
     ):
         assert config[key] == ours[key]
-    assert config.model.head.loss == ours.model.head.loss and config.model.train_cfg is ours.model.train_cfg is None
+    assert config.model.head.loss == ours.model.head.loss and config.model.train_cfg == ours.model.train_cfg
     init_default_scope(config.default_scope)
     model = MODELS.build(config.model).eval()
     check_listed_size(path, model)

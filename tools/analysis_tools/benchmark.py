@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmstrip.analysis.benchmark import run_benchmark
-from mmstrip.analysis.measuring import DTYPES, MODES, Settings
+from mmstrip.analysis.measuring import DTYPES, MODES, Settings, allow_tf32
 from mmstrip.analysis.profiling import costliest_operations
 from mmstrip.analysis.report import print_report, save_report
 from mmstrip.analysis.specs import FORMS, Spec
@@ -74,7 +74,7 @@ def main() -> None:
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
+    allow_tf32(args.tf32)
     names = ('modes', 'batch', 'shapes', 'channels', 'dtype', 'device', 'rounds', 'warmup')
     settings = Settings(**{name: getattr(args, name) for name in names})
     try:

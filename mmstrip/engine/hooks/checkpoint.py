@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.dist import all_reduce, get_comm_device, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -14,6 +14,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from ...registry import HOOKS
 from ...utils.checkpoints import remove_unfinished, restore_histories, to_plain, write_file
 from ...utils.wrappers import unwrap_model
+from ..host_copy import HostCopy
 
 INTERRUPTED = 'interrupted.pth'
 BACKEND = 'mmstrip.atomic'
@@ -48,7 +49,8 @@ class SafeCheckpointHook(CheckpointHook):
     - They hold plain values only, so that they load without running code (``weights_only=True``).
     - One that was saved before its validation makes the resumed run validate first.
     - On SIGTERM, the running iteration (or validation) is finished, ``interrupted.pth`` saved and the process ended
-      with exit code 143. It goes when the next regular checkpoint is there.
+      with exit code 143. It goes when the next regular checkpoint is there. Several processes finish one iteration
+      more, so that they agree without waiting for their GPUs.
     - Weights with NaN or infinite values are not saved.
 
     Takes the arguments of :class:`mmengine.hooks.CheckpointHook`.
@@ -63,6 +65,7 @@ class SafeCheckpointHook(CheckpointHook):
         self.max_keep = max_keep_ckpts
         self.validated = True
         self.stop = False
+        self._asked: HostCopy | None = None  # how many processes were asked to stop, at the iteration before
         self.previous_handler = None
 
     def before_train(self, runner: Runner) -> None:
@@ -131,7 +134,7 @@ class SafeCheckpointHook(CheckpointHook):
         super().after_val_epoch(runner, metrics)
 
     def after_val(self, runner: Runner) -> None:
-        if self._stop_agreed():
+        if self._stop_agreed(now=True):
             self._save_and_stop(runner, dict(epoch=runner.epoch, iter=runner.iter))
 
     def after_train(self, runner: Runner) -> None:
@@ -142,13 +145,16 @@ class SafeCheckpointHook(CheckpointHook):
     def _note_stop(self, *_) -> None:
         self.stop = True
 
-    def _stop_agreed(self) -> bool:
-        """Whether any process was asked to stop; all get the same answer."""
+    def _stop_agreed(self, now: bool = False) -> bool:
+        """Whether any process was asked to stop before this iteration (or by now); all get the same answer."""
         if get_world_size() == 1:
             return self.stop
-        stop = torch.tensor(float(self.stop))
-        all_reduce(stop)
-        return bool(stop)
+        asked = torch.full((1,), float(self.stop), device=get_comm_device())
+        all_reduce(asked)
+        copy, before = HostCopy(asked), self._asked
+        if not now:
+            self._asked, copy = copy, before
+        return copy is not None and copy.read() > [0]
 
     def _save_and_stop(self, runner: Runner, meta: dict) -> None:
         runner.logger.warning(f'SIGTERM: saving {INTERRUPTED} at iteration {meta["iter"]}; --resume resumes from there')

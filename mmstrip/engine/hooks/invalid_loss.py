@@ -1,18 +1,34 @@
 """A stop at a loss that is not finite, before broken weights are saved."""
 
 import math
+from collections import deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import Tensor
 
 from ...registry import HOOKS
+from ..host_copy import HostCopy
+
+
+class _Step(NamedTuple):
+    """The losses of an iteration, and what its error would say."""
+
+    names: list[str]
+    values: HostCopy
+    place: str
+    files: list[str]
 
 
 @HOOKS.register_module()
 class InvalidLossHook(Hook):
     """Stop when a loss is NaN or infinite.
+
+    The host never waits for a loss: it is looked at in the iteration that finds it copied from the GPU, on CPUs its
+    own. All are looked at before a checkpoint is written and at the end of an epoch.
 
     Raises:
         FloatingPointError: With the losses, the iteration, the learning rate and the files of the batch.
@@ -21,18 +37,51 @@ class InvalidLossHook(Hook):
     # Before the hooks that log and save.
     priority = 'VERY_HIGH'
 
+    def __init__(self):
+        self._steps: deque[_Step] = deque()
+
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
-        losses = {name: torch.as_tensor(value).item() for name, value in (outputs or {}).items()}
-        bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
+        if outputs:
+            rates = ', '.join(f'{rate:.3g}' for rate in sorted(set(_learning_rates(runner))))
+            place = f'at iteration {runner.iter + 1} (epoch {runner.epoch + 1}), learning rate {rates}'
+            files = list(_image_files(data_batch))
+            for values in _by_device(outputs):
+                copy = HostCopy(torch.stack(list(values.values())))
+                self._steps.append(_Step(list(values), copy, place, files))
+        while self._steps and self._steps[0].values.arrived():
+            self._check(runner, self._steps.popleft())
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self._check_all(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self._check_all(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        self._check_all(runner)
+
+    def _check_all(self, runner: Runner) -> None:
+        while self._steps:
+            self._check(runner, self._steps.popleft())
+
+    def _check(self, runner: Runner, step: _Step) -> None:
+        bad = [(name, value) for name, value in zip(step.names, step.values.read()) if not math.isfinite(value)]
         if not bad:
             return
-        found = ', '.join(f'{name} is {value}' for name, value in bad.items())
-        rates = ', '.join(f'{rate:.3g}' for rate in sorted(set(_learning_rates(runner))))
-        files = ', '.join(_image_files(data_batch)) or 'unknown'
+        found = ', '.join(f'{name} is {value}' for name, value in bad)
         raise FloatingPointError(
-            f'{found} at iteration {runner.iter + 1} (epoch {runner.epoch + 1}), learning rate {rates}; images of the '
-            f'batch: {files}. The checkpoints in {runner.work_dir} are from before it'
+            f'{found} {step.place}; images of the batch: {", ".join(step.files) or "unknown"}. The checkpoints in '
+            f'{runner.work_dir} are from before it'
         )
+
+
+def _by_device(outputs: dict) -> list[dict[str, Tensor]]:
+    """Losses as float32 scalars, those of each device by themselves, so that none has to be moved to be stacked."""
+    devices: dict[torch.device, dict[str, Tensor]] = {}
+    for name, value in outputs.items():
+        value = torch.as_tensor(value)
+        devices.setdefault(value.device, {})[name] = value.detach().float().reshape(())
+    return list(devices.values())
 
 
 def _learning_rates(runner: Runner) -> Iterator[float]:

@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+import torch
 from mmengine.dist import collect_results
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
@@ -75,10 +76,11 @@ class ClassificationReportHook(Hook):
         if isinstance(runner.model, BaseTTAModel):
             images = images[0]  # the first augmentation of each image
         bgr = getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False)
-        for image, sample in zip(images, outputs):
-            if 'pred_label' not in sample or 'gt_label' not in sample or sample.gt_label.numel() != 1:
-                return
-            true, predicted = int(sample.gt_label), int(sample.pred_label)
+        if any('pred_label' not in s or 'gt_label' not in s or s.gt_label.numel() != 1 for s in outputs):
+            return
+        # All at once, as each reading of a GPU takes its time.
+        labels = (torch.cat([getattr(s, name).reshape(1) for s in outputs]) for name in ('gt_label', 'pred_label'))
+        for image, true, predicted in zip(images, *(label.tolist() for label in labels)):
             self.pairs.append((true, predicted))
             sheet = self.right if true == predicted else self.wrong
             sheet.offer(image, predicted, true, bgr)
