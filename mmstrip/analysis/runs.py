@@ -24,7 +24,7 @@ from .complexity import analyze_complexity
 ROOT = Path(__file__).resolve().parents[1]
 # In a package that was installed, or in the repository.
 CONFIGS = (ROOT / '.mim' if (ROOT / '.mim').is_dir() else ROOT.parent) / 'configs'
-PADDING = (1, 128)  # pixels; sides are padded to multiples of them
+PADDING = (1, 32, 128)  # pixels; sides are padded to multiples of them
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 Metrics = dict[str, tuple[str, float]]
@@ -161,11 +161,12 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int
             ``pictures/`` there.
         metrics: As of :class:`Run`.
         interval: Test images from one such picture to the next. Defaults to 25.
-        padding: At the end, also validate a detector or segmentor without padding and with much.
+        padding: At the end, also validate a detector or segmentor without padding, with little and with much.
 
     Returns:
         The metrics, 'epochs', 'curve', 'minutes', 'core_minutes' and 'images_per_second', as of :func:`execute`; with
-        ``padding``, 'padding': the metrics on validation images padded to multiples of 1 and of 128 pixels.
+        ``padding``, 'padding': the metrics on validation images padded to multiples of 1, 32 and 128
+        pixels.
     """
     config.work_dir = str(folder)
     config.resume = True

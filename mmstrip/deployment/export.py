@@ -80,8 +80,11 @@ class Network(nn.Module):
             logits = self.model(images, mode='tensor')
             return (logits.softmax(1) if self.scores else logits,)
         if self.task == 'segmentor':
+            height, width = images.shape[2:]
+            images = _pad(images, *_test_padding(self.model))
             size = tuple(images.shape[2:])
-            return (self.model.encode_decode(images, [dict(img_shape=size, pad_shape=size)]),)
+            logits = self.model.encode_decode(images, [dict(img_shape=size, pad_shape=size)])
+            return (logits[..., :height, :width],)
         if self.task == 'detector':
             return self._detect(images)
         maps = self.model.backbone(images)
@@ -92,8 +95,7 @@ class Network(nn.Module):
         from mmdet.structures import DetDataSample
 
         model, size = self.model, tuple(map(int, images.shape[2:]))
-        divisor, value = (getattr(model.data_preprocessor, name, 1) for name in ('pad_size_divisor', 'pad_value'))
-        images = F.pad(images, (0, -size[1] % divisor, 0, -size[0] % divisor), value=value)
+        images = _pad(images, *_test_padding(model))
         about = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), batch_input_shape=tuple(images.shape[2:]))
         samples, maps = [DetDataSample(metainfo=about)], model.extract_feat(images)
         if hasattr(model, 'roi_head'):
@@ -102,17 +104,31 @@ class Network(nn.Module):
         return model.bbox_head.predict(maps, samples, rescale=False)
 
 
+def _test_padding(model: nn.Module) -> tuple[int, float]:
+    """What a model's preprocessing pads the sides of images to multiples of in tests, and with which value."""
+    before = model.data_preprocessor
+    if hasattr(before, 'test_cfg'):  # mmseg's
+        return (before.test_cfg or {}).get('size_divisor', 1), before.pad_val
+    return before.pad_size_divisor, before.pad_value
+
+
+def _pad(images: Tensor, divisor: int, value: float) -> Tensor:
+    """On the right and at the bottom."""
+    height, width = images.shape[2:]
+    return images if divisor == 1 else F.pad(images, (0, -width % divisor, 0, -height % divisor), value=value)
+
+
 def normalisation(model: nn.Module) -> tuple[bool, list[float] | None, list[float] | None]:
     """Whether a model's preprocessing turns BGR to RGB, and its mean and standard deviation, if it has them.
 
     Raises:
-        ValueError: It pads images in tests, which exported files do not.
+        ValueError: It pads images in tests to a size of its own, or a classifier's, which exported files do not.
     """
     before = model.data_preprocessor
     if getattr(before, 'pad_size_divisor', 1) > 1 and type(before).__name__ == 'ClsDataPreprocessor':
         raise ValueError('model.data_preprocessor.pad_size_divisor must be 1 to be exported')
-    if getattr(before, 'test_cfg', None):
-        raise ValueError('model.data_preprocessor.test_cfg pads images, which exported files do not: leave it out')
+    if (getattr(before, 'test_cfg', None) or {}).get('size'):
+        raise ValueError('model.data_preprocessor.test_cfg.size pads images, which exported files do not: leave it out')
     flip = bool(getattr(before, 'to_rgb', False) or getattr(before, '_channel_conversion', False))
     mean, std = (getattr(before, name, None) for name in ('mean', 'std'))
     return flip, *(None if values is None else values.flatten().tolist() for values in (mean, std))

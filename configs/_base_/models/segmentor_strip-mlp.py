@@ -7,6 +7,7 @@ data_preprocessor = dict(
     bgr_to_rgb=True,
     pad_val=0,
     seg_pad_val=255,
+    test_cfg=dict(size_divisor=32),  # maps are floored at each stride: what lies beyond would have no features
 )
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)
