@@ -62,7 +62,7 @@ def plot_bars(panels: dict[str, dict[str, Sequence[float]]], y_label: str, path:
 
 
 def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """Confusion matrix; class names and counts are written in up to 30 classes.
+    """Confusion matrix; of up to 30 classes the counts, of more the share of each true class, as colours.
 
     Args:
         labels, predictions: Class indices (N, ).
@@ -71,21 +71,24 @@ def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequenc
     """
     count = len(classes)
     few = count <= 30
-    side = max(6, 0.45 * count) if few else 10
+    side = max(6, 0.45 * count) if few else 12
     matrix = np.zeros((count, count), dtype=int)
     np.add.at(matrix, (labels, predictions), 1)
     figure = Figure(figsize=(side, side), layout='constrained')
     axes = figure.subplots()
-    picture = axes.imshow(matrix, cmap='Blues')
+    picture = axes.imshow(matrix if few else matrix / matrix.sum(1, keepdims=True).clip(1), cmap='Blues')
     axes.set(xlabel='Predicted label', ylabel='True label', xticks=[], yticks=[])
+    if count <= 120:  # more cannot be read
+        size = None if few else 500 / count
+        turned = 'vertical' if max(map(len, classes)) > 3 else 'horizontal'
+        axes.set_xticks(range(count), classes, rotation=turned, fontsize=size)
+        axes.set_yticks(range(count), classes, fontsize=size)
     if few:
-        axes.set_xticks(range(count), classes, rotation='vertical' if max(map(len, classes)) > 3 else 'horizontal')
-        axes.set_yticks(range(count), classes)
         for (row, column), number in np.ndenumerate(matrix):
             color = 'white' if number > matrix.max() / 2 else 'black'
             axes.text(column, row, number, ha='center', va='center', color=color)
     else:
-        figure.colorbar(picture)
+        figure.colorbar(picture, shrink=0.6, label='Share of the true class')
     axes.set_title(f'{np.mean(labels == predictions):.2%} of {len(labels)} right')
     figure.savefig(path, dpi=120)
 
