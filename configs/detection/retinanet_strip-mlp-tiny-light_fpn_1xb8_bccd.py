@@ -9,7 +9,7 @@ _base_ = [
 
 # A small head with norms, which learns in a few hundred steps; anchors for cells of 10 to 100 pixels.
 norm_cfg = dict(type='GN', num_groups=16)
-checkpoint = 'work_dirs/strip-mlp-tiny-light_1xb32_caltech101-64px/epoch_15.pth'
+checkpoint = 'work_dirs/strip-mlp-tiny-light_1xb32_caltech101-64px/epoch_12.pth'
 init = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
 model = dict(
     backbone=dict(img_size=64, drop_path_rate=0.0, norm_eval=False, init_cfg=init),

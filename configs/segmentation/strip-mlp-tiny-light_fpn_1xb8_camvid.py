@@ -8,7 +8,7 @@ _base_ = [
 ]
 
 norm_cfg = dict(type='BN')
-checkpoint = 'work_dirs/strip-mlp-tiny-light_1xb32_caltech101-64px/epoch_15.pth'
+checkpoint = 'work_dirs/strip-mlp-tiny-light_1xb32_caltech101-64px/epoch_12.pth'
 init = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
 model = dict(
     data_preprocessor=dict(size=(176, 240)),

@@ -7,7 +7,7 @@ _base_ = [
     '../_base_/small_data_runtime.py',
 ]
 
-checkpoint = 'work_dirs/strip-mlp-tiny-light_1xb32_caltech101-64px/epoch_15.pth'
+checkpoint = 'work_dirs/strip-mlp-tiny-light_1xb32_caltech101-64px/epoch_12.pth'
 init = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
 model = dict(backbone=dict(img_size=64, drop_path_rate=0.0, init_cfg=init), head=dict(num_classes=10), train_cfg=None)
 

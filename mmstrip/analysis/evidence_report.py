@@ -42,7 +42,6 @@ PICTURES = {
     'caltech101': (
         ('results_caltech101.png', 'Held-out accuracy over epochs and minutes'),
         ('results_caltech101_confusion_matrix.png', 'Confusion matrix of the T* classifier'),
-        ('results_caltech101_predictions.png', 'Its best and worst test images'),
     ),
     'ablations': (('results_ablations.png', 'Top-1 of each variant with the spread of its seeds'),),
     'transfer': (
@@ -75,7 +74,7 @@ def write_report(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
     images.mkdir(exist_ok=True)
     plots = (_plot_caltech101, _plot_ablations, _plot_transfer)
     drawn = [plot(results, images) for plot in plots]
-    drawn += _copy_classifier_pictures(work_dir, images)
+    drawn.append(_copy_confusion_matrix(work_dir, images))
     drawn += [_draw_predictions(task, work_dir, images) for task in TRANSFER]
 
     def fill(match: re.Match) -> str:
@@ -210,7 +209,7 @@ def _transfer_table(results: Results) -> str:
                 first = next(iter(metrics))
                 padded = ', '.join(f'{found[first]:.3f}' for found in run['padding'].values()) if run else ''
                 rows.append([task, model, start, f'{", ".join(metrics)} {", ".join(values)}', padded])
-    return _table(('task', 'backbone', 'from', 'test', 'val: without padding, with much'), rows)
+    return _table(('task', 'backbone', 'from', 'test', 'val: padded to multiples of 1, 32, 128'), rows)
 
 
 def _cifar10_table(results: Results) -> str:
@@ -296,15 +295,14 @@ def _plot_transfer(results: Results, images: Path) -> Path | None:
     return path
 
 
-def _copy_classifier_pictures(work_dir: Path, images: Path) -> list[Path]:
-    """Confusion matrix and sheet of test images of the first model of part 1."""
-    copies = []
-    for name in ('confusion_matrix.png', 'predictions.png'):
-        found = sorted((work_dir / 'caltech101' / f'{next(iter(CALTECH101))}_seed0').glob(f'*/{name}'))
-        if found:
-            copies.append(images / f'results_caltech101_{name}')
-            shutil.copyfile(found[-1], copies[-1])
-    return copies
+def _copy_confusion_matrix(work_dir: Path, images: Path) -> Path | None:
+    """That of the first model of part 1."""
+    found = sorted((work_dir / 'caltech101' / f'{next(iter(CALTECH101))}_seed0').glob('*/confusion_matrix.png'))
+    if not found:
+        return None
+    path = images / 'results_caltech101_confusion_matrix.png'
+    shutil.copyfile(found[-1], path)
+    return path
 
 
 def _draw_predictions(task: str, work_dir: Path, images: Path) -> Path | None:
