@@ -140,17 +140,15 @@ class Headed(torch.nn.Module):
     def __init__(self, kind, **options):
         super().__init__()
         init_default_scope('mmseg')
-        common = dict(in_channels=[4] * 4, in_index=[0, 1, 2, 3], channels=4, num_classes=3, norm_cfg=dict(type='BN'))
+        common = dict(in_channels=[4] * 2, in_index=[0, 1], channels=4, num_classes=3, norm_cfg=dict(type='BN'))
         self.head = MODELS.build(dict(type=f'mmseg.{kind}', **common, **options))
-        self.stems = torch.nn.ModuleList(torch.nn.Conv2d(3, 4, stride, stride) for stride in (4, 8, 16, 32))
+        self.stems = torch.nn.ModuleList(torch.nn.Conv2d(3, 4, stride, stride) for stride in (4, 16))
 
     def forward(self, images):
         return (self.head([stem(images) for stem in self.stems]),)
 
 
-@pytest.mark.parametrize(
-    'kind, options', [('FPNHead', dict(feature_strides=[4, 8, 16, 32])), ('UPerHead', {}), ('SegformerHead', {})]
-)
+@pytest.mark.parametrize('kind, options', [('FPNHead', dict(feature_strides=[4, 16])), ('UPerHead', {})])
 def test_heads_of_segmentors_at_any_size(kind, options):
     """The maps before them are tested below."""
     model = randomise(Headed(kind, **options).eval().requires_grad_(False))
