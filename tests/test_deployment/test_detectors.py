@@ -133,7 +133,7 @@ def test_without_mmdeploy_what_to_install_is_said(detector, tmp_path, monkeypatc
         export_model(detector[1], detector[2], tmp_path / 'out.onnx', Export())
 
 
-def test_nothing_but_an_export_imports_mmdeploy(detector, tmp_path):
+def test_nothing_but_an_export_imports_mmdeploy(tmp_path):
     """Predicting does not either, nor does it need a toolbox: a script in a fresh process would pay for its imports."""
     script = tmp_path / 'script.py'
     script.write_text('import sys, mmstrip.deployment, mmstrip.deployment.export\nprint("mmdeploy" in sys.modules)\n')
