@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import ROOT, last_line
+from helpers import ROOT, last_line, randomise
 from helpers.exports import CLASSES, SCENES, SMALL_SCENES, build_model, write_checkpoint
 from helpers.runs import CONFIG, call_tool
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from mmstrip.deployment import Export, Predictor, any_size, export_model, load
