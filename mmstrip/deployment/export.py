@@ -80,11 +80,10 @@ class Network(nn.Module):
             logits = self.model(images, mode='tensor')
             return (logits.softmax(1) if self.scores else logits,)
         if self.task == 'segmentor':
-            height, width = images.shape[2:]
-            images = _pad(images, *_test_padding(self.model))
-            size = tuple(images.shape[2:])
-            logits = self.model.encode_decode(images, [dict(img_shape=size, pad_shape=size)])
-            return (logits[..., :height, :width],)
+            padded = _pad(images, *_test_padding(self.model))
+            size = tuple(padded.shape[2:])
+            logits = self.model.encode_decode(padded, [dict(img_shape=size, pad_shape=size)])
+            return (logits if padded is images else _cropped(logits, images),)
         if self.task == 'detector':
             return self._detect(images)
         maps = self.model.backbone(images)
@@ -116,6 +115,13 @@ def _pad(images: Tensor, divisor: int, value: float) -> Tensor:
     """On the right and at the bottom."""
     height, width = images.shape[2:]
     return images if divisor == 1 else F.pad(images, (0, -width % divisor, 0, -height % divisor), value=value)
+
+
+def _cropped(logits: Tensor, images: Tensor) -> Tensor:
+    """Without what was padded; by copies, as a view would tie a program of PyTorch to sizes that are padded."""
+    for dim in (2, 3):
+        logits = logits.index_select(dim, torch.arange(images.shape[dim], device=images.device))
+    return logits
 
 
 def normalisation(model: nn.Module) -> tuple[bool, list[float] | None, list[float] | None]:
