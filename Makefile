@@ -105,7 +105,7 @@ soak: install
 
 # Each process of the suite takes one core; files stay together, as their tests share trained models. Runtimes, NNCF and
 # mmdeploy have processes of their own: after them in one process, another file's test died without a word.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 test: install
 	OMP_NUM_THREADS=1 $(PYTEST) --ignore tests/test_deployment
 	OMP_NUM_THREADS=1 $(PYTEST) tests/test_deployment
