@@ -68,7 +68,10 @@ def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, lis
 
         inferencer = MMSegInferencer(config, path, device='cpu', show_progress=False)
         task, classes = 'segmentor', inferencer.model.dataset_meta['classes']
-        predict = lambda image: inferencer(image)['predictions']  # noqa: E731
+
+        def predict(image: np.ndarray) -> np.ndarray:
+            return inferencer(image)['predictions']
+
     else:
         raise ValueError(f'the page shows classifiers and segmentors, but {config} is of {scope}')
     fill_model(inferencer.model, config, path)

@@ -90,7 +90,8 @@ def write_report(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
     return [page, *filter(None, drawn)]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """A table in Markdown, of what has no line breaks and no bars."""
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
@@ -131,7 +132,7 @@ def _caltech101_table(results: Results) -> str:
                 f'{speed:.1f}' if speed else UNMEASURED,
             ]
         )
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _speed(results: Results, model: str) -> float | None:
@@ -158,7 +159,7 @@ def _choices_table(results: Results) -> str:
         table.setdefault(f'{name}, {metric}', {})[rate] = f'{100 * result[metric]:.2f}'
     rates = sorted({rate for row in table.values() for rate in row}, key=float)
     rows = [[name, *(row.get(rate, '') for rate in rates)] for name, row in table.items()]
-    return _table(('run, held-out %', *(f'lr {rate}' for rate in rates)), rows)
+    return markdown_table(('run, held-out %', *(f'lr {rate}' for rate in rates)), rows)
 
 
 def _fashion_mnist_table(results: Results) -> str:
@@ -170,7 +171,7 @@ def _fashion_mnist_table(results: Results) -> str:
         cost = [run['epochs'], f'{run["core_minutes"]:.0f}', run['machine']['cpu']]
         rows.append([config, f'{100 * run["top-1"]:.2f}', size, *cost])
     head = ('config', 'top-1, test', 'params', 'epochs', 'core minutes', 'on')
-    return _table(head, rows) if rows else MISSING
+    return markdown_table(head, rows) if rows else MISSING
 
 
 def _ablations_table(results: Results) -> str:
@@ -180,7 +181,7 @@ def _ablations_table(results: Results) -> str:
             runs = _seeds(results, f'ablations/{variant_name(table, label)}')
             size = f'{runs[0]["params"] / 1e6:.2f} M' if runs else ''
             rows.append([table, label, _mean(runs), len(runs) or '', size, PAPER.get((table, label), '')])
-    table = _table(('what', 'variant', 'top-1, test', 'seeds', 'params', "the paper's"), rows)
+    table = markdown_table(('what', 'variant', 'top-1, test', 'seeds', 'params', "the paper's"), rows)
     verdicts = [f'- {verdict}' for direction in DIRECTIONS if (verdict := _verdict(results, *direction))]
     return '\n'.join([table, '', *verdicts] if verdicts else [table])
 
@@ -209,7 +210,7 @@ def _transfer_table(results: Results) -> str:
                 first = next(iter(metrics))
                 padded = ', '.join(f'{found[first]:.3f}' for found in run['padding'].values()) if run else ''
                 rows.append([task, model, start, f'{", ".join(metrics)} {", ".join(values)}', padded])
-    return _table(('task', 'backbone', 'from', 'test', 'val: padded to multiples of 1, 32, 128'), rows)
+    return markdown_table(('task', 'backbone', 'from', 'test', 'val: padded to multiples of 1, 32, 128'), rows)
 
 
 def _cifar10_table(results: Results) -> str:
@@ -218,7 +219,7 @@ def _cifar10_table(results: Results) -> str:
         run = results.get(f'cifar10/from-{start}')
         curve = ', '.join(f'{100 * point["top-1"]:.2f}' for point in run['curve']) if run else ''
         rows.append([start, _mean([run] if run else []), curve])
-    return _table(('from', 'top-1, test', 'held-out, by epoch'), rows)
+    return markdown_table(('from', 'top-1, test', 'held-out, by epoch'), rows)
 
 
 def _digit_scenes_table(results: Results) -> str:
@@ -226,7 +227,7 @@ def _digit_scenes_table(results: Results) -> str:
     for name in DIGIT_SCENES_TRIALS:
         run = results.get(f'digit-scenes/{name}')
         rows.append([name.replace('-', ' '), f'{run["mIoU"]:.3f}' if run else MISSING])
-    return _table(('what was changed', 'mIoU'), rows)
+    return markdown_table(('what was changed', 'mIoU'), rows)
 
 
 TABLES: dict[str, Callable[[Results], str]] = {

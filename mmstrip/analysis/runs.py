@@ -165,8 +165,7 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int
 
     Returns:
         The metrics, 'epochs', 'curve', 'minutes', 'core_minutes' and 'images_per_second', as of :func:`execute`; with
-        ``padding``, 'padding': the metrics on validation images padded to multiples of 1, 32 and 128
-        pixels.
+        ``padding``, 'padding': the metrics on validation images padded to multiples of :data:`PADDING` pixels.
     """
     config.work_dir = str(folder)
     config.resume = True

@@ -1,6 +1,6 @@
 """Ask a GPU: does it work, is it right, how fast is it? Writes report.json and report.md.
 
-Steps that have a result are not run again, and a part that runs out of minutes goes on with the same command."""
+Steps that have a result are not run again. The same command resumes a part that ran longer than its minutes."""
 
 import argparse
 import sys

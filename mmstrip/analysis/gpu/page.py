@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...utils.checkpoints import write_file
+from ..evidence_report import markdown_table
 from ..runs import write_json
 from .environment import describe
 from .steps import DONE, FAILED, PARTS, Setting, results
@@ -62,9 +63,8 @@ def _command(setting: Setting) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """A table in Markdown."""
-    lines = [head, ['---'] * len(head), *rows]
-    return '\n'.join(f'| {" | ".join(_cell(cell) for cell in line)} |' for line in lines)
+    """A table in Markdown, with numbers cut to what a reader wants."""
+    return markdown_table(head, [[_cell(cell) for cell in row] for row in rows])
 
 
 def _cell(value) -> str:

@@ -96,7 +96,7 @@ def run_part(part: str, setting: Setting, chosen: Sequence[str] = ('*',)) -> Non
         _watch(part, setting, left, end)
         left = [name for name in left if (setting.read(part, name) or {}).get('state', RUNNING) == RUNNING]
     if left:
-        print(f'[{part}] out of minutes; the same command goes on with {", ".join(left)}', flush=True)
+        print(f'[{part}] no minutes left; the same command resumes with {", ".join(left)}', flush=True)
 
 
 def _watch(part: str, setting: Setting, names: Sequence[str], end: float) -> None:
