@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
-from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
@@ -257,11 +257,10 @@ def fill_model(model: nn.Module, config: str, path: str, trusted: bool = False) 
         FileNotFoundError: There is no such file.
         ValueError: It does not fill the model, or cannot be read.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'no checkpoint at {path}')
-    load_plain_weights_only(trusted)
-    checkpoint = load_checkpoint(model, path, map_location='cpu')
-    missing = sorted(set(model.state_dict()) - set(checkpoint.get('state_dict', checkpoint)))
+    checkpoint = read_checkpoint(path, trusted=trusted)
+    state_dict = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
+    load_state_dict(model, state_dict)
+    missing = sorted(set(model.state_dict()) - set(state_dict))
     if missing:
         raise ValueError(f'{path} does not fill the model of {config}: it lacks {", ".join(missing[:5])}')
     return checkpoint

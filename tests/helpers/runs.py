@@ -22,6 +22,7 @@ from yapf.yapflib import yapf_api
 from helpers import DATA, ROOT
 
 CONFIG = DATA / 'digits_tiny.py'
+_ENVIRONMENT = dict(os.environ)  # before any test
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(
     [
@@ -38,7 +39,8 @@ _CONTEXT.set_forkserver_preload(
 
 
 def _begin(target: Callable, *arguments) -> multiprocessing.Process:
-    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=''):  # as on a machine without GPUs, everywhere
+    # As on a machine without GPUs, everywhere, and without what a test before set.
+    with mock.patch.dict(os.environ, _ENVIRONMENT | dict(CUDA_VISIBLE_DEVICES=''), clear=True):
         multiprocessing.forkserver.ensure_running()
     process = _CONTEXT.Process(target=target, args=arguments)
     process.start()
