@@ -114,9 +114,10 @@ def test_what_cannot_be_shown_is_said(pages, picture, tmp_path):
     assert client.predict(handle_file(picture), api_name='/predict')[0]['label'] in CLASSES
 
 
-def test_no_more_requests_wait_than_allowed(pages, picture):
+def test_no_more_requests_wait_than_allowed(pages, tmp_path):
     client = pages[0][0]
-    jobs = [client.submit(handle_file(picture), api_name='/predict') for _ in range(40)]
+    Image.new('RGB', (2000, 2000)).save(tmp_path / 'slow.png')  # slower to show than to send
+    jobs = [client.submit(handle_file(tmp_path / 'slow.png'), api_name='/predict') for _ in range(40)]
     errors = [str(job.exception(300)) for job in jobs if job.exception(300)]
     assert errors and all('full' in error for error in errors) and len(errors) < 40, errors
 
