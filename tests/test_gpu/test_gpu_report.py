@@ -39,7 +39,7 @@ STATES = ('done', 'failed', 'failed', 'failed', 'not run', 'done')
 
 def test_the_tool_measures_and_goes_on(tmp_path):
     options = ['--device', 'cpu', '--tiny', '--out', tmp_path / 'out', '--parts', 'fast']
-    steps = ['--steps', 'eager-inference-float32-1', 'implementations', 'memory', 'graphs-Strip*']
+    steps = ['--steps', 'eager-inference-float32-1', 'implementations', 'memory', 'graphs-train-Strip*']
     done = call_tool(TOOL, *options, *steps, folder=tmp_path)
     assert done.returncode == 0, done.stdout
     page = (tmp_path / 'out' / 'report.md').read_text()
@@ -47,7 +47,7 @@ def test_the_tool_measures_and_goes_on(tmp_path):
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
     left = report['parts']['fast']
     assert {name for name, one in left.items() if one['state'] == 'done'} == set(steps[1:4])
-    assert left['graphs-Strip-MLP-T']['reason'] == 'CUDA graphs need CUDA'
+    assert left['graphs-train-Strip-MLP-T']['reason'] == 'CUDA graphs need CUDA'
     labels = {result['label'] for result in left[steps[1]]['result']['results']}
     assert labels == {'Strip-MLP-T', 'Strip-MLP-T @deploy', 'ResNet-18', 'ResNet-18 @channels_last'}
     assert all(label in page for label in labels)

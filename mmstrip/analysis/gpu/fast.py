@@ -46,11 +46,20 @@ DENSE = {'800x1216': ((800, 1216), 2), '512x512': ((512, 512), 8)}
 BATCHES = (32, 64, 128, 256)
 
 
+# Steps of one model: forms that it takes, mode, and images.
+SINGLE = {
+    'compiled-train': (('compile',), 'train', 64),
+    'compiled-inference': (('compile',), 'inference', 128),
+    'compiled-deploy': (('deploy', 'compile'), 'inference', 128),
+    'compiled-one-image': (('compile', 'cudagraphs'), 'inference', 1),
+    'graphs-train': (('cudagraphs',), 'train', 64),
+    'graphs-inference': (('cudagraphs',), 'inference', 128),
+    'graphs-one-image': (('cudagraphs',), 'inference', 1),
+}
+
+
 def steps(setting: Setting) -> Steps:
     names = list(models(setting))
-    most, rest = names[:4], names[4:]
-    compiled = {f'compiled-{name}': partial(compile_one, name) for name in names}
-    graphs = {f'graphs-{name}': partial(graph_one, name) for name in names}
     return {
         'limits': limits,
         'eager-train-bfloat16': partial(eager, ('train',), 64, BFLOAT16),
@@ -58,17 +67,22 @@ def steps(setting: Setting) -> Steps:
         'eager-inference-bfloat16-1': partial(eager, ('inference',), 1, BFLOAT16),
         'implementations': implementations,
         'kernels': kernels,
-        f'compiled-{STRIP}': compiled[f'compiled-{STRIP}'],
-        f'graphs-{STRIP}': graphs[f'graphs-{STRIP}'],
-        **{name: compiled[name] for name in compiled if name.partition('-')[2] in most},
-        **{name: graphs[name] for name in graphs if name.partition('-')[2] in most},
+        **_singles(names[:4]),
         **{f'dense-{name}': partial(dense, name) for name in DENSE},
         'memory': memory,
         'eager-train-float32': partial(eager, ('train',), 64, TF32),
         'eager-inference-float32-128': partial(eager, ('inference',), 128, TF32),
         'eager-inference-float32-1': partial(eager, ('inference',), 1, TF32),
-        **{name: graphs[name] for name in graphs if name.partition('-')[2] in rest},
-        **{name: compiled[name] for name in compiled if name.partition('-')[2] in rest},
+        **_singles(names[4:]),
+    }
+
+
+def _singles(names: Sequence[str]) -> Steps:
+    return {
+        f'{case}-{name}': partial(single, name, *settings)
+        for name in names
+        for case, settings in SINGLE.items()
+        if 'deploy' not in case or name.startswith('Strip')
     }
 
 
@@ -104,16 +118,16 @@ def settings_of(
 
 
 def measure(specs: Sequence[Spec], settings: Settings) -> dict:
-    """A benchmark without what does not run here, which is named."""
+    """A benchmark without what does not run here, which is named.
+
+    Raises:
+        RuntimeError: Nothing ran, or an error may have spoilt what ran after it.
+    """
     report = run_benchmark(specs, settings, skip_failing=True)
-    _refuse(report['failed'], not report['results'])
-    return report
-
-
-def _refuse(failed: dict[str, str], nothing_ran: bool) -> None:
-    """Raises RuntimeError where nothing ran, or an error may have spoilt what ran after it."""
-    if nothing_ran or any(map(takes_the_gpu, failed.values())):
+    failed = report['failed']
+    if not report['results'] or any(map(takes_the_gpu, failed.values())):
         raise RuntimeError('; '.join(f'{label}: {words}' for label, words in failed.items()))
+    return report
 
 
 def eager(modes: Sequence[str], batch: int, dtype: str, setting: Setting) -> dict:
@@ -129,41 +143,14 @@ def best_layout(spec: Spec) -> Spec:
     return layouts(spec)[-1]
 
 
-def compile_one(name: str, setting: Setting) -> dict:
-    """One model compiled: training, inference of many images, and of one by CUDA graphs; its costliest kernels."""
+def single(name: str, own: Sequence[str], mode: str, batch: int, setting: Setting) -> dict:
+    """One model, compiled or as CUDA graphs, alone, as a compiler takes minutes and may fail."""
+    if not setting.cuda and 'cudagraphs' in own:
+        raise NotRunError('CUDA graphs need CUDA')
     if not setting.cuda and name != STRIP:
         raise NotRunError('compilers are tried on one model where there is no GPU')
-    spec = best_layout(models(setting)[name])
-    cases = [(('train',), 64, ('compile',)), (('inference',), 128, ('compile',))]
-    if setting.cuda:
-        cases.append((('inference',), 1, ('compile', 'cudagraphs')))
-        if name in (STRIP, STRIP_LIGHT):
-            cases.append((('inference',), 128, ('deploy', 'compile')))
-    return _several([(forms(spec, *own), settings_of(setting, modes, batch)) for modes, batch, own in cases])
-
-
-def graph_one(name: str, setting: Setting) -> dict:
-    """One model's eager steps as CUDA graphs."""
-    if not setting.cuda:
-        raise NotRunError('CUDA graphs need CUDA')
-    spec = forms(best_layout(models(setting)[name]), 'cudagraphs')
-    cases = ((('train',), 64), (('inference',), 128), (('inference',), 1))
-    return _several([(spec, settings_of(setting, modes, batch)) for modes, batch in cases])
-
-
-def _several(cases: Sequence[tuple[Spec, Settings]]) -> dict:
-    """Benchmarks of one model after the other, as those that fail must not end the others."""
-    found = dict(reports=[], failed={})
-    for spec, settings in cases:
-        report = run_benchmark([spec], settings, skip_failing=True)
-        found['failed'] |= {
-            f'{label}, {settings.modes[0]}, batch {settings.batch}': words for label, words in report['failed'].items()
-        }
-        if report['results']:
-            found['reports'].append(report)
-        torch._dynamo.reset()
-    _refuse(found['failed'], not found['reports'])
-    return found
+    spec = forms(best_layout(models(setting)[name]), *own)
+    return measure([spec], settings_of(setting, (mode,), batch))
 
 
 def dense(name: str, setting: Setting) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from . import trainings
-from .steps import Setting, Steps
+from .steps import NotRunError, Setting, Steps
 
 ITERATIONS = 60
 SYNC_BN = ('--cfg-options', 'model.backbone.norm_cfg.type=SyncBN')
@@ -20,7 +20,7 @@ def steps(setting: Setting) -> Steps:
     half = ('--amp', 'bfloat16')
     return {
         **{f'cards-{count}': partial(train, count, f'cards-{count}', half) for count in (cards, *powers)},
-        'float16-loss-scaling': partial(train, cards, 'float16', ('--amp', 'float16') if setting.cuda else half),
+        'float16-loss-scaling': partial(train, cards, 'float16', ('--amp', 'float16')),
         'sync-bn': partial(train, cards, 'sync-bn', (*half, *SYNC_BN)),
         'accumulation': partial(train, cards, 'accumulation', (*half, *ACCUMULATION)),
         'sharded-base': sharded,
@@ -34,6 +34,8 @@ def count_cards(setting: Setting) -> int:
 
 def train(cards: int, name: str, arguments: tuple[str, ...], setting: Setting) -> dict:
     """Some iterations on random images."""
+    if 'float16' in arguments and not setting.cuda:
+        raise NotRunError('float16 with loss scaling needs CUDA')
     iterations = 8 if setting.tiny else ITERATIONS
     config = trainings.write_config(setting, name, iterations, cards=cards)
     return trainings.distributed(config, cards, 'work', *arguments)
