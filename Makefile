@@ -21,7 +21,7 @@ FORMS := $(PEERS) $(STRIP) $(STRIP)@deploy $(BFLOAT16) \
 # Every way to keep and run an exported one, in bfloat16 where the CPU has it; the peers as they are.
 BF16 := $(shell grep -q avx512_bf16 /proc/cpuinfo && echo @openvino@bfloat16)
 STORED := @onnxruntime @onnxruntime@half @onnxruntime@int8 @openvino $(BF16) @openvino@half @openvino@int8
-FILES := $(foreach model,$(STRIP)@deploy $(CONVNEXT),$(addprefix $(model),$(STORED))) \
+FILES := $(STRIP)@deploy $(foreach model,$(STRIP)@deploy $(CONVNEXT),$(addprefix $(model),$(STORED))) \
 	$(foreach model,$(SWIN) $(RESNET),$(addprefix $(model),@onnxruntime @openvino $(BF16)))
 
 # make install, demo, transfer, evidence, ablations, speed, benchmark, benchmark-forms, benchmark-files, gpu and test all work from nothing; see README.md.
