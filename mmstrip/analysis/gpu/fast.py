@@ -1,6 +1,7 @@
 """Part *fast*: images/s, milliseconds and memory of the network beside its peers, and what their time goes to."""
 
 import functools
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -270,6 +271,7 @@ def _peak(spec: Spec, settings: Settings) -> dict:
     """MiB beyond the weights, which are counted by themselves; too many images are no failure."""
     candidate = Candidate(spec, settings)
     weights = sum(value.nbytes for value in candidate.model.parameters()) / 2**20
+    gc.collect()  # models before it are in cycles
     try:
         step: Callable = candidate.step('train', settings.shapes[0])
         step()

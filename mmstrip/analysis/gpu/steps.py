@@ -4,6 +4,7 @@ A step that fails or takes too long is noted with its error and the others go on
 again, those without are tried by the next call.
 """
 
+import gc
 import json
 import os
 import signal
@@ -189,7 +190,9 @@ def work(part: str, names: Sequence[str], setting: Setting) -> bool:
 
 
 def _forget(setting: Setting) -> None:
+    """Let go of models, which graphs and compilers hold in cycles."""
     torch._dynamo.reset()
+    gc.collect()
     if setting.cuda:
         torch.cuda.empty_cache()
 
