@@ -1,5 +1,6 @@
 """Checkpoint files that run no code."""
 
+import os
 import pickle
 import sys
 
@@ -12,6 +13,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from safetensors.torch import load_file
 
 from mmstrip.utils.checkpoints import (
+    fill_model,
     load_plain_weights_only,
     read_checkpoint,
     restore_histories,
@@ -39,6 +41,17 @@ def test_checkpoints_of_the_model_zoos_are_read(tmp_path):
     ours = torch.load(tmp_path / 'ours.pth', weights_only=True)
     assert ours['nested'] == [(1, 'a')] and 'function' not in ours and ours['ids'].tolist() == [0, 1, 2]
     assert restore_histories(ours)['message_hub']['log_scalars']['train/loss'].current() == 0.5
+
+
+def test_a_filled_model_is_all_that_changes(tmp_path):
+    layer, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    torch.save(dict(state_dict=other.state_dict(), meta={}), tmp_path / 'whole.pth')
+    torch.save(other.weight.detach(), tmp_path / 'weight.pth')
+    environment = dict(os.environ)
+    assert fill_model(layer, 'layer.py', tmp_path / 'whole.pth')['meta'] == {}
+    assert torch.equal(layer.weight, other.weight) and dict(os.environ) == environment
+    with pytest.raises(ValueError, match='weight.pth does not fill the model of layer.py: it lacks bias, weight'):
+        fill_model(layer, 'layer.py', tmp_path / 'weight.pth')
 
 
 def test_safetensors(tmp_path, monkeypatch):
