@@ -1,11 +1,14 @@
+import os
 import random
 import sys
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 import numpy
 import pytest
 import torch
+from mmengine.runner import CheckpointLoader
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,6 +22,13 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker('gpu'):
                 item.add_marker(pytest.mark.skip(reason='there is no CUDA'))
+
+
+@pytest.fixture(autouse=True, scope='module')
+def process_as_it_was():
+    """A Runner lets its process load plain weights alone from then on; the next file's tests start without that."""
+    with mock.patch.dict(os.environ), mock.patch.object(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy()):
+        yield
 
 
 @pytest.fixture(autouse=True)
