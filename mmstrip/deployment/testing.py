@@ -4,16 +4,32 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.structures import PixelData
+from mmengine.structures import InstanceData, PixelData
 
 from ..engine.precision import amp_dtype
 from ..registry import MODELS
 from .predictor import Predictor
 
 
+def _add_class(sample, result: dict) -> None:
+    sample.set_pred_score(torch.from_numpy(result['pred_scores'])).set_pred_label(result['pred_label'])
+
+
+def _add_labels(sample, result: np.ndarray) -> None:
+    sample.pred_sem_seg = PixelData(data=torch.from_numpy(result)[None])
+
+
+def _add_detections(sample, result: dict) -> None:
+    sample.pred_instances = InstanceData(**{name: torch.from_numpy(values) for name, values in result.items()})
+
+
+# What a file of each task has found goes into a toolbox's data sample.
+_ADD = dict(classifier=_add_class, segmentor=_add_labels, detector=_add_detections)
+
+
 @MODELS.register_module()
 class ExportedModel(BaseModel):
-    """An exported classifier or segmentor as a model of the toolboxes, for tests alone.
+    """An exported classifier, segmentor or detector as a model of the toolboxes, for tests alone.
 
     Args:
         file (str): As of :class:`.predictor.Predictor`.
@@ -28,8 +44,8 @@ class ExportedModel(BaseModel):
         super().__init__()
         self.predictor = Predictor(file, dtype)
         task = self.predictor.about['task']
-        if task not in ('classifier', 'segmentor'):
-            raise ValueError(f'classifiers and segmentors are tested, but {file} holds a {task}')
+        if task not in _ADD:
+            raise ValueError(f'classifiers, segmentors and detectors are tested, but {file} holds a {task}')
 
     def test_step(self, data: dict) -> list:
         """The batch's data samples with the predictions in them."""
@@ -37,10 +53,7 @@ class ExportedModel(BaseModel):
         pixels = [np.asarray(image) for image in data['inputs']]
         for sample, image, outputs in zip(samples, pixels, self.predictor.outputs(pixels, len(pixels))):
             result = self.predictor.result(outputs, image.shape[1:], sample.get('ori_shape', image.shape[1:]))
-            if self.predictor.about['task'] == 'classifier':
-                sample.set_pred_score(torch.from_numpy(result['pred_scores'])).set_pred_label(result['pred_label'])
-            else:
-                sample.pred_sem_seg = PixelData(data=torch.from_numpy(result)[None])
+            _ADD[self.predictor.about['task']](sample, result)
         return samples
 
     def forward(self, inputs, data_samples=None, mode: str = 'predict'):

@@ -95,4 +95,4 @@ def test_what_cannot_be_quantised_or_tested_is_said(folder, tmp_path):
     error = f'Error: files of onnx and openvino are quantised, but {tmp_path}/maps.pt2 is of torch-export'
     assert last_line(done.stdout) == error
     done = call_tool('test.py', CONFIG, tmp_path / 'maps.pt2', '--work-dir', tmp_path / 'test', folder=tmp_path)
-    assert f'classifiers and segmentors are tested, but {tmp_path}/maps.pt2 holds a backbone' in done.stdout
+    assert f'classifiers, segmentors and detectors are tested, but {tmp_path}/maps.pt2 holds a backbone' in done.stdout

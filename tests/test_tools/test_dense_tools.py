@@ -121,6 +121,20 @@ def test_testing_in_bfloat16(trained, tmp_path):
     assert metric(task, done.stdout) == pytest.approx(metric(task, output), rel=0.25)  # of a few objects
 
 
+def test_exported_detectors_have_the_figures_of_their_checkpoint(trained, tmp_path):
+    task, config, work_dir, output = trained
+    if task != 'detection':
+        return
+    file = tmp_path / 'model.onnx'
+    done = call_tool('deployment/export.py', config, work_dir / f'epoch_{EPOCHS[task]}.pth', file, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    done = call_tool('test.py', config, file, '--work-dir', tmp_path, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    for key in ('coco/bbox_mAP_50', 'coco/segm_mAP_50'):
+        found, expected = (float(re.findall(rf'{key}: +([\d.]+)', text)[-1]) for text in (done.stdout, output))
+        assert found == pytest.approx(expected, rel=0.01) and found > 0
+
+
 def test_detectors_average_mirrored_images(trained, tmp_path):
     task, config, work_dir, _ = trained
     if task != 'detection':
