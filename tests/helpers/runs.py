@@ -9,7 +9,6 @@ import multiprocessing.forkserver
 import os
 import resource
 import runpy
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from torch.distributed.elastic.utils.distributed import get_free_port
 from yapf.yapflib import yapf_api
 
 from helpers import DATA, ROOT
@@ -99,19 +99,13 @@ def call_tool(tool: str | Path, *arguments, folder: Path, **options) -> subproce
     return subprocess.CompletedProcess([tool, *arguments], process.exitcode, output.read_text())
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return server.getsockname()[1]
-
-
 def call_ranks(script: str | Path, *arguments, folder: Path, count: int = 2) -> str:
     """Run a script in several processes, with the environment that torchrun gives them.
 
     Returns:
         What they printed; all of them must have ended well.
     """
-    output, port = folder / 'ranks.txt', str(free_port())
+    output, port = folder / 'ranks.txt', str(get_free_port())
     processes = []
     for rank in map(str, range(count)):
         env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=port)

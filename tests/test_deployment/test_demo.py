@@ -13,8 +13,9 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from helpers import ROOT, last_line
 from helpers.exports import CLASSES, SCENES, SMALL_SCENES, write_checkpoint
-from helpers.runs import CONFIG, call_tool, free_port
+from helpers.runs import CONFIG, call_tool
 from PIL import Image
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from mmstrip.deployment import Export, export_model, load
 from mmstrip.utils.config import load_config
@@ -23,7 +24,7 @@ DEMO = ROOT / 'demo' / 'app.py'
 
 
 def start(folder: Path, *arguments) -> tuple[subprocess.Popen, str]:
-    port = str(free_port())
+    port = str(get_free_port())
     command = [sys.executable, DEMO, *arguments, '--port', port]
     with (folder / 'page.txt').open('w') as output:
         process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output)

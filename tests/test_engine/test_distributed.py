@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from helpers import ROOT, SMALL_CONFIG, run
-from helpers.runs import CONFIG, call_ranks, call_tool, free_port
+from helpers.runs import CONFIG, call_ranks, call_tool
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from mmstrip.datasets.digit_scenes import write_digit_scenes
 
@@ -19,7 +20,7 @@ from mmstrip.datasets.digit_scenes import write_digit_scenes
 def environment(**settings) -> dict[str, str]:
     """gloo, as on a machine without GPUs, so that the test is the same everywhere."""
     paths = os.pathsep.join(map(str, [ROOT / 'tests', ROOT]))
-    return dict(PORT=str(free_port()), PYTHONPATH=paths, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', **settings)
+    return dict(PORT=str(get_free_port()), PYTHONPATH=paths, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', **settings)
 
 
 def launch(script, *arguments, **env):
@@ -101,7 +102,7 @@ def tiny(folder, *hooks: str) -> str:
 def two_nodes(tmp_path_factory) -> dict:
     """Weights that two nodes with one process each have trained, both started by hand."""
     folder = tmp_path_factory.mktemp('nodes')
-    config, port = tiny(folder), str(free_port())
+    config, port = tiny(folder), str(get_free_port())
 
     def node(rank: int):
         nodes = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', PORT=port)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from statistics import median
 
 import torch
 from mmengine.runner import Runner
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from ...engine.launch import build_runner
 from ...engine.precision import set_train_amp
@@ -87,17 +87,11 @@ def start(config_file: Path, work_dir: Path, *arguments: str) -> subprocess.Pope
 def _start(command: list, work_dir: Path, **environment: str) -> subprocess.Popen:
     work_dir.mkdir(parents=True, exist_ok=True)
     # cuBLAS is deterministic with such a workspace alone.
-    own = dict(CUBLAS_WORKSPACE_CONFIG=':4096:8', OMP_NUM_THREADS='1', PYTHON=sys.executable, PORT=str(_free_port()))
+    own = dict(CUBLAS_WORKSPACE_CONFIG=':4096:8', OMP_NUM_THREADS='1', PYTHON=sys.executable, PORT=str(get_free_port()))
     with (work_dir / 'log.txt').open('a') as log:
         return subprocess.Popen(
             list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **own, **environment}
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return server.getsockname()[1]
 
 
 def finish(process: subprocess.Popen, work_dir: Path) -> None:
@@ -171,5 +165,5 @@ def _measured(work_dir: Path, batch: int) -> dict:
 
 def module_on_cards(module: str, cards: int, folder: Path, *arguments: str) -> None:
     """Run a module in so many processes, by torchrun."""
-    command = [sys.executable, TOOLS / 'torchrun.py', f'--nproc_per_node={cards}', f'--master_port={_free_port()}']
+    command = [sys.executable, TOOLS / 'torchrun.py', f'--nproc_per_node={cards}', f'--master_port={get_free_port()}']
     finish(_start([*command, '-m', module, *arguments], folder), folder)
