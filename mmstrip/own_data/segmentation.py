@@ -268,7 +268,7 @@ def _config(
         heads.append(f'neck=dict(in_channels={backbone.channels})')
     if model == 'upernet':
         heads.append(f'auxiliary_head=dict({head}, in_channels={backbone.channels[2]})')
-    lines = [
+    return [
         *base(f'segmentation/strip-mlp-tiny-light_{model}_{MODELS[model]}_ade20k-512x512'),
         *assign('classes', classes),
         *start(backbone),
@@ -285,7 +285,17 @@ def _config(
         "    type='mmstrip.SegDataset', data_root='', metainfo=dict(classes=classes), reduce_zero_label=False, "
         f'ignore_index={ignored}',
         ')',
+        *_loaders(splits, out, batch_size),
+        f'val_evaluator = test_evaluator = dict(ignore_index={ignored})',
+        f'optim_wrapper = dict(optimizer=dict(lr={2e-4 if backbone.init_cfg else 5e-4}))',
+        f'train_cfg = dict(max_iters={iterations}, val_interval={interval})',
+        schedule(warm_up, begin=warm_up, end=iterations),
+        f'default_hooks = dict(checkpoint=dict(interval={interval}))',
     ]
+
+
+def _loaders(splits: dict[str, Split], out: Path, batch_size: int) -> list[str]:
+    lines = []
     for loader in ('train', 'val', 'test'):
         split = loader if loader in splits else 'val'
         part = splits[split]
@@ -298,11 +308,4 @@ def _config(
             f'    pipeline={"train" if loader == "train" else "test"}_pipeline, **data,',
             '))',
         ]
-    return [
-        *lines,
-        f'val_evaluator = test_evaluator = dict(ignore_index={ignored})',
-        f'optim_wrapper = dict(optimizer=dict(lr={2e-4 if backbone.init_cfg else 5e-4}))',
-        f'train_cfg = dict(max_iters={iterations}, val_interval={interval})',
-        schedule(warm_up, begin=warm_up, end=iterations),
-        f'default_hooks = dict(checkpoint=dict(interval={interval}))',
-    ]
+    return lines
