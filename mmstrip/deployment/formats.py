@@ -121,7 +121,7 @@ def to_onnx(
         opset: Version of ONNX's operators. Defaults to PyTorch's choice.
         half: Store weights in float16; they are computed with in float32. Defaults to False.
         about: Description, as JSON. Defaults to none.
-        optimize: Simplify the graph, a third of the time. ONNX Runtime takes 1.6 times as long without, OpenVINO as long.
+        optimize: Simplify the graph, a third of the time. ONNX Runtime takes 1.6 times as long without, OpenVINO not.
             Defaults to True.
     """
     with quietly():
