@@ -130,3 +130,11 @@ def test_wrapped_blocks_are_saved_and_resumed(tmp_path):
     assert process.exitcode == STOPPED, log(stopped)[-2000:]
     assert_same_end(finish(stopped, options, config=config), undisturbed)
     assert 'backbone.stages.0.0.strip_mixing.fuse.weight' in undisturbed['state_dict']
+
+
+def test_forked_processes_end_when_they_are_stopped(tmp_path):
+    """SIGTERM asks the training to save; what it has forked for a metric would never end if it waited for that."""
+    config = tmp_path / 'forking.py'
+    config.write_text(WRAPPED.replace("dict(type='WrapBlockHook', priority='VERY_HIGH')", "dict(type='ForkHook')"))
+    finish(tmp_path / 'one', {'train_cfg.max_epochs': 1}, config=config)
+    assert f'forked process: {-signal.SIGTERM}' in log(tmp_path / 'one')

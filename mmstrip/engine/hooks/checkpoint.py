@@ -1,5 +1,6 @@
 """Checkpoints of a training that tolerates faults: it may be killed at any moment, and is resumed exactly."""
 
+import os
 import signal
 import sys
 import threading
@@ -39,6 +40,28 @@ class AtomicBackend(LocalBackend):
         for path in set(self.to_remove) - keep:
             Path(path).unlink(missing_ok=True)
         self.to_remove.clear()
+
+
+_forking = threading.local()  # mask: the signals that a thread blocks when it does not fork
+
+
+def _hold_sigterm() -> None:
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+def _heed_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _end_on_sigterm() -> None:
+    """In a process forked from a training: the signal ends it again, or a pool that it belongs to never would."""
+    if isinstance(getattr(signal.getsignal(signal.SIGTERM), '__self__', None), SafeCheckpointHook):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _heed_sigterm()
+
+
+if hasattr(os, 'register_at_fork'):  # not on Windows; held, as Python drops what comes before the handler is set
+    os.register_at_fork(before=_hold_sigterm, after_in_parent=_heed_sigterm, after_in_child=_end_on_sigterm)
 
 
 @HOOKS.register_module()
