@@ -121,12 +121,48 @@ def second_stage(self, rois, cls_scores, bbox_preds, batch_img_metas, rcnn_test_
     return choose(boxes, scores[:, None], rcnn_test_cfg)
 
 
+@rewrite('roi_heads.bbox_heads.bbox_head.BBoxHead.regress_by_class')
+def next_boxes(self, priors, label, bbox_pred, img_meta):
+    """Of a cascade's next stage; mmdeploy decodes batches alone."""
+    if not self.reg_class_agnostic:
+        bbox_pred = bbox_pred.reshape(len(priors), -1, 4)[torch.arange(len(priors)), label]
+    return self.bbox_coder.decode(priors[None], bbox_pred[None], max_shape=img_meta['img_shape'])[0]
+
+
+@rewrite('roi_heads.cascade_roi_head.CascadeRoIHead.predict_bbox')
+def cascade(self, x, batch_img_metas, rpn_results_list, rcnn_test_cfg, **_):
+    """By mmdet's own refinement, where mmdeploy's asks for one box for all classes."""
+    rois = _rois(rpn_results_list[0])
+    rois, cls_scores, bbox_preds = self._refine_roi(x, rois, batch_img_metas, (len(rois),))
+    return self.bbox_head[-1].predict_by_feat(
+        rois=rois[0][None],
+        cls_scores=cls_scores[0][None],
+        bbox_preds=bbox_preds[0][None],
+        batch_img_metas=batch_img_metas,
+        rcnn_test_cfg=rcnn_test_cfg,
+    )
+
+
+def _rois(boxes: Tensor) -> Tensor:
+    """Of one image, from boxes with scores (1, n, 5)."""
+    return torch.cat([torch.zeros_like(boxes[0, :, :1]), boxes[0, :, :4]], 1)
+
+
 @rewrite('roi_heads.mask_heads.fcn_mask_head.FCNMaskHead.predict_by_feat')
 def masks(self, mask_preds, results_list, *_, **__):
     """Of each box the mask (h, w) of its class, as probabilities; they are pasted outside."""
     labels = results_list[1][0]
     chosen = mask_preds[:, 0] if self.class_agnostic else mask_preds[torch.arange(len(labels)), labels]
     return chosen.sigmoid()
+
+
+@rewrite('roi_heads.cascade_roi_head.CascadeRoIHead.predict_mask')
+def cascade_masks(self, x, batch_img_metas, results_list, **_):
+    """The mean of the stages' probabilities, where mmdeploy takes that of the maps before."""
+    rois = _rois(results_list[0])
+    stages = [self._mask_forward(stage, x, rois)['mask_preds'] for stage in range(self.num_stages)]
+    stages = [head.predict_by_feat(preds, results_list) for head, preds in zip(self.mask_head, stages)]
+    return *results_list, torch.stack(stages).mean(0)[None]
 
 
 @SYMBOLIC_REWRITER.register_symbolic('mmcv.ops.roi_align.__self__', backend='onnxruntime')

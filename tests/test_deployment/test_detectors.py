@@ -20,8 +20,9 @@ FOLDER = ROOT / 'configs' / 'detection'
 CONFIGS = {
     'RetinaNet': str(FOLDER / 'retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py'),
     'MaskRCNN': str(FOLDER / 'mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py'),
+    'CascadeRCNN': str(FOLDER / 'cascade-mask-rcnn_strip-mlp-tiny-light_fpn_ms-crop-3x_coco.py'),
 }
-ARCH = {'model.backbone.arch': dict(embed_dims=8, depths=(1, 1, 1, 1))}
+ARCH = {'model.backbone.arch': dict(_delete_=True, embed_dims=8, depths=(1, 1, 1, 1))}
 OPTIONS = {
     'RetinaNet': {**ARCH, 'model.neck.in_channels': [16, 32, 64]},
     'MaskRCNN': {
@@ -31,9 +32,25 @@ OPTIONS = {
         'model.roi_head.bbox_head.reg_class_agnostic': False,
         'model.roi_head.mask_head.class_agnostic': False,
     },
+    'CascadeRCNN': {
+        **ARCH,
+        'model.neck.in_channels': [8, 16, 32, 64],
+        'model.neck.num_outs': 4,
+        'model.rpn_head.anchor_generator.strides': [4, 8, 16, 32],
+        'model.test_cfg.rpn.max_per_img': 20,
+        'model.test_cfg.rcnn.max_per_img': 20,
+        'model.roi_head.mask_head.num_classes': 10,
+        'model.roi_head.mask_head.num_convs': 1,
+        'model.roi_head.mask_head.conv_out_channels': 16,
+        **{
+            f'model.roi_head.bbox_head.{stage}.{key}': value
+            for stage in range(3)
+            for key, value in dict(num_classes=10, num_shared_convs=1, conv_out_channels=32, fc_out_channels=64).items()
+        },
+    },
 }
 SPREAD = {'cls.weight': 0.1, 'reg.weight': 0.1, 'logits.weight': 0.3}  # of weights with which heads find something
-SIZES = {'RetinaNet': (64, 64), 'MaskRCNN': (64, 96)}  # one as its windows, and larger
+SIZES = {'RetinaNet': (64, 64), 'MaskRCNN': (64, 96), 'CascadeRCNN': (64, 64)}  # one as its windows, and larger
 CLASSES = [f'digit {i}' for i in range(10)]
 
 
@@ -69,7 +86,11 @@ def pictures_of(height, width, path):
     return [str(path), large, np.array(Image.fromarray(spots).resize((width // 2, height // 2)))]
 
 
-FORMS = {'RetinaNet': ('onnx', dict(half=False)), 'MaskRCNN': ('openvino', dict(normalize=True))}
+FORMS = {
+    'RetinaNet': ('onnx', dict(half=False)),
+    'MaskRCNN': ('openvino', dict(normalize=True)),
+    'CascadeRCNN': ('onnx', dict()),
+}
 
 
 def test_detectors_predict_as_in_mmdet(detector, tmp_path):
@@ -90,7 +111,7 @@ def test_detectors_predict_as_in_mmdet(detector, tmp_path):
         expected = values_of(expected.pred_instances)
         assert set(found) == set(expected) and len(found['scores']) >= 10
         assert disagreement(found, expected, width) < 1e-4
-        if name == 'MaskRCNN':
+        if 'masks' in expected:
             assert found['masks'].shape[1:] == expected['masks'].shape[1:] and found['masks'].any()
     with pytest.raises(ValueError, match=f'takes images of up to {height} x {width}, but got 64 x 97'):
         predictor.run(np.zeros((1, 3, 64, 97), np.uint8))
@@ -105,7 +126,7 @@ def test_detectors_predict_as_in_mmdet(detector, tmp_path):
         (dict(dynamic_batch=True), 'whole detectors take one image of one size: leave out --dynamic-batch'),
         (
             dict(opset=99),
-            r'(RetinaNet|MaskRCNN) cannot be traced by mmdeploy \(.*99\): export its --features or --neck',
+            r'(RetinaNet|MaskRCNN|CascadeRCNN) cannot be traced by mmdeploy \(.*99\): export its --features or --neck',
         ),
         (dict(opset=13), '--opset must be at least 16 for detectors, but got 13'),
     ],
