@@ -52,17 +52,21 @@ VARIANTS = {
     'branches': {'both': {}, 'CGSMM': {'branches': ['cgsmm']}, 'LSMM': {'branches': ['lsmm']}},
 }
 
-# Task -> config of each backbone with the minutes that one core takes, about, and the metrics.
-TRANSFER_EPOCHS, TRANSFER_CHOOSING_EPOCHS = 24, 4
+# Task -> epochs, those of the runs that choose, config of each backbone with the minutes that one core takes, about,
+# and the metrics.
 TRANSFER = {
     'bccd': (
+        12,
+        3,
         {
-            'strip-mlp-tiny-light': ('detection/retinanet_strip-mlp-tiny-light_fpn_1xb8_bccd.py', 60),
-            'resnet18': ('comparison/retinanet_resnet18_fpn_1xb8_bccd.py', 40),
+            'strip-mlp-tiny-light': ('detection/retinanet_strip-mlp-tiny-light_fpn_1xb8_bccd.py', 36),
+            'resnet18': ('comparison/retinanet_resnet18_fpn_1xb8_bccd.py', 24),
         },
         {'AP50': ('pascal_voc/mAP', 1)},
     ),
     'camvid': (
+        24,
+        4,
         {
             'strip-mlp-tiny-light': ('segmentation/strip-mlp-tiny-light_fpn_1xb8_camvid.py', 60),
             'resnet18': ('comparison/resnet18_fpn_1xb8_camvid.py', 40),
@@ -153,16 +157,16 @@ def ablations(results: Results) -> list[Run]:
 def transfer(results: Results) -> list[Run]:
     """Part 4: a detector and a segmentor, each from its backbone's classifier of part 1 and from scratch."""
     runs = []
-    for task, (models, metrics) in TRANSFER.items():
+    for task, (epochs, few, models, metrics) in TRANSFER.items():
         for model, (config, minutes) in models.items():
             for start in ('classifier', 'scratch'):
                 name = transfer_name(task, model, start)
-                options = {EPOCHS: TRANSFER_EPOCHS} | ({f'{BACKBONE}.init_cfg': None} if start == 'scratch' else {})
+                options = {EPOCHS: epochs} | ({f'{BACKBONE}.init_cfg': None} if start == 'scratch' else {})
                 run = Run('transfer', name, config, metrics, options, core_minutes=minutes)
                 run = replace(run, image=TRANSFER_IMAGES[task])
                 if start == 'classifier':
                     run = replace(run, start=f'caltech101/{model}_seed0')
-                choosing = choose_rate(run, name, RATES, TRANSFER_CHOOSING_EPOCHS)
+                choosing = choose_rate(run, name, RATES, few)
                 runs += [*choosing, with_rate(run, choosing, results)]
     return runs
 

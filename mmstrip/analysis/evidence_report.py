@@ -202,7 +202,7 @@ def _verdict(results: Results, table: str, better: str, worse: str) -> str | Non
 
 def _transfer_table(results: Results) -> str:
     rows = []
-    for task, (models, metrics) in TRANSFER.items():
+    for task, (*_, models, metrics) in TRANSFER.items():
         for model in models:
             for start in ('classifier', 'scratch'):
                 run = results.get(f'transfer/{transfer_name(task, model, start)}')
@@ -280,7 +280,7 @@ def _plot_ablations(results: Results, images: Path) -> Path | None:
 
 def _plot_transfer(results: Results, images: Path) -> Path | None:
     panels = {}
-    for task, (models, metrics) in TRANSFER.items():
+    for task, (*_, models, metrics) in TRANSFER.items():
         metric = next(iter(metrics))
         for model in models:
             for start in ('classifier', 'scratch'):
@@ -308,7 +308,7 @@ def _copy_confusion_matrix(work_dir: Path, images: Path) -> Path | None:
 
 def _draw_predictions(task: str, work_dir: Path, images: Path) -> Path | None:
     """Truth and prediction on six test images, a row each way to train."""
-    models, _ = TRANSFER[task]
+    *_, models, _ = TRANSFER[task]
     rows = {}
     for model in models:
         for start in ('classifier', 'scratch'):
