@@ -24,7 +24,8 @@ TOOLS = sorted(path for path in [*ROOT.glob('tools/**/*.py'), ROOT / 'demo' / 'a
 SCRIPTS = {'dist_train.sh': ('train.py', 2), 'dist_test.sh': ('test.py', 3), 'slurm_train.sh': ('train.py', 4)}
 FOREIGN_OPTIONS = {
     *('--inplace', '--no-build-isolation', '--no-deps', '--requeue', '--signal'),
-    *('--fuse-conv-bn', '--method', '--save-path', '--style', '--target-layers'),  # the toolboxes' tools
+    # The toolboxes' tools.
+    *('--fuse-conv-bn', '--method', '--save-path', '--style', '--target-category', '--target-layers'),
 }
 NUMBERS = {'SIZE': '224', 'H': '224', 'W': '224'}
 CONFIGS = (
