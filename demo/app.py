@@ -1,4 +1,4 @@
-"""A page for the browser: drop a picture, see what a trained classifier or segmentor makes of it.
+"""A page for the browser: drop a picture, see what a trained classifier, segmentor or detector makes of it.
 
   python demo/app.py model.onnx                 an exported file (tools/deployment/export.py)
   python demo/app.py checkpoint.pth config.py   a checkpoint; of classifiers with Grad-CAM
@@ -14,11 +14,12 @@ from functools import partial
 import gradio as gr
 import numpy as np
 from mmengine.utils.dl_utils import is_norm
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
 
 from mmstrip.deployment import load
+from mmstrip.deployment.detections import values_of
 from mmstrip.deployment.preprocessing import size_of
 from mmstrip.utils.checkpoints import fill_model, load_plain_weights_only
 from mmstrip.utils.config import load_config
@@ -27,6 +28,7 @@ MAX_FILE = '10mb'
 MAX_PIXELS = 25_000_000  # counted before a picture is decoded
 MAX_SIDE = 1024  # larger pictures are shrunk before they are looked at
 SIDE = 320  # of pictures on the page
+MIN_SCORE = 0.3  # of boxes that are shown, as in mmdet's inferencer
 MAX_WAITING = 16  # requests; one is served at a time
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 Predict = Callable[[np.ndarray], object]
@@ -46,9 +48,9 @@ def open_exported(path: str) -> tuple[str, list[str], Predict]:
     """An exported file's task, names of classes, and what predicts a picture (H, W, 3) in BGR."""
     file = load(path)
     about = file.about
-    if about['task'] not in ('classifier', 'segmentor'):
-        raise ValueError(f'the page shows classifiers and segmentors, but {path} holds a {about["task"]}')
-    if not about['dynamic_size'] and size_of(about['steps']) is None:
+    if about['task'] not in SHOWN:
+        raise ValueError(f'the page shows {", ".join(SHOWN)}, but {path} holds a {about["task"]}')
+    if not about['dynamic_size'] and size_of(about['steps'], about['task'] == 'detector') is None:
         about['steps'].append(dict(type='Resize', scale=about['shape'][::-1]))
     return about['task'], about['classes'], lambda image: file(image)[0]
 
@@ -72,8 +74,18 @@ def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, lis
         def predict(image: np.ndarray) -> np.ndarray:
             return inferencer(image)['predictions']
 
+    elif scope == 'mmdet':
+        from mmdet.apis import DetInferencer
+
+        inferencer = DetInferencer(config, path, device='cpu', show_progress=False)
+        task, classes = 'detector', inferencer.model.dataset_meta['classes']
+
+        def predict(image: np.ndarray) -> dict:
+            (found,) = inferencer(image, return_datasamples=True)['predictions']
+            return values_of(found.pred_instances)
+
     else:
-        raise ValueError(f'the page shows classifiers and segmentors, but {config} is of {scope}')
+        raise ValueError(f'the page shows models of mmpretrain, mmseg and mmdet, but {config} is of {scope}')
     fill_model(inferencer.model, config, path)
     return task, classes, predict
 
@@ -125,19 +137,39 @@ def show_masks(predict: Predict, classes: list[str] | None, path: str | None):
     return picture, [((labels == i).astype(float), classes[i] if classes else str(i)) for i in found]
 
 
+def show_boxes(predict: Predict, classes: list[str] | None, path: str | None):
+    """Those of a class together, with how many they are."""
+    if path is None:
+        return None
+    picture = read_picture(path)
+    found = predict(np.ascontiguousarray(np.asarray(picture)[..., ::-1]))
+    labels = np.where(found['scores'] < MIN_SCORE, -1, found['labels'])
+    shown = []
+    for i in np.unique(labels[labels >= 0]).tolist():
+        mine = labels == i
+        masks = found['masks'][mine].any(0) if 'masks' in found else np.zeros(picture.size[::-1], bool)
+        drawn = Image.fromarray(np.uint8(128 * masks))
+        for box in found['bboxes'][mine]:
+            ImageDraw.Draw(drawn).rectangle(box.tolist(), outline=255, width=2)
+        shown.append((np.asarray(drawn) / 255, f'{classes[i] if classes else i}: {mine.sum()}'))
+    return picture, shown
+
+
+SHOWN = dict(classifier=show_classes, segmentor=show_masks, detector=show_boxes)
+
+
 def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam: bool) -> gr.Interface:
     picture = gr.Image(type='filepath', sources=['upload', 'clipboard'], label='Picture', height=SIDE)
     picture.preprocess = lambda file: file and file.path  # else Gradio opens it, and says errors in its own way
     if task == 'classifier':
-        show = show_classes
         shown = [
             gr.Label(num_top_classes=5, label='Classes'),
             gr.Image(label='Grad-CAM', visible=with_cam, height=SIDE, buttons=['download', 'fullscreen']),
         ]
     else:
-        show, shown = show_masks, gr.AnnotatedImage(label='Segmentation')
+        shown = gr.AnnotatedImage(label='Segmentation' if task == 'segmentor' else 'Objects')
     return gr.Interface(
-        partial(show, predict, classes),
+        partial(SHOWN[task], predict, classes),
         picture,
         shown,
         title=f'{task.capitalize()} of {len(classes)} classes' if classes else task.capitalize(),

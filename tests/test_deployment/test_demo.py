@@ -12,7 +12,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from helpers import ROOT, last_line
-from helpers.exports import CLASSES, SCENES, SMALL_SCENES, write_checkpoint
+from helpers.exports import CLASSES, SCENES, SMALL_SCENES, write_checkpoint, write_detector
 from helpers.runs import CONFIG, call_tool
 from PIL import Image
 from torch.distributed.elastic.utils.distributed import get_free_port
@@ -44,18 +44,20 @@ def connect(process: subprocess.Popen, address: str, folder: Path) -> Client:
 
 @pytest.fixture(scope='module')
 def pages(tmp_path_factory):
-    """Of a classifier's checkpoint and of a segmentor's exported file: clients, processes and files."""
-    folders = [tmp_path_factory.mktemp(name) for name in ('classifier', 'segmentor')]
+    """Of a classifier's checkpoint and of a segmentor's and a detector's exported file: clients, processes, folders."""
+    folders = [tmp_path_factory.mktemp(name) for name in ('classifier', 'segmentor', 'detector')]
     weights = write_checkpoint(load_config(str(CONFIG)), folders[0] / 'weights.pth', CLASSES)
     first = start(folders[0], weights, CONFIG, '--layer', 'backbone.stages.1')
     checkpoint = write_checkpoint(load_config(SCENES, SMALL_SCENES), folders[1] / 'weights.pth', list('abcdefghijk'))
     file = folders[1] / 'scenes.torchscript'
     export_model(SCENES, checkpoint, file, Export('torchscript', shape=(64, 96)), SMALL_SCENES)
     second = start(folders[1], file)
+    export_model(*write_detector('MaskRCNN', folders[2], spread=4), folders[2] / 'masks.onnx', Export())
+    started = (first, second, start(folders[2], folders[2] / 'masks.onnx'))
     try:
-        yield [(connect(*page, folder), page[0], folder) for page, folder in zip((first, second), folders)]
+        yield [(connect(*page, folder), page[0], folder) for page, folder in zip(started, folders)]
     finally:
-        for process, _ in (first, second):
+        for process, _ in started:
             process.kill()
             process.wait()
 
@@ -97,6 +99,22 @@ def test_masks_of_a_segmentor(pages, picture):
     for part, i in zip(shown['annotations'], np.unique(labels)):
         drawn = np.asarray(Image.open(part['image']))[..., 3] > 0
         assert ((labels == i) == drawn).mean() > 0.99
+
+
+def test_boxes_and_masks_of_a_detector(pages, picture):
+    client, _, folder = pages[2]
+    shown = client.predict(handle_file(picture), api_name='/predict')['annotations']
+    found = load(folder / 'masks.onnx')(str(picture))[0]
+    likely = found['scores'] >= 0.3
+    labels, counts = np.unique(found['labels'][likely], return_counts=True)
+    assert len(labels) and [part['label'] for part in shown] == [f'{CLASSES[i]}: {n}' for i, n in zip(labels, counts)]
+    for part, i in zip(shown, labels):
+        drawn = np.asarray(Image.open(part['image']))[..., 3]
+        mine = likely & (found['labels'] == i)
+        assert drawn.shape == (64, 96) and (drawn[found['masks'][mine].any(0)] >= 127).all()
+        for x0, y0, x1, y1 in found['bboxes'][mine].astype(int):
+            assert (drawn[y0 : y0 + 3, x0 + 2 : x1 - 1].max(0) == 255).all()
+            assert (drawn[y0 + 2 : y1 - 1, x0 : x0 + 3].max(1) == 255).all()
 
 
 def test_what_cannot_be_shown_is_said(pages, picture, tmp_path):

@@ -6,76 +6,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import ROOT, last_line
+from helpers import last_line
+from helpers.exports import CLASSES, DETECTORS, SIZES, write_detector
 from helpers.runs import call_tool
 from mmdet.apis import DetInferencer
-from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from mmstrip.deployment import Export, export_model, formats, load
 from mmstrip.deployment.detections import disagreement, values_of
-from mmstrip.utils.config import load_config
-
-FOLDER = ROOT / 'configs' / 'detection'
-CONFIGS = {
-    'RetinaNet': str(FOLDER / 'retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py'),
-    'MaskRCNN': str(FOLDER / 'mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py'),
-    'CascadeRCNN': str(FOLDER / 'cascade-mask-rcnn_strip-mlp-tiny-light_fpn_ms-crop-3x_coco.py'),
-}
-ARCH = {'model.backbone.arch': dict(_delete_=True, embed_dims=8, depths=(1, 1, 1, 1))}
-OPTIONS = {
-    'RetinaNet': {**ARCH, 'model.neck.in_channels': [16, 32, 64]},
-    'MaskRCNN': {
-        **ARCH,
-        'model.neck.in_channels': [8, 16, 32, 64],
-        # A box and a mask for each class, as COCO's configs have them.
-        'model.roi_head.bbox_head.reg_class_agnostic': False,
-        'model.roi_head.mask_head.class_agnostic': False,
-    },
-    'CascadeRCNN': {
-        **ARCH,
-        'model.neck.in_channels': [8, 16, 32, 64],
-        'model.neck.num_outs': 4,
-        'model.rpn_head.anchor_generator.strides': [4, 8, 16, 32],
-        'model.test_cfg.rpn.max_per_img': 20,
-        'model.test_cfg.rcnn.max_per_img': 20,
-        'model.roi_head.mask_head.num_classes': 10,
-        'model.roi_head.mask_head.num_convs': 1,
-        'model.roi_head.mask_head.conv_out_channels': 16,
-        **{
-            f'model.roi_head.bbox_head.{stage}.{key}': value
-            for stage in range(3)
-            for key, value in dict(num_classes=10, num_shared_convs=1, conv_out_channels=32, fc_out_channels=64).items()
-        },
-    },
-}
-SPREAD = {'cls.weight': 0.1, 'reg.weight': 0.1, 'logits.weight': 0.3}  # of weights with which heads find something
-SIZES = {'RetinaNet': (64, 64), 'MaskRCNN': (64, 96), 'CascadeRCNN': (64, 64)}  # one as its windows, and larger
-CLASSES = [f'digit {i}' for i in range(10)]
 
 
-@pytest.fixture(scope='module', params=CONFIGS)
+@pytest.fixture(scope='module', params=DETECTORS)
 def detector(request, tmp_path_factory):
-    """Name, config file and checkpoint of a detector that takes pictures of its size."""
-    name, folder = request.param, tmp_path_factory.mktemp(request.param)
-    height, width = SIZES[name]
-    config = load_config(CONFIGS[name], OPTIONS[name])
-    for step in config.test_dataloader.dataset.pipeline:
-        if step.type == 'Resize':
-            step.scale = (width, height)
-    config.dump(folder / 'config.py')
-    init_default_scope('mmdet')
-    torch.manual_seed(0)
-    model = MODELS.build(config.model)
-    for key, value in model.named_parameters():
-        for ending, spread in SPREAD.items():
-            if key.endswith(ending):
-                torch.nn.init.normal_(value, std=spread)
-        if key.endswith('retina_cls.bias'):
-            torch.nn.init.constant_(value, -2)
-    meta = dict(dataset_meta=dict(classes=CLASSES))
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / 'weights.pth')
-    return name, str(folder / 'config.py'), str(folder / 'weights.pth')
+    return request.param, *write_detector(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def pictures_of(height, width, path):
