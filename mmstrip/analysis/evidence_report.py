@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import mean, stdev, variance
 
 import mmcv
+import numpy as np
 
 from ..utils.checkpoints import write_file
-from ..utils.plots import plot_bars, plot_curves, plot_pictures
+from ..utils.plots import plot_bars, plot_curves
 from .evidence import (
     CALTECH101,
     DIGIT_SCENES_TRIALS,
@@ -23,6 +24,7 @@ from .evidence import (
 )
 
 MISSING, UNMEASURED = 'not yet run', 'not yet measured'
+_SHEET_WIDTH = 1400  # pixels, of pictures of predictions
 # The paper's top-1 on Caltech-101 at 224 px, 300 epochs; a difference where it gives only that.
 PAPER = {
     ('channel patches', 'C/4'): '92.09',
@@ -46,8 +48,8 @@ PICTURES = {
     'ablations': (('results_ablations.png', 'Top-1 of each variant with the spread of its seeds'),),
     'transfer': (
         ('results_transfer.png', 'Validation over the epochs'),
-        ('results_bccd.png', 'BCCD: truth (left) and prediction'),
-        ('results_camvid.png', 'CamVid: truth (left) and prediction'),
+        ('results_bccd.jpg', 'BCCD: truth and, beside it, what the detector from the T* classifier finds'),
+        ('results_camvid.jpg', 'CamVid: truth and, beside it, what the segmentor from the T* classifier finds'),
     ),
 }
 
@@ -307,16 +309,17 @@ def _copy_confusion_matrix(work_dir: Path, images: Path) -> Path | None:
 
 
 def _draw_predictions(task: str, work_dir: Path, images: Path) -> Path | None:
-    """Truth and prediction on six test images, a row each way to train."""
+    """Truth and prediction on six test images, two in a row, of the first backbone from its classifier."""
     *_, models, _ = TRANSFER[task]
-    rows = {}
-    for model in models:
-        for start in ('classifier', 'scratch'):
-            files = sorted((work_dir / 'transfer' / transfer_name(task, model, start) / 'pictures').glob('*.png'))
-            if files:
-                rows[f'{model} from {start}'] = [mmcv.imread(file, channel_order='rgb') for file in files[:6]]
-    if not rows:
+    folder = work_dir / 'transfer' / transfer_name(task, next(iter(models)), 'classifier') / 'pictures'
+    pictures = [mmcv.imread(file) for file in sorted(folder.glob('*.png'))[:6]]
+    if not pictures:
         return None
-    path = images / f'results_{task}.png'
-    plot_pictures(rows, path)
+    height, width = pictures[0].shape[:2]
+    cells = np.full((-(-len(pictures) // 2), 2, height, width, 3), 255, np.uint8)
+    for cell, picture in zip(cells.reshape(-1, height, width, 3), pictures):
+        cell[:] = mmcv.imresize(picture, (width, height))
+    sheet = cells.swapaxes(1, 2).reshape(-1, 2 * width, 3)
+    path = images / f'results_{task}.jpg'
+    mmcv.imwrite(mmcv.imrescale(sheet, _SHEET_WIDTH / sheet.shape[1]), str(path))
     return path
