@@ -157,10 +157,11 @@ def test_the_page_is_drawn_from_the_results(queue, tmp_path):
         'results.md',
         'results_caltech101.png',
         'results_transfer.png',
-        'results_camvid.png',
+        'results_camvid.jpg',
     }
     assert 'results_caltech101_confusion_matrix.png' in {file.name for file in files}
     assert Image.open(tmp_path / 'images/results_caltech101.png').width > 500
+    assert Image.open(tmp_path / 'images/results_camvid.jpg').width == 1400
     # The minutes are those of a speed that was measured in common.
     speed = dict(label='strip-mlp-tiny-light', images_per_second=8.0)
     write_json(tmp_path / 'results' / 'speed' / 'benchmark.json', dict(results=[speed]))
