@@ -120,10 +120,14 @@ def read_picture(path: str) -> Image.Image:
     return picture
 
 
+def to_bgr(picture: Image.Image) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(picture)[..., ::-1])
+
+
 def show_classes(predict: Predict, classes: list[str] | None, path: str | None):
     if path is None:
         return None, None
-    result = predict(np.ascontiguousarray(np.asarray(read_picture(path))[..., ::-1]))
+    result = predict(to_bgr(read_picture(path)))
     scores = enumerate(result['pred_scores'].tolist())
     return {classes[i] if classes else str(i): score for i, score in scores}, result.get('overlay')
 
@@ -132,7 +136,7 @@ def show_masks(predict: Predict, classes: list[str] | None, path: str | None):
     if path is None:
         return None
     picture = read_picture(path)
-    labels = predict(np.ascontiguousarray(np.asarray(picture)[..., ::-1]))
+    labels = predict(to_bgr(picture))
     found = np.unique(labels).tolist()
     return picture, [((labels == i).astype(float), classes[i] if classes else str(i)) for i in found]
 
@@ -142,15 +146,16 @@ def show_boxes(predict: Predict, classes: list[str] | None, path: str | None):
     if path is None:
         return None
     picture = read_picture(path)
-    found = predict(np.ascontiguousarray(np.asarray(picture)[..., ::-1]))
+    found = predict(to_bgr(picture))
     labels = np.where(found['scores'] < MIN_SCORE, -1, found['labels'])
     shown = []
     for i in np.unique(labels[labels >= 0]).tolist():
         mine = labels == i
         masks = found['masks'][mine].any(0) if 'masks' in found else np.zeros(picture.size[::-1], bool)
         drawn = Image.fromarray(np.uint8(128 * masks))
+        pen = ImageDraw.Draw(drawn)
         for box in found['bboxes'][mine]:
-            ImageDraw.Draw(drawn).rectangle(box.tolist(), outline=255, width=2)
+            pen.rectangle(box.tolist(), outline=255, width=2)
         shown.append((np.asarray(drawn) / 255, f'{classes[i] if classes else i}: {mine.sum()}'))
     return picture, shown
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from .runs import Metrics, Run, write_json
 
@@ -52,29 +53,47 @@ VARIANTS = {
     'branches': {'both': {}, 'CGSMM': {'branches': ['cgsmm']}, 'LSMM': {'branches': ['lsmm']}},
 }
 
-# Task -> epochs, those of the runs that choose, config of each backbone with the minutes that one core takes, about,
-# and the metrics.
+
+class Task(NamedTuple):
+    """A detector or segmentor of part 4.
+
+    Attributes:
+        epochs: Of a whole run.
+        choosing_epochs: Of one that chooses the learning rate.
+        image: Channels, height and width that multiply-adds are counted at.
+        metrics: As of :class:`Run`, the main one first.
+        models: Backbone -> its config, and the minutes that one core takes, about.
+    """
+
+    epochs: int
+    choosing_epochs: int
+    image: tuple[int, int, int]
+    metrics: Metrics
+    models: dict[str, tuple[str, float]]
+
+
 TRANSFER = {
-    'bccd': (
+    'bccd': Task(
         12,
         3,
+        (3, 240, 320),
+        {'AP50': ('pascal_voc/mAP', 1)},
         {
             'strip-mlp-tiny-light': ('detection/retinanet_strip-mlp-tiny-light_fpn_1xb8_bccd.py', 36),
             'resnet18': ('comparison/retinanet_resnet18_fpn_1xb8_bccd.py', 24),
         },
-        {'AP50': ('pascal_voc/mAP', 1)},
     ),
-    'camvid': (
+    'camvid': Task(
         24,
         4,
+        (3, 180, 240),
+        {'mIoU': ('mIoU', 100)},
         {
             'strip-mlp-tiny-light': ('segmentation/strip-mlp-tiny-light_fpn_1xb8_camvid.py', 60),
             'resnet18': ('comparison/resnet18_fpn_1xb8_camvid.py', 40),
         },
-        {'mIoU': ('mIoU', 100)},
     ),
 }
-TRANSFER_IMAGES = {'bccd': (3, 240, 320), 'camvid': (3, 180, 240)}
 
 CIFAR10 = 'strip_mlp/strip-mlp-tiny-light_caltech101-pre_1xb64_cifar10-64px.py'
 
@@ -157,16 +176,15 @@ def ablations(results: Results) -> list[Run]:
 def transfer(results: Results) -> list[Run]:
     """Part 4: a detector and a segmentor, each from its backbone's classifier of part 1 and from scratch."""
     runs = []
-    for task, (epochs, few, models, metrics) in TRANSFER.items():
-        for model, (config, minutes) in models.items():
+    for key, task in TRANSFER.items():
+        for model, (config, minutes) in task.models.items():
             for start in ('classifier', 'scratch'):
-                name = transfer_name(task, model, start)
-                options = {EPOCHS: epochs} | ({f'{BACKBONE}.init_cfg': None} if start == 'scratch' else {})
-                run = Run('transfer', name, config, metrics, options, core_minutes=minutes)
-                run = replace(run, image=TRANSFER_IMAGES[task])
+                name = transfer_name(key, model, start)
+                options = {EPOCHS: task.epochs} | ({f'{BACKBONE}.init_cfg': None} if start == 'scratch' else {})
+                run = Run('transfer', name, config, task.metrics, options, core_minutes=minutes, image=task.image)
                 if start == 'classifier':
                     run = replace(run, start=f'caltech101/{model}_seed0')
-                choosing = choose_rate(run, name, RATES, few)
+                choosing = choose_rate(run, name, RATES, task.choosing_epochs)
                 runs += [*choosing, with_rate(run, choosing, results)]
     return runs
 

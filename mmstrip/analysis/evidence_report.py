@@ -204,14 +204,14 @@ def _verdict(results: Results, table: str, better: str, worse: str) -> str | Non
 
 def _transfer_table(results: Results) -> str:
     rows = []
-    for task, (*_, models, metrics) in TRANSFER.items():
-        for model in models:
+    for name, task in TRANSFER.items():
+        first = next(iter(task.metrics))
+        for model in task.models:
             for start in ('classifier', 'scratch'):
-                run = results.get(f'transfer/{transfer_name(task, model, start)}')
-                values = [f'{run[name]:.3f}' for name in metrics] if run else [MISSING]
-                first = next(iter(metrics))
+                run = results.get(f'transfer/{transfer_name(name, model, start)}')
+                values = [f'{run[metric]:.3f}' for metric in task.metrics] if run else [MISSING]
                 padded = ', '.join(f'{found[first]:.3f}' for found in run['padding'].values()) if run else ''
-                rows.append([task, model, start, f'{", ".join(metrics)} {", ".join(values)}', padded])
+                rows.append([name, model, start, f'{", ".join(task.metrics)} {", ".join(values)}', padded])
     return markdown_table(('task', 'backbone', 'from', 'test', 'val: padded to multiples of 1, 32, 128'), rows)
 
 
@@ -282,15 +282,15 @@ def _plot_ablations(results: Results, images: Path) -> Path | None:
 
 def _plot_transfer(results: Results, images: Path) -> Path | None:
     panels = {}
-    for task, (*_, models, metrics) in TRANSFER.items():
-        metric = next(iter(metrics))
-        for model in models:
+    for name, task in TRANSFER.items():
+        metric = next(iter(task.metrics))
+        for model in task.models:
             for start in ('classifier', 'scratch'):
-                run = results.get(f'transfer/{transfer_name(task, model, start)}')
+                run = results.get(f'transfer/{transfer_name(name, model, start)}')
                 if run:
                     points = run['curve']
                     curve = [point['epoch'] for point in points], [point[metric] for point in points]
-                    panels.setdefault(f'{task}, val: {metric}', {})[f'{model} from {start}'] = curve
+                    panels.setdefault(f'{name}, val: {metric}', {})[f'{model} from {start}'] = curve
     if not panels:
         return None
     path = images / 'results_transfer.png'
@@ -310,8 +310,7 @@ def _copy_confusion_matrix(work_dir: Path, images: Path) -> Path | None:
 
 def _draw_predictions(task: str, work_dir: Path, images: Path) -> Path | None:
     """Truth and prediction on six test images, two in a row, of the first backbone from its classifier."""
-    *_, models, _ = TRANSFER[task]
-    folder = work_dir / 'transfer' / transfer_name(task, next(iter(models)), 'classifier') / 'pictures'
+    folder = work_dir / 'transfer' / transfer_name(task, next(iter(TRANSFER[task].models)), 'classifier') / 'pictures'
     pictures = [mmcv.imread(file) for file in sorted(folder.glob('*.png'))[:6]]
     if not pictures:
         return None
