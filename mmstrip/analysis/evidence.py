@@ -84,13 +84,13 @@ TRANSFER = {
         },
     ),
     'camvid': Task(
-        24,
-        4,
+        16,
+        2,
         (3, 180, 240),
         {'mIoU': ('mIoU', 100)},
         {
-            'strip-mlp-tiny-light': ('segmentation/strip-mlp-tiny-light_fpn_1xb8_camvid.py', 60),
-            'resnet18': ('comparison/resnet18_fpn_1xb8_camvid.py', 40),
+            'strip-mlp-tiny-light': ('segmentation/strip-mlp-tiny-light_fpn_1xb4_camvid.py', 40),
+            'resnet18': ('comparison/resnet18_fpn_1xb4_camvid.py', 27),
         },
     ),
 }

@@ -1,4 +1,4 @@
-_base_ = ['../segmentation/strip-mlp-tiny-light_fpn_1xb8_camvid.py']
+_base_ = ['../segmentation/strip-mlp-tiny-light_fpn_1xb4_camvid.py']
 
 init = dict(type='Pretrained', checkpoint='work_dirs/resnet18_1xb32_caltech101-64px/epoch_12.pth', prefix='backbone.')
 model = dict(

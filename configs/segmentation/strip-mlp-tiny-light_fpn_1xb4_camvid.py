@@ -2,7 +2,7 @@
 # --cfg-options model.backbone.init_cfg=None
 _base_ = [
     '../_base_/models/semantic-fpn_strip-mlp.py',
-    '../_base_/datasets/camvid_bs8_240.py',
+    '../_base_/datasets/camvid_bs4_240.py',
     '../_base_/schedules/adamw_short_dense.py',
     '../_base_/seg_runtime.py',
 ]
@@ -13,15 +13,19 @@ init = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
 model = dict(
     data_preprocessor=dict(size=(176, 240)),
     backbone=dict(img_size=64, drop_path_rate=0.0, norm_cfg=norm_cfg, init_cfg=init),
-    neck=dict(out_channels=128, norm_cfg=norm_cfg),
+    neck=dict(out_channels=64, norm_cfg=norm_cfg),
     decode_head=dict(
-        in_channels=[128] * 4,
-        channels=128,
+        in_channels=[64] * 4,
+        channels=64,
         num_classes=11,
         norm_cfg=norm_cfg,
         loss_decode=dict(avg_non_ignore=True),
     ),
 )
+
+# 91 steps an epoch.
+train_cfg = dict(max_epochs=16)
+auto_scale_lr = dict(base_batch_size=4)
 
 default_hooks = dict(
     logger=dict(interval=10, log_metric_by_epoch=True),

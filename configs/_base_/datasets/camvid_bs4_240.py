@@ -23,7 +23,7 @@ for __step in train_pipeline + test_pipeline:
     __step['_scope_'] = 'mmseg'
 
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=0,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
