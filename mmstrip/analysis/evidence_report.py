@@ -311,9 +311,10 @@ def _copy_confusion_matrix(work_dir: Path, images: Path) -> Path | None:
 def _draw_predictions(task: str, work_dir: Path, images: Path) -> Path | None:
     """Truth and prediction on six test images, two in a row, of the first backbone from its classifier."""
     folder = work_dir / 'transfer' / transfer_name(task, next(iter(TRANSFER[task].models)), 'classifier') / 'pictures'
-    pictures = [mmcv.imread(file) for file in sorted(folder.glob('*.png'))[:6]]
-    if not pictures:
+    files = sorted(folder.glob('*.png'))
+    if not files:
         return None
+    pictures = [mmcv.imread(file) for file in files[:: max(len(files) // 6, 1)][:6]]  # of all sequences of CamVid
     height, width = pictures[0].shape[:2]
     cells = np.full((-(-len(pictures) // 2), 2, height, width, 3), 255, np.uint8)
     for cell, picture in zip(cells.reshape(-1, height, width, 3), pictures):
