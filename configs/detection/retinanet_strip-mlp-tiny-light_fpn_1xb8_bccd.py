@@ -25,7 +25,7 @@ model = dict(
 )
 
 # 25 steps an epoch.
-train_cfg = dict(max_epochs=12, val_interval=3)
+train_cfg = dict(val_interval=3)
 param_scheduler = [dict(_base_.param_scheduler[0], end=50), _base_.param_scheduler[1]]
 
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(save_best=None, max_keep_ckpts=1))

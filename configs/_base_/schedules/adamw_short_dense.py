@@ -3,6 +3,6 @@ _base_ = ['./adamw_short.py']
 
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.table': dict(decay_mult=0.0)}))
 
-train_cfg = dict(max_epochs=24, val_interval=2)
+train_cfg = dict(val_interval=2)
 
 auto_scale_lr = dict(base_batch_size=8)
