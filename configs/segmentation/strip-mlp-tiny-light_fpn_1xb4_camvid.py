@@ -8,6 +8,8 @@ _base_ = [
 ]
 
 norm_cfg = dict(type='BN')
+# Median of the classes' frequencies over each one's. Without weights pole, sign, pedestrian and bicyclist are lost.
+class_weight = [0.279, 0.202, 4.787, 0.149, 1.0, 0.422, 3.847, 1.974, 0.789, 6.375, 8.859]
 checkpoint = 'work_dirs/strip-mlp-tiny-light_1xb32_caltech101-64px/epoch_12.pth'
 init = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
 model = dict(
@@ -19,7 +21,7 @@ model = dict(
         channels=64,
         num_classes=11,
         norm_cfg=norm_cfg,
-        loss_decode=dict(avg_non_ignore=True),
+        loss_decode=dict(class_weight=class_weight),
     ),
 )
 

@@ -201,17 +201,17 @@ def _values(found: dict, metrics: Metrics) -> dict:
 
 
 def _point(point: dict, metrics: Metrics) -> dict:
-    times = dict(minutes=point['seconds'] / 60, core_minutes=point['core_seconds'] / 60)
-    return dict(epoch=point['epoch'], **{name: round(time, 2) for name, time in times.items()}) | _values(
-        point, metrics
-    )
+    return dict(epoch=point['epoch']) | _minutes(point) | _values(point, metrics)
+
+
+def _minutes(clock: dict) -> dict:
+    return {name: round(clock[key] / 60, 4) for name, key in (('minutes', 'seconds'), ('core_minutes', 'core_seconds'))}
 
 
 def _cost(clock: dict) -> dict:
     return dict(
         images=clock['images'],
-        minutes=round(clock['seconds'] / 60, 2),
-        core_minutes=round(clock['core_seconds'] / 60, 2),
+        **_minutes(clock),
         images_per_second=round(clock['images'] / max(clock['core_seconds'], 1e-9), 1),
     )
 
