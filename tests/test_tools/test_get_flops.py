@@ -2,13 +2,13 @@
 
 import re
 
-from helpers import ROOT, SMALL_CONFIG, run_tool
+from helpers import ROOT, SMALL_CONFIG
 from helpers.runs import call_tool
 
 
 def test_flops_of_any_shape(tmp_path):
     config = ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py'
-    done = run_tool('analysis_tools/get_flops.py', config, '--shape', '224')
+    done = call_tool('analysis_tools/get_flops.py', config, '--shape', '224', folder=tmp_path)
     assert 'Params: 24.90 M (24,903,920)' in done.stdout and 'FLOPs:  3.66 G' in done.stdout
     done = call_tool('analysis_tools/get_flops.py', SMALL_CONFIG, '--shape', '32', '64', '--table', folder=tmp_path)
     assert 'Input:  3 x 32 x 64' in done.stdout and 'backbone.stages.2' in done.stdout

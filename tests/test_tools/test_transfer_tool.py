@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers import last_line, run_tool
+from helpers import last_line
 from helpers.runs import call_tool
 from PIL import Image
 
@@ -29,7 +29,7 @@ def scenes(tmp_path_factory):
 def test_transfer_is_compared_in_a_table_and_pictures(scenes, tmp_path):
     """One short run of each kind; what has its result is not computed again."""
     arguments = ['transfer.py', '--work-dir', tmp_path, '--data', scenes, '--tasks', 'segmentation']
-    first = run_tool(*arguments, '--starts', 'classifier', *SHORT)
+    first = call_tool(*arguments, '--starts', 'classifier', *SHORT, folder=tmp_path)
     assert first.returncode == 0, first.stdout
     assert first.stdout.count('load backbone. in model from:') == 1
     done = call_tool(*arguments, *SHORT, folder=tmp_path)
