@@ -74,21 +74,21 @@ class Task(NamedTuple):
 
 TRANSFER = {
     'bccd': Task(
-        12,
-        3,
-        (3, 240, 320),
-        {'AP50': ('pascal_voc/mAP', 1)},
-        {
+        epochs=12,
+        choosing_epochs=3,
+        image=(3, 240, 320),
+        metrics={'AP50': ('pascal_voc/mAP', 1)},
+        models={
             'strip-mlp-tiny-light': ('detection/retinanet_strip-mlp-tiny-light_fpn_1xb8_bccd.py', 36),
             'resnet18': ('comparison/retinanet_resnet18_fpn_1xb8_bccd.py', 24),
         },
     ),
     'camvid': Task(
-        16,
-        2,
-        (3, 180, 240),
-        {'mIoU': ('mIoU', 100)},
-        {
+        epochs=16,
+        choosing_epochs=2,
+        image=(3, 180, 240),
+        metrics={'mIoU': ('mIoU', 100)},
+        models={
             'strip-mlp-tiny-light': ('segmentation/strip-mlp-tiny-light_fpn_1xb4_camvid.py', 40),
             'resnet18': ('comparison/resnet18_fpn_1xb4_camvid.py', 27),
         },
