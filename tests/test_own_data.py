@@ -11,6 +11,7 @@ import torch
 from helpers.configs import build_model
 from helpers.runs import call_tool
 from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -18,6 +19,7 @@ from mmstrip.datasets.digit_scenes import write_digit_scenes
 from mmstrip.models import StripMLP
 from mmstrip.own_data import write_classification, write_detection, write_segmentation
 from mmstrip.own_data.segmentation import MODELS
+from mmstrip.utils.samples import read_sample
 
 TOOL = 'misc/own_data.py'
 NAMES = ('one', 'two', 'zero')
@@ -138,11 +140,11 @@ def test_detection(scenes, init, tmp_path, monkeypatch):
     assert result.pred_instances.bboxes.shape[1] == 4
 
 
-def write_voc(folder, boxes, size=(60, 50)):
+def write_voc(folder, boxes, size=(60, 50), **saving):
     for name in ('Annotations', 'JPEGImages'):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for i, (label, *corners) in enumerate(boxes):
-        Image.new('RGB', size).save(folder / 'JPEGImages' / f'{i}.jpg')
+        Image.new('RGB', size).save(folder / 'JPEGImages' / f'{i}.jpg', **saving)
         root = ElementTree.Element('annotation')
         node = ElementTree.SubElement(root, 'object')
         ElementTree.SubElement(node, 'name').text = label
@@ -165,6 +167,48 @@ def test_detection_from_voc(tmp_path, monkeypatch):
     assert found[2] == [0, 2, 60, 18] and found[0] == [5, 5, 25, 35]
     config = Config.fromfile(written.config)
     assert config.classes == ['cell', 'dot'] and config.model.roi_head.bbox_head.num_classes == 2
+    assert min(box['id'] for part in parts for box in part['annotations']) == 1  # COCO's evaluation misses one of 0
+
+
+def lying(orientation=6) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def test_pictures_that_lie_on_their_side(tmp_path, monkeypatch):
+    """Boxes and label maps belong to pictures as they are shown."""
+    monkeypatch.chdir(tmp_path)
+    written = write_detection(write_voc(tmp_path / 'voc', [('cell', 5, 5, 30, 58)] * 5, exif=lying()))
+    content = json.loads((written.config.parent / 'train.json').read_text())
+    assert content['images'][0]['width'] == 50 and content['annotations'][0]['bbox'] == [5, 5, 25, 53]
+    for i in range(2):
+        for name in ('images', 'masks'):
+            (tmp_path / 'maps' / name).mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (60, 50)).save(tmp_path / 'maps' / 'images' / f'{i}.jpg', exif=lying())
+        Image.fromarray(np.eye(60, 50, dtype=np.uint8)).save(tmp_path / 'maps' / 'masks' / f'{i}.png')
+    config = Config.fromfile(write_segmentation('maps').config)
+    init_default_scope('mmseg')
+    sample = read_sample(DATASETS.build(config.val_dataloader.dataset), 0)
+    assert sample['data_samples'].gt_sem_seg.shape == (60, 50)
+
+
+def test_boxes_that_lack_what_evaluation_reads(tmp_path, monkeypatch):
+    """Folders of splits below a folder that has a split's name itself."""
+    monkeypatch.chdir(tmp_path)
+    boxes = [dict(image_id=0, category_id=1, bbox=[1, 1, 20, 30])]
+    root = tmp_path / 'test' / 'cells'
+    for split in ('train', 'val'):
+        coco(annotations=boxes)(root / split)
+    written = write_detection(root)
+    assert any('written anew' in line for line in written.found) and any(
+        '3 images without' in line for line in written.found
+    )
+    config = Config.fromfile(written.config)
+    for split, loader in (('train', config.train_dataloader), ('val', config.val_dataloader)):
+        assert loader.dataset.data_prefix.img == f'{root}/{split}'
+        content = json.loads((tmp_path / loader.dataset.ann_file).read_text())
+        assert content['annotations'] == [dict(boxes[0], id=1, area=600)]
 
 
 def test_segmentation(scenes, init, tmp_path):
@@ -232,7 +276,7 @@ COCO = dict(
 
 def coco(**changes):
     def write(root):
-        root.mkdir()
+        root.mkdir(parents=True)
         for i in range(3):
             Image.new('RGB', (8, 8)).save(root / f'{i}.png')
         (root / 'annotations.json').write_text(json.dumps({**COCO, **changes}))
@@ -246,8 +290,8 @@ def maps(values, size=(8, 8), mode=None, classes=None):
             (root / name).mkdir(parents=True)
         for i in range(2):
             Image.new('RGB', (8, 8)).save(root / 'images' / f'{i}.png')
-            labels = np.resize(np.array(values, np.uint8), size)
-            Image.fromarray(labels).convert(mode or 'L').save(root / 'masks' / f'{i}.png')
+            labels = np.resize(np.array(values, np.uint16 if max(values) > 255 else np.uint8), size)
+            Image.fromarray(labels).convert(mode or None).save(root / 'masks' / f'{i}.png')
         if classes:
             (root / 'classes.txt').write_text('\n'.join(classes))
 
@@ -280,6 +324,9 @@ def maps(values, size=(8, 8), mode=None, classes=None):
         (write_segmentation, maps([0, 3, 7]), {}, 'class numbers from 0 without gaps'),
         (write_segmentation, maps([0, 1, 2, 3], classes=['a', 'b']), {}, 'names 2 classes, and at most one more'),
         (write_segmentation, maps([0, 1], size=(9, 8)), {}, 'must have the 8 x 8 pixels of its image, but has 8 x 9'),
+        (write_segmentation, maps([0, 1, 256]), {}, 'must hold numbers from 0 to 255, but has 256'),
+        (write_segmentation, maps([0, 0]), {}, 'at least two classes, as all label maps together'),
+        (write_segmentation, maps([0, 1], classes=['a']), {}, 'at least two classes, the background among them'),
         (write_segmentation, maps([0, 1], mode='RGB'), {}, r'has colours \(mode RGB\)'),
         (write_segmentation, maps([0, 1]), dict(arch='huge'), "arch must be one of .* but got 'huge'"),
         (write_segmentation, maps([0, 1]), dict(init='none.pth'), 'no checkpoint at none.pth'),

@@ -103,7 +103,8 @@ def set_detection_tta(config) -> None:
     config.setdefault('tta_model', dict(type='DetTTAModel', tta_cfg=averaged))
     (_, dataset), *_ = leaf_datasets(config.test_dataloader.dataset, 'test_dataloader.dataset')
     *loading, pack = dataset.pipeline
-    flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+    # As it is first: mmdet's merged sample takes its truth, which metrics of PASCAL VOC read, from the first view.
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
     pack = dict(
         pack, meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
     )

@@ -40,7 +40,7 @@ def apply_args(config, args: argparse.Namespace) -> None:
     """
     set_work_dir(config, args.work_dir, args.config)
     if args.resume == 'auto':
-        config.resume, config.load_from = True, None
+        config.resume = 'auto'
     elif args.resume:
         if not os.path.isfile(args.resume):
             raise FileNotFoundError(f'--resume: no checkpoint at {args.resume}')

@@ -168,7 +168,7 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int
         ``padding``, 'padding': the metrics on validation images padded to multiples of :data:`PADDING` pixels.
     """
     config.work_dir = str(folder)
-    config.resume = True
+    config.resume = 'auto'
     config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='mmstrip.ClockHook')]
     if config.default_scope != 'mmpretrain':
         pictures = dict(type='mmstrip.PredictionPicturesHook', out_dir=str(folder / 'pictures'), interval=interval)

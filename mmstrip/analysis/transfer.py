@@ -114,7 +114,7 @@ def compare_transfer(
         checkpoint = _train_classifier(backbone, folder / 'classifier', options) if start == 'classifier' else None
         print_log(f'Run {number} of {len(runs)}: {backbone}, {task} from {start}', logger='current')
         config = task_config(backbone, task, str(data_root), checkpoint, options)
-        settings = dict(data_root=str(data_root), options=options)
+        settings = json.loads(json.dumps(dict(data_root=str(data_root), options=options)))  # tuples become lists
         metrics = _run(config, folder / f'{task}-from-{start}', TASKS[task].metrics, settings)
         results.append(dict(backbone=backbone, task=task, start=start, **metrics))
     write_json(work_dir / 'results.json', results)

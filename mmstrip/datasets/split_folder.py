@@ -9,7 +9,7 @@ HELD_OUT_EVERY = 10
 
 @DATASETS.register_module()
 class SplitFolder(CustomDataset):
-    """Images in ``train/CLASS/`` and ``test/CLASS/``; every tenth training image of a class can be held out.
+    """Images in ``train/CLASS/`` and ``test/CLASS/``; every tenth training image, class by class, can be held out.
 
     Args:
         data_root (str): Folder that holds both.

@@ -65,23 +65,26 @@ def _replace_loop(loop: dict) -> None:
 def choose_checkpoint(config: Config, trusted: bool = False) -> None:
     """Find the checkpoint of a run to be resumed: ``load_from``, or the newest one in the work dir that can be read.
 
-    The run takes the seed in it; where there is no checkpoint yet, it starts from scratch.
+    The run takes the seed in it; where there is no checkpoint yet, it starts from ``load_from``, or from scratch.
 
     Args:
-        config: A whole config with ``work_dir`` and ``resume=True``.
+        config: A whole config with ``work_dir`` and ``resume``: True for ``load_from`` if that is set, 'auto' for the
+            work dir in any case.
         trusted: As of :func:`mmstrip.utils.checkpoints.read_checkpoint`.
 
     Raises:
         FileNotFoundError, ValueError: The checkpoint, or every one in the work dir, cannot be read.
     """
-    if config.get('load_from'):
+    if config.get('load_from') and config.resume != 'auto':
         found = config.load_from, read_checkpoint(config.load_from, trusted=trusted)
     else:
         found = newest_checkpoint(config.work_dir, trusted)
     if found is None:
-        print_log(f'No checkpoint in {config.work_dir} yet: the training starts from scratch', logger='current')
+        start = config.get('load_from') or 'scratch'
+        print_log(f'No checkpoint in {config.work_dir} yet: the training starts from {start}', logger='current')
         config.resume = False
         return
+    config.resume = True
     config.load_from, checkpoint = found
     print_log(f'Resuming from {config.load_from}', logger='current')
     seed = checkpoint['meta'].get('seed')

@@ -4,7 +4,7 @@ import json
 import math
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +43,7 @@ SMALL, SMALL_EPOCHS, EPOCHS = 4000, 36, 12  # training images, epochs with fewer
 DINO_SIDE = 320
 WARM_UP = 1000  # iterations
 NEEDED = {'images': {'id', 'file_name', 'width', 'height'}, 'annotations': {'image_id', 'category_id', 'bbox'}}
+LEAST_SIDE = 32  # pixels; mmdet leaves smaller images out of trainings
 VOC_FOLDERS = ('Annotations', 'JPEGImages')
 
 
@@ -122,11 +123,14 @@ def _read_coco(folder: Path) -> tuple[dict[str, Split], list[str]]:
         if content is None:
             notes.append(f'left out, as it has no boxes of COCO: {file}')
             continue
-        split = split_of(file.stem) or split_of(file.parent.name) or 'train'
+        split = split_of(file.stem) or _split_of_folders(file.relative_to(folder)) or 'train'
         if split in splits:
-            raise ValueError(f'{splits[split].file} and {file} are both for {split}; keep one of them in {folder}')
-        root = _image_root(file, content, images, split)
-        splits[split] = Split(content, root, file)
+            raise ValueError(f'{file} and another file are both for {split}; keep one of them in {folder}')
+        root = _image_root(file, content, images, split, folder)
+        complete = _complete(content['annotations'])
+        if not complete:
+            notes.append(f'written anew, with ids from 1 and areas, as {file} has boxes without')
+        splits[split] = Split(content, root, file if complete else None)
     if not splits:
         raise ValueError(
             f'{folder} has no annotations: expected JSON files of COCO, or the folders Annotations and '
@@ -156,11 +160,26 @@ def _coco_content(file: Path) -> dict | None:
     return content
 
 
-def _image_root(file: Path, content: dict, images: Sequence[Path], split: str) -> Path:
+def _complete(boxes: list[dict]) -> bool:
+    """Whether boxes have what COCO's evaluation reads; else they get it. It takes a box of id 0 for one not found."""
+    if all(box.get('id') and 'area' in box for box in boxes):
+        return True
+    for number, box in enumerate(boxes, 1):
+        box['id'] = number
+        box.setdefault('area', box['bbox'][2] * box['bbox'][3])
+    return False
+
+
+def _split_of_folders(path: Path) -> str | None:
+    """The split that a folder on the way to a file speaks of."""
+    return next(filter(None, map(split_of, path.parts[:-1][::-1])), None)
+
+
+def _image_root(file: Path, content: dict, images: Sequence[Path], split: str, folder: Path) -> Path:
     """The folder that the names of images in a JSON file start from."""
     names = [image['file_name'] for image in content['images']]
     found = [path for path in images if path.as_posix().endswith(f'/{names[0]}')]
-    found.sort(key=lambda path: split not in map(split_of, path.parts))
+    found.sort(key=lambda path: split != _split_of_folders(path.relative_to(folder)))
     if not found:
         raise FileNotFoundError(f'{file} speaks of {names[0]}, which is nowhere in its folder')
     root = Path(found[0].as_posix().removesuffix(names[0]))
@@ -173,17 +192,13 @@ def _image_root(file: Path, content: dict, images: Sequence[Path], split: str) -
 def _read_voc(folder: Path) -> tuple[dict[str, Split], list[str]]:
     lists = {path.stem: path for path in (folder / 'ImageSets' / 'Main').glob('*.txt')}
     files = {split: next((lists[name] for name in names if name in lists), None) for split, names in SPLITS.items()}
-    stems = {
-        split: [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
-        for split, file in files.items()
-        if file
-    }
-    stems = stems or {'train': sorted(path.stem for path in (folder / 'Annotations').glob('*.xml'))}
-    if 'train' not in stems:
-        raise ValueError(f'{folder / "ImageSets/Main"} must have train.txt or trainval.txt, but has {listed(lists)}')
     root = folder / 'JPEGImages'
     images, _ = find_images(root)
     by_stem = {path.stem: path for path in images}
+    stems = {split: _listed_stems(file, by_stem) for split, file in files.items() if file}
+    stems = stems or {'train': sorted(path.stem for path in (folder / 'Annotations').glob('*.xml'))}
+    if 'train' not in stems:
+        raise ValueError(f'{folder / "ImageSets/Main"} must have train.txt or trainval.txt, but has {listed(lists)}')
     wanted = [name for names in stems.values() for name in names]
     missing = [name for name in wanted if name not in by_stem]
     if missing:
@@ -196,19 +211,29 @@ def _read_voc(folder: Path) -> tuple[dict[str, Split], list[str]]:
     splits = {}
     for split, members in stems.items():
         files = {stem: by_stem[stem] for stem in members}
-        splits[split] = Split(_voc_content(files, sizes, objects, names), root, None)
+        splits[split] = Split(_voc_content(files, root, sizes, objects, names), root, None)
     return splits, []
 
 
-def _voc_content(files: dict[str, Path], sizes: dict[Path, Size], objects: dict[str, list], names: list[str]) -> dict:
+def _listed_stems(file: Path, known: Collection[str]) -> list[str]:
+    """Names in a list of VOC's, one a line; lists of one class have a number behind each."""
+    lines = filter(None, map(str.strip, file.read_text().splitlines()))
+    return [line if line in known else line.split()[0] for line in lines]
+
+
+def _voc_content(
+    files: dict[str, Path], root: Path, sizes: dict[Path, Size], objects: dict[str, list], names: list[str]
+) -> dict:
     """As COCO's JSON: images, boxes cut to them, and classes."""
     content = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(names)])
     for number, (stem, file) in enumerate(files.items()):
         size = sizes[file]
-        content['images'].append(dict(id=number, file_name=file.name, width=size.width, height=size.height))
+        content['images'].append(
+            dict(id=number, file_name=file.relative_to(root).as_posix(), width=size.width, height=size.height)
+        )
         for name, corners, difficult in objects[stem]:
             x1, y1, x2, y2 = (min(max(value, 0), side) for value, side in zip(corners, (*size, *size)))
-            box = dict(id=len(content['annotations']), image_id=number, category_id=names.index(name))
+            box = dict(id=len(content['annotations']) + 1, image_id=number, category_id=names.index(name))
             box.update(bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=difficult)
             content['annotations'].append(box)
     return content
@@ -279,6 +304,18 @@ def _check(split: str, part: Split, classes: Sequence[str], notes: list[str]) ->
             flat.append(image['file_name'])
         elif x < -1 or y < -1 or x + width > image['width'] + 1 or y + height > image['height'] + 1:
             outside.append(image['file_name'])
+    if split == 'train':
+        filled = {box['image_id'] for box in part.content['annotations']}
+        unused = [
+            image['file_name']
+            for image in part.content['images']
+            if image['id'] not in filled or min(image['width'], image['height']) < LEAST_SIDE
+        ]
+        if unused:
+            notes.append(
+                f'train: {len(unused)} images without boxes, or with a side of less than {LEAST_SIDE} pixels, are not '
+                f'trained on: {listed(unused)}'
+            )
     if flat:
         notes.append(f'{split}: {len(flat)} boxes without area are not trained on, in {listed(dict.fromkeys(flat))}')
     if outside:

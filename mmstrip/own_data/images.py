@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from ..utils.samples import IMAGE_SUFFIXES
+from ..utils.samples import IMAGE_SUFFIXES, size_of_image
 
 SUFFIXES = (*IMAGE_SUFFIXES, '.ppm')
 # Names that folders and files of a split have.
@@ -70,12 +70,12 @@ def progress(paths: Sequence[Path], doing: str) -> Iterable[Path]:
 
 
 def measure(paths: Sequence[Path]) -> tuple[dict[Path, Size], list[Path]]:
-    """Sizes from the headers of images, and those whose header cannot be read."""
+    """Sizes of images, turned as their EXIF data say, from their headers, and those whose header cannot be read."""
     sizes, unreadable = {}, []
     for path in progress(paths, 'Reading sizes'):
         try:
             with Image.open(path) as image:
-                sizes[path] = Size(*image.size)
+                sizes[path] = Size(*size_of_image(image))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow's formats raise
             unreadable.append(path)
     return sizes, unreadable

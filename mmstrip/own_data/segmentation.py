@@ -211,7 +211,12 @@ def _values(splits: dict[str, Split]) -> dict[int, Path]:
             labels = np.array(image)
         if labels.ndim != 2:
             raise ValueError(f'{file} must hold a class number in each pixel, but has colours (mode {image.mode})')
-        for value in np.unique(labels).tolist():
+        found = np.unique(labels).tolist()
+        if found[0] < 0 or found[-1] > 255:
+            raise ValueError(
+                f'{file} must hold numbers from 0 to 255, but has {found[0] if found[0] < 0 else found[-1]}'
+            )
+        for value in found:
             values.setdefault(int(value), file)
     return values
 
@@ -235,6 +240,10 @@ def _classes(file: Path | None, values: dict[int, Path]) -> tuple[list[str], int
                 f'{values[above[-1]]} must hold numbers from 0 to {len(names) - 1} as {file} names {len(names)} '
                 f'classes, and at most one more, to be ignored, but has {listed(above, 5)}'
             )
+        if len(names) < 2:
+            raise ValueError(
+                f'{file} must name at least two classes, the background among them, but names {listed(names)}'
+            )
         return names, above[0] if above else IGNORED
     if numbers == [0] and IGNORED in values:
         raise ValueError(
@@ -245,6 +254,10 @@ def _classes(file: Path | None, values: dict[int, Path]) -> tuple[list[str], int
         raise ValueError(
             f'{values[numbers[-1]]} must hold class numbers from 0 without gaps, but the label maps have '
             f'{listed(numbers, 10)}; a file of names, classes.txt, allows gaps'
+        )
+    if len(numbers) < 2:
+        raise ValueError(
+            f'{values[0]} must hold at least two classes, as all label maps together, but all pixels are 0'
         )
     return [str(number) for number in numbers], IGNORED
 

@@ -81,8 +81,8 @@ def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequenc
     if count <= 120:  # more cannot be read
         size = None if few else 500 / count
         turned = 'vertical' if max(map(len, classes)) > 3 else 'horizontal'
-        axes.set_xticks(range(count), classes, rotation=turned, fontsize=size)
-        axes.set_yticks(range(count), classes, fontsize=size)
+        axes.set_xticks(range(count), classes, rotation=turned, fontsize=size, parse_math=False)
+        axes.set_yticks(range(count), classes, fontsize=size, parse_math=False)
     if few:
         for (row, column), number in np.ndenumerate(matrix):
             color = 'white' if number > matrix.max() / 2 else 'black'
@@ -113,7 +113,7 @@ def plot_predictions(samples: list[tuple[np.ndarray, str, str]], title: str, pat
         space = '\n' if len(predicted + true) > 12 else ' '
         right = predicted == true
         words = predicted if right else f'{predicted}{space}(is {true})'
-        axes.set_title(words, fontsize=8, color='green' if right else 'red')
+        axes.set_title(words, fontsize=8, color='green' if right else 'red', parse_math=False)
     figure.savefig(path, dpi=120)
 
 

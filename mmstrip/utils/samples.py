@@ -9,11 +9,18 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 IGNORED = 255
+ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height are those of the stored picture lying on its side
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 class UnreadableImageError(ValueError):
     """A file that cannot be read as an image."""
+
+
+def size_of_image(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels as decoders give an image, which turn it as its EXIF data say."""
+    turned = image.getexif().get(ORIENTATION, 1) >= 5
+    return image.size[::-1] if turned else image.size
 
 
 def read_sample(dataset: Dataset, index: int):
@@ -76,7 +83,7 @@ def _decode(path: str) -> None:
 def _check_size(labels: str, image: str) -> None:
     if os.path.isfile(labels) and os.path.isfile(image):  # not where they come from a server
         with Image.open(labels) as first, Image.open(image) as second:
-            shapes = first.size[::-1], second.size[::-1]
+            shapes = first.size[::-1], size_of_image(second)[::-1]
         if shapes[0] != shapes[1]:
             raise ValueError(f'{labels} must be a label map of {shapes[1]} pixels as its image, but has {shapes[0]}')
 

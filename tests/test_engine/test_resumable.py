@@ -7,7 +7,7 @@ from helpers import randomise, small_backbone
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
-from mmstrip.engine.resumable import make_resumable
+from mmstrip.engine.resumable import choose_checkpoint, make_resumable
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch():
@@ -57,3 +57,19 @@ def test_any_config_becomes_resumable():
         make_resumable(config)
         assert config.train_cfg == dict(type='mmstrip.ResumableEpochLoop', max_epochs=3)
         assert config.default_hooks.checkpoint.type == 'mmstrip.SafeCheckpointHook'
+
+
+def test_where_a_run_begins(tmp_path):
+    """``load_from`` is what a training starts from until the work dir has a checkpoint of its own."""
+    start, own = tmp_path / 'start.pth', tmp_path / 'work' / 'epoch_1.pth'
+    own.parent.mkdir()
+    for resume, expected in (('auto', (False, str(start))), (True, (True, str(start)))):
+        torch.save(dict(state_dict={}, optimizer={}, meta={}), start)
+        config = Config(dict(work_dir=str(own.parent), load_from=str(start), resume=resume))
+        choose_checkpoint(config)
+        assert (config.resume, config.load_from) == expected
+    torch.save(dict(state_dict={}, optimizer={}, meta=dict(seed=3)), own)
+    (own.parent / 'last_checkpoint').write_text(str(own))
+    config = Config(dict(work_dir=str(own.parent), load_from=str(start), resume='auto'))
+    choose_checkpoint(config)
+    assert (config.resume, config.load_from, config.randomness.seed) == (True, str(own), 3)
