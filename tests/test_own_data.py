@@ -342,6 +342,23 @@ def test_wrong_folders(writer, make, options, words, tmp_path, monkeypatch):
     assert not (tmp_path / 'own_data').exists() or not list((tmp_path / 'own_data').rglob('*.*'))
 
 
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(arch=dict(embed_dims=48, depths=(1, 1, 1, 1), num_patches=(6, 12, 24, 48), mlp_ratio=2), strip_width=5),
+        dict(arch=dict(embed_dims=16, depths=(1, 2, 1, 1)), branches='cgsmm'),
+        dict(arch=dict(embed_dims=10, depths=(1, 1, 1, 1)), num_patches=5),
+    ],
+)
+def test_checkpoints_of_any_arch(arguments, digits, tmp_path):
+    torch.save(StripMLP(**arguments, img_size=32).state_dict(), tmp_path / 'weights.pth')
+    config = Config.fromfile(write_classification(digits, tmp_path / 'out', init=tmp_path / 'weights.pth').config)
+    settings = {
+        key: value for key, value in config.model.backbone.items() if key not in ('type', '_scope_', 'init_cfg')
+    }
+    StripMLP(**settings).load_state_dict(torch.load(tmp_path / 'weights.pth'))
+
+
 def test_checkpoints_of_others(digits, tmp_path):
     weights = tmp_path / 'resnet.pth'
     torch.save(dict(state_dict={'conv1.weight': torch.zeros(1)}), weights)

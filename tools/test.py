@@ -14,7 +14,7 @@ from mmstrip.deployment.formats import SUFFIXES
 from mmstrip.deployment.testing import use_exported
 from mmstrip.engine.launch import build_runner, check_data, leave_group, parse_with_launcher, set_work_dir
 from mmstrip.engine.precision import add_amp_option, set_test_amp
-from mmstrip.utils.config import leaf_datasets, load_config
+from mmstrip.utils.config import leaf_datasets, load_config, name_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,7 +50,7 @@ def apply_args(config, args: argparse.Namespace) -> None:
         if args.tta:
             raise ValueError('--tta needs a checkpoint: exported files are tested on images as they are')
         return use_exported(config, args.checkpoint, args.amp)
-    config.load_from = args.checkpoint
+    config.load_from, config.resume = args.checkpoint, False
     add_hook(config, dict(type='mmstrip.CompleteCheckpointHook'))
     set_test_amp(config, args.amp)
     if args.tta:
@@ -93,6 +93,10 @@ def augment_tests(config, path: str) -> None:
     for _, dataset in leaf_datasets(config.test_dataloader.dataset, 'test_dataloader.dataset'):
         dataset.pipeline = config.tta_pipeline
     config.model = ConfigDict(**config.tta_model, module=config.model)
+    # Checkpoints have the averaged weights as the model's; the hook would look for the wrapper's in them.
+    config.custom_hooks = [
+        hook for hook in config.get('custom_hooks') or [] if not name_of(hook['type']).endswith('EMAHook')
+    ]
 
 
 def set_detection_tta(config) -> None:

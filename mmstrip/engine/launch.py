@@ -97,8 +97,7 @@ def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool
     """
     load_plain_weights_only(trust_checkpoints)
     make_resumable(config)
-    if config.get('resume'):
-        choose_checkpoint(config, trust_checkpoints)
+    resumed = choose_checkpoint(config, trust_checkpoints) if config.get('resume') else None
     config.launcher = launcher
     if launcher != 'none' and not torch.cuda.is_available():
         _prepare_gloo(config, launcher)
@@ -106,7 +105,11 @@ def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         _join_group('nccl')
     runner_type = config.get('runner_type')
-    return Runner.from_cfg(config) if runner_type is None else RUNNERS.build(config)
+    runner = Runner.from_cfg(config) if runner_type is None else RUNNERS.build(config)
+    # Not in the config, which the run has dumped: it is for other runs too.
+    runner._resume = resumed is not None
+    runner._load_from = resumed or config.get('load_from')
+    return runner
 
 
 def _prepare_gloo(config: Config, launcher: str) -> None:

@@ -37,6 +37,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         get_layer_depth = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
         if get_layer_depth is None:
             raise ValueError(f'layer_decay_rate needs a backbone with get_layer_depth, but {type(module)} has none')
+        if self.base_lr is None:
+            raise ValueError('layer_decay_rate needs optim_wrapper.optimizer.lr, which the config lacks')
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         for group in params:
             depth, num_depths = get_layer_depth(names[id(group['params'][0])], 'backbone.')

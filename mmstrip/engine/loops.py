@@ -16,7 +16,9 @@ def explained_worker_death() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
+        # What a worker itself has raised comes as 'Caught ... in DataLoader worker'.
+        caught, words = str(error).startswith('Caught '), 'DataLoader worker (pid'
+        if caught or (isinstance(error, RuntimeError) and words not in str(error)):
             raise
         raise RuntimeError(
             f'a process that loads data was killed ({error}). Mostly the memory was full: lower '

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from ..ops.dispatch import native_types
 from ..registry import LOOPS, OPTIM_WRAPPERS
+from ..utils.config import name_of
 from ..utils.wrappers import unwrap_model
 
 _CPU_WRAPPER = 'mmstrip.BFloat16OptimWrapper'
@@ -142,7 +143,7 @@ def set_train_amp(config: Config, name: str | None) -> None:
     dtype = amp_dtype(name)
     if dtype is None:
         return
-    wrapper = config.optim_wrapper.get('type', 'OptimWrapper')
+    wrapper = name_of(config.optim_wrapper.get('type', 'OptimWrapper'))
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper', _CPU_WRAPPER):
         raise ValueError(f"--amp needs optim_wrapper.type 'OptimWrapper', but got {wrapper!r}")
     if torch.cuda.is_available():
@@ -168,7 +169,7 @@ def set_test_amp(config: Config, name: str | None) -> None:
     dtype = amp_dtype(name)
     if dtype is None:
         return
-    loop = config.test_cfg.get('type', 'TestLoop')
+    loop = name_of(config.test_cfg.get('type', 'TestLoop'))
     if loop not in ('TestLoop', 'mmstrip.MixedPrecisionTestLoop'):
         raise ValueError(f"--amp needs test_cfg.type 'TestLoop', but got {loop!r}")
     config.test_cfg.update(type='mmstrip.MixedPrecisionTestLoop', dtype=dtype)

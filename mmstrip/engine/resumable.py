@@ -6,7 +6,8 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ..utils.checkpoints import newest_checkpoint, read_checkpoint
+from ..utils.checkpoints import newest_checkpoint, read_resumable
+from ..utils.config import name_of
 
 _HOOKS = ('mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook', 'mmstrip.NamedFilesHook')
 _BAD_IMAGES_HOOK = 'mmstrip.BadImagesHook'
@@ -51,18 +52,21 @@ def make_resumable(config: Config) -> None:
         config.custom_hooks = others + hooks
     default_hooks = dict(config.get('default_hooks') or {})
     checkpoint = default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-    if checkpoint and checkpoint.get('type') == 'CheckpointHook':
+    if checkpoint and name_of(checkpoint.get('type', '')) == 'CheckpointHook':
         checkpoint['type'] = 'mmstrip.SafeCheckpointHook'
     config.default_hooks = default_hooks
 
 
 def _replace_loop(loop: dict) -> None:
-    by_epoch = loop.pop('by_epoch', loop.get('type') == 'EpochBasedTrainLoop')
-    if loop.get('type') in (None, 'EpochBasedTrainLoop', 'IterBasedTrainLoop'):
+    kind = name_of(loop['type']) if loop.get('type') else None
+    if kind is None and 'by_epoch' not in loop:
+        return  # mmengine says what is missing
+    by_epoch = loop.pop('by_epoch', kind == 'EpochBasedTrainLoop')
+    if kind in (None, 'EpochBasedTrainLoop', 'IterBasedTrainLoop'):
         loop['type'] = 'mmstrip.ResumableEpochLoop' if by_epoch else 'mmstrip.ResumableIterLoop'
 
 
-def choose_checkpoint(config: Config, trusted: bool = False) -> None:
+def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
     """Find the checkpoint of a run to be resumed: ``load_from``, or the newest one in the work dir that can be read.
 
     The run takes the seed in it; where there is no checkpoint yet, it starts from ``load_from``, or from scratch.
@@ -72,21 +76,23 @@ def choose_checkpoint(config: Config, trusted: bool = False) -> None:
             work dir in any case.
         trusted: As of :func:`mmstrip.utils.checkpoints.read_checkpoint`.
 
+    Returns:
+        The checkpoint; None where there is none yet.
+
     Raises:
         FileNotFoundError, ValueError: The checkpoint, or every one in the work dir, cannot be read.
     """
     if config.get('load_from') and config.resume != 'auto':
-        found = config.load_from, read_checkpoint(config.load_from, trusted=trusted)
+        found = config.load_from, read_resumable(config.load_from, trusted)
     else:
         found = newest_checkpoint(config.work_dir, trusted)
     if found is None:
         start = config.get('load_from') or 'scratch'
         print_log(f'No checkpoint in {config.work_dir} yet: the training starts from {start}', logger='current')
-        config.resume = False
-        return
-    config.resume = True
-    config.load_from, checkpoint = found
-    print_log(f'Resuming from {config.load_from}', logger='current')
+        return None
+    path, checkpoint = found
+    print_log(f'Resuming from {path}', logger='current')
     seed = checkpoint['meta'].get('seed')
     if seed is not None:
         config.randomness = dict(config.get('randomness') or {}, seed=seed)
+    return path

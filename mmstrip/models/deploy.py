@@ -6,6 +6,8 @@ Folded layers become identities, so that the forward methods of the boxes stay a
 from weakref import WeakKeyDictionary
 
 import torch
+from mmengine.model.utils import _BatchNormXd
+from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -15,7 +17,8 @@ from .strip_mixing import BRANCHES, POSITION, STRIP_LAYER, CascadeGroupStripMixi
 from .windows import counts_and_strides
 
 CONV = pointwise(bias=None)
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+# With what mmengine builds of SyncBN, and turns it to where there is one process.
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, _BatchNormXd)
 # What folding reads or changes in a block: boxes that stay, whose forward methods it relies on, and layers.
 BOXES = {
     'strip_mixing': StripMixingBlock,
@@ -81,7 +84,8 @@ def _is_foldable(key: str, layer: nn.Module | None) -> bool:
 
 
 def _fold_strip_mixing(mixing: StripMixingBlock) -> None:
-    """Fold BN into ``project``, what CGSMM can fold, and its last fusion into ``fuse``."""
+    """Fold BN into ``project``, what CGSMM can fold, and its last fusion into ``fuse``; the first norm is left."""
+    mixing.depthwise[0] = _local_norm(mixing.depthwise[0])
     mixing.project[0], mixing.project[1] = _fold_norm(*mixing.project[:2])
     if 'cgsmm' not in mixing.branches:
         return
@@ -107,6 +111,16 @@ def _fold_cgsmm(cgsmm: CascadeGroupStripMixing) -> Tensor:
     cgsmm.fuse_row, cgsmm.norm = _fold_norm(cgsmm.fuse_row, cgsmm.norm)
     last, cgsmm.fuse_column = cgsmm.fuse_column, nn.Identity()
     return last.weight.flatten(1)
+
+
+def _local_norm(norm: nn.Module) -> nn.Module:
+    """SyncBN as BN, which is the same in inference and known to the operators."""
+    if type(norm) not in BATCH_NORMS[1:] or not is_untouched(norm):
+        return norm
+    local = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    for name, value in (*norm.named_parameters(), *norm.named_buffers()):
+        setattr(local, name, value)
+    return local.train(norm.training)
 
 
 def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:

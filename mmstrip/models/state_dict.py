@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .arguments import NUM_STAGES, STEM_STRIDE
+from .arguments import BRANCHES, NUM_STAGES, STEM_STRIDE, parse_num_patches
 from .strip_mixing import RelativePosition, StripMLPLayer
 
 
@@ -70,12 +70,13 @@ def require_pretrained(init_cfg: dict | list | None) -> None:
             )
 
 
-def recognise_backbone(state_dict: dict[str, Tensor]) -> tuple[str, dict, int]:
+def recognise_backbone(state_dict: dict[str, Tensor]) -> tuple[str, dict, dict]:
     """What builds the Strip-MLP whose trained weights are in a state dict, at most one.
 
     Returns:
-        The prefix of its keys, such as 'backbone.'; its arch as a dict of ``embed_dims`` and ``depths``; and the
-        ``img_size`` that its strip weights belong to, in pixels.
+        The prefix of its keys, such as 'backbone.'; its ``arch`` as a dict; and further arguments: the ``img_size``
+        that its strip weights belong to, in pixels, ``strip_width`` and ``branches`` where they are not the defaults.
+        Whether it is a cascade, weights do not tell.
 
     Raises:
         ValueError: There is none, or it has the deploy form.
@@ -90,7 +91,19 @@ def recognise_backbone(state_dict: dict[str, Tensor]) -> tuple[str, dict, int]:
     blocks = _blocks(state_dict, prefix)
     depths = tuple(sum(stage == str(i) for stage, _ in blocks) for i in range(NUM_STAGES))
     arch = dict(embed_dims=state_dict[f'{prefix}patch_embed.weight'].shape[0], depths=depths)
-    return prefix, arch, state_dict[prefix + last].shape[3] * STEM_STRIDE
+    patches = [state_dict[prefix + last.replace('0', str(i), 1)].shape[0] for i in range(NUM_STAGES)]
+    branches = tuple(name for name in BRANCHES if any(f'.branches.{name}.' in key for key in state_dict))
+    ratio = state_dict[f'{prefix}stages.0.0.channel_mixing.fc1.weight'].shape[0] / arch['embed_dims']
+    try:
+        usual = parse_num_patches(None, arch['embed_dims'], branches)
+    except ValueError:  # there is none
+        usual = None
+    arch |= ({} if patches == usual else dict(num_patches=tuple(patches))) | (
+        {} if ratio == 3 else dict(mlp_ratio=ratio)
+    )
+    _, width, _, extent = state_dict[prefix + last].shape
+    others = ({} if width == 3 else dict(strip_width=width)) | ({} if branches == BRANCHES else dict(branches=branches))
+    return prefix, arch, dict(img_size=extent * STEM_STRIDE, **others)
 
 
 def _blocks(state_dict: dict[str, Tensor], prefix: str) -> set[tuple[str, ...]]:

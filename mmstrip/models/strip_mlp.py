@@ -176,7 +176,10 @@ class StripMLP(BaseModule):
     ):
         super().__init__(init_cfg)
         settings = dict(num_patches=num_patches, mlp_ratio=mlp_ratio)
-        settings.update(parse_arch(arch, self.arch_zoo))
+        parsed = parse_arch(arch, self.arch_zoo)
+        if num_patches is not None and parsed.get('num_patches', num_patches) != num_patches:
+            raise ValueError(f'num_patches is {num_patches!r}, but arch has num_patches {parsed["num_patches"]!r}')
+        settings.update(parsed)
         mlp_ratio = settings['mlp_ratio']
         self.arch = arch
         self.embed_dims = settings['embed_dims']

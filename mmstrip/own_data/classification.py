@@ -145,7 +145,7 @@ def _config(
 ) -> list[str]:
     recipe, recipe_epochs, warm_up = ('finetune_100e', 100, 5) if backbone.init_cfg else ('300e_1xb128', 300, 20)
     epochs = epochs or recipe_epochs
-    img_size = backbone.img_size or (size if size % 32 == 0 else None)
+    own = dict(img_size=size) if size % 32 == 0 else {}
     test = 'test' if 'test' in splits else 'val'
     short = epochs < LONG_SCHEDULE
     mixing = ', train_cfg=None' if short else ''
@@ -158,7 +158,7 @@ def _config(
         ),
         *assign('classes', classes),
         *start(backbone),
-        f'backbone = dict({backbone._replace(img_size=img_size).arguments()})',
+        f'backbone = dict({backbone._replace(others=own | backbone.others).arguments()})',
         f'model = dict(backbone=backbone, head=dict(num_classes={len(classes)}, in_channels={backbone.channels[-1]})'
         f'{mixing})',
         f'data_preprocessor = dict(num_classes={len(classes)})',

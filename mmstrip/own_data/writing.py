@@ -32,13 +32,13 @@ class Backbone(NamedTuple):
     Attributes:
         name: What the config is called by.
         arch: Name of an arch, or a dict, as of ``StripMLP``.
-        img_size: Size that its strip weights belong to, in pixels; None: not known.
+        others: Further arguments that a checkpoint decides.
         init_cfg: The weights it starts from; None: random ones.
     """
 
     name: str
     arch: str | dict
-    img_size: int | None
+    others: dict
     init_cfg: dict | None
 
     @property
@@ -50,8 +50,8 @@ class Backbone(NamedTuple):
     def arguments(self) -> str:
         """Its arguments as Python."""
         arch = self.arch if isinstance(self.arch, str) else dict(_delete_=True, **self.arch)  # the base has a name
-        size = [] if self.img_size is None else [f'img_size={self.img_size}']
-        return ', '.join([f'arch={written(arch)}', *size, f'init_cfg={"init" if self.init_cfg else None}'])
+        others = [f'{name}={written(value)}' for name, value in self.others.items()]
+        return ', '.join([f'arch={written(arch)}', *others, f'init_cfg={"init" if self.init_cfg else None}'])
 
 
 def choose_backbone(arch: str | None, init: str | Path | None) -> Backbone:
@@ -65,17 +65,17 @@ def choose_backbone(arch: str | None, init: str | Path | None) -> Backbone:
         raise ValueError(f'arch must be one of {", ".join(StripMLP.arch_zoo)}, but got {arch!r}')
     if init is None:
         name = arch or 'tiny-light'
-        return Backbone(name, name, None, None)
+        return Backbone(name, name, {}, None)
     checkpoint = read_checkpoint(init)
     try:
-        prefix, settings, img_size = recognise_backbone(checkpoint.get('state_dict', checkpoint))
+        prefix, settings, others = recognise_backbone(checkpoint.get('state_dict', checkpoint))
     except ValueError as error:
         raise ValueError(f'init: {init}: {error}') from error
     name = next((name for name, known in StripMLP.arch_zoo.items() if known == settings), None)
     if arch not in (None, name):
         raise ValueError(f'init: {init} is of arch {name or settings}, but {arch} is asked for')
     init_cfg = dict(type='Pretrained', checkpoint=str(init), **(dict(prefix=prefix) if prefix else {}))
-    return Backbone(name or 'custom', name or settings, img_size, init_cfg)
+    return Backbone(name or 'custom', name or settings, others, init_cfg)
 
 
 def make_folder(out: str | Path | None, images: Path) -> Path:

@@ -185,6 +185,8 @@ def read_checkpoint(path: str | Path, map_location='cpu', trusted: bool = False)
     _allow_data_classes()
     try:
         return torch.load(path, map_location=map_location, weights_only=not trusted)
+    except (PermissionError, MemoryError):
+        raise
     except Exception as error:
         start = f'{path} cannot be loaded as plain weights (weights_only=True): it'
         objects = re.findall(r'GLOBAL (\S+)', str(error))
@@ -280,9 +282,7 @@ def newest_checkpoint(folder: str | Path, trusted: bool = False) -> tuple[str, d
     problems = []
     for path in _by_age(Path(folder)):
         try:
-            checkpoint = read_checkpoint(path, trusted=trusted)
-            if not isinstance(checkpoint, dict) or 'optimizer' not in checkpoint:
-                raise ValueError(f'{path} is no checkpoint to resume: it has no state of an optimizer')
+            checkpoint = read_resumable(path, trusted)
         except ValueError as error:
             problems.append(str(error))
             print_log(f'Cannot resume from this one, going back to the one before: {error}', 'current', logging.WARNING)
@@ -290,7 +290,25 @@ def newest_checkpoint(folder: str | Path, trusted: bool = False) -> tuple[str, d
         return str(path), checkpoint
     if problems:
         raise ValueError(f'no checkpoint in {folder} can be read: {"; ".join(problems)}')
+    pointer = Path(folder) / 'last_checkpoint'
+    if pointer.is_file():
+        raise ValueError(f'{pointer} names {pointer.read_text().strip()}, which is not there; to start anew, remove it')
     return None
+
+
+def read_resumable(path: str | Path, trusted: bool = False) -> dict:
+    """As :func:`read_checkpoint`, of a training that can be resumed.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, or has no state of an optimizer or no place in a training.
+    """
+    checkpoint = read_checkpoint(path, trusted=trusted)
+    if not isinstance(checkpoint, dict) or 'optimizer' not in checkpoint:
+        raise ValueError(f'{path} is no checkpoint to resume: it has no state of an optimizer')
+    if 'iter' not in (checkpoint.get('meta') or {}):
+        raise ValueError(f'{path} is no checkpoint to resume: it does not say at which iteration it was saved')
+    return checkpoint
 
 
 def _by_age(folder: Path) -> list[Path]:
@@ -299,5 +317,7 @@ def _by_age(folder: Path) -> list[Path]:
     last = Path(pointer.read_text().strip()) if pointer.is_file() else folder / 'none'
     if last.is_file() and not (folder / last.name).is_file():
         folder = last.parent  # checkpoints outside of the work dir
-    files = [file for name in ('epoch_*.pth', 'iter_*.pth', 'interrupted.pth') for file in folder.glob(name)]
+    files = {file for name in ('epoch_*.pth', 'iter_*.pth', 'interrupted.pth') for file in folder.glob(name)}
+    if last.is_file():
+        files.add(folder / last.name)  # which may be named otherwise
     return sorted(files, key=lambda file: (file.name == last.name, file.stat().st_mtime_ns), reverse=True)

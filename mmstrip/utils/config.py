@@ -44,3 +44,13 @@ def leaf_datasets(dataset, key: str) -> Iterator[tuple[str, dict]]:
             yield from leaf_datasets(dataset[name], f'{key}.{name}')
         if not inner:
             yield key, dataset
+
+
+def name_of(kind: str | type) -> str:
+    """The name of mmengine's by which a config's ``type`` goes, given as it is, with its scope or as the class.
+
+    Types of others keep their scope, or the module of their class.
+    """
+    if isinstance(kind, str):
+        return kind.removeprefix('mmengine.')
+    return kind.__name__ if kind.__module__.startswith('mmengine.') else f'{kind.__module__}.{kind.__name__}'

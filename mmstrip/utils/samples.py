@@ -5,7 +5,7 @@ import os
 import mmcv
 import numpy as np
 from mmengine.fileio import get
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 IGNORED = 255
@@ -82,8 +82,11 @@ def _decode(path: str) -> None:
 
 def _check_size(labels: str, image: str) -> None:
     if os.path.isfile(labels) and os.path.isfile(image):  # not where they come from a server
-        with Image.open(labels) as first, Image.open(image) as second:
-            shapes = first.size[::-1], size_of_image(second)[::-1]
+        try:
+            with Image.open(labels) as first, Image.open(image) as second:
+                shapes = first.size[::-1], size_of_image(second)[::-1]
+        except UnidentifiedImageError:  # of another kind, such as .npy, for transforms that read it
+            return
         if shapes[0] != shapes[1]:
             raise ValueError(f'{labels} must be a label map of {shapes[1]} pixels as its image, but has {shapes[0]}')
 

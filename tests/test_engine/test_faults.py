@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -62,6 +63,9 @@ def test_bad_images_stop_or_are_skipped(images, tmp_path):
 
     output = fail(tmp_path / 'few', {'skip_bad_images': 0.1}, config=images)
     assert '3 of 24 training images cannot be read, more than skip_bad_images=0.1 allows' in output
+    for number in (3, 7, 11):
+        shutil.copy(tmp_path / '0.png', tmp_path / f'{number}.png')
+    finish(tmp_path / 'few', {'skip_bad_images': 0.1, 'train_cfg.max_epochs': 1}, config=images)  # in the same folder
     output = fail(tmp_path / 'word', {'skip_bad_images': 'yes'}, config=images)
     assert "skip_bad_images must be a share from 0 to 1, but got 'yes'" in output
 

@@ -2,11 +2,14 @@
 
 import copy
 
+import pytest
 import torch
 from helpers import randomise, small_backbone
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop
 
+from mmstrip.engine.loops import explained_worker_death
 from mmstrip.engine.resumable import choose_checkpoint, make_resumable
 
 
@@ -59,17 +62,58 @@ def test_any_config_becomes_resumable():
         assert config.default_hooks.checkpoint.type == 'mmstrip.SafeCheckpointHook'
 
 
+def test_types_may_be_classes():
+    config = Config(
+        dict(
+            work_dir='work',
+            train_cfg=dict(type=EpochBasedTrainLoop, max_epochs=3),
+            default_hooks=dict(checkpoint=dict(type='mmengine.CheckpointHook')),
+        )
+    )
+    make_resumable(config)
+    assert config.train_cfg == dict(type='mmstrip.ResumableEpochLoop', max_epochs=3)
+    assert config.default_hooks.checkpoint.type == 'mmstrip.SafeCheckpointHook'
+    config = Config(dict(work_dir='work', train_cfg=dict(max_epochs=3)))
+    make_resumable(config)
+    assert config.train_cfg == dict(max_epochs=3)
+
+
 def test_where_a_run_begins(tmp_path):
     """``load_from`` is what a training starts from until the work dir has a checkpoint of its own."""
-    start, own = tmp_path / 'start.pth', tmp_path / 'work' / 'epoch_1.pth'
+    start, own = tmp_path / 'start.pth', tmp_path / 'work' / 'ep_1.pth'
     own.parent.mkdir()
-    for resume, expected in (('auto', (False, str(start))), (True, (True, str(start)))):
-        torch.save(dict(state_dict={}, optimizer={}, meta={}), start)
-        config = Config(dict(work_dir=str(own.parent), load_from=str(start), resume=resume))
-        choose_checkpoint(config)
-        assert (config.resume, config.load_from) == expected
-    torch.save(dict(state_dict={}, optimizer={}, meta=dict(seed=3)), own)
-    (own.parent / 'last_checkpoint').write_text(str(own))
+    state = dict(state_dict={}, optimizer={}, meta=dict(iter=5, seed=3))
+    torch.save(state, start)
     config = Config(dict(work_dir=str(own.parent), load_from=str(start), resume='auto'))
-    choose_checkpoint(config)
-    assert (config.resume, config.load_from, config.randomness.seed) == (True, str(own), 3)
+    unchanged = copy.deepcopy(config)
+    assert choose_checkpoint(config) is None and config.to_dict() == unchanged.to_dict()
+    torch.save(state, own)
+    (own.parent / 'last_checkpoint').write_text(str(own))
+    assert choose_checkpoint(config) == str(own) and config.randomness.seed == 3
+    assert (config.resume, config.load_from) == ('auto', str(start))  # what the run dumps is for other runs too
+    config.resume = True
+    assert choose_checkpoint(config) == str(start)
+    own.unlink()
+    config.resume = 'auto'
+    with pytest.raises(ValueError, match=r'last_checkpoint names .*ep_1.pth, which is not there'):
+        choose_checkpoint(config)
+    torch.save(dict(state, meta={}), start)
+    config.resume = True
+    with pytest.raises(ValueError, match='start.pth is no checkpoint to resume: it does not say at which iteration'):
+        choose_checkpoint(config)
+
+
+@pytest.mark.parametrize(
+    'error, killed',
+    [
+        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), True),
+        (RuntimeError('DataLoader worker (pid(s) 7, 8) exited unexpectedly'), True),
+        (ConnectionResetError('Connection reset by peer'), True),
+        (RuntimeError('Caught RuntimeError in DataLoader worker process 0.\nstack expects equal sizes'), False),
+        (EOFError('Caught EOFError in DataLoader worker process 0.'), False),
+    ],
+)
+def test_death_of_workers_is_told_from_their_errors(error, killed):
+    with pytest.raises(Exception) as raised, explained_worker_death():
+        raise error
+    assert ('was killed' in str(raised.value)) == killed and (raised.value is error) != killed

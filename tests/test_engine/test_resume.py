@@ -117,11 +117,13 @@ custom_hooks = [dict(type='WrapBlockHook', priority='VERY_HIGH'), *_base_.custom
 
 
 def test_wrapped_blocks_are_saved_and_resumed(tmp_path):
-    """Under torch's checkpoint_wrapper parameters have other names than in the state dict."""
+    """Under torch's checkpoint_wrapper parameters have other names than in the state dict. And files of other names."""
     config = tmp_path / 'wrapped.py'
     config.write_text(WRAPPED)
     options = {'randomness.seed': 3, 'train_cfg.max_epochs': 3}
+    options['default_hooks.checkpoint.filename_tmpl'] = 'ep_{:02d}.pth'
     undisturbed = finish(tmp_path / 'one', options, config=config)
+    assert {file.name for file in (tmp_path / 'one').glob('ep*.pth')} == {'ep_02.pth', 'ep_03.pth'}
     stopped = tmp_path / 'two'
     process = start(stopped, options, config=config)
     wait_until(lambda: steps(stopped) >= 5, process)

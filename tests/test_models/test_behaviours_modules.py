@@ -34,6 +34,7 @@ from helpers.behaviours import (
 )
 from mmcv.cnn import fuse_conv_bn
 from mmcv.cnn.bricks import DropPath
+from mmengine.model import revert_sync_batchnorm
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.modules import module as global_hooks
@@ -757,6 +758,17 @@ class TestWrappers:
             assert isinstance(child(model, BATCH_NORMS[0]), nn.SyncBatchNorm)
             model.eval()
             assert_same(run(model, images()), expected(backbone(mode).eval(), images()))
+
+    @pytest.mark.parametrize('norm', ['SyncBN', 'BN'])
+    def test_batch_norm_of_configs_is_folded(self, norm):
+        """As it is built, and as mmengine's Runner turns it without a process group."""
+        for change in (lambda model: model, revert_sync_batchnorm):
+            model = change(backbone('eval', norm_cfg=dict(type=norm)))
+            right = expected(model, images())
+            model.switch_to_deploy()
+            assert type(child(model, 'strip_mixing.project.1')) is nn.Identity
+            assert type(child(model, 'strip_mixing.depthwise.0')) is nn.BatchNorm2d
+            assert_same(run(model, images()), right)
 
     @pytest.mark.parametrize('mode', MODES)
     def test_data_parallel_without_gpus(self, mode):

@@ -361,6 +361,7 @@ class TestBadInput:
             (dict(drop_path_rate=-0.1), 'drop_path_rate must be'),
             (dict(num_patches=3), r'num_patches must be divisors .*\(8 in stage 0\), but got 3'),
             (dict(num_patches=(1, 1)), 'num_patches must be an int or 4 ints'),
+            (dict(arch=dict(SMALL_ARCH, num_patches=2), num_patches=4), 'num_patches is 4, but arch has num_patches 2'),
             (dict(branches=('cgsmm', 'mlp')), 'branches must be one or both of cgsmm, lsmm'),
             (dict(in_channels=0), 'in_channels must be a positive int'),
             (dict(mlp_ratio=0.01), 'mlp_ratio must be a number that leaves at least one hidden channel, but got 0.01'),

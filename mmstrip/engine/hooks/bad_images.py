@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -25,6 +26,10 @@ class BadImagesHook(Hook):
         self.max_share = max_share
         self.known: set[str] = set()
         self.seen = 0  # bytes of the file, which is read only when it has grown
+
+    def before_train(self, runner: Runner) -> None:
+        if is_main_process():
+            self.path.unlink(missing_ok=True)  # of a run before, whose images may have been repaired
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
         if not self.path.is_file() or self.path.stat().st_size == self.seen:

@@ -1,13 +1,14 @@
 """Checkpoints of a training that tolerates faults: it may be killed at any moment, and is resumed exactly."""
 
 import os
+import re
 import signal
 import sys
 import threading
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_reduce, get_comm_device, get_world_size, is_main_process
+from mmengine.dist import all_reduce, barrier, get_comm_device, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -182,6 +183,7 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_and_stop(self, runner: Runner, meta: dict) -> None:
         runner.logger.warning(f'SIGTERM: saving {INTERRUPTED} at iteration {meta["iter"]}; --resume resumes from there')
         self._save(runner, INTERRUPTED, meta)
+        barrier()  # a launcher kills the others soon after the first has ended
         sys.exit(STOPPED)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
@@ -215,7 +217,7 @@ class SafeCheckpointHook(CheckpointHook):
         folder = Path(self.out_dir)
         (folder / INTERRUPTED).unlink(missing_ok=True)
         if self.max_keep > 0:
-            start, end = self.filename_tmpl.split('{}')
+            start, end = re.split(r'\{.*?\}', self.filename_tmpl)
             steps = [file.name[len(start) : len(file.name) - len(end)] for file in folder.glob(f'{start}*{end}')]
             steps = sorted(int(number) for number in steps if number.isdigit() and int(number) <= step)
             for number in steps[: -self.max_keep]:

@@ -99,7 +99,10 @@ class ClassificationReportHook(Hook):
         if not pairs:
             return
         labels, predictions = np.array(pairs).T
-        classes = dataset.metainfo.get('classes') or [str(i) for i in range(max(labels.max(), predictions.max()) + 1)]
+        classes = list(dataset.metainfo.get('classes') or ())
+        classes += [
+            str(i) for i in range(len(classes), max(labels.max(), predictions.max()) + 1)
+        ]  # heads may have more
         split = getattr(dataset, 'split', None) or 'held-out'
         right = np.sum(labels == predictions)
         accuracy = f'{split.capitalize()} top-1 {right / len(labels):.2%} ({right} of {len(labels)} images)'
