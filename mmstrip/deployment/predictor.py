@@ -118,7 +118,7 @@ class Predictor:
     def _padded(self, pixels: np.ndarray) -> np.ndarray:
         """Images with mmdet's padding below and beside them, as in a batch: of one value after normalisation."""
         about = self.about
-        values = np.full(pixels.shape[1], about['pad_value'], np.float32)
+        values = np.full(pixels.shape[1], about.get('pad_value', 0), np.float32)
         if about['normalize']:
             if about['mean']:
                 values = values * about['std'] + about['mean']
