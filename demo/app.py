@@ -8,18 +8,21 @@ Nothing leaves the machine, and no network is needed.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
 import gradio as gr
+import mmcv
 import numpy as np
 from mmengine.utils.dl_utils import is_norm
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
 
 from mmstrip.deployment import load
 from mmstrip.deployment.detections import values_of
+from mmstrip.deployment.export import task_of
 from mmstrip.deployment.preprocessing import size_of
 from mmstrip.utils.checkpoints import fill_model, load_plain_weights_only
 from mmstrip.utils.config import load_config
@@ -63,7 +66,7 @@ def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, lis
         from mmpretrain import ImageClassificationInferencer
 
         inferencer = ImageClassificationInferencer(config, pretrained=path, device='cpu')
-        task, classes = 'classifier', inferencer.classes
+        task, classes = task_of(inferencer.model, 'whole'), inferencer.classes
         predict = partial(explain, inferencer, find_layer(inferencer.model, layer))
     elif scope == 'mmseg':
         from mmseg.apis import MMSegInferencer
@@ -86,6 +89,8 @@ def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, lis
 
     else:
         raise ValueError(f'the page shows models of mmpretrain, mmseg and mmdet, but {config} is of {scope}')
+    if layer and task != 'classifier':
+        raise ValueError(f'--layer is for classifiers, but {config} is of a {task}')
     fill_model(inferencer.model, config, path)
     return task, classes, predict
 
@@ -110,10 +115,14 @@ def explain(inferencer, layer, image: np.ndarray) -> dict:
 
 
 def read_picture(path: str) -> Image.Image:
-    """A picture in RGB; what is wrong with it is said on the page."""
+    """A picture in RGB, read as the toolboxes do; what is wrong with it is said on the page."""
     try:
         with Image.open(path, formats=FORMATS) as file:
-            picture = ImageOps.exif_transpose(file).convert('RGB')
+            file.load()  # says better what is wrong
+        pixels = mmcv.imread(path)
+        if pixels is None:
+            raise ValueError(f'OpenCV knows no pixels of the mode {file.mode}')
+        picture = Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))
     except Exception as error:  # each decoder has its own
         raise gr.Error(f'This file cannot be read as a picture: {error}', print_exception=False) from error
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
@@ -163,7 +172,14 @@ def show_boxes(predict: Predict, classes: list[str] | None, path: str | None):
 SHOWN = dict(classifier=show_classes, segmentor=show_masks, detector=show_boxes)
 
 
+def distinct(classes: list[str]) -> list[str]:
+    """Names of classes, those that several have with their numbers: ImageNet has two of the name 'crane'."""
+    counts = Counter(classes)
+    return [f'{name} ({i})' if counts[name] > 1 else name for i, name in enumerate(classes)]
+
+
 def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam: bool) -> gr.Interface:
+    classes = classes and distinct(classes)
     picture = gr.Image(type='filepath', sources=['upload', 'clipboard'], label='Picture', height=SIDE)
     picture.preprocess = lambda file: file and file.path  # else Gradio opens it, and says errors in its own way
     if task == 'classifier':
@@ -188,6 +204,8 @@ def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam:
 
 def main() -> None:
     args = parse_args()
+    if args.layer and not args.config:
+        sys.exit(f'Error: --layer is for checkpoints with their config, but got {args.model} alone')
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above it, and refuses twice as many
     try:
         opened = open_checkpoint(args.model, args.config, args.layer) if args.config else open_exported(args.model)

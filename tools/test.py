@@ -49,6 +49,10 @@ def apply_args(config, args: argparse.Namespace) -> None:
     if Path(args.checkpoint).suffix in SUFFIXES.values():
         if args.tta:
             raise ValueError('--tta needs a checkpoint: exported files are tested on images as they are')
+        if args.launcher != 'none':
+            raise ValueError(
+                f'--launcher must be none for exported files, which are tested in one process, but got {args.launcher}'
+            )
         return use_exported(config, args.checkpoint, args.amp)
     config.load_from, config.resume = args.checkpoint, False
     add_hook(config, dict(type='mmstrip.CompleteCheckpointHook'))

@@ -12,17 +12,19 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from .. import ops
+from ..models import StripMLP
 from ..utils.checkpoints import fill_model
-from ..utils.config import load_config
+from ..utils.config import dataset_class, leaf_datasets, load_config
 from ..version import __version__
 from . import any_size
 from .detections import detections_of, disagreement, pictures_for, values_of
 from .formats import DYNAMIC_SIDES, check_detector, check_format, publish, write
-from .preprocessing import size_of, steps_of
+from .preprocessing import fits, size_of, steps_of
 from .runtimes import Session, open_session
 
 TOLERANCES = {False: 1e-4, True: 2e-2}  # of outputs, relative to the largest: in float32, with weights in float16
 _DEFAULT_SIDE = 224
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass
@@ -34,7 +36,8 @@ class Export:
         part: 'whole', a classifier's logits, a segmentor's at the size of its input, or a detector's boxes;
             'backbone', its maps, or 'neck', maps of the neck after it.
         deploy: Fold what inference can do without; see ``switch_to_deploy``.
-        shape: Height and width, pixels; None: those of the test pipeline's crop, of detectors its scale, else 224.
+        shape: Height and width, pixels; None: those of the test pipeline's crop or fixed size, of detectors its scale,
+            of segmentors else the ``size`` of their ``data_preprocessor``, else 224.
         dynamic_batch, dynamic_size: As of :func:`.formats.trace`. Without them the batch is 1.
         opset, half: As of :func:`.formats.to_onnx`.
         normalize: Take pixels, BGR in uint8, and normalise them in the graph.
@@ -125,19 +128,24 @@ def _cropped(logits: Tensor, images: Tensor) -> Tensor:
 
 
 def normalisation(model: nn.Module) -> tuple[bool, list[float] | None, list[float] | None]:
-    """Whether a model's preprocessing turns BGR to RGB, and its mean and standard deviation, if it has them.
+    """Whether a model's preprocessing turns BGR to RGB, and its mean and standard deviation, if it has them."""
+    before = model.data_preprocessor
+    flip = bool(getattr(before, 'to_rgb', False) or getattr(before, '_channel_conversion', False))
+    mean, std = (getattr(before, name, None) for name in ('mean', 'std'))
+    return flip, *(None if values is None else values.flatten().tolist() for values in (mean, std))
+
+
+def check_padding(model: nn.Module) -> None:
+    """Whether a whole model's preprocessing does what exported files do.
 
     Raises:
-        ValueError: It pads images in tests to a size of its own, or a classifier's, which exported files do not.
+        ValueError: It pads images in tests to a size of its own, or a classifier's.
     """
     before = model.data_preprocessor
     if getattr(before, 'pad_size_divisor', 1) > 1 and type(before).__name__ == 'ClsDataPreprocessor':
         raise ValueError('model.data_preprocessor.pad_size_divisor must be 1 to be exported')
     if (getattr(before, 'test_cfg', None) or {}).get('size'):
         raise ValueError('model.data_preprocessor.test_cfg.size pads images, which exported files do not: leave it out')
-    flip = bool(getattr(before, 'to_rgb', False) or getattr(before, '_channel_conversion', False))
-    mean, std = (getattr(before, name, None) for name in ('mean', 'std'))
-    return flip, *(None if values is None else values.flatten().tolist() for values in (mean, std))
 
 
 def task_of(model: nn.Module, part: str) -> str:
@@ -152,8 +160,9 @@ def task_of(model: nn.Module, part: str) -> str:
             raise ValueError(f'{name} has no {part} to be exported')
         return part
     if _is_a(model, 'mmpretrain', 'ImageClassifier'):
-        if not _is_a(model.head, 'mmpretrain', 'ClsHead'):
-            raise ValueError(f'classifiers of one label are exported, but the head is {type(model.head).__name__}')
+        kind, base = type(model.head), _is_a(model.head, 'mmpretrain', 'ClsHead')
+        if not base or any(getattr(kind, name) is not getattr(base, name) for name in ('predict', '_get_predictions')):
+            raise ValueError(f'classifiers of one label are exported, but the head is {kind.__name__}')
         return 'classifier'
     if _is_a(model, 'mmseg', 'EncoderDecoder'):
         if model.test_cfg.get('mode', 'whole') != 'whole':
@@ -167,9 +176,10 @@ def task_of(model: nn.Module, part: str) -> str:
     raise ValueError(f'{name} cannot be exported whole: export its --features, or its backbone and --neck')
 
 
-def _is_a(module: nn.Module, package: str, name: str) -> bool:
-    """Whether a module is of a toolbox's class, without importing the toolbox."""
-    return any(kind.__name__ == name and kind.__module__.startswith(f'{package}.') for kind in type(module).mro())
+def _is_a(module: nn.Module, package: str, name: str) -> type | None:
+    """The toolbox's class of that name that a module is of, if it is, without importing the toolbox."""
+    kinds = (kind for kind in type(module).mro() if kind.__module__.startswith(f'{package}.'))
+    return next((kind for kind in kinds if kind.__name__ == name), None)
 
 
 def export_model(
@@ -194,7 +204,7 @@ def export_model(
         ValueError: Something cannot be exported as asked, or the outputs differ by more than :data:`TOLERANCES`;
             then nothing is written.
     """
-    check_format(settings.format, out, settings.half, settings.dynamic_size)
+    check_format(settings.format, out, settings.half, settings.dynamic_size, settings.opset)
     loaded = load_config(config, options)
     init_default_scope(loaded.get('default_scope', 'mmengine'))
     if loaded.get('data_preprocessor'):
@@ -202,6 +212,10 @@ def export_model(
     with torch.random.fork_rng(devices=()):
         model = MODELS.build(loaded.model).eval().requires_grad_(False)
     task = task_of(model, settings.part)
+    if settings.part == 'whole':
+        check_padding(model)
+    if settings.scores and task != 'classifier':
+        raise ValueError(f'--scores are of classifiers, but of {config} a {task} is exported')
     if task == 'detector':
         check_detector(settings.format, settings.dynamic_batch or settings.dynamic_size)
     meta = fill_model(model, config, checkpoint, trusted).get('meta') or {}
@@ -209,7 +223,7 @@ def export_model(
         model.backbone.switch_to_deploy()
     if task == 'segmentor' and settings.dynamic_size:
         any_size.prepare(model)
-    network = Network(model, task, settings.normalize, settings.scores and task == 'classifier').eval()
+    network = Network(model, task, settings.normalize, settings.scores).eval()
     about = _describe(network, loaded, settings, meta)
     images = _images(about, 2 if settings.dynamic_batch else 1, about['shape'])
     with torch.no_grad(), ops.use('reference'):
@@ -237,31 +251,68 @@ def _output_names(network: Network, images: Tensor) -> list[str]:
 
 def _describe(network: Network, config, settings: Export, meta: dict) -> dict:
     """What a file says of itself: all that a prediction needs."""
-    try:
-        steps = steps_of(config.test_dataloader.dataset.pipeline)
-    except (AttributeError, KeyError):  # no data
-        steps = []
+    data = leaf_datasets((config.get('test_dataloader') or {}).get('dataset'), 'test_dataloader.dataset')
+    _, dataset = next(data, (None, {}))
+    steps = _steps_of(dataset, settings.part)
     flip, mean, std = normalisation(network.model)
-    shape = settings.shape or size_of(steps, network.task == 'detector') or (_DEFAULT_SIDE, _DEFAULT_SIDE)
-    if network.task == 'segmentor' and not settings.shape and not size_of(steps):
-        shape = tuple(network.model.data_preprocessor.size or shape)
-    least, most = DYNAMIC_SIDES if settings.dynamic_size else (32, float('inf'))
-    if not least <= min(shape) <= max(shape) <= most:
-        raise ValueError(f'sides of --shape must be at least {least} pixels, but got {shape[0]} {shape[1]}')
-    classes = (meta.get('dataset_meta') or {}).get('classes')
     return dict(
         task=network.task,
-        classes=None if classes is None else list(classes),
+        classes=_classes_of(network.model, meta, dataset),
         steps=steps,
         flip=flip,
         mean=mean,
         std=std,
-        channels=network.model.backbone.in_channels if hasattr(network.model.backbone, 'in_channels') else 3,
+        channels=channels_of(network.model),
         align_corners=getattr(network.model, 'align_corners', None),
         threshold=_threshold(network),
+        pad_value=_test_padding(network.model)[1] if network.task == 'detector' else None,
         version=__version__,
-        **{**asdict(settings), 'shape': list(shape), 'scores': network.scores},
+        **{**asdict(settings), 'shape': list(_shape_of(network, steps, settings))},
     )
+
+
+def _steps_of(dataset: dict, part: str) -> list[dict]:
+    """Of a test set's pipeline; none before a part of a model, where there are others than whole models take."""
+    try:
+        return steps_of(dataset.get('pipeline') or [])
+    except ValueError:
+        if part == 'whole':
+            raise
+        return []
+
+
+def _classes_of(model: nn.Module, meta: dict, dataset: dict) -> list[str] | None:
+    """From what is beside the weights, under its older name too, else of the test set where a head has as many."""
+    stored = {key.lower(): value for key, value in {**meta, **(meta.get('dataset_meta') or {})}.items()}
+    if stored.get('classes') is not None:
+        return list(stored['classes'])
+    known = dict(getattr(dataset_class(dataset), 'METAINFO', {}) if dataset else {})
+    names = dataset.get('classes') or {**known, **(dataset.get('metainfo') or {})}.get('classes')
+    counts = {getattr(module, 'num_classes', None) for module in model.modules()}
+    return list(names) if isinstance(names, (list, tuple)) and len(names) in counts else None
+
+
+def channels_of(model: nn.Module) -> int:
+    """Channels of a model's images; other backbones' ``in_channels`` may be those of a layer within."""
+    mean = normalisation(model)[1]
+    return model.backbone.in_channels if isinstance(model.backbone, StripMLP) else len(mean) if mean else 3
+
+
+def _shape_of(network: Network, steps: list[dict], settings: Export) -> tuple[int, int]:
+    default = (_DEFAULT_SIDE, _DEFAULT_SIDE)
+    if network.task == 'segmentor':
+        default = tuple(network.model.data_preprocessor.size or default)
+    shape = settings.shape or size_of(steps, network.task == 'detector') or default
+    least, most = DYNAMIC_SIDES if settings.dynamic_size else (32, float('inf'))
+    if not least <= min(shape) <= max(shape) <= most:
+        raise ValueError(f'sides of --shape must be at least {least} pixels, but got {shape[0]} {shape[1]}')
+    own = size_of(steps)
+    if own and settings.part == 'whole' and not (settings.dynamic_size or fits(own, shape, network.task)):
+        raise ValueError(
+            f'--shape must be {own[0]} {own[1]}, the size that the test pipeline gives all pictures, '
+            f'but got {shape[0]} {shape[1]}'
+        )
+    return shape
 
 
 def _threshold(network: Network) -> float | None:
@@ -304,8 +355,8 @@ def check(network: nn.Module, session: Session, about: dict) -> float | None:
             expected = network(images)
         for found, output in zip(session(images.numpy()), expected, strict=True):
             difference = np.abs(found - output.numpy()).max() if found.shape == output.shape else np.inf
-            errors.append(float(difference / output.abs().max()))
-    return max(errors)
+            errors.append(float(difference / output.abs().max().clamp(min=_TINY)))
+    return float(np.max(errors))  # not a number if one is none
 
 
 def _check_detector(network: nn.Module, session: Session, about: dict) -> float | None:
@@ -314,4 +365,5 @@ def _check_detector(network: nn.Module, session: Session, about: dict) -> float 
     for picture in pictures_for(size, about['channels'], about['normalize']):
         found = detections_of([output[0] for output in session(picture.numpy())], about, size, size)
         errors.append(disagreement(found, values_of(network(picture)[0]), max(size)))
-    return max((error for error in errors if error is not None), default=None)
+    errors = [error for error in errors if error is not None]
+    return float(np.max(errors)) if errors else None

@@ -29,16 +29,19 @@ _SMALL = 1024  # values of tensors that are not worth halving
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without the warnings of exporters."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
-def check_format(form: str, out: str | Path, half: bool = False, dynamic_size: bool = False) -> None:
+def check_format(
+    form: str, out: str | Path, half: bool = False, dynamic_size: bool = False, opset: int | None = None
+) -> None:
     """Whether a format can do what is asked.
 
     Raises:
@@ -56,6 +59,8 @@ def check_format(form: str, out: str | Path, half: bool = False, dynamic_size: b
         raise ValueError(f'{form} needs what is not installed here: pip install {" ".join(missing)}')
     if half and form not in HALVED:
         raise ValueError(f'weights in float16 are for {" and ".join(HALVED)}, but the format is {form}')
+    if opset and form not in HALVED:
+        raise ValueError(f'--opset is for {" and ".join(HALVED)}, but the format is {form}')
     if dynamic_size and form == 'torchscript':
         raise ValueError('torchscript is traced at one size: write one file for each size, or take another format')
 
@@ -242,9 +247,21 @@ def publish(source: str | Path, out: str | Path) -> None:
     Raises:
         OSError: It cannot be written; older files are still there.
     """
-    for made, path in zip(files_of(source), files_of(out)):
+    _publish(list(zip(files_of(source), files_of(out))))
+
+
+def _publish(files: list[tuple[Path, Path]]) -> None:
+    """The last one is written first and takes its place last, so that no old one lies beside new ones."""
+    *others, (made, path) = files
+
+    def write(file) -> None:
         with made.open('rb') as content:
-            write_file(path, lambda file, content=content: shutil.copyfileobj(content, file))
+            shutil.copyfileobj(content, file)
+        file.flush()
+        if others:
+            _publish(others)
+
+    write_file(path, write)
 
 
 def read_about(path: str | Path) -> dict:
@@ -252,6 +269,8 @@ def read_about(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: There is no such file, or the .bin of an .xml is missing.
+        ImportError: Its runtime is not installed.
+        OSError: It cannot be opened.
         ValueError: It is damaged, of another kind, or was not exported here.
     """
     path = Path(path)
@@ -260,8 +279,11 @@ def read_about(path: str | Path) -> dict:
     for file in files_of(path):
         if not file.is_file():
             raise FileNotFoundError(f'no exported file at {file}')
+        file.open('rb').close()  # if not even that, the system says why
     try:
         text = _READ[path.suffix](path)
+    except ImportError as error:
+        raise ImportError(f'{path} needs what is not installed here: pip install {error.name}') from error
     except Exception as error:  # of any library
         reason = str(error).strip().partition('\n')[0]
         raise ValueError(f'{path} is damaged or another kind of file: {reason}') from error

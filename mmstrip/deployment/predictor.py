@@ -1,8 +1,9 @@
 """Predictions of exported files, as the toolboxes' inferencers give them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .detections import detections_of
 from .formats import DYNAMIC_SIDES, read_about
-from .preprocessing import normalise, run_steps
+from .preprocessing import fits, normalise, run_steps
 from .runtimes import open_session
 
 Image = str | Path | np.ndarray
@@ -29,6 +30,7 @@ class Predictor:
 
     Raises:
         FileNotFoundError: There is no such file.
+        ImportError: Its runtime is not installed.
         ValueError: It is damaged or was not exported here; the format or the machine does not compute in that type.
     """
 
@@ -52,25 +54,31 @@ class Predictor:
 
         Raises:
             FileNotFoundError: There is no such picture.
-            ValueError: It cannot be read, or has a size that the file does not take.
+            ValueError: It cannot be read, or has a size that the file does not take, or the file takes none in colour.
         """
-        listed = [images] if isinstance(images, (str, Path, np.ndarray)) else list(images)
-        pictures = [_read(image) for image in listed]
-        pixels = [run_steps(picture, self.about['steps']) for picture in pictures]
-        found = zip(self.outputs(pixels, batch_size), pixels, pictures)
-        return [self.result(outputs, image.shape[1:], picture.shape[:2]) for outputs, image, picture in found]
+        if self.about['channels'] != 3:
+            raise ValueError(f'{self.path} takes images of {self.about["channels"]} channels, but pictures have 3')
+        listed = [images] if isinstance(images, (str, Path, np.ndarray)) else images
+        sizes: list[tuple] = []  # of each image and its picture; those of one batch come before its outputs
+        found = self.outputs(self._prepared(listed, sizes), batch_size)
+        return [self.result(outputs, *sizes[i]) for i, outputs in enumerate(found)]
 
-    def outputs(self, pixels: Sequence[np.ndarray], batch_size: int = 1) -> list[list[np.ndarray]]:
-        """The outputs of each of several images (3, H, W), BGR in uint8, that need no resizing.
+    def _prepared(self, images: Iterable[Image], sizes: list[tuple]) -> Iterator[np.ndarray]:
+        for image in images:
+            picture = _read(image)
+            pixels = run_steps(picture, self.about['steps'])
+            sizes.append((pixels.shape[1:], picture.shape[:2]))
+            yield pixels
+
+    def outputs(self, pixels: Iterable[np.ndarray], batch_size: int = 1) -> Iterator[list[np.ndarray]]:
+        """The outputs of each of several images (3, H, W), BGR in uint8, that need no resizing, batch by batch.
 
         Raises:
             ValueError: The file does not take their size.
         """
-        found = []
         for some in self._batches(pixels, batch_size):
-            together = self.run(np.stack([pixels[i] for i in some]))
-            found += [[output[k] for output in together] for k in range(len(some))]
-        return found
+            together = self.run(np.stack(some))
+            yield from ([output[k] for output in together] for k in range(len(some)))
 
     def run(self, pixels: np.ndarray) -> list[np.ndarray]:
         """Outputs of pixels (N, 3, H, W), BGR in uint8, that need no resizing.
@@ -91,35 +99,46 @@ class Predictor:
         least, most = DYNAMIC_SIDES
         if about['dynamic_size'] and not least <= min(size) <= max(size) <= most:
             raise ValueError(f'{self.path} takes sides of {least} to {most} pixels, but got {size[0]} x {size[1]}')
-        room = [side - own for side, own in zip(about['shape'], size)]
-        smaller = about['task'] == 'detector' and min(room) >= 0
-        if not about['dynamic_size'] and any(room) and not smaller:
-            limit = f'{"up to " if about["task"] == "detector" else ""}{about["shape"][0]} x {about["shape"][1]}'
-            raise ValueError(f'{self.path} takes images of {limit}, but got {size[0]} x {size[1]}')
+        if not about['dynamic_size'] and not fits(size, about['shape'], about['task']):
+            raise ValueError(self._refusal(size))
         if not about['dynamic_batch'] and len(pixels) > 1:
             raise ValueError(f'{self.path} takes one image at a time, but got {len(pixels)}')
         if not about['normalize']:
             pixels = normalise(pixels, about['mean'], about['std'], about['flip'])
-        return self._padded(pixels, room) if smaller and any(room) else pixels
+        return pixels if about['dynamic_size'] or tuple(about['shape']) == size else self._padded(pixels)
 
-    def _padded(self, pixels: np.ndarray, room: Sequence[int]) -> np.ndarray:
-        """Images with values of 0 after normalisation below and beside them, as mmdet pads them in a batch."""
-        mean = self.about['mean'] if self.about['normalize'] and self.about['mean'] else [0.0] * pixels.shape[1]
-        values = np.asarray(mean[::-1] if self.about['flip'] else mean).round().astype(pixels.dtype)[:, None, None]
-        padded = np.broadcast_to(values, (1, len(values), *self.about['shape'])).copy()
+    def _refusal(self, size: tuple[int, int]) -> str:
+        (height, width), (own_height, own_width) = self.about['shape'], size
+        start = f'but got {own_height} x {own_width}; export it with'
+        if self.about['task'] == 'detector':
+            side = max(height, width, *size)
+            return f'{self.path} takes images of up to {height} x {width}, {start} --shape {side} {side} for both'
+        return f'{self.path} takes images of {height} x {width}, {start} --dynamic-size or another --shape'
+
+    def _padded(self, pixels: np.ndarray) -> np.ndarray:
+        """Images with mmdet's padding below and beside them, as in a batch: of one value after normalisation."""
+        about = self.about
+        values = np.full(pixels.shape[1], about.get('pad_value', 0), np.float32)
+        if about['normalize']:
+            if about['mean']:
+                values = values * about['std'] + about['mean']
+            values = (values[::-1] if about['flip'] else values).round().clip(0, 255)
+        padded = np.empty((*pixels.shape[:2], *about['shape']), pixels.dtype)
+        padded[:] = values[:, None, None]
         padded[:, :, : pixels.shape[2], : pixels.shape[3]] = pixels
         return padded
 
-    def _batches(self, pixels: Sequence[np.ndarray], batch_size: int) -> list[list[int]]:
+    def _batches(self, pixels: Iterable[np.ndarray], batch_size: int) -> Iterator[list[np.ndarray]]:
         """Neighbours of one size together."""
         largest = batch_size if self.about['dynamic_batch'] else 1
-        batches: list[list[int]] = []
-        for i, image in enumerate(pixels):
-            if batches and len(batches[-1]) < largest and pixels[batches[-1][0]].shape == image.shape:
-                batches[-1].append(i)
-            else:
-                batches.append([i])
-        return batches
+        batch: list[np.ndarray] = []
+        for image in pixels:
+            if batch and (len(batch) == largest or batch[0].shape != image.shape):
+                yield batch
+                batch = []
+            batch.append(image)
+        if batch:
+            yield batch
 
     def result(self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]):
         """What an image's outputs say of its picture; see :meth:`__call__`.
@@ -159,7 +178,10 @@ def _read(image: Image) -> np.ndarray:
         return image
     if not Path(image).is_file():
         raise FileNotFoundError(f'no picture at {image}')
-    picture = mmcv.imread(str(image))
+    try:
+        picture = mmcv.imread(str(image))
+    except cv2.error:  # of a file of no bytes
+        picture = None
     if picture is None:
         raise ValueError(f'{image} cannot be read as a picture')
     return picture

@@ -15,6 +15,8 @@ def _resize_edge(image: np.ndarray, scale: int, edge: str = 'short', **options) 
     return mmcv.imresize(image, size, **options)
 
 
+# Of LoadImageFromFile: what predictions read pictures by.
+_LOADING = dict(to_float32=False, color_type='color', imdecode_backend='cv2')
 STEPS = {
     'Resize': lambda image, **options: Resize(**options)(dict(img=image))['img'],
     'ResizeEdge': _resize_edge,
@@ -29,18 +31,29 @@ def steps_of(pipeline: Sequence[dict]) -> list[dict]:
         pipeline: Of a toolbox's config.
 
     Raises:
-        ValueError: A step is none of :data:`STEPS`.
+        ValueError: A step is none of :data:`STEPS`, or reads images otherwise than predictions do.
     """
     steps = []
     for step in pipeline:
-        kind = step['type'].rpartition('.')[2]
-        if kind.startswith(('Load', 'Pack')):  # what predictions do themselves
-            continue
+        kind = getattr(step['type'], '__name__', step['type']).rpartition('.')[2]
+        if kind == 'LoadImageFromFile':
+            _check_loading(step)
+        if kind == 'LoadImageFromFile' or kind.endswith('Annotations') or kind.startswith('Pack'):
+            continue  # what predictions do themselves, or without
         if kind not in STEPS:
             raise ValueError(f'the test pipeline may have {", ".join(STEPS)} to be exported, but it has {kind}')
         options = {key: value for key, value in step.items() if key not in ('type', '_scope_')}
         steps.append(dict(type=kind, **options))
     return steps
+
+
+def _check_loading(step: dict) -> None:
+    for name, value in _LOADING.items():
+        if step.get(name, value) != value:
+            raise ValueError(
+                f"LoadImageFromFile's {name} must be {value!r} in the test pipeline to be exported, "
+                f'but got {step[name]!r}'
+            )
 
 
 def size_of(steps: Sequence[dict], largest: bool = False) -> tuple[int, int] | None:
@@ -53,7 +66,7 @@ def size_of(steps: Sequence[dict], largest: bool = False) -> tuple[int, int] | N
     size = None
     for step in steps:
         if step['type'] == 'CenterCrop':
-            size = _pair(step['crop_size'])
+            size = _pair(step['crop_size'])[::-1]
         elif step['type'] == 'Resize' and (largest or not step.get('keep_ratio')) and step.get('scale'):
             size = _pair(step['scale'])[::-1]
         else:
@@ -63,6 +76,11 @@ def size_of(steps: Sequence[dict], largest: bool = False) -> tuple[int, int] | N
 
 def _pair(value) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def fits(size: Sequence[int], shape: Sequence[int], task: str) -> bool:
+    """Whether a file of one shape takes images of a size, both height and width; a detector pads smaller ones."""
+    return all(own <= side if task == 'detector' else own == side for own, side in zip(size, shape))
 
 
 def run_steps(image: np.ndarray, steps: Sequence[dict]) -> np.ndarray:

@@ -30,18 +30,20 @@ def calibration_pixels(config: Config, count: int) -> list[np.ndarray]:
         ValueError: The config has no data sets for training and tests.
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
-    leaves = [
-        next((leaf for _, leaf in leaf_datasets((config.get(key) or {}).get('dataset'), key)), None)
+    train, test = (
+        [leaf for _, leaf in leaf_datasets((config.get(key) or {}).get('dataset'), key)]
         for key in ('train_dataloader', 'test_dataloader')
-    ]
-    if None in leaves:
+    )
+    if not train or not test:
         raise ValueError(
             'images for calibration come from train_dataloader and test_dataloader, but the config lacks one'
         )
-    train, test = leaves
-    dataset = DATASETS.build({**train, 'pipeline': test.pipeline})
-    chosen = np.random.default_rng(0).permutation(len(dataset))[:count]
-    return [read_sample(dataset, int(index))['inputs'].numpy() for index in chosen]
+    datasets = [DATASETS.build({**leaf, 'pipeline': test[0].pipeline}) for leaf in train]
+    ends = np.cumsum([len(dataset) for dataset in datasets])
+    chosen = np.random.default_rng(0).permutation(ends[-1])[:count]
+    owners = np.searchsorted(ends, chosen, side='right')
+    samples = ((datasets[i], int(index - ends[i] + len(datasets[i]))) for i, index in zip(owners, chosen))
+    return [read_sample(*sample)['inputs'].numpy() for sample in samples]
 
 
 def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) -> float:
@@ -68,7 +70,7 @@ def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) ->
         write_int8(path, made, inputs, json.dumps({**about, 'int8': True}))
         after = Predictor(made)
         some = pixels[:_COMPARED]
-        error = _distance(*(np.stack([file.run(image[None])[0] for image in some]) for file in (after, before)))
+        error = _distance([(after.run(image[None])[0], before.run(image[None])[0]) for image in some])
         publish(made, out)
     return error
 
@@ -77,6 +79,8 @@ def _check(about: dict, path: str | Path, out: str | Path) -> None:
     form = about['format']
     if form not in HALVED:
         raise ValueError(f'files of {" and ".join(HALVED)} are quantised, but {path} is of {form}')
+    if about['task'] == 'detector':
+        raise ValueError(f'classifiers, segmentors, backbones and necks are quantised, but {path} holds a detector')
     check_format(form, out)
     if find_spec('nncf') is None:
         raise ValueError('int8 needs what is not installed here: pip install nncf')
@@ -121,5 +125,7 @@ def _quantised(model, inputs: Sequence[np.ndarray]):
         )
 
 
-def _distance(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)))
+def _distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Of what is found from what is expected, each pair of a size of its own."""
+    apart = sum(np.sum((found - expected) ** 2, dtype=np.float64) for found, expected in pairs)
+    return float(np.sqrt(apart / sum(np.sum(expected**2, dtype=np.float64) for _, expected in pairs)))

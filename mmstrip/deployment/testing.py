@@ -1,5 +1,7 @@
 """Exported files in the place of a config's model, so that its test runs on them."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -8,6 +10,7 @@ from mmengine.structures import InstanceData, PixelData
 
 from ..engine.precision import amp_dtype
 from ..registry import MODELS
+from .formats import SUFFIXES
 from .predictor import Predictor
 
 
@@ -69,6 +72,9 @@ def use_exported(config: Config, file: str, amp: str | None = None) -> None:
     Args:
         config: A whole config; images are read and results are judged as it says.
         file: The file.
-        amp: As of :func:`mmstrip.engine.precision.amp_dtype`.
+        amp: As of :func:`mmstrip.engine.precision.amp_dtype`; 'auto' is float32 but for OpenVINO.
     """
+    if amp == 'auto' and Path(file).suffix != SUFFIXES['openvino']:
+        amp = None  # the others compute in float32 alone
     config.model = dict(type='mmstrip.ExportedModel', file=str(file), dtype=amp_dtype(amp) or 'float32')
+    config.update(load_from=None, resume=False)  # there is nothing to be filled

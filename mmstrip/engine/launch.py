@@ -10,11 +10,11 @@ import torch
 import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, RUNNERS, init_default_scope
+from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from ..utils.checkpoints import load_plain_weights_only
-from ..utils.config import leaf_datasets
+from ..utils.config import dataset_class, leaf_datasets
 from .resumable import choose_checkpoint, make_resumable
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -72,11 +72,8 @@ def _evaluator_hint(config: Config, loader: str, root: str) -> str:
 
 
 def _downloads(dataset: dict) -> bool:
-    dataset_type = dataset['type']
-    if isinstance(dataset_type, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            dataset_type = registry.get(dataset_type)
-    parameters = inspect.signature(dataset_type).parameters if dataset_type else {}
+    kind = dataset_class(dataset)
+    parameters = inspect.signature(kind).parameters if kind else {}
     return 'download' in parameters and dataset.get('download', True)
 
 

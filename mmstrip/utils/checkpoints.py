@@ -6,13 +6,14 @@ import os
 import pickle
 import re
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
-from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
+from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
@@ -260,12 +261,38 @@ def fill_model(model: nn.Module, config: str, path: str, trusted: bool = False) 
         ValueError: It does not fill the model, or cannot be read.
     """
     checkpoint = read_checkpoint(path, trusted=trusted)
-    state_dict = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
-    load_state_dict(model, state_dict)
-    missing = sorted(set(model.state_dict()) - set(state_dict))
-    if missing:
-        raise ValueError(f'{path} does not fill the model of {config}: it lacks {", ".join(missing[:5])}')
+    problem = load_whole(model, checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {})
+    if problem:
+        raise ValueError(f'{path} does not fill the model of {config}: it {problem}')
     return checkpoint
+
+
+def load_whole(model: nn.Module, state_dict: dict[str, Tensor]) -> str:
+    """Load weights that must fill a model.
+
+    Args:
+        model: Any.
+        state_dict: Its weights, also with 'module.' before their names, as DDP's.
+
+    Returns:
+        What is wrong, to come after 'it': tensors are missing or, after the model's own hooks, of other shapes. '' if
+        nothing is.
+    """
+    weights = OrderedDict((key.removeprefix('module.'), value) for key, value in state_dict.items())
+    weights._metadata = getattr(state_dict, '_metadata', None)
+    misfits = ''
+    try:
+        model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # a line for each, below the first
+        misfits = '; '.join(line.strip() for line in str(error).splitlines()[1:6])
+    expected = list(model.state_dict())
+    missing = [key for key in expected if key not in weights]
+    if missing:
+        return (
+            f"lacks {len(missing)} of the model's {len(expected)} tensors, first of all {', '.join(missing[:5])}; "
+            f'its own first keys are {", ".join(list(state_dict)[:5])}'
+        )
+    return misfits and f'has tensors of other shapes: {misfits}'
 
 
 def newest_checkpoint(folder: str | Path, trusted: bool = False) -> tuple[str, dict] | None:

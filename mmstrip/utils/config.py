@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
@@ -44,6 +45,15 @@ def leaf_datasets(dataset, key: str) -> Iterator[tuple[str, dict]]:
             yield from leaf_datasets(dataset[name], f'{key}.{name}')
         if not inner:
             yield key, dataset
+
+
+def dataset_class(dataset: dict) -> type | None:
+    """The class of a dataset's config, which names it or has it; None where no toolbox knows the name."""
+    kind = dataset['type']
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    return kind
 
 
 def name_of(kind: str | type) -> str:

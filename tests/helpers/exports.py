@@ -49,6 +49,7 @@ OPTIONS = {
         },
     },
 }
+PAD_VALUE = 1.0  # after normalisation
 SPREAD = {'cls.weight': 0.1, 'reg.weight': 0.1, 'logits.weight': 0.3}  # of weights with which heads find something
 SIZES = {'RetinaNet': (64, 64), 'MaskRCNN': (64, 96), 'CascadeRCNN': (64, 64)}  # one as its windows, and larger
 
@@ -72,6 +73,7 @@ def write_detector(name: str, folder: Path, spread: float = 1.0) -> tuple[str, s
     """
     height, width = SIZES[name]
     config = load_config(DETECTORS[name], OPTIONS[name])
+    config.model.data_preprocessor.pad_value = PAD_VALUE
     for step in config.test_dataloader.dataset.pipeline:
         if step.type == 'Resize':
             step.scale = (width, height)

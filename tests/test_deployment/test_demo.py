@@ -21,6 +21,7 @@ from mmstrip.deployment import Export, export_model, load
 from mmstrip.utils.config import load_config
 
 DEMO = ROOT / 'demo' / 'app.py'
+NAMES = [f'pair {i // 2}' for i in range(10)]  # each of two classes
 
 
 def start(folder: Path, *arguments) -> tuple[subprocess.Popen, str]:
@@ -46,7 +47,7 @@ def connect(process: subprocess.Popen, address: str, folder: Path) -> Client:
 def pages(tmp_path_factory):
     """Of a classifier's checkpoint and of a segmentor's and a detector's exported file: clients, processes, folders."""
     folders = [tmp_path_factory.mktemp(name) for name in ('classifier', 'segmentor', 'detector')]
-    weights = write_checkpoint(load_config(str(CONFIG)), folders[0] / 'weights.pth', CLASSES)
+    weights = write_checkpoint(load_config(str(CONFIG)), folders[0] / 'weights.pth', NAMES)
     first = start(folders[0], weights, CONFIG, '--layer', 'backbone.stages.1')
     checkpoint = write_checkpoint(load_config(SCENES, SMALL_SCENES), folders[1] / 'weights.pth', list('abcdefghijk'))
     file = folders[1] / 'scenes.torchscript'
@@ -78,11 +79,15 @@ def test_classes_and_where_a_classifier_looks(pages, picture):
     from mmpretrain import ImageClassificationInferencer
 
     client, process, folder = pages[0]
-    label, overlay = client.predict(handle_file(picture), api_name='/predict')
     inferencer = ImageClassificationInferencer(str(CONFIG), pretrained=str(folder / 'weights.pth'), device='cpu')
-    (expected,) = inferencer(str(picture))
-    assert label['label'] == expected['pred_class'] and len(label['confidences']) == 5
-    assert label['confidences'][0]['confidence'] == pytest.approx(expected['pred_score'], abs=1e-4)
+    deep = folder / 'deep.png'  # of 16 bits
+    Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (64, 96), dtype=np.uint16)).save(deep)
+    for path in (deep, picture):
+        label, overlay = client.predict(handle_file(path), api_name='/predict')
+        (expected,) = inferencer(str(path))
+        assert label['label'] == f'{expected["pred_class"]} ({expected["pred_label"]})'
+        found = [part['confidence'] for part in label['confidences']]
+        np.testing.assert_allclose(found, np.sort(expected['pred_scores'])[:-6:-1], atol=1e-4)
     heat = np.asarray(Image.open(overlay))
     assert heat.shape == (320, 320, 3) and heat.std() > 5
     before = memory(process)
@@ -130,7 +135,7 @@ def test_what_cannot_be_shown_is_said(pages, picture, tmp_path):
         with pytest.raises(AppError, match=f'^This file cannot be read as a picture: {words}'):
             client.predict(handle_file(tmp_path / name), api_name='/predict')
     assert httpx.post(client.upload_url, files=dict(files=bytes(11 * 2**20))).status_code == 413
-    assert client.predict(handle_file(picture), api_name='/predict')[0]['label'] in CLASSES
+    assert client.predict(handle_file(picture), api_name='/predict')[0]['label'].startswith('pair')
 
 
 def test_no_more_requests_wait_than_allowed(pages, tmp_path):
@@ -142,5 +147,17 @@ def test_no_more_requests_wait_than_allowed(pages, tmp_path):
 
 
 def test_what_has_no_page_is_said(tmp_path):
-    done = call_tool(DEMO, tmp_path / 'none.onnx', folder=tmp_path)
-    assert done.returncode == 1 and last_line(done.stdout) == f'Error: no exported file at {tmp_path}/none.onnx'
+    config = load_config(str(CONFIG))
+    config.model.head = dict(type='MultiLabelLinearClsHead', num_classes=10, in_channels=128)
+    config.dump(tmp_path / 'config.py')
+    weights = write_checkpoint(config, tmp_path / 'weights.pth', CLASSES)
+    for arguments, error in (
+        ([tmp_path / 'none.onnx'], f'no exported file at {tmp_path}/none.onnx'),
+        ([weights, '--layer', 'backbone'], f'--layer is for checkpoints with their config, but got {weights} alone'),
+        (
+            [weights, tmp_path / 'config.py'],
+            'classifiers of one label are exported, but the head is MultiLabelLinearClsHead',
+        ),
+    ):
+        done = call_tool(DEMO, *arguments, folder=tmp_path)
+        assert done.returncode == 1 and last_line(done.stdout) == f'Error: {error}', done.stdout

@@ -1,25 +1,31 @@
 """Exported files: their values in each runtime, what they say of themselves, and predictions like the inferencers'."""
 
 import dataclasses
+import logging
+import sys
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import ROOT, last_line, randomise
+from helpers import ROOT, SMALL_ARCH, last_line, randomise
 from helpers.exports import CLASSES, SCENES, SMALL_SCENES, build_model, write_checkpoint
 from helpers.runs import CONFIG, call_tool
+from mmcv.transforms import RandomFlip
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from mmstrip.deployment import Export, Predictor, any_size, export_model, load
-from mmstrip.deployment.formats import SUFFIXES, to_onnx, trace
+from mmstrip.deployment.export import channels_of, check
+from mmstrip.deployment.formats import SUFFIXES, publish, quietly, to_onnx, trace
 from mmstrip.deployment.runtimes import start_session
 from mmstrip.models.windows import _run_in_any_windows, run_in_windows
 from mmstrip.utils.config import load_config
 
 DETECTOR = str(ROOT / 'configs/detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py')
 SIZE = (70, 100)  # of the pictures
+REGRESSION = dict(_delete_=True, type='LinearRegressionHead', num_classes=1, in_channels=128)
+FLIPPED = dict(type='mmstrip.Digits', pipeline=[dict(type=RandomFlip, prob=1.0)])
 
 
 @pytest.fixture(scope='module')
@@ -73,8 +79,14 @@ def test_classifiers_predict_as_in_mmpretrain(form, options, classifier, picture
         assert '"digit 9"' in next(item.value for item in onnx.load(out).metadata_props if item.key == 'mmstrip')
     if options.get('normalize'):
         assert predictor.session(np.zeros((1, 3, 32, 32), np.uint8))[0].shape == (1, 10)
-    with pytest.raises(ValueError, match='takes images of 32 x 32, but got 64 x 32'):
+    with pytest.raises(ValueError, match='takes images of 32 x 32, but got 64 x 32; export it with --dynamic-size or'):
         predictor.run(np.zeros((1, 3, 64, 32), np.uint8))
+    (tmp_path / 'empty.png').touch()
+    with pytest.raises(ValueError, match='empty.png cannot be read as a picture'):
+        predictor(tmp_path / 'empty.png')
+    predictor.about['channels'] = 1
+    with pytest.raises(ValueError, match='takes images of 1 channels, but pictures have 3'):
+        predictor(pictures)
     if 'dynamic_batch' not in options:
         with pytest.raises(ValueError, match='takes one image at a time, but got 2'):
             predictor.run(np.zeros((2, 3, 32, 32), np.uint8))
@@ -105,8 +117,16 @@ def test_maps_of_any_size(tmp_path):
     config = load_config(SCENES, SMALL_SCENES)
     checkpoint = write_checkpoint(config, tmp_path / 'weights.pth')
     settings = Export(part='backbone', dynamic_batch=True, dynamic_size=True, shape=(80, 112))
-    assert export_model(SCENES, checkpoint, tmp_path / 'small.onnx', settings, SMALL_SCENES) < 1e-5
+    pads = {  # before a whole model
+        'model.data_preprocessor.test_cfg': dict(size=(96, 96)),
+        'test_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile'), dict(type='Pad', size=(96, 96))],
+    }
+    assert export_model(SCENES, checkpoint, tmp_path / 'small.onnx', settings, {**SMALL_SCENES, **pads}) < 1e-5
     predictor = load(tmp_path / 'small.onnx')
+    assert predictor.about['classes'] == ['background', *'0123456789'] and predictor.about['steps'] == []
+    taken = []
+    first = next(predictor.outputs((taken.append(i) or np.zeros((3, 64, 64), np.uint8) for i in range(9)), 2))
+    assert len(first) == 4 and len(taken) == 3  # images, of which the third begins another batch
     for height, width in ((64, 64), (65, 200), (128, 64)):
         shapes = [found.shape[2:] for found in predictor.run(np.zeros((3, 3, height, width), np.uint8))]
         assert shapes == [(height // stride, width // stride) for stride in (4, 8, 16, 32)]
@@ -180,6 +200,8 @@ def test_necks_of_detectors(tmp_path):
 @pytest.mark.parametrize(
     'settings, options, words',
     [
+        (dict(format='torch-export', opset=20), {}, '--opset is for onnx and openvino, but the format is torch-export'),
+        (dict(part='backbone', scores=True), {}, '--scores are of classifiers, but of .*py a backbone is exported'),
         (dict(format='torch-export', half=True), {}, 'weights in float16 are for onnx and openvino, but the format is'),
         (dict(format='torchscript', dynamic_size=True), {}, 'torchscript is traced at one size: write one file for'),
         (dict(part='neck'), {'model.neck': None}, 'ImageClassifier has no neck to be exported'),
@@ -190,6 +212,27 @@ def test_necks_of_detectors(tmp_path):
             {'test_dataloader.dataset.pipeline': [dict(type='RandomFlip', prob=1.0)]},
             'may have Resize, ResizeEdge, CenterCrop to be exported, but it has RandomFlip',
         ),
+        (
+            {},
+            {'test_dataloader.dataset': dict(_delete_=True, type='ConcatDataset', datasets=[FLIPPED])},
+            'may have Resize, ResizeEdge, CenterCrop to be exported, but it has RandomFlip',
+        ),
+        (
+            {},
+            {'test_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile', color_type='grayscale')]},
+            "LoadImageFromFile's color_type must be 'color' in the test pipeline to be exported, but got 'grayscale'",
+        ),
+        (
+            {},
+            {'test_dataloader.dataset.pipeline': [dict(type='LoadMultiChannelImageFromFiles')]},
+            'to be exported, but it has LoadMultiChannelImageFromFiles',
+        ),
+        (
+            dict(shape=(48, 48)),
+            {'test_dataloader.dataset.pipeline': [dict(type='CenterCrop', crop_size=(48, 32))]},
+            '--shape must be 32 48, the size that the test pipeline gives all pictures, but got 48 48',
+        ),
+        ({}, {'model.head': REGRESSION}, 'of one label are exported, but the head is LinearRegressionHead'),
         ({}, {'data_preprocessor.pad_size_divisor': 32}, 'pad_size_divisor must be 1 to be exported'),
     ],
 )
@@ -201,6 +244,47 @@ def test_what_cannot_be_exported_is_named(settings, options, words, classifier, 
     assert not list(tmp_path.iterdir())
 
 
+def test_not_a_number_is_a_difference():
+    outputs = torch.ones(1, 2), torch.full((1, 2), torch.nan)
+    about = dict(task='backbone', shape=(32, 32), channels=3, normalize=False, dynamic_batch=False, dynamic_size=False)
+    error = check(lambda images: outputs, lambda images: [output.numpy() for output in outputs], about)
+    assert not error < 1
+
+
+def test_channels_are_those_of_images():
+    """MobileNetV2's ``in_channels`` are of its last block."""
+    backbone = dict(type='MobileNetV2', widen_factor=0.1)
+    init_default_scope('mmpretrain')
+    for mean, channels in ((None, 3), ([0.5], 1)):
+        before = dict(mean=mean, std=mean)
+        model = MODELS.build(dict(type='ImageClassifier', backbone=backbone, data_preprocessor=before))
+        assert channels_of(model) == channels
+    backbone = dict(type='mmstrip.StripMLP', arch=SMALL_ARCH, in_channels=2)
+    assert channels_of(MODELS.build(dict(type='ImageClassifier', backbone=backbone))) == 2
+
+
+def test_old_files_are_there_until_new_ones_are(tmp_path):
+    """Of two files that belong together."""
+    for name in ('old.bin', 'old.xml', 'new.bin'):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(FileNotFoundError, match='cannot write .*old.xml'):
+        publish(tmp_path / 'new.xml', tmp_path / 'old.xml')
+    assert (tmp_path / 'old.bin').read_text() == 'old.bin'
+    (tmp_path / 'new.xml').write_text('new.xml')
+    publish(tmp_path / 'new.xml', tmp_path / 'old.xml')
+    assert [(tmp_path / f'old.{kind}').read_text() for kind in ('bin', 'xml')] == ['new.bin', 'new.xml']
+
+
+def test_what_a_caller_does_not_log_is_not_logged_afterwards():
+    logging.disable(logging.CRITICAL)
+    try:
+        with quietly():
+            assert logging.root.manager.disable == logging.CRITICAL
+        assert logging.root.manager.disable == logging.CRITICAL
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def test_slide_is_refused(tmp_path):
     config = load_config(SCENES, SMALL_SCENES)
     checkpoint = write_checkpoint(config, tmp_path / 'weights.pth')
@@ -209,7 +293,7 @@ def test_slide_is_refused(tmp_path):
         export_model(SCENES, checkpoint, tmp_path / 'out.onnx', Export(), options)
 
 
-def test_files_that_were_not_exported_are_refused(tmp_path):
+def test_files_that_were_not_exported_are_refused(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='no exported file at .*none.onnx'):
         load(tmp_path / 'none.onnx')
     with pytest.raises(ValueError, match=r'exported files end in .onnx, .pt2, .torchscript, .xml, but got .*model.pth'):
@@ -223,3 +307,6 @@ def test_files_that_were_not_exported_are_refused(tmp_path):
     onnx.save(onnx.helper.make_model(graph), tmp_path / 'foreign.onnx')
     with pytest.raises(ValueError, match='does not say how it was exported'):
         load(tmp_path / 'foreign.onnx')
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    with pytest.raises(ImportError, match='bad.xml needs what is not installed here: pip install openvino'):
+        load(tmp_path / 'bad.xml')

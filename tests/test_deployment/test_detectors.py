@@ -7,13 +7,15 @@ import onnx
 import pytest
 import torch
 from helpers import last_line
-from helpers.exports import CLASSES, DETECTORS, SIZES, write_detector
+from helpers.exports import CLASSES, DETECTORS, PAD_VALUE, SIZES, write_detector
 from helpers.runs import call_tool
 from mmdet.apis import DetInferencer
 from PIL import Image
 
 from mmstrip.deployment import Export, export_model, formats, load
 from mmstrip.deployment.detections import disagreement, values_of
+from mmstrip.deployment.preprocessing import normalise
+from mmstrip.deployment.quantization import quantise
 
 
 @pytest.fixture(scope='module', params=DETECTORS)
@@ -61,10 +63,16 @@ def test_detectors_predict_as_in_mmdet(detector, tmp_path):
         assert disagreement(found, expected, width) < 1e-4
         if 'masks' in expected:
             assert found['masks'].shape[1:] == expected['masks'].shape[1:] and found['masks'].any()
-    with pytest.raises(ValueError, match=f'takes images of up to {height} x {width}, but got 64 x 97'):
+    with pytest.raises(ValueError, match=f'of up to {height} x {width}, but got 64 x 97; export it with --shape 97 97'):
         predictor.run(np.zeros((1, 3, 64, 97), np.uint8))
     boxes = predictor.run(np.zeros((1, 3, 40, 50), np.uint8))[0]  # padded
     assert boxes.shape[0] == 1 and boxes.shape[2] == 5
+    padding = predictor.inputs(np.zeros((1, 3, 40, 50), np.uint8))[:, :, -1:, -1:]
+    if predictor.about['normalize']:
+        padding = normalise(padding, *(predictor.about[name] for name in ('mean', 'std', 'flip')))
+    np.testing.assert_allclose(padding, PAD_VALUE, atol=0.01)
+    with pytest.raises(ValueError, match=f'backbones and necks are quantised, but {out} holds a detector'):
+        quantise(out, tmp_path / f'int8{formats.SUFFIXES[form]}', [])
 
 
 @pytest.mark.parametrize(

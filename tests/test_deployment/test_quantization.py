@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from mmstrip.deployment import Export, export_model, load
 from mmstrip.deployment.formats import SUFFIXES
 from mmstrip.deployment.quantization import calibration_pixels, quantise
-from mmstrip.deployment.testing import ExportedModel
+from mmstrip.deployment.testing import ExportedModel, use_exported
 from mmstrip.utils.config import load_config
 
 
@@ -32,11 +32,16 @@ def folder(tmp_path_factory):
 
 def test_calibration_sees_training_images_as_tests_do():
     config = load_config(str(CONFIG))
-    config.train_dataloader.dataset.pipeline = [dict(type='RandomErasing', erase_prob=1.0, mode='const')]
+    dataset = config.train_dataloader.dataset
+    dataset.pipeline = [dict(type='RandomErasing', erase_prob=1.0, mode='const')]
     pixels = calibration_pixels(config, 8)
     assert len(pixels) == 8 and {(image.shape, image.dtype) for image in pixels} == {((3, 32, 32), np.dtype('uint8'))}
     np.testing.assert_array_equal(pixels[:4], calibration_pixels(config, 4))
     assert len(calibration_pixels(config, 100)) == 30  # all
+    others = dict(dataset, indices=range(30, 50))
+    config.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[dataset, others])
+    together = calibration_pixels(config, 100)
+    assert len(together) == 50 and len({image.tobytes() for image in together}) > 30
 
 
 @pytest.mark.parametrize('form', ['onnx', 'openvino'])
@@ -72,6 +77,12 @@ def test_exported_files_have_the_metrics_of_their_checkpoint(folder, tmp_path):
     np.testing.assert_allclose(*predictions, atol=1e-5)
     done = call_tool('test.py', CONFIG, folder / 'small.onnx', '--tta', '--work-dir', tmp_path / 'tta', folder=tmp_path)
     assert last_line(done.stdout).endswith('--tta needs a checkpoint: exported files are tested on images as they are')
+    config = load_config(str(CONFIG), dict(load_from='none.pth'))
+    use_exported(config, tmp_path / 'small.onnx', 'auto')
+    assert config.load_from is None and config.model.dtype == 'float32'
+    arguments = [CONFIG, folder / 'small.onnx', '--work-dir', tmp_path / 'many', '--launcher', 'pytorch']
+    done = call_tool('test.py', *arguments, folder=tmp_path)
+    assert '--launcher must be none for exported files' in last_line(done.stdout)
 
 
 def test_segmentors_are_tested_at_the_sizes_of_their_pictures(tmp_path):

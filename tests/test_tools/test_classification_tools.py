@@ -7,9 +7,12 @@ import mmengine
 import pytest
 import torch
 from helpers import ROOT, SMALL_CONFIG, last_line, run_tool
+from helpers.exports import write_checkpoint
 from helpers.runs import CONFIG as TINY_CONFIG
 from helpers.runs import call_tool
 from PIL import Image
+
+from mmstrip.utils.config import load_config
 
 
 @pytest.fixture(scope='module')
@@ -173,6 +176,10 @@ class TestBadInput:
         torch.save({'model': {'patch_embed.weight': torch.zeros(80, 3, 4, 4)}}, tmp_path / 'theirs.pth')
         done = call_tool('test.py', SMALL_CONFIG, tmp_path / 'theirs.pth', '--work-dir', tmp_path, folder=tmp_path)
         assert 'ValueError: the checkpoint lacks' in last_line(done.stdout)
+        ours = write_checkpoint(load_config(SMALL_CONFIG), tmp_path / 'ours.pth')
+        seven = ['--cfg-options', 'model.head.num_classes=7']
+        done = call_tool('test.py', SMALL_CONFIG, ours, '--work-dir', tmp_path, *seven, folder=tmp_path)
+        assert 'the checkpoint has tensors of other shapes: size mismatch for head.fc.weight' in last_line(done.stdout)
 
     def test_bad_argument_in_a_config(self, tmp_path):
         done = call_tool(

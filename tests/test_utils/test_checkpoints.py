@@ -50,8 +50,12 @@ def test_a_filled_model_is_all_that_changes(tmp_path):
     environment = dict(os.environ)
     assert fill_model(layer, 'layer.py', tmp_path / 'whole.pth')['meta'] == {}
     assert torch.equal(layer.weight, other.weight) and dict(os.environ) == environment
-    with pytest.raises(ValueError, match='weight.pth does not fill the model of layer.py: it lacks bias, weight'):
+    with pytest.raises(ValueError, match='weight.pth does not fill the model of layer.py: it lacks 2 .* weight, bias'):
         fill_model(layer, 'layer.py', tmp_path / 'weight.pth')
+    larger = torch.nn.Linear(2, 4).state_dict()
+    torch.save({f'module.{key}': value for key, value in larger.items()}, tmp_path / 'larger.pth')
+    with pytest.raises(ValueError, match=r'larger.pth .* has tensors of other shapes: .* weight: .*\[4, 2\].*\[3, 2\]'):
+        fill_model(layer, 'layer.py', tmp_path / 'larger.pth')
 
 
 def test_safetensors(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...registry import HOOKS
+from ...utils.checkpoints import load_whole
 from ...utils.wrappers import unwrap_model
 
 
@@ -12,23 +13,16 @@ class CompleteCheckpointHook(Hook):
     """Refuse a checkpoint that leaves parts of the model as they were drawn at random, where mmengine only warns.
 
     Raises:
-        ValueError: Tensors of the model are missing in the checkpoint.
+        ValueError: Tensors of the model are missing in the checkpoint, or have other shapes there.
     """
 
     def __init__(self):
-        self.problem = None
+        self.problem = ''
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Look for missing tensors; the loading itself comes after this and may have more to say."""
-        weights = checkpoint.get('state_dict', checkpoint)
-        expected = list(unwrap_model(runner.model).state_dict())
-        missing = [key for key in expected if key not in weights and f'module.{key}' not in weights]
-        if missing:
-            self.problem = (
-                f"the checkpoint lacks {len(missing)} of the model's {len(expected)} tensors, first of all "
-                f'{", ".join(missing[:5])}; its own first keys are {", ".join(list(weights)[:5])}'
-            )
+        """Try to load it; mmengine does so after this and may have more to say."""
+        self.problem = load_whole(unwrap_model(runner.model), checkpoint.get('state_dict', checkpoint))
 
     def before_test(self, runner: Runner) -> None:
         if self.problem:
-            raise ValueError(self.problem)
+            raise ValueError(f'the checkpoint {self.problem}')
