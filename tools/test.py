@@ -98,9 +98,13 @@ def augment_tests(config, path: str) -> None:
         dataset.pipeline = config.tta_pipeline
     config.model = ConfigDict(**config.tta_model, module=config.model)
     # Checkpoints have the averaged weights as the model's; the hook would look for the wrapper's in them.
-    config.custom_hooks = [
-        hook for hook in config.get('custom_hooks') or [] if not name_of(hook['type']).endswith('EMAHook')
-    ]
+    config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not averages(hook)]
+    defaults = config.get('default_hooks') or {}
+    config.default_hooks = {key: hook for key, hook in defaults.items() if not averages(hook)}
+
+
+def averages(hook) -> bool:
+    return isinstance(hook, dict) and name_of(hook.get('type', '')).endswith('EMAHook')
 
 
 def set_detection_tta(config) -> None:

@@ -71,9 +71,7 @@ def test_test_time_augmentation(trained, tmp_path):
     assert done.returncode == 0, done.stdout
     assert float(re.search(r'Test top-1 ([\d.]+)%', done.stdout).group(1)) > 90
     averaged = tmp_path / 'averaged.py'
-    averaged.write_text(
-        f"_base_ = [{str(SMALL_CONFIG)!r}]\ncustom_hooks = [*_base_.custom_hooks, dict(type='EMAHook')]\n"
-    )
+    averaged.write_text(f"_base_ = [{str(SMALL_CONFIG)!r}]\ndefault_hooks = dict(ema=dict(type='EMAHook'))\n")
     same = call_tool('test.py', averaged, checkpoint, '--work-dir', tmp_path, '--tta', folder=tmp_path)
     assert re.search(r'Test top-1.*', same.stdout).group() == re.search(r'Test top-1.*', done.stdout).group()
     without = call_tool(
