@@ -4,6 +4,7 @@ import argparse
 import inspect
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -100,7 +101,7 @@ def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool
         _prepare_gloo(config, launcher)
     elif launcher == 'pytorch' and _restarts() and not torch.distributed.is_initialized():
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-        _join_group('nccl')
+        _join_group('nccl', config)
     runner_type = config.get('runner_type')
     runner = Runner.from_cfg(config) if runner_type is None else RUNNERS.build(config)
     # Not in the config, which the run has dumped: it is for other runs too.
@@ -114,7 +115,7 @@ def _prepare_gloo(config: Config, launcher: str) -> None:
     if launcher != 'pytorch':
         raise ValueError(f"launcher must be 'pytorch' (torchrun) on machines without CUDA, but got {launcher!r}")
     if not torch.distributed.is_initialized():
-        _join_group('gloo')
+        _join_group('gloo', config)
         print_log('No CUDA: the processes use the gloo backend', logger='current')
     wrapper = dict(
         type='MMDistributedDataParallel',
@@ -134,11 +135,13 @@ def _restarts() -> int:
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
 
 
-def _join_group(backend: str) -> None:
+def _join_group(backend: str, config: Config) -> None:
     """Join the other processes of this start; torchrun's store still has the addresses of those that died before."""
     store, rank, world_size = next(torch.distributed.rendezvous('env://'))
     store = torch.distributed.PrefixStore(f'start_{_restarts()}', store)
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    seconds = ((config.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout')
+    timeout = None if seconds is None else timedelta(seconds=seconds)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def leave_group() -> None:
