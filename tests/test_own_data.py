@@ -274,12 +274,13 @@ COCO = dict(
 )
 
 
-def coco(**changes):
+def coco(twice=False, **changes):
     def write(root):
         root.mkdir(parents=True)
         for i in range(3):
             Image.new('RGB', (8, 8)).save(root / f'{i}.png')
-        (root / 'annotations.json').write_text(json.dumps({**COCO, **changes}))
+        for name in ('a', 'annotations') if twice else ('annotations',):
+            (root / f'{name}.json').write_text(json.dumps({**COCO, **changes}))
 
     return write
 
@@ -307,6 +308,7 @@ def maps(values, size=(8, 8), mode=None, classes=None):
         (write_classification, empty_class, dict(epochs=1), 'epochs must be at least 2'),
         (write_detection, lambda root: root.mkdir(), {}, 'has no annotations'),
         (write_detection, coco(categories=[]), {}, 'has no categories'),
+        (write_detection, coco(twice=True), {}, r'a.json and .*annotations.json are both for train; keep one'),
         (write_detection, coco(annotations=[]), {}, 'has no annotations'),
         (
             write_detection,
@@ -364,5 +366,9 @@ def test_checkpoints_of_others(digits, tmp_path):
     torch.save(dict(state_dict={'conv1.weight': torch.zeros(1)}), weights)
     with pytest.raises(ValueError, match=r'resnet.pth: it holds no Strip-MLP .* conv1.weight'):
         write_classification(digits, tmp_path / 'out', init=weights)
+    short = tmp_path / 'short.pth'
+    torch.save(StripMLP(dict(embed_dims=16, depths=(1, 1, 1, 1)), img_size=32, out_indices=(1, 2)).state_dict(), short)
+    with pytest.raises(ValueError, match=r'short.pth: it must have blocks in all 4 stages, but has \(1, 1, 1, 0\)'):
+        write_classification(digits, tmp_path / 'out', init=short)
     done = call_tool(TOOL, 'classification', digits, '--init', weights, folder=tmp_path, cwd=tmp_path)
     assert done.returncode == 1 and done.stdout.startswith('Error: init: '), done.stdout

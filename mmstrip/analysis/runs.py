@@ -74,7 +74,7 @@ class Run:
             for name, value in asdict(self).items()
             if name in ('config', 'options', 'seed', 'start', 'choosing', 'metrics') or (name == 'amp' and value)
         }
-        return json.loads(json.dumps(kept))
+        return as_json(kept)
 
     @property
     def command(self) -> str:
@@ -227,6 +227,11 @@ def machine() -> dict:
         operators=ops.status(),
         **(dict(gpu=torch.cuda.get_device_name()) if torch.cuda.is_available() else {}),
     )
+
+
+def as_json(value):
+    """What comes back of a value that was written as JSON: its tuples are lists, for instance."""
+    return json.loads(json.dumps(value))
 
 
 def write_json(path: Path, value) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from ..datasets.digit_scenes import write_digit_scenes
 from ..utils.config import load_config
 from ..utils.plots import plot_curves, plot_pictures
-from .runs import CONFIGS, train_and_test, write_json
+from .runs import CONFIGS, as_json, train_and_test, write_json
 
 CLASSIFIER = CONFIGS / 'strip_mlp' / 'strip-mlp-nano_1xb64_digits-64px.py'
 
@@ -114,7 +114,7 @@ def compare_transfer(
         checkpoint = _train_classifier(backbone, folder / 'classifier', options) if start == 'classifier' else None
         print_log(f'Run {number} of {len(runs)}: {backbone}, {task} from {start}', logger='current')
         config = task_config(backbone, task, str(data_root), checkpoint, options)
-        settings = json.loads(json.dumps(dict(data_root=str(data_root), options=options)))  # tuples become lists
+        settings = as_json(dict(data_root=str(data_root), options=options))
         metrics = _run(config, folder / f'{task}-from-{start}', TASKS[task].metrics, settings)
         results.append(dict(backbone=backbone, task=task, start=start, **metrics))
     write_json(work_dir / 'results.json', results)

@@ -6,6 +6,8 @@ import mmcv
 import numpy as np
 from mmcv.transforms import CenterCrop, Resize
 
+from ..utils.config import name_of
+
 
 def _resize_edge(image: np.ndarray, scale: int, edge: str = 'short', **options) -> np.ndarray:
     """As mmpretrain's ResizeEdge."""
@@ -35,7 +37,7 @@ def steps_of(pipeline: Sequence[dict]) -> list[dict]:
     """
     steps = []
     for step in pipeline:
-        kind = getattr(step['type'], '__name__', step['type']).rpartition('.')[2]
+        kind = name_of(step['type']).rpartition('.')[2]
         if kind == 'LoadImageFromFile':
             _check_loading(step)
         if kind == 'LoadImageFromFile' or kind.endswith('Annotations') or kind.startswith('Pack'):

@@ -91,6 +91,8 @@ def recognise_backbone(state_dict: dict[str, Tensor]) -> tuple[str, dict, dict]:
     blocks = _blocks(state_dict, prefix)
     depths = tuple(sum(stage == str(i) for stage, _ in blocks) for i in range(NUM_STAGES))
     arch = dict(embed_dims=state_dict[f'{prefix}patch_embed.weight'].shape[0], depths=depths)
+    if 0 in depths:
+        raise ValueError(f'it must have blocks in all {NUM_STAGES} stages, but has {depths}')
     patches = [state_dict[prefix + last.replace('0', str(i), 1)].shape[0] for i in range(NUM_STAGES)]
     branches = tuple(name for name in BRANCHES if any(f'.branches.{name}.' in key for key in state_dict))
     ratio = state_dict[f'{prefix}stages.0.0.channel_mixing.fc1.weight'].shape[0] / arch['embed_dims']
@@ -98,12 +100,17 @@ def recognise_backbone(state_dict: dict[str, Tensor]) -> tuple[str, dict, dict]:
         usual = parse_num_patches(None, arch['embed_dims'], branches)
     except ValueError:  # there is none
         usual = None
-    arch |= ({} if patches == usual else dict(num_patches=tuple(patches))) | (
-        {} if ratio == 3 else dict(mlp_ratio=ratio)
-    )
+    if patches != usual:
+        arch['num_patches'] = tuple(patches)
+    if ratio != 3:
+        arch['mlp_ratio'] = ratio
     _, width, _, extent = state_dict[prefix + last].shape
-    others = ({} if width == 3 else dict(strip_width=width)) | ({} if branches == BRANCHES else dict(branches=branches))
-    return prefix, arch, dict(img_size=extent * STEM_STRIDE, **others)
+    others = dict(img_size=extent * STEM_STRIDE)
+    if width != 3:
+        others['strip_width'] = width
+    if branches != BRANCHES:
+        others['branches'] = branches
+    return prefix, arch, others
 
 
 def _blocks(state_dict: dict[str, Tensor], prefix: str) -> set[tuple[str, ...]]:

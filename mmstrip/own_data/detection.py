@@ -117,7 +117,7 @@ def write_detection(
 
 def _read_coco(folder: Path) -> tuple[dict[str, Split], list[str]]:
     images, _ = find_images(folder)
-    splits, notes = {}, []
+    splits, files, notes = {}, {}, []
     for file in sorted(folder.rglob('*.json')):
         content = _coco_content(file)
         if content is None:
@@ -125,12 +125,12 @@ def _read_coco(folder: Path) -> tuple[dict[str, Split], list[str]]:
             continue
         split = split_of(file.stem) or _split_of_folders(file.relative_to(folder)) or 'train'
         if split in splits:
-            raise ValueError(f'{file} and another file are both for {split}; keep one of them in {folder}')
+            raise ValueError(f'{files[split]} and {file} are both for {split}; keep one of them in {folder}')
         root = _image_root(file, content, images, split, folder)
         complete = _complete(content['annotations'])
         if not complete:
             notes.append(f'written anew, with ids from 1 and areas, as {file} has boxes without')
-        splits[split] = Split(content, root, file if complete else None)
+        splits[split], files[split] = Split(content, root, file if complete else None), file
     if not splits:
         raise ValueError(
             f'{folder} has no annotations: expected JSON files of COCO, or the folders Annotations and '

@@ -212,10 +212,9 @@ def _values(splits: dict[str, Split]) -> dict[int, Path]:
         if labels.ndim != 2:
             raise ValueError(f'{file} must hold a class number in each pixel, but has colours (mode {image.mode})')
         found = np.unique(labels).tolist()
-        if found[0] < 0 or found[-1] > 255:
-            raise ValueError(
-                f'{file} must hold numbers from 0 to 255, but has {found[0] if found[0] < 0 else found[-1]}'
-            )
+        wrong = [value for value in found if not 0 <= value <= 255]
+        if wrong:
+            raise ValueError(f'{file} must hold numbers from 0 to 255, but has {listed(wrong)}')
         for value in found:
             values.setdefault(int(value), file)
     return values

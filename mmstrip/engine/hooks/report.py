@@ -100,9 +100,8 @@ class ClassificationReportHook(Hook):
             return
         labels, predictions = np.array(pairs).T
         classes = list(dataset.metainfo.get('classes') or ())
-        classes += [
-            str(i) for i in range(len(classes), max(labels.max(), predictions.max()) + 1)
-        ]  # heads may have more
+        highest = max(labels.max(), predictions.max())  # heads may have more
+        classes += map(str, range(len(classes), highest + 1))
         split = getattr(dataset, 'split', None) or 'held-out'
         right = np.sum(labels == predictions)
         accuracy = f'{split.capitalize()} top-1 {right / len(labels):.2%} ({right} of {len(labels)} images)'
