@@ -75,13 +75,15 @@ class RelativePosition(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def expand(self) -> Tensor:
-        """The embedding as a map (C, H, W)."""
+        """The embedding as a map (C, H, W), in channels_last memory."""
         height, width = self.extent
-        span = self.table.shape[0] // 2
-        row, column = (torch.arange(side, device=self.table.device) for side in (height, width))
-        offset = (column - row[:, None]).clamp(-span, span) + span
-        # Rows are quicker to collect than columns; this is channels_last memory too.
-        return self.table.index_select(0, offset.flatten()).unflatten(0, self.extent).permute(2, 0, 1)
+        count = int(self.table.shape[0])  # torch.jit.trace gives sizes as tensors
+        first, last = count // 2 + 1 - height, count // 2 + width  # rows of the offsets 1 - H to W - 1
+        if first >= 0 and last <= count:
+            rows = self.table[first:last]
+        else:
+            rows = self.table.index_select(0, torch.arange(first, last, device=self.table.device).clamp(0, count - 1))
+        return rows.unfold(0, width, 1).transpose(1, 2).flip(0).permute(2, 0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the embedding to (N, C, H, W)."""

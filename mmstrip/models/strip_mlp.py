@@ -267,8 +267,8 @@ class StripMLP(BaseModule):
         maps = []
         merged_maps = []  # of earlier stages, at the size of the present one
         for i, stage in enumerate(self.stages):
+            merged_maps = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(self.cross_stage[i], merged_maps)]
             merged = x = self.merging[i - 1](x) if i else self.patch_embed(x)
-            merged_maps = [conv(feature) for conv, feature in zip(self.cross_stage[i], merged_maps)]
             x = sum(merged_maps, x)
             merged_maps += [merged] if i else []
             x = stage(x)
@@ -342,3 +342,8 @@ class StripMLP(BaseModule):
         adapt_state_dict(self, state_dict, prefix)
         report_coverage(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _nchw_on_gpus(x: Tensor) -> Tensor:
+    """A map for a cross-stage convolution: in channels_last memory cuDNN takes its gradient channel by channel."""
+    return x.contiguous() if x.is_cuda else x

@@ -19,10 +19,11 @@ def reference(u: Tensor, tall: Tensor, wide: Tensor, *mlp: Tensor) -> Tensor:
 def weighted_sum(paths: tuple[Tensor, Tensor, Tensor], reweight) -> Tensor:
     """Sum of three maps (N, C, H, W) with weights for each channel: the softmax over the three of what ``reweight``
     makes (N, 3 C, 1, 1), channel by channel, of the average of their sum (N, C, 1, 1)."""
-    average = sum(paths).mean(dim=(2, 3), keepdim=True)
+    tall, wide, u = paths
+    average = (tall + wide + u).mean(dim=(2, 3), keepdim=True)
     weights = reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)
-    weights = weights.to(paths[0].dtype)  # autocast takes the softmax in float32
-    return sum(path * weight for path, weight in zip(paths, weights.unbind(dim=2)))
+    a, b, c = weights.to(u.dtype).unbind(dim=2)  # autocast takes the softmax in float32
+    return a * tall + b * wide + c * u
 
 
 def local_strips(

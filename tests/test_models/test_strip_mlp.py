@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmstrip.models import StripMLP
@@ -428,3 +429,23 @@ class TestBadInput:
         part = {'stages.2.1.channel_mixing.fc1.bias': torch.ones(192)}
         model.load_state_dict(part, strict=False)
         assert torch.equal(model.stages[2][1].channel_mixing.fc1.bias, torch.ones(192))
+
+
+def test_cross_stage_maps_are_nchw_on_gpus_alone():
+    """In channels_last memory cuDNN would take these convolutions' gradients channel by channel."""
+
+    def layouts(device):
+        model = small_backbone()
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model.to_empty(device=device)
+            found = []
+            for conv in itertools.chain(*model.cross_stage):
+                conv.register_forward_pre_hook(lambda _, maps: found.append(maps[0].is_contiguous()))
+            model.stages[3].register_forward_pre_hook(
+                lambda _, maps: found.append(maps[0].is_contiguous(memory_format=torch.channels_last))
+            )
+            model(torch.empty(2, 3, 64, 64, device=device))
+        return found
+
+    assert layouts('cuda') == [True, True, True, True]
+    assert layouts('cpu') == [False, False, False, True]
