@@ -1,6 +1,7 @@
 """Where a model's time goes."""
 
 import re
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -46,16 +47,27 @@ def costliest_operations(spec: Spec, settings: Settings, mode: str, count: int =
     return [(module, operation, own / total) for (module, operation), own in ranked]
 
 
-def costliest_kernels(candidate: Candidate, mode: str, count: int = 10) -> list[tuple[str, int, float]]:
-    """What a step's time on the device goes to, whatever has compiled it.
+class Kernels(NamedTuple):
+    """What a step's time on the device goes to.
+
+    Attributes:
+        count: Kernels that ran, on CPUs operations.
+        ms: Their time together; where a step takes longer, the device waits for the processor that launches them.
+        costliest: Kernel, how often it ran, and share of the time, the costliest first.
+    """
+
+    count: int
+    ms: float
+    costliest: list[tuple[str, int, float]]
+
+
+def kernels_of(candidate: Candidate, mode: str, rows: int = 10) -> Kernels:
+    """Run a step, whatever has compiled it, and time its kernels.
 
     Args:
         candidate: A model that runs in PyTorch; it has run the step before.
         mode: 'inference' or 'train'.
-        count: Number of rows. Defaults to 10.
-
-    Returns:
-        Kernel (on CPUs: operation), how often it ran, and share of the time, the costliest first.
+        rows: Of the costliest. Defaults to 10.
     """
     settings = candidate.settings
     run = candidate.step(mode, tuple(settings.shapes[0]))
@@ -72,8 +84,9 @@ def costliest_kernels(candidate: Candidate, mode: str, count: int = 10) -> list[
         if own and not event.name.startswith('ProfilerStep'):
             spent.setdefault(event.name, []).append(own)
     total = sum(map(sum, spent.values()))
-    ranked = sorted(spent.items(), key=lambda item: -sum(item[1]))[:count]
-    return [(name, len(own), sum(own) / total) for name, own in ranked]
+    ranked = sorted(spent.items(), key=lambda item: -sum(item[1]))[:rows]
+    costliest = [(name, len(own), sum(own) / total) for name, own in ranked]
+    return Kernels(sum(map(len, spent.values())), total / 1e3, costliest)
 
 
 def _times(events: list, cuda: bool) -> dict[tuple[str, str], float]:
@@ -85,7 +98,8 @@ def _times(events: list, cuda: bool) -> dict[tuple[str, str], float]:
     spent = {}
     for event in events:
         own = event.self_device_time_total if cuda else event.self_cpu_time_total
-        if own and not event.name.startswith(MODULE):
+        kernel = event.device_type == DeviceType.CUDA  # its time counts with the operation that launches it
+        if own and not kernel and not event.name.startswith(MODULE):
             gradient = _gradient(event)
             module = modules.get(gradient.sequence_nr, '(model)') if gradient else _module_of(event)
             key = module, event.name + ' (backward)' * bool(gradient)

@@ -1,6 +1,6 @@
-"""Whether a backbone computes on a device what it computes in float64 on the CPU: features, a loss and gradients.
+"""Whether a backbone computes on a device what it computes in float64 on the CPU: features and gradients.
 
-Errors are L2 norms relative to the float64 result: of each map the largest, of the loss, of all gradients together.
+Errors are L2 norms relative to the float64 result: of each map the largest, and of all gradients together.
 :mod:`.right` and the tests run these functions alike; nothing in them knows which device they are on.
 """
 
@@ -21,7 +21,7 @@ from ..measuring import DTYPES, allow_tf32
 from ..specs import Spec
 
 SMALL_ARCH = dict(embed_dims=16, depths=(1, 1, 2, 1))  # runs in milliseconds
-# dtype -> largest error of maps (and the loss), and of the gradients: some three times what `tiny-light` has on a CPU
+# dtype -> largest error of maps and of the gradients: some three times what `tiny-light` has on a CPU
 # (float32 2e-6 and 3e-6, bfloat16 2e-2 and 4e-2, float16 3e-3 and 5e-3), as `base` has twice as many blocks; more in
 # float32, as GPUs choose among algorithms of convolutions.
 TOLERANCES = {'float32': (1e-4, 3e-4), 'bfloat16': (6e-2, 1e-1), 'float16': (8e-3, 2e-2)}
@@ -73,7 +73,7 @@ def small_case(shape: tuple[int, int] | None = None, stages: int = 4) -> Case:
 
 
 def outcome(model: nn.Module, images: Tensor, train: bool = True, call: Callable | None = None) -> dict[str, Tensor]:
-    """Maps, and in training the loss and the gradients of all parameters, by name.
+    """Maps, and in training the gradients of a loss in all parameters, by name.
 
     Args:
         model: A backbone, or a module with its parameters.
@@ -92,7 +92,7 @@ def outcome(model: nn.Module, images: Tensor, train: bool = True, call: Callable
         loss = weighted_mean(maps)
     loss.backward()
     gradients = {f'grad {name}': p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {**found, 'loss': loss.detach(), **gradients}
+    return {**found, **gradients}
 
 
 def weighted_mean(maps: Sequence[Tensor]) -> Tensor:
@@ -106,7 +106,7 @@ def weighted_mean(maps: Sequence[Tensor]) -> Tensor:
 
 
 def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """'maps', 'loss' and 'gradients'; those of training only where both have them."""
+    """'maps' and 'gradients'; those of training only where both have them."""
     if found.keys() != expected.keys():
         raise WrongResultError(f'results differ in {sorted(found.keys() ^ expected.keys())[:5]}')
     for name, value in found.items():
@@ -116,7 +116,6 @@ def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, f
             )
     kinds = {
         'maps': [[name] for name in expected if name.startswith('map')],
-        'loss': [[name] for name in expected if name == 'loss'],
         'gradients': [[name for name in expected if name.startswith('grad')]],
     }
     return {
@@ -136,7 +135,7 @@ def check(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: tupl
 
     Args:
         found, expected: Of :func:`outcome`.
-        tolerance: Of maps and loss, and of gradients.
+        tolerance: Of maps and of gradients.
 
     Raises:
         WrongResultError: One is larger, or no number.

@@ -21,7 +21,7 @@ from ..measuring import (
     seconds_of,
     traffic,
 )
-from ..profiling import costliest_kernels, costliest_operations
+from ..profiling import costliest_operations, kernels_of
 from ..specs import Spec
 from .checks import SMALL_ARCH, Case, small_case
 from .steps import NotRunError, Setting, Steps, takes_the_gpu
@@ -202,14 +202,17 @@ def _rate(name: str, tf32: bool, device: str, side: int | None) -> float:
 
 
 def kernels(setting: Setting) -> dict:
-    """The ten costliest kernels and operations by module, of a training step and of inference."""
+    """All kernels, and the ten costliest with operations by module, of a training step and of inference."""
     spec = models(setting)[STRIP]
     found = {}
     for mode, batch in (('train', 64), ('inference', 128)):
         settings = settings_of(setting, (mode,), batch)
+        kernels = kernels_of(Candidate(spec, settings), mode)
         found[mode] = dict(
             batch=settings.batch,
-            kernels=costliest_kernels(Candidate(spec, settings), mode),
+            count=kernels.count,
+            ms=round(kernels.ms, 3),
+            kernels=kernels.costliest,
             operations=costliest_operations(spec, settings, mode),
         )
     return found

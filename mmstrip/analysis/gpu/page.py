@@ -114,7 +114,7 @@ def _errors(result: dict, where: str = '') -> Iterator[tuple[str, float]]:
     for name, value in result.items():
         if isinstance(value, dict):
             yield from _errors(value, f'{where}{name}, ')
-        elif isinstance(value, float) and (name in ('maps', 'loss', 'gradients', 'logits') or name.startswith('stage')):
+        elif isinstance(value, float) and (name in ('maps', 'gradients', 'logits') or name.startswith('stage')):
             yield f'{where}{name}', value
 
 
@@ -140,7 +140,8 @@ def _fast(steps: dict[str, dict]) -> Iterator[str]:
         yield f'A block in training, batch {steps["implementations"]["batch"]}, bfloat16:\n'
         yield table(('stage', 'implementation', 'ms', 'peak MiB'), rows) + '\n'
     for mode, found in steps.get('kernels', {}).items():
-        yield f'Costliest kernels, {mode}, batch {found["batch"]}:\n'
+        took = f'{found["count"]:,} kernels take {_cell(found["ms"])} ms' if 'count' in found else 'kernels'
+        yield f'{mode.capitalize()}, batch {found["batch"]}: {took}; the costliest:\n'
         yield (
             table(('kernel', 'calls', 'share'), [(name[:90], calls, part) for name, calls, part in found['kernels']])
             + '\n'
