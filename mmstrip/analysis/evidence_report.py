@@ -210,9 +210,13 @@ def _transfer_table(results: Results) -> str:
             for start in ('classifier', 'scratch'):
                 run = results.get(f'transfer/{transfer_name(name, model, start)}')
                 values = [f'{run[metric]:.3f}' for metric in task.metrics] if run else [MISSING]
-                padded = ', '.join(f'{found[first]:.3f}' for found in run['padding'].values()) if run else ''
-                rows.append([name, model, start, f'{", ".join(task.metrics)} {", ".join(values)}', padded])
-    return markdown_table(('task', 'backbone', 'from', 'test', 'val: padded to multiples of 1, 32, 128'), rows)
+                padded = [
+                    ', '.join(f'{found[first]:.3f}' for found in (run or {}).get(kind, {}).values())
+                    for kind in ('padding', 'padding_ignored')
+                ]
+                rows.append([name, model, start, f'{", ".join(task.metrics)} {", ".join(values)}', *padded])
+    head = 'task', 'backbone', 'from', 'test', 'val: padded to multiples of 1, 32, 128', 'ignore_padding: 32, 128'
+    return markdown_table(head, rows)
 
 
 def _cifar10_table(results: Results) -> str:

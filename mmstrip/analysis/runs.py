@@ -165,7 +165,8 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int
 
     Returns:
         The metrics, 'epochs', 'curve', 'minutes', 'core_minutes' and 'images_per_second', as of :func:`execute`; with
-        ``padding``, 'padding': the metrics on validation images padded to multiples of :data:`PADDING` pixels.
+        ``padding``, 'padding': the metrics on validation images padded to multiples of :data:`PADDING` pixels, and
+        'padding_ignored': the same with the backbone's averages over the images alone, where it has the argument.
     """
     config.work_dir = str(folder)
     config.resume = 'auto'
@@ -183,6 +184,11 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int
     result = _values(final, metrics) | dict(epochs=runner.max_epochs, curve=curve) | _cost(clock)
     if padding:
         result['padding'] = {str(divisor): _values(_validate_padded(runner, divisor), metrics) for divisor in PADDING}
+        backbone = unwrap_model(runner.model).backbone
+        if hasattr(backbone, 'ignore_padding'):
+            backbone.ignore_padding = True
+            ignored = {str(divisor): _values(_validate_padded(runner, divisor), metrics) for divisor in PADDING[1:]}
+            result['padding_ignored'] = ignored
     return result
 
 

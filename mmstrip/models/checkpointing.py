@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def run_checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+def run_checkpointed(block: nn.Module, x: Tensor, **arguments) -> Tensor:
     """Run a block without saving its activations, and again in the backward pass."""
     contexts = partial(_contexts, block)
-    return torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    return torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=contexts, **arguments)
 
 
 def _contexts(block: nn.Module):

@@ -198,9 +198,9 @@ class LocalStripMixing(BaseModule):
         wide=depthwise(3, 7),
         reweight=sequence(pointwise(bias=True), gelu, pointwise(bias=True)),
     )
-    def forward(self, u: Tensor) -> Tensor:
-        """Mix (N, C, H, W), of any H and W."""
-        return weighted_sum((self.tall(u), self.wide(u), u), self.reweight)
+    def forward(self, u: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), 0 for tokens that the average leaves out."""
+        return weighted_sum((self.tall(u), self.wide(u), u), self.reweight, valid)
 
 
 class StripMixingBlock(BaseModule):
@@ -257,8 +257,9 @@ class StripMixingBlock(BaseModule):
         project=sequence(pointwise(bias=True), (batch_norm, identity), gelu),
         fuse=pointwise(bias=False),
     )
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix (N, C, H, W), of any H and W."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), 0 for tokens that LSMM's average leaves out."""
         parts = self.project(self.depthwise(x)).chunk(len(self.branches), dim=1)
-        mixed = [branch(part) for branch, part in zip(self.branches.values(), parts)]
+        area = {'lsmm': dict(valid=valid)} if valid is not None else {}
+        mixed = [branch(part, **area.get(name, {})) for (name, branch), part in zip(self.branches.items(), parts)]
         return self.fuse(torch.cat(mixed, dim=1))

@@ -26,6 +26,7 @@ from .arguments import (
 )
 from .channel_mixing import ChannelMixingBlock
 from .checkpointing import run_checkpointed
+from .padding import image_ends, valid_tokens
 from .state_dict import adapt_state_dict, report_coverage, require_pretrained
 from .strip_mixing import BRANCHES, StripMixingBlock
 
@@ -57,10 +58,10 @@ class StripMLPBlock(BaseModule):
         self.drop_path = DropPath(drop_path)
 
     @relied_on
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix (N, C, H, W), of any H and W."""
-        x = self.add_branch(x, self.strip_mixing(x))
-        return self.add_branch(x, self.channel_mixing(x))
+    def forward(self, x: Tensor, **area: Tensor) -> Tensor:
+        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), 0 for tokens that averages leave out."""
+        x = self.add_branch(x, self.strip_mixing(x, **area))
+        return self.add_branch(x, self.channel_mixing(x, **area))
 
     @fused(boxes.add_branch, boxes.add_branch, drop_path=Layer(DropPath))
     def add_branch(self, x: Tensor, branch: Tensor) -> Tensor:
@@ -80,12 +81,12 @@ class Stage(nn.Sequential):
         super().__init__(*blocks)
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor) -> Tensor:
-        packed = deploy_form.packed_stage(self, x)
+    def forward(self, x: Tensor, **area: Tensor) -> Tensor:
+        packed = None if area else deploy_form.packed_stage(self, x)
         if packed is not None:
             return packed(x)
         for block in self:
-            x = run_checkpointed(block, x) if self.with_cp and x.requires_grad else block(x)
+            x = run_checkpointed(block, x, **area) if self.with_cp and x.requires_grad else block(x, **area)
         return x
 
 
@@ -125,6 +126,9 @@ class StripMLP(BaseModule):
         norm_eval (bool): Keep all BN statistics still in training. Defaults to False.
         with_cp (bool): Recompute the blocks' activations in the backward pass instead of keeping them.
             Defaults to False.
+        ignore_padding (bool): Leave the tokens of padding out of the averages of LSMM and GRN. Padding is what is zero
+            in all channels at the right and at the bottom, as detectors and segmentors pad what they have normalised.
+            Defaults to False: the averages are the authors', over all of the map.
         deploy (bool): Build the form that :meth:`switch_to_deploy` gives, to load its checkpoints.
             Defaults to False.
         init_cfg (dict, optional): Initialization, as of :class:`mmengine.model.BaseModule`. The default is the
@@ -171,6 +175,7 @@ class StripMLP(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        ignore_padding: bool = False,
         deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ):
@@ -192,6 +197,7 @@ class StripMLP(BaseModule):
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.ignore_padding = ignore_padding
         self.deploy = False
 
         num_stages = max(self.out_indices) + 1
@@ -264,6 +270,7 @@ class StripMLP(BaseModule):
         """
         self._check_input(x)
         x = in_channels_last(x)
+        ends = image_ends(x) if self.ignore_padding else None
         maps = []
         merged_maps = []  # of earlier stages, at the size of the present one
         for i, stage in enumerate(self.stages):
@@ -271,7 +278,7 @@ class StripMLP(BaseModule):
             merged = x = self.merging[i - 1](x) if i else self.patch_embed(x)
             x = sum(merged_maps, x)
             merged_maps += [merged] if i else []
-            x = stage(x)
+            x = stage(x) if ends is None else stage(x, valid=valid_tokens(ends, x, STEM_STRIDE * 2**i))
             maps.append(x)
         maps[-1] = x if self.norm is None else self.norm(x)
         # mmcv's compiled operators, RoIAlign among them, read memory as NCHW whatever the strides say.

@@ -79,7 +79,9 @@ def fused(native: Callable, recompute: Callable | None = None, **layers) -> Call
 
     def decorate(reference: Callable) -> Callable:
         @functools.wraps(reference)
-        def method(box: nn.Module, *maps: Tensor) -> Tensor:
+        def method(box: nn.Module, *maps: Tensor, valid: Tensor | None = None) -> Tensor:
+            if valid is not None:  # of a padded batch: its averages are the modules' alone
+                return reference(box, *maps, valid=valid)
             types = native_types(*maps)
             if types and is_stock(box, reference.__name__, types):
                 return native(box, *maps)
@@ -117,7 +119,7 @@ def is_stock(box: nn.Module, method: str, types: Types | None = None) -> bool:
     return all(_is_as_expected(box._modules.get(name), layer, types) for name, layer in layers.items())
 
 
-def _is_ordinary(*maps: Tensor) -> bool:
+def is_ordinary(*maps: Tensor) -> bool:
     """Whether plain tensors are computed, now and by PyTorch itself: no graph is recorded, nothing is intercepted."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch_module._has_any_global_hook():
         return False
@@ -131,7 +133,7 @@ def _is_ordinary(*maps: Tensor) -> bool:
 
 def _recompute_may_run(*maps: Tensor) -> bool:
     asked_for = _best == 'recompute' or (_best == 'native' and all(x.is_cpu for x in maps))
-    return asked_for and torch.is_grad_enabled() and _is_ordinary(*maps)
+    return asked_for and torch.is_grad_enabled() and is_ordinary(*maps)
 
 
 def in_channels_last(x: Tensor) -> Tensor:
@@ -149,7 +151,7 @@ def native_types(*maps: Tensor) -> Types:
     Returns:
         Nothing where the operators do not run.
     """
-    if not _is_ordinary(*maps) or _best != 'native':  # in this order: compilers must see no more
+    if not is_ordinary(*maps) or _best != 'native':  # in this order: compilers must see no more
         return ()
     dtype = maps[0].dtype
     if any(x.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided for x in maps):

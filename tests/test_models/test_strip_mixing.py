@@ -82,6 +82,23 @@ def test_local_strip_mixing_weighs_three_paths():
     assert module.tall.kernel_size == (7, 3) and module.wide.kernel_size == (3, 7)
 
 
+def test_averages_leave_padding_out():
+    lsmm, norm = LocalStripMixing(6), GlobalResponseNorm(6)
+    torch.nn.init.normal_(norm.gamma)
+    padded = torch.randn(2, 6, 9, 8)
+    valid = torch.zeros(2, 1, 9, 8)
+    valid[0, :, :5, :6] = valid[1] = 1
+    image = padded[:1, :, :5, :6]
+    torch.testing.assert_close(
+        norm(padded.permute(0, 2, 3, 1), valid.permute(0, 2, 3, 1))[:1, :5, :6], norm(image.permute(0, 2, 3, 1))
+    )
+    paths = torch.stack([lsmm.tall(padded), lsmm.wide(padded), padded], dim=2)
+    scores = lsmm.reweight(paths[:1, ..., :5, :6].sum(dim=2).mean(dim=(2, 3), keepdim=True)).view(1, 6, 3)
+    expected = (paths[:1] * scores.softmax(dim=-1)[..., None, None]).sum(dim=2)
+    torch.testing.assert_close(lsmm(padded, valid=valid)[:1], expected)
+    torch.testing.assert_close(lsmm(padded, valid=valid)[1:], lsmm(padded[1:]))
+
+
 def test_a_single_branch_takes_all_channels():
     for name in ('cgsmm', 'lsmm'):
         block = StripMixingBlock(8, (4, 4), num_patches=8, branches=(name,))

@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmstrip.models import StripMLP
+from mmstrip.models.padding import image_ends, valid_tokens
 from mmstrip.models.state_dict import resample_strips, resample_table
 from mmstrip.models.strip_mixing import CascadeGroupStripMixing, RelativePosition, StripMLPLayer
 
@@ -429,6 +430,63 @@ class TestBadInput:
         part = {'stages.2.1.channel_mixing.fc1.bias': torch.ones(192)}
         model.load_state_dict(part, strict=False)
         assert torch.equal(model.stages[2][1].channel_mixing.fc1.bias, torch.ones(192))
+
+
+@given(height=st.integers(33, 96), width=st.integers(33, 96), data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_ends_of_images_are_found(height, width, data):
+    ends = [(data.draw(st.integers(1, height)), data.draw(st.integers(1, width))) for _ in range(2)]
+    images = torch.zeros(2, 3, height, width)
+    for image, (rows, columns) in zip(images, ends):
+        image[1, :rows, :columns] = torch.randn(rows, columns)
+        image[:, : rows // 2] = 0  # black above is no padding
+    found = image_ends(images)
+    if found is None:
+        assert ends == [(height, width)] * 2
+        return
+    assert list(zip(*(end.tolist() for end in found))) == ends
+    tokens = valid_tokens(found, torch.empty(2, 8, height // 8, width // 8), stride=8)
+    for mask, (rows, columns) in zip(tokens, ends):
+        assert mask.sum() == min(-(-rows // 8), height // 8) * min(-(-columns // 8), width // 8)
+        assert mask[0, 0, 0] == 1
+
+
+def test_images_of_zeros_and_whole_images_have_no_padding():
+    assert image_ends(torch.randn(2, 3, 40, 50)) is None
+    assert image_ends(torch.zeros(1, 3, 40, 50)) is None
+
+
+def padded_images():
+    images = torch.randn(2, 3, 128, 96)
+    images[0, :, 64:] = images[0, :, :, 64:] = 0
+    return images
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+def test_ignored_padding_changes_padded_images_alone(deploy):
+    plain = randomise(small_backbone()).eval()
+    model = small_backbone(ignore_padding=True).eval()
+    model.load_state_dict(plain.state_dict())
+    if deploy:
+        plain.switch_to_deploy(), model.switch_to_deploy()
+    images = padded_images()
+    with torch.no_grad():
+        before, after = plain(images)[0], model(images)[0]
+        torch.testing.assert_close(after[1], before[1], rtol=1e-4, atol=1e-5)
+        assert (after[0] - before[0]).abs().max() > 1e-3
+        assert torch.equal(model(images[1:])[0], plain(images[1:])[0])
+
+
+def test_ignored_padding_trains_with_checkpointing_and_compiles():
+    images, found = padded_images(), []
+    for arguments in ({}, dict(with_cp=True)):
+        model = randomise(small_backbone(ignore_padding=True, drop_path_rate=0.0, **arguments))
+        model(images)[0].square().mean().backward()
+        found.append(torch.cat([value.grad.flatten() for value in model.parameters()]))
+    torch.testing.assert_close(*found)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, backend='eager', fullgraph=True)(images), model(images))
 
 
 def test_cross_stage_maps_are_nchw_on_gpus_alone():
