@@ -49,7 +49,7 @@ def use(best: str) -> Iterator[None]:
 
     Args:
         best: 'native' (the default everywhere), compiled operators where they can run; 'recompute', functions in
-            Python that save memory in training; 'reference', the modules alone.
+            Python that save memory in training, on GPUs too; 'reference', the modules alone.
 
     Raises:
         ValueError: There is no such implementation.
@@ -72,7 +72,7 @@ def fused(native: Callable, recompute: Callable | None = None, **layers) -> Call
 
     Args:
         native: Called as the method, with the box and its maps; runs on compiled operators.
-        recompute: The same without operators, for training: it saves less for the backward pass. Optional.
+        recompute: The same without operators, for training on CPUs: it saves less for the backward pass. Optional.
         **layers: What the box's layers must be, by their names; see :class:`Layer`. Layers that are not named must
             not be read by the implementations.
     """
@@ -132,6 +132,7 @@ def is_ordinary(*maps: Tensor) -> bool:
 
 
 def _recompute_may_run(*maps: Tensor) -> bool:
+    # GPUs take longer by it, so that there it must be asked for (docs/gpu.md).
     asked_for = _best == 'recompute' or (_best == 'native' and all(x.is_cpu for x in maps))
     return asked_for and torch.is_grad_enabled() and is_ordinary(*maps)
 

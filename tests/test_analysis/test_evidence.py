@@ -79,8 +79,9 @@ def test_each_kind_of_run_leaves_its_result(queue):
         assert result['core_minutes'] > 0 and result['images_per_second'] > 0 and result['flops'] > 1e6
         assert result['machine']['threads'] == 1
     assert results[DIGITS.key]['settings']['options'][RATE] == 1e-3
-    padding = results['transfer/camvid_strip-mlp-tiny-light_from-classifier']['padding']
-    assert list(padding) == ['1', '32', '128'] and all(0 <= found['mIoU'] <= 1 for found in padding.values())
+    run = results['transfer/camvid_strip-mlp-tiny-light_from-classifier']
+    assert list(run['padding']) == ['1', '32', '128'] and list(run['padding_ignored']) == ['32', '128']
+    assert all(0 <= found['mIoU'] <= 1 for found in [*run['padding'].values(), *run['padding_ignored'].values()])
     narrow, shared = results['ablations/strip-width-1_seed0'], results[DIGITS.key]
     assert narrow['params'] < shared['params']
     log = (queue.work_dir / 'transfer/camvid_strip-mlp-tiny-light_from-classifier/log.txt').read_text()
