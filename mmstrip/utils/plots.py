@@ -54,7 +54,7 @@ def plot_bars(panels: dict[str, dict[str, Sequence[float]]], y_label: str, path:
         for x, values in enumerate(places.values()):
             axes.errorbar(x, np.mean(values), np.std(values, ddof=min(1, len(values) - 1)), marker='o', capsize=5)
             axes.plot([x] * len(values), values, linestyle='', marker='.', color='grey', alpha=0.6)
-        axes.set(title=title, xlim=(-0.5, len(places) - 0.5))
+        axes.set(title=title.replace(' ', '\n', 1), xlim=(-0.5, len(places) - 0.5))  # panels may be narrow
         axes.set_xticks(range(len(places)), list(places))
         axes.grid(alpha=0.3, axis='y')
     grid[0].set_ylabel(y_label)
