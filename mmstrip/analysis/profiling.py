@@ -1,7 +1,6 @@
 """Where a model's time goes."""
 
 import re
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -47,27 +46,18 @@ def costliest_operations(spec: Spec, settings: Settings, mode: str, count: int =
     return [(module, operation, own / total) for (module, operation), own in ranked]
 
 
-class Kernels(NamedTuple):
-    """What a step's time on the device goes to.
-
-    Attributes:
-        count: Kernels that ran, on CPUs operations.
-        ms: Their time together; where a step takes longer, the device waits for the processor that launches them.
-        costliest: Kernel, how often it ran, and share of the time, the costliest first.
-    """
-
-    count: int
-    ms: float
-    costliest: list[tuple[str, int, float]]
-
-
-def kernels_of(candidate: Candidate, mode: str, rows: int = 10) -> Kernels:
-    """Run a step, whatever has compiled it, and time its kernels.
+def kernels_of(candidate: Candidate, mode: str, rows: int = 10) -> dict:
+    """What a step's time on the device goes to, whatever has compiled it.
 
     Args:
         candidate: A model that runs in PyTorch; it has run the step before.
         mode: 'inference' or 'train'.
         rows: Of the costliest. Defaults to 10.
+
+    Returns:
+        'count' of kernels, fills and copies (on CPUs of operations); 'ms', their time together: where a step takes
+        longer, the device waits for the processor that launches them; 'kernels': name, how often it ran, and share of
+        the time, the costliest first.
     """
     settings = candidate.settings
     run = candidate.step(mode, tuple(settings.shapes[0]))
@@ -85,8 +75,8 @@ def kernels_of(candidate: Candidate, mode: str, rows: int = 10) -> Kernels:
             spent.setdefault(event.name, []).append(own)
     total = sum(map(sum, spent.values()))
     ranked = sorted(spent.items(), key=lambda item: -sum(item[1]))[:rows]
-    costliest = [(name, len(own), sum(own) / total) for name, own in ranked]
-    return Kernels(sum(map(len, spent.values())), total / 1e3, costliest)
+    kernels = [(name, len(own), sum(own) / total) for name, own in ranked]
+    return dict(count=sum(map(len, spent.values())), ms=round(total / 1e3, 3), kernels=kernels)
 
 
 def _times(events: list, cuda: bool) -> dict[tuple[str, str], float]:

@@ -183,12 +183,12 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int
     curve = [_point(point, metrics) for point in clock['curve']]
     result = _values(final, metrics) | dict(epochs=runner.max_epochs, curve=curve) | _cost(clock)
     if padding:
-        result['padding'] = {str(divisor): _values(_validate_padded(runner, divisor), metrics) for divisor in PADDING}
         backbone = unwrap_model(runner.model).backbone
+        validations = [('padding', False, PADDING)]
         if hasattr(backbone, 'ignore_padding'):
-            backbone.ignore_padding = True
-            ignored = {str(divisor): _values(_validate_padded(runner, divisor), metrics) for divisor in PADDING[1:]}
-            result['padding_ignored'] = ignored
+            validations.append(('padding_ignored', True, PADDING[1:]))
+        for key, backbone.ignore_padding, divisors in validations:
+            result[key] = {str(one): _values(_validate_padded(runner, one), metrics) for one in divisors}
     return result
 
 

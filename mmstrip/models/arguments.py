@@ -27,7 +27,13 @@ def is_positive_int(value) -> bool:
 
 
 def check_scalars(
-    in_channels: int, strip_width: int, embed_dims: int, mlp_ratio: float, drop_path_rate: float, frozen_stages: int
+    in_channels: int,
+    strip_width: int,
+    embed_dims: int,
+    mlp_ratio: float,
+    drop_path_rate: float,
+    frozen_stages: int,
+    ignore_padding: bool,
 ) -> None:
     check(is_positive_int(in_channels), 'in_channels', in_channels, 'a positive int')
     odd = is_positive_int(strip_width) and strip_width % 2 == 1
@@ -38,6 +44,7 @@ def check_scalars(
     check(probable, 'drop_path_rate', drop_path_rate, 'a number in [0, 1)')
     freezable = is_int(frozen_stages) and -1 <= frozen_stages <= NUM_STAGES
     check(freezable, 'frozen_stages', frozen_stages, f'an int from -1 to {NUM_STAGES}')
+    check(isinstance(ignore_padding, bool), 'ignore_padding', ignore_padding, 'True or False')
 
 
 def parse_arch(arch: str | dict, zoo: dict[str, dict]) -> dict:

@@ -28,8 +28,8 @@ class GlobalResponseNorm(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Normalise (N, H, W, C), by the norm over the tokens that are 1 in ``valid`` (N, H, W, 1), or over all."""
+    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        """Normalise (N, H, W, C), by the norm over the tokens that are ``valid`` (N, H, W, 1), or over all."""
         return response_norm(x, self.gamma, self.beta, self.eps, valid)
 
 
@@ -65,9 +65,9 @@ class ChannelMixingBlock(BaseModule):
         grn=RESPONSE_NORM,
         fc2=linear,
     )
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Mix the channels of (N, C, H, W); ``valid``: (N, 1, H, W), 0 for tokens that GRN's norm leaves out."""
+    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        """Mix the channels of (N, C, H, W); ``valid``: (N, 1, H, W), False for tokens that GRN's norm leaves out."""
         x = self.depthwise(x).permute(0, 2, 3, 1)  # (N, H, W, C)
         x = self.act(self.fc1(self.norm(x)))
-        x = self.grn(x) if valid is None else self.grn(x, valid.permute(0, 2, 3, 1))
+        x = self.grn(x) if valid is None else self.grn(x, valid=valid.permute(0, 2, 3, 1))
         return self.fc2(x).permute(0, 3, 1, 2)

@@ -79,11 +79,11 @@ class RelativePosition(nn.Module):
         height, width = self.extent
         count = int(self.table.shape[0])  # torch.jit.trace gives sizes as tensors
         first, last = count // 2 + 1 - height, count // 2 + width  # rows of the offsets 1 - H to W - 1
-        if first >= 0 and last <= count:
-            rows = self.table[first:last]
-        else:
-            rows = self.table.index_select(0, torch.arange(first, last, device=self.table.device).clamp(0, count - 1))
-        return rows.unfold(0, width, 1).transpose(1, 2).flip(0).permute(2, 0, 1)
+        index = torch.arange(first, last, device=self.table.device)
+        if first < 0 or last > count:
+            index = index.clamp(0, count - 1)
+        index = index.unfold(0, width, 1).flip(0)  # row h begins at the offset -h
+        return self.table.index_select(0, index.flatten()).unflatten(0, self.extent).permute(2, 0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the embedding to (N, C, H, W)."""
@@ -198,8 +198,8 @@ class LocalStripMixing(BaseModule):
         wide=depthwise(3, 7),
         reweight=sequence(pointwise(bias=True), gelu, pointwise(bias=True)),
     )
-    def forward(self, u: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), 0 for tokens that the average leaves out."""
+    def forward(self, u: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), False for tokens that the average leaves out."""
         return weighted_sum((self.tall(u), self.wide(u), u), self.reweight, valid)
 
 
@@ -257,9 +257,7 @@ class StripMixingBlock(BaseModule):
         project=sequence(pointwise(bias=True), (batch_norm, identity), gelu),
         fuse=pointwise(bias=False),
     )
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), 0 for tokens that LSMM's average leaves out."""
+    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), what LSMM's average runs over."""
         parts = self.project(self.depthwise(x)).chunk(len(self.branches), dim=1)
-        area = {'lsmm': dict(valid=valid)} if valid is not None else {}
-        mixed = [branch(part, **area.get(name, {})) for (name, branch), part in zip(self.branches.items(), parts)]
-        return self.fuse(torch.cat(mixed, dim=1))
+        return self.fuse(torch.cat(boxes.mix_parts(self, parts, valid), dim=1))

@@ -26,7 +26,7 @@ from .arguments import (
 )
 from .channel_mixing import ChannelMixingBlock
 from .checkpointing import run_checkpointed
-from .padding import image_ends, valid_tokens
+from .padding import check_averages, image_ends, valid_tokens
 from .state_dict import adapt_state_dict, report_coverage, require_pretrained
 from .strip_mixing import BRANCHES, StripMixingBlock
 
@@ -58,8 +58,9 @@ class StripMLPBlock(BaseModule):
         self.drop_path = DropPath(drop_path)
 
     @relied_on
-    def forward(self, x: Tensor, **area: Tensor) -> Tensor:
-        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), 0 for tokens that averages leave out."""
+    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), False for tokens that averages leave out."""
+        area = {} if valid is None else dict(valid=valid)
         x = self.add_branch(x, self.strip_mixing(x, **area))
         return self.add_branch(x, self.channel_mixing(x, **area))
 
@@ -81,10 +82,11 @@ class Stage(nn.Sequential):
         super().__init__(*blocks)
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor, **area: Tensor) -> Tensor:
-        packed = None if area else deploy_form.packed_stage(self, x)
+    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        packed = deploy_form.packed_stage(self, x) if valid is None else None
         if packed is not None:
             return packed(x)
+        area = {} if valid is None else dict(valid=valid)
         for block in self:
             x = run_checkpointed(block, x, **area) if self.with_cp and x.requires_grad else block(x, **area)
         return x
@@ -128,6 +130,7 @@ class StripMLP(BaseModule):
             Defaults to False.
         ignore_padding (bool): Leave the tokens of padding out of the averages of LSMM and GRN. Padding is what is zero
             in all channels at the right and at the bottom, as detectors and segmentors pad what they have normalised.
+            Modules that replace parts of a block must take the keyword ``valid``, or :meth:`train` raises a TypeError.
             Defaults to False: the averages are the authors', over all of the map.
         deploy (bool): Build the form that :meth:`switch_to_deploy` gives, to load its checkpoints.
             Defaults to False.
@@ -150,6 +153,7 @@ class StripMLP(BaseModule):
         (1, 640, 7, 7)
     """
 
+    ignore_padding = False  # of models that were pickled without it
     arch_zoo = {
         'tiny-light': dict(embed_dims=80, depths=(2, 2, 6, 2)),
         'tiny': dict(embed_dims=80, depths=(2, 2, 12, 2)),
@@ -193,7 +197,9 @@ class StripMLP(BaseModule):
         self.out_indices = parse_out_indices(out_indices)
         branches = parse_branches(branches)
         patches = parse_num_patches(settings['num_patches'], self.embed_dims, branches)
-        check_scalars(in_channels, strip_width, self.embed_dims, mlp_ratio, drop_path_rate, frozen_stages)
+        check_scalars(
+            in_channels, strip_width, self.embed_dims, mlp_ratio, drop_path_rate, frozen_stages, ignore_padding
+        )
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -294,6 +300,8 @@ class StripMLP(BaseModule):
     def train(self, mode: bool = True):
         """Set training mode, except for frozen stages and, with ``norm_eval``, BN statistics."""
         super().train(mode)
+        if self.ignore_padding:
+            check_averages(self.stages)
         self._freeze_stages()
         if mode and self.norm_eval:
             for module in self.modules():

@@ -52,24 +52,29 @@ def local_strip_mixing(lsmm: nn.Module, u: Tensor) -> Tensor:
     return local_strips(u, lsmm.tall.weight, lsmm.wide.weight, narrow.weight, narrow.bias, broad.weight, broad.bias)
 
 
-def strip_mixing(block: nn.Module, x: Tensor) -> Tensor:
+def mix_parts(block: nn.Module, parts: tuple[Tensor, ...], valid: Tensor | None) -> list[Tensor]:
+    """The branches of a strip mixing block, each on its part of the channels."""
+    area = {'lsmm': dict(valid=valid)} if valid is not None else {}
+    return [branch(part, **area.get(name, {})) for (name, branch), part in zip(block.branches.items(), parts)]
+
+
+def strip_mixing(block: nn.Module, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
     norm, _, conv = block.depthwise
     x = norm_gelu_depthwise(x, norm, conv.weight)
     conv, norm, _ = block.project
     parts = pointwise_norm_gelu((x,), conv, norm, chunks=len(block.branches))
-    mixed = [branch(part) for branch, part in zip(block.branches.values(), parts)]
+    mixed = mix_parts(block, parts, valid)
     if not native_types(*mixed):  # a branch of one's own may give another dtype
         return block.fuse(torch.cat(mixed, dim=1))
     return pointwise(mixed, block.fuse.weight)
 
 
-def strip_mixing_recompute(block: nn.Module, x: Tensor) -> Tensor:
+def strip_mixing_recompute(block: nn.Module, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
     norm, _, conv = block.depthwise
     x = conv(norm_gelu(x, norm))
     conv, norm, _ = block.project
     parts = norm_gelu(conv(x), norm).chunk(len(block.branches), dim=1)
-    mixed = [branch(part) for branch, part in zip(block.branches.values(), parts)]
-    return block.fuse(torch.cat(mixed, dim=1))
+    return block.fuse(torch.cat(mix_parts(block, parts, valid), dim=1))
 
 
 def channel_mixing(block: nn.Module, x: Tensor) -> Tensor:

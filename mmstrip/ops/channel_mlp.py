@@ -13,7 +13,7 @@ SMALLEST_NORM = 1e-12
 
 def response_norm(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float, valid: Tensor | None = None) -> Tensor:
     """GRN of (N, H, W, C); see :class:`mmstrip.models.channel_mixing.GlobalResponseNorm`."""
-    norm = _token_norm(x if valid is None else x * valid)
+    norm = _token_norm(x if valid is None else torch.where(valid, x, 0))
     y = x * _response_factor(norm, gamma, eps).to(x.dtype)
     return y if beta is None else y + beta.to(y.dtype)
 

@@ -6,6 +6,7 @@ the difference. :func:`fused` asks for that once a call, and nothing else does.
 """
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,17 +78,19 @@ def fused(native: Callable, recompute: Callable | None = None, **layers) -> Call
             not be read by the implementations.
     """
 
+    # Whether it hands on the valid tokens of a padded batch; averages over them are the modules' alone.
+    takes_area = 'valid' in inspect.signature(native).parameters
+
     def decorate(reference: Callable) -> Callable:
         @functools.wraps(reference)
-        def method(box: nn.Module, *maps: Tensor, valid: Tensor | None = None) -> Tensor:
-            if valid is not None:  # of a padded batch: its averages are the modules' alone
-                return reference(box, *maps, valid=valid)
-            types = native_types(*maps)
+        def method(box: nn.Module, *maps: Tensor, **area: Tensor) -> Tensor:
+            known = not area or takes_area
+            types = native_types(*maps) if known else ()
             if types and is_stock(box, reference.__name__, types):
-                return native(box, *maps)
-            if recompute and _recompute_may_run(*maps) and is_stock(box, reference.__name__):
-                return recompute(box, *maps)
-            return reference(box, *maps)
+                return native(box, *maps, **area)
+            if known and recompute and _recompute_may_run(*maps) and is_stock(box, reference.__name__):
+                return recompute(box, *maps, **area)
+            return reference(box, *maps, **area)
 
         method.layers = layers
         return method

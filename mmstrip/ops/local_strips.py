@@ -18,14 +18,16 @@ def reference(u: Tensor, tall: Tensor, wide: Tensor, *mlp: Tensor) -> Tensor:
 
 def weighted_sum(paths: tuple[Tensor, Tensor, Tensor], reweight, valid: Tensor | None = None) -> Tensor:
     """Sum of three maps (N, C, H, W) with weights for each channel: the softmax over the three of what ``reweight``
-    makes (N, 3 C, 1, 1), channel by channel, of the average of their sum (N, C, 1, 1), over the tokens that are 1 in
+    makes (N, 3 C, 1, 1), channel by channel, of the average of their sum (N, C, 1, 1), over the tokens that are
     ``valid`` (N, 1, H, W), or over all."""
     tall, wide, u = paths
     total = tall + wide + u
     if valid is None:
         average = total.mean(dim=(2, 3), keepdim=True)
     else:
-        average = (total * valid).mean(dim=(2, 3), keepdim=True) / valid.mean(dim=(2, 3), keepdim=True)
+        dtype = torch.promote_types(total.dtype, torch.float32)  # sums may be too large for half precision
+        sums = torch.where(valid, total, 0).sum(dim=(2, 3), keepdim=True, dtype=dtype)
+        average = (sums / valid.sum(dim=(2, 3), keepdim=True)).to(total.dtype)
     weights = reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)
     a, b, c = weights.to(u.dtype).unbind(dim=2)  # autocast takes the softmax in float32
     return a * tall + b * wide + c * u

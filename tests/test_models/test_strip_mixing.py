@@ -86,12 +86,14 @@ def test_averages_leave_padding_out():
     lsmm, norm = LocalStripMixing(6), GlobalResponseNorm(6)
     torch.nn.init.normal_(norm.gamma)
     padded = torch.randn(2, 6, 9, 8)
-    valid = torch.zeros(2, 1, 9, 8)
-    valid[0, :, :5, :6] = valid[1] = 1
+    valid = torch.zeros(2, 1, 9, 8, dtype=torch.bool)
+    valid[0, :, :5, :6] = valid[1] = True
+    padded[0, :, 5:] = torch.inf
     image = padded[:1, :, :5, :6]
     torch.testing.assert_close(
-        norm(padded.permute(0, 2, 3, 1), valid.permute(0, 2, 3, 1))[:1, :5, :6], norm(image.permute(0, 2, 3, 1))
+        norm(padded.permute(0, 2, 3, 1), valid=valid.permute(0, 2, 3, 1))[:1, :5, :6], norm(image.permute(0, 2, 3, 1))
     )
+    padded[0, :, 5:] = 1
     paths = torch.stack([lsmm.tall(padded), lsmm.wide(padded), padded], dim=2)
     scores = lsmm.reweight(paths[:1, ..., :5, :6].sum(dim=2).mean(dim=(2, 3), keepdim=True)).view(1, 6, 3)
     expected = (paths[:1] * scores.softmax(dim=-1)[..., None, None]).sum(dim=2)

@@ -477,6 +477,38 @@ def test_ignored_padding_changes_padded_images_alone(deploy):
         assert torch.equal(model(images[1:])[0], plain(images[1:])[0])
 
 
+@pytest.mark.parametrize(
+    'part', ['0', '0.0', '0.0.strip_mixing', '0.0.strip_mixing.branches.lsmm', '0.0.channel_mixing.grn']
+)
+def test_ignored_padding_refuses_modules_that_average_all(part):
+    for ignore_padding in (False, True):
+        model = small_backbone(ignore_padding=ignore_padding)
+        model.stages.set_submodule(part, torch.nn.Identity())
+        if ignore_padding:
+            with pytest.raises(TypeError, match=f'ignore_padding needs .* stages.{part} is a Identity without it'):
+                model.eval()
+        else:
+            model.eval()
+
+
+@pytest.mark.parametrize('wrong', ['no', 1, None])
+def test_ignore_padding_is_true_or_false(wrong):
+    with pytest.raises(ValueError, match='ignore_padding must be True or False'):
+        small_backbone(ignore_padding=wrong)
+
+
+@pytest.mark.parametrize('branches', ['cgsmm', 'lsmm'])
+def test_ignored_padding_with_one_branch_and_traced(branches):
+    model = randomise(small_backbone(ignore_padding=True, branches=branches)).eval()
+    plain = small_backbone(branches=branches).eval()
+    plain.load_state_dict(model.state_dict())
+    images = padded_images()
+    with torch.no_grad():
+        expected = model(images)[0]
+        assert (expected[0] - plain(images)[0][0]).abs().max() > 1e-4
+        torch.testing.assert_close(torch.jit.trace(model, images, check_trace=False)(images)[0], expected)
+
+
 def test_ignored_padding_trains_with_checkpointing_and_compiles():
     images, found = padded_images(), []
     for arguments in ({}, dict(with_cp=True)):

@@ -207,12 +207,9 @@ def kernels(setting: Setting) -> dict:
     found = {}
     for mode, batch in (('train', 64), ('inference', 128)):
         settings = settings_of(setting, (mode,), batch)
-        kernels = kernels_of(Candidate(spec, settings), mode)
         found[mode] = dict(
             batch=settings.batch,
-            count=kernels.count,
-            ms=round(kernels.ms, 3),
-            kernels=kernels.costliest,
+            **kernels_of(Candidate(spec, settings), mode),
             operations=costliest_operations(spec, settings, mode),
         )
     return found

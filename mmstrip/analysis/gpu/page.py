@@ -140,7 +140,7 @@ def _fast(steps: dict[str, dict]) -> Iterator[str]:
         yield f'A block in training, batch {steps["implementations"]["batch"]}, bfloat16:\n'
         yield table(('stage', 'implementation', 'ms', 'peak MiB'), rows) + '\n'
     for mode, found in steps.get('kernels', {}).items():
-        took = f'{found["count"]:,} kernels take {_cell(found["ms"])} ms' if 'count' in found else 'kernels'
+        took = f'{found["count"]:,} kernels, fills and copies in {_cell(found["ms"])} ms'
         yield f'{mode.capitalize()}, batch {found["batch"]}: {took}; the costliest:\n'
         yield (
             table(('kernel', 'calls', 'share'), [(name[:90], calls, part) for name, calls, part in found['kernels']])
