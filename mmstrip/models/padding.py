@@ -1,11 +1,9 @@
 """Where the images of a padded batch end: toolboxes normalise images, then pad them with zeros to one size."""
 
-import inspect
-
 import torch
 from torch import Tensor, nn
 
-from ..ops.dispatch import is_ordinary
+from ..ops.dispatch import is_ordinary, takes_valid
 
 AVERAGING = ('strip_mixing', 'lsmm', 'channel_mixing', 'grn')  # parts of a block that average, or hold what does
 
@@ -29,8 +27,10 @@ def image_ends(images: Tensor) -> tuple[Tensor, Tensor] | None:
     return ends
 
 
-def valid_tokens(ends: tuple[Tensor, Tensor], x: Tensor, stride: int) -> Tensor:
-    """Whether each token of a map (N, C, H, W) has a pixel of its image: (N, 1, H, W)."""
+def valid_tokens(ends: tuple[Tensor, Tensor] | None, x: Tensor, stride: int) -> Tensor | None:
+    """Whether each token of a map (N, C, H, W) has a pixel of its image: (N, 1, H, W); None where all have one."""
+    if ends is None:
+        return None
     rows, columns = (
         torch.arange(count, device=x.device) * stride < end[:, None] for count, end in zip(x.shape[2:], ends)
     )
@@ -41,12 +41,8 @@ def check_averages(stages: nn.ModuleList) -> None:
     """Raise a TypeError for a module of one's own that cannot leave padding out."""
     for name, module in stages.named_modules():
         of_stage = name.count('.') < 2 and name != ''  # a stage or a block
-        if (of_stage or name.rpartition('.')[2] in AVERAGING) and not _takes_valid(type(module)):
+        if (of_stage or name.rpartition('.')[2] in AVERAGING) and not takes_valid(type(module).forward):
             raise TypeError(
                 f'ignore_padding needs modules whose forward takes the keyword valid, the tokens that averages run '
                 f'over, but stages.{name} is a {type(module).__name__} without it'
             )
-
-
-def _takes_valid(kind: type) -> bool:
-    return 'valid' in inspect.signature(kind.forward).parameters

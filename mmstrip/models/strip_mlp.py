@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..ops import boxes
-from ..ops.dispatch import Layer, fused, in_channels_last, relied_on
+from ..ops.dispatch import Layer, area_of, fused, in_channels_last, relied_on
 from ..registry import MODELS
 from . import deploy as deploy_form
 from .arguments import (
@@ -60,7 +60,7 @@ class StripMLPBlock(BaseModule):
     @relied_on
     def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
         """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), False for tokens that averages leave out."""
-        area = {} if valid is None else dict(valid=valid)
+        area = area_of(valid)
         x = self.add_branch(x, self.strip_mixing(x, **area))
         return self.add_branch(x, self.channel_mixing(x, **area))
 
@@ -86,7 +86,7 @@ class Stage(nn.Sequential):
         packed = deploy_form.packed_stage(self, x) if valid is None else None
         if packed is not None:
             return packed(x)
-        area = {} if valid is None else dict(valid=valid)
+        area = area_of(valid)
         for block in self:
             x = run_checkpointed(block, x, **area) if self.with_cp and x.requires_grad else block(x, **area)
         return x
@@ -277,14 +277,13 @@ class StripMLP(BaseModule):
         self._check_input(x)
         x = in_channels_last(x)
         ends = image_ends(x) if self.ignore_padding else None
-        maps = []
-        merged_maps = []  # of earlier stages, at the size of the present one
+        maps, merged_maps = [], []  # merged: of earlier stages, at the size of the present one
         for i, stage in enumerate(self.stages):
-            merged_maps = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(self.cross_stage[i], merged_maps)]
             merged = x = self.merging[i - 1](x) if i else self.patch_embed(x)
+            merged_maps = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(self.cross_stage[i], merged_maps)]
             x = sum(merged_maps, x)
             merged_maps += [merged] if i else []
-            x = stage(x) if ends is None else stage(x, valid=valid_tokens(ends, x, STEM_STRIDE * 2**i))
+            x = stage(x, **area_of(valid_tokens(ends, x, STEM_STRIDE * 2**i)))
             maps.append(x)
         maps[-1] = x if self.norm is None else self.norm(x)
         # mmcv's compiled operators, RoIAlign among them, read memory as NCHW whatever the strides say.

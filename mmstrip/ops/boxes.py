@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .channel_mlp import channel_mlp, gelu_response_norm_linear
 from .depthwise import depthwise, norm_gelu_depthwise
-from .dispatch import native_types
+from .dispatch import area_of, native_types
 from .local_strips import local_strips
 from .norm_gelu import norm_gelu
 from .pointwise import pointwise, pointwise_norm_gelu
@@ -54,7 +54,7 @@ def local_strip_mixing(lsmm: nn.Module, u: Tensor) -> Tensor:
 
 def mix_parts(block: nn.Module, parts: tuple[Tensor, ...], valid: Tensor | None) -> list[Tensor]:
     """The branches of a strip mixing block, each on its part of the channels."""
-    area = {'lsmm': dict(valid=valid)} if valid is not None else {}
+    area = {'lsmm': area_of(valid)}
     return [branch(part, **area.get(name, {})) for (name, branch), part in zip(block.branches.items(), parts)]
 
 

@@ -78,8 +78,7 @@ def fused(native: Callable, recompute: Callable | None = None, **layers) -> Call
             not be read by the implementations.
     """
 
-    # Whether it hands on the valid tokens of a padded batch; averages over them are the modules' alone.
-    takes_area = 'valid' in inspect.signature(native).parameters
+    takes_area = takes_valid(native)  # averages over them are the modules' alone
 
     def decorate(reference: Callable) -> Callable:
         @functools.wraps(reference)
@@ -96,6 +95,16 @@ def fused(native: Callable, recompute: Callable | None = None, **layers) -> Call
         return method
 
     return decorate
+
+
+def takes_valid(function: Callable) -> bool:
+    """Whether a function has the keyword ``valid``, the tokens that averages of a padded batch run over."""
+    return 'valid' in inspect.signature(function).parameters
+
+
+def area_of(valid: Tensor | None) -> dict[str, Tensor]:
+    """That keyword, if there are such tokens: a module of one's own need not have it otherwise."""
+    return {} if valid is None else dict(valid=valid)
 
 
 def relied_on(method: Callable) -> Callable:
