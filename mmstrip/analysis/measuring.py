@@ -1,5 +1,6 @@
 """Measuring one model: a step of it, its seconds and its memory."""
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from .specs import Spec
 MODES = ('inference', 'train')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 TOLERANCES = {'float32': 1e-3, 'lower': 5e-2, 'int8': 0.5}  # of outputs; lower: of products, or of stored weights
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else PyTorch's profiler prints two lines a measurement
 _exported: dict[str, bytes] = {}  # shared by the runtimes
 _CEILING_SIDES = {'cpu': (256, 512, 1024, 2048), 'cuda': (8192,)}
 _CEILING_SECONDS = 0.2
