@@ -4,6 +4,8 @@
 starts are ``strides`` apart, but for the last one, which ends with the map.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -17,14 +19,14 @@ operators = torch.ops.mmstrip
 def split_windows(x: Tensor, extent, counts, strides) -> Tensor:
     """Cut (N, C, H, W), no smaller than a window, into (N * rows * columns, C, *extent)."""
     if native_types(x):
-        return _SplitWindows.apply(x, extent, counts, strides, False)
+        return _Windows.apply(x, False, extent, counts, strides, False)
     return split_reference(x, extent, counts, strides)
 
 
 def merge_windows(x: Tensor, size, counts, strides) -> Tensor:
     """Put windows back into a map (N, C, *size); a token in two windows of an axis is their mean."""
     if native_types(x):
-        return _MergeWindows.apply(x, size, counts, strides, True)
+        return _Windows.apply(x, True, size, counts, strides, True)
     return merge_reference(x, size, counts, strides)
 
 
@@ -66,37 +68,30 @@ def _zeros(shape: torch.Size, grad: Tensor) -> Tensor:
     return torch.zeros(shape, dtype=grad.dtype, device=grad.device, requires_grad=True)
 
 
-class _SplitWindows(Function):
-    """Windows of a map, each pixel as often as it is covered; with ``mean`` times its part in the windows' mean."""
+def _reference(merge: bool, *layout) -> Callable[[Tensor], Tensor]:
+    return lambda x: (merge_reference if merge else split_reference)(x, *layout)
+
+
+class _Windows(Function):
+    """Windows of a map, each pixel as often as it is covered; or, to ``merge``, a map of its windows: their sums.
+
+    With ``mean`` each window counts by its part in the mean. Each of the two is the gradient of the other.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, extent, counts, strides, mean: bool) -> Tensor:
-        ctx.arguments = x.shape, extent, counts, strides, mean
-        return operators.split_windows(x, extent, counts, strides, mean)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        shape, *layout, mean = ctx.arguments
-        if is_batched([grad]):
-            (grad_x,) = reference_gradients(lambda x: split_reference(x, *layout), [_zeros(shape, grad)], [grad])
-        else:
-            grad_x = _MergeWindows.apply(grad, shape[2:], *layout[1:], mean)
-        return grad_x, None, None, None, None
-
-
-class _MergeWindows(Function):
-    """A map of its windows: where several cover a pixel their sum, or their mean."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, size, counts, strides, mean: bool) -> Tensor:
-        ctx.arguments = x.shape, size, counts, strides, mean
-        return operators.merge_windows(x, size, counts, strides, mean)
+    def forward(ctx, x: Tensor, merge: bool, sides, counts, strides, mean: bool) -> Tensor:
+        ctx.arguments = x.shape, merge, sides, counts, strides, mean
+        return (operators.merge_windows if merge else operators.split_windows)(x, sides, counts, strides, mean)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        shape, *layout, mean = ctx.arguments
+        shape, merge, sides, counts, strides, mean = ctx.arguments
         if is_batched([grad]):
-            (grad_x,) = reference_gradients(lambda x: merge_reference(x, *layout), [_zeros(shape, grad)], [grad])
+            run = _reference(merge, sides, counts, strides)
+            if merge != mean:  # sums are merged, and windows of a mean cut, as gradients of the references alone
+                other = _reference(not merge, shape[2:], counts, strides)
+                run = lambda x: reference_gradients(other, [_zeros(grad.shape, grad)], [x])[0]  # noqa: E731
+            (grad_x,) = reference_gradients(run, [_zeros(shape, grad)], [grad])
         else:
-            grad_x = _SplitWindows.apply(grad, shape[2:], *layout[1:], mean)
-        return grad_x, None, None, None, None
+            grad_x = _Windows.apply(grad, not merge, shape[2:], counts, strides, mean)
+        return grad_x, None, None, None, None, None

@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.autograd.functional import hessian
 
 from mmstrip import ops
 from mmstrip.models.strip_mixing import CascadeGroupStripMixing
@@ -115,3 +117,11 @@ def test_splitting_and_averaging_keep_the_identity(size):
     torch.testing.assert_close(y, x)
     y.sum().backward()
     torch.testing.assert_close(x.grad, torch.ones_like(x))
+
+
+def test_second_derivatives_that_are_batched():
+    """Those of sums of windows and of parts in a mean: the gradients of cutting and of merging."""
+    mixing = randomise(CascadeGroupStripMixing(2, (4, 4), num_patches=1)).eval()
+    x = torch.randn(1, 2, 6, 7)
+    batched, one_by_one = (hessian(lambda x: mixing(x).pow(3).sum(), x, vectorize=both) for both in (True, False))
+    torch.testing.assert_close(batched, one_by_one)
