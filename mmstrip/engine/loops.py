@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
-from torch import nn
 
 from ..registry import LOOPS
 from ..utils.seeding import remaining_batches
@@ -39,9 +38,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
     batches_done = 0
 
-    def run(self) -> nn.Module:
-        with explained_worker_death():
-            return super().run()
+    run = explained_worker_death()(EpochBasedTrainLoop.run)
 
     def run_epoch(self) -> None:
         self.runner.call_hook('before_train_epoch')
@@ -62,6 +59,4 @@ class ResumableIterLoop(IterBasedTrainLoop):
         RuntimeError: A process that loads data was killed.
     """
 
-    def run(self) -> nn.Module:
-        with explained_worker_death():
-            return super().run()
+    run = explained_worker_death()(IterBasedTrainLoop.run)
