@@ -333,12 +333,3 @@ def same_checkpoints(one: dict, other: dict) -> list[str]:
             if not torch.equal(torch.as_tensor(value), torch.as_tensor(other['optimizer']['state'][index][name])):
                 different.append(f'optimizer {index} {name}')
     return different
-
-
-def gradients_alike(model: nn.Module, other: nn.Module, tolerance: float) -> float:
-    """Relative error of all gradients of two models together; raises WrongResultError beyond the tolerance."""
-    one, expected = ({n: p.grad for n, p in m.named_parameters() if p.grad is not None} for m in (model, other))
-    error = _relative(one, expected, list(expected))
-    if not error <= tolerance:
-        raise WrongResultError(f'gradients differ by {error:.1e}, where {tolerance:.0e} is allowed')
-    return error
