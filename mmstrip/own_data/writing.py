@@ -140,7 +140,7 @@ def write_config(folder: Path, name: str, lines: Sequence[str]) -> Path:
         OSError: It cannot be written.
     """
     path = folder / f'{name}.py'
-    write_file(path, lambda file: file.write('\n'.join([*lines, '']).encode()))
+    write_lines(path, lines)
     Config.fromfile(path)
     return path
 
