@@ -1,22 +1,9 @@
-_base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py']
+_base_ = ['./retinanet_strip-mlp.py']
 
 # ATSS: RetinaNet's towers with one anchor a place, samples chosen by statistics, and a centre-ness branch.
 model = dict(
     type='ATSS',
-    backbone=dict(
-        _delete_=True,
-        type='mmstrip.StripMLP',
-        arch='tiny-light',
-        out_indices=(1, 2, 3),
-        norm_eval=True,  # BN statistics of two images a GPU are poor
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
-    ),
-    neck=dict(
-        in_channels=[160, 320, 640],
-        start_level=0,
-        add_extra_convs='on_output',
-        norm_cfg=dict(type='GN', num_groups=32),
-    ),
+    neck=dict(add_extra_convs='on_output'),
     bbox_head=dict(
         type='ATSSHead',
         anchor_generator=dict(
