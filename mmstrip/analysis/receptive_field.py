@@ -17,7 +17,7 @@ import torch
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ..utils.checkpoints import read_checkpoint, write_file
+from ..utils.checkpoints import load_whole, read_checkpoint, write_file
 from ..utils.config import load_config
 from ..utils.plots import plot_fields
 from ..utils.samples import IMAGE_SUFFIXES
@@ -198,17 +198,9 @@ def _fill(backbone: nn.Module, path: str, trusted: bool) -> None:
     prefix = 'backbone.'
     if any(key.startswith(prefix) for key in weights):
         weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    missing = sorted(set(backbone.state_dict()) - set(weights))
-    if missing:
-        raise ValueError(
-            f'{path} must fill the {type(backbone).__name__}, but lacks {len(missing)} of its '
-            f'{len(backbone.state_dict())} tensors, such as {missing[0]}'
-        )
-    try:
-        backbone.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        reason = str(error).strip().split('\n')[-1].strip()
-        raise ValueError(f'{path} does not fit the {type(backbone).__name__}: {reason}') from error
+    problem = load_whole(backbone, weights)
+    if problem:
+        raise ValueError(f'{path} must fill the {type(backbone).__name__}, but {problem}')
 
 
 def find_images(paths: Sequence[str | Path], count: int) -> list[Path]:
