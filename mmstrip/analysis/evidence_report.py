@@ -103,9 +103,9 @@ def _seeds(results: Results, prefix: str) -> list[dict]:
     return [results[key] for seed in SEEDS if (key := f'{prefix}_seed{seed}') in results]
 
 
-def _mean(runs: list[dict], metric: str = 'top-1') -> str:
-    """Mean, and standard deviation where there are several, in percent."""
-    values = [100 * run[metric] for run in runs]
+def _mean(runs: list[dict]) -> str:
+    """Mean top-1, and standard deviation where there are several, in percent."""
+    values = [100 * run['top-1'] for run in runs]
     if not values:
         return MISSING
     return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')

@@ -11,16 +11,16 @@ from .measuring import Candidate, Settings
 from .specs import Spec
 
 MODULE = 'module:'  # marks a module's range in a profile
+ROWS = 10  # of the costliest
 
 
-def costliest_operations(spec: Spec, settings: Settings, mode: str, count: int = 10) -> list[tuple[str, str, float]]:
+def costliest_operations(spec: Spec, settings: Settings, mode: str) -> list[tuple[str, str, float]]:
     """Where a model's time goes.
 
     Args:
         spec: The model.
         settings: How to run it.
         mode: 'inference' or 'train'.
-        count: Number of rows. Defaults to 10.
 
     Returns:
         Module (block numbers as *), operation, and share of the time, the costliest first.
@@ -42,17 +42,16 @@ def costliest_operations(spec: Spec, settings: Settings, mode: str, count: int =
         run()
     spent = _times(profiler.events(), cuda)
     total = sum(spent.values())
-    ranked = sorted(spent.items(), key=lambda item: -item[1])[:count]
+    ranked = sorted(spent.items(), key=lambda item: -item[1])[:ROWS]
     return [(module, operation, own / total) for (module, operation), own in ranked]
 
 
-def kernels_of(candidate: Candidate, mode: str, rows: int = 10) -> dict:
+def kernels_of(candidate: Candidate, mode: str) -> dict:
     """What a step's time on the device goes to, whatever has compiled it.
 
     Args:
         candidate: A model that runs in PyTorch; it has run the step before.
         mode: 'inference' or 'train'.
-        rows: Of the costliest. Defaults to 10.
 
     Returns:
         'count' of kernels, fills and copies (on CPUs of operations); 'ms', their time together: where a step takes
@@ -74,7 +73,7 @@ def kernels_of(candidate: Candidate, mode: str, rows: int = 10) -> dict:
         if own and not event.name.startswith('ProfilerStep'):
             spent.setdefault(event.name, []).append(own)
     total = sum(map(sum, spent.values()))
-    ranked = sorted(spent.items(), key=lambda item: -sum(item[1]))[:rows]
+    ranked = sorted(spent.items(), key=lambda item: -sum(item[1]))[:ROWS]
     kernels = [(name, len(own), sum(own) / total) for name, own in ranked]
     return dict(count=sum(map(len, spent.values())), ms=round(total / 1e3, 3), kernels=kernels)
 

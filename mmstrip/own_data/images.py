@@ -81,13 +81,13 @@ def measure(paths: Sequence[Path]) -> tuple[dict[Path, Size], list[Path]]:
     return sizes, unreadable
 
 
-def hold_out(samples: Sequence[Sample], share: float = VAL_SHARE) -> tuple[list[Sample], list[Sample]]:
-    """A part of the samples at random (seed 0), at least one, and the rest in its order.
+def hold_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """A fifth of the samples at random (seed 0), at least one, and the rest in its order.
 
     Returns:
-        The rest, and the part.
+        The rest, and the fifth.
     """
-    chosen = set(random.Random(SEED).sample(range(len(samples)), max(1, round(share * len(samples)))))
+    chosen = set(random.Random(SEED).sample(range(len(samples)), max(1, round(VAL_SHARE * len(samples)))))
     rest = [sample for i, sample in enumerate(samples) if i not in chosen]
     return rest, [samples[i] for i in sorted(chosen)]
 

@@ -93,15 +93,15 @@ def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequenc
     figure.savefig(path, dpi=120)
 
 
-def plot_predictions(samples: list[tuple[np.ndarray, str, str]], title: str, path: Path, columns: int = 10) -> None:
+def plot_predictions(samples: list[tuple[np.ndarray, str, str]], title: str, path: Path) -> None:
     """Sheet of images, each with its prediction; wrong ones in red, with the true class.
 
     Args:
         samples: Image (H, W, 3) in RGB from 0 to 255, predicted and true class of each.
         title: Title of the sheet.
         path: PNG file to write.
-        columns: Images in a row. Defaults to 10.
     """
+    columns = 10
     rows = -(-len(samples) // columns)
     figure = Figure(figsize=(1.3 * columns, 1.65 * rows + 0.5), layout='constrained')
     figure.suptitle(title)
@@ -136,18 +136,15 @@ def plot_pictures(rows: dict[str, list[np.ndarray]], path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
-def plot_fields(
-    panels: dict[str, tuple[np.ndarray, tuple[float, float], Sequence[float]]], path: Path, columns: int = 4
-) -> None:
+def plot_fields(panels: dict[str, tuple[np.ndarray, tuple[float, float], Sequence[float]]], path: Path) -> None:
     """Receptive fields side by side, on one logarithmic scale from 1e-4 to 1 of each one's largest value.
 
     Args:
         panels: Title -> contributions (H, W); row and column of their centre; sides of the squares of half and of 99 %.
         path: PNG file to write.
-        columns: Panels in a row. Defaults to 4.
     """
+    columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    columns = min(columns, len(panels))
     figure = Figure(figsize=(3 * columns + 0.9, 3.5 * rows), layout='constrained')
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.ravel():
