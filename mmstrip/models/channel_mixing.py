@@ -33,7 +33,12 @@ class GlobalResponseNorm(nn.Module):
         return response_norm(x, self.gamma, self.beta, self.eps, valid)
 
 
-RESPONSE_NORM = Layer(GlobalResponseNorm, ('gamma',), ('beta',))
+RESPONSE_NORM = Layer(
+    GlobalResponseNorm,
+    ('gamma',),
+    ('beta',),
+    lambda grn: grn.gamma.dim() == 1 and (grn.beta is None or grn.beta.shape == grn.gamma.shape),
+)
 
 
 class ChannelMixingBlock(BaseModule):

@@ -152,14 +152,14 @@ class PackedStage:
         dtype: Of the maps, as which weights are packed.
     """
 
-    def __init__(self, stage: nn.Sequential, tensors: list[list[Tensor]], dtype: torch.dtype):
-        self.dtype = dtype
+    def __init__(self, stage: nn.Sequential, tensors: list[list[Tensor]], types: Types, dtype: torch.dtype):
+        self.types, self.dtype = types, dtype
         blocks = list(stage)  # with those that stand there twice
         self.extent = blocks[0].strip_mixing.branches['cgsmm'].extent
         self.operator = torch.classes.mmstrip.Stage(tensors, [_eps(block) for block in blocks], dtype)
         self.blocks = dict(stage._modules)  # not the stage itself, whose end is to be noticed
         self.states = [(module, type(module), _state(module)) for block in blocks for module in block.modules()]
-        self.kinds = {kind: dict(vars(kind)) for _, kind, _ in self.states}
+        self.kinds = {base: dict(vars(base)) for _, kind, _ in self.states for base in kind.__mro__[:-1]}
 
     def is_current(self, stage: nn.Sequential) -> bool:
         """Whether nothing in the stage has changed: no attribute, layer, class, hook or tensor, nor values."""
@@ -197,7 +197,7 @@ def packed_stage(stage: nn.Sequential, x: Tensor) -> PackedStage | None:
     if torch.is_grad_enabled() and (x.requires_grad or any(value.requires_grad for value in stage.parameters())):
         return None
     packed = _packed.get(stage)
-    if packed is None or packed.dtype is not x.dtype or not packed.is_current(stage):
+    if packed is None or (packed.types, packed.dtype) != (types, x.dtype) or not packed.is_current(stage):
         packed = _packed[stage] = _pack(stage, types, x.dtype)
     too_small = packed and any(length < side for length, side in zip(x.shape[2:], packed.extent))
     return None if too_small else packed
@@ -207,7 +207,7 @@ def _pack(stage: nn.Sequential, types: Types, dtype: torch.dtype) -> PackedStage
     if not all(_is_packable(block, types) for block in stage):
         return None
     extents = {block.strip_mixing.branches['cgsmm'].extent for block in stage}
-    return PackedStage(stage, [_tensors(block) for block in stage], dtype) if len(extents) == 1 else None
+    return PackedStage(stage, [_tensors(block) for block in stage], types, dtype) if len(extents) == 1 else None
 
 
 def _is_packable(block: nn.Module, types: Types) -> bool:

@@ -62,7 +62,10 @@ def strip_mixing(block: nn.Module, x: Tensor, *, valid: Tensor | None = None) ->
     norm, _, conv = block.depthwise
     x = norm_gelu_depthwise(x, norm, conv.weight)
     conv, norm, _ = block.project
-    parts = pointwise_norm_gelu((x,), conv, norm, chunks=len(block.branches))
+    count = len(block.branches)
+    even = conv.out_channels % count == 0  # else the last part is smaller
+    parts = pointwise_norm_gelu((x,), conv, norm, chunks=count if even else 1)
+    parts = parts if even else parts[0].chunk(count, dim=1)
     mixed = mix_parts(block, parts, valid)
     if not native_types(*mixed):  # a branch of one's own may give another dtype
         return block.fuse(torch.cat(mixed, dim=1))
@@ -90,4 +93,4 @@ def add_branch(block: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
     """Drop path and the residual in one pass: what drop path makes of a one for each image is 0 or 1 / (1 - rate)."""
     if not block.drop_path.training:
         return x + branch
-    return torch.addcmul(x, branch, block.drop_path(branch.new_ones(len(x), 1, 1, 1)))
+    return torch.addcmul(x, branch, block.drop_path(branch.new_ones(len(branch), 1, 1, 1)))

@@ -19,6 +19,7 @@ from . import extension
 
 IMPLEMENTATIONS = ('reference', 'recompute', 'native')
 PLAIN = (Tensor, nn.Parameter)
+AUTHORS = ('torch', 'mmcv', 'mmstrip')  # packages whose layers implementations know
 CONTAINERS = (nn.Sequential, nn.ModuleDict)
 Types = tuple[torch.dtype, ...]
 
@@ -193,6 +194,11 @@ def _warn_once() -> None:
         warnings.warn(f'mmstrip: {status()}', stacklevel=2)
 
 
+def _called(kind: type) -> tuple:
+    """What calling a layer of a class runs; it, or a class above it, may have been patched."""
+    return tuple(getattr(kind, name, None) for name in ('__call__', '_call_impl', 'forward', '_conv_forward'))
+
+
 class Layer:
     """What a layer must be, for an implementation to compute what its ``forward`` does.
 
@@ -211,12 +217,13 @@ class Layer:
         accepts: Callable[[nn.Module], bool] = lambda layer: True,
     ):
         self.kind, self.tensors, self.optional, self.accepts = kind, set(tensors), {*tensors, *optional}, accepts
-        self.forward = kind.forward
+        self.called = _called(kind)
+        self.patched = any(str(one.__module__).partition('.')[0] not in AUTHORS for one in self.called if one)
 
     def fits(self, layer: nn.Module, types: Types | None = None) -> bool:
         """With ``types`` as of :func:`is_stock`."""
-        known = type(layer) is self.kind and self.kind.forward is self.forward and is_untouched(layer)
-        return known and self._holds(layer, types) and self.accepts(layer)
+        known = type(layer) is self.kind and not self.patched and _called(self.kind) == self.called
+        return known and is_untouched(layer) and self._holds(layer, types) and self.accepts(layer)
 
     def _holds(self, layer: nn.Module, types: Types | None) -> bool:
         found = set()
@@ -233,7 +240,10 @@ class Layer:
 def _is_plain(tensor: Tensor, types: Types | None) -> bool:
     if type(tensor) not in PLAIN:
         return False
-    return types is None or (tensor.is_cpu and (tensor.dtype in types or not tensor.is_floating_point()))
+    if types is None:
+        return True
+    of_types = tensor.dtype in types or not tensor.is_floating_point()
+    return of_types and tensor.is_cpu and tensor.layout is torch.strided
 
 
 def is_untouched(module: nn.Module) -> bool:

@@ -1,10 +1,11 @@
 """Where an implementation could differ from the modules: patches, dead channels, mixed precisions, odd states."""
 
 import copy
+import textwrap
 
 import pytest
 import torch
-from helpers import operators_of, randomise, small_backbone
+from helpers import operators_of, python, randomise, small_backbone
 from mmcv.cnn.bricks import DropPath
 from torch import nn
 
@@ -49,6 +50,39 @@ def test_patched_classes_act(kind, form, monkeypatch):
     torch.testing.assert_close(after, as_reference(model), rtol=1e-4, atol=1e-4)
 
 
+CALLED = [(nn.Conv2d, '_conv_forward'), (nn.Linear, '__call__'), (nn.modules.batchnorm._BatchNorm, 'forward')]
+
+
+@pytest.mark.parametrize('kind, name', CALLED)
+@pytest.mark.parametrize('form', ['trained', 'deploy'])
+def test_what_classes_call_and_inherit_may_be_patched(kind, name, form, monkeypatch):
+    model = randomise(small_backbone(deploy=form == 'deploy')).eval()
+    original = getattr(kind, name)
+    with torch.no_grad():
+        before = model(X)[0]
+        monkeypatch.setattr(kind, name, lambda *arguments: 0.5 * original(*arguments))
+        after = model(X)[0]
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, as_reference(model), rtol=1e-4, atol=1e-4)
+
+
+def test_a_class_that_was_patched_before_acts():
+    code = """
+        import torch
+        from torch import nn
+        original = nn.Linear.forward
+        nn.Linear.forward = lambda self, x: 0.5 * original(self, x)
+        from mmstrip import ops
+        from mmstrip.models.channel_mixing import ChannelMixingBlock
+        box, x = ChannelMixingBlock(8), torch.randn(2, 8, 4, 4)
+        with torch.no_grad():
+            found = box(x)
+            with ops.use('reference'):
+                print((found - box(x)).abs().max().item() < 1e-6)
+    """
+    assert python(textwrap.dedent(code)).stdout.strip().endswith('True')
+
+
 def test_drop_path_follows_its_own_mode():
     """As Monte Carlo dropout sets it."""
     model = randomise(small_backbone(drop_path_rate=0.5)).eval()
@@ -91,6 +125,63 @@ def test_a_branch_may_give_another_dtype():
     mixing.branches['lsmm'] = Half(mixing.branches['lsmm'])
     with torch.no_grad():
         torch.testing.assert_close(model(X)[0], as_reference(model), rtol=1e-3, atol=1e-3)
+
+
+def test_parameters_of_other_shapes_and_layouts():
+    x = torch.randn(2, 8, 4, 4)
+    for change in (
+        lambda box: [setattr(box.grn, name, nn.Parameter(torch.rand(1, 1, 1, 24))) for name in ('gamma', 'beta')],
+        lambda box: setattr(box.fc1, 'weight', nn.Parameter(torch.rand(24, 8).to_sparse_csr(), requires_grad=False)),
+    ):
+        box = ChannelMixingBlock(8, 3)
+        change(box)
+        with torch.no_grad():
+            found = box(x)
+            with ops.use('reference'):
+                torch.testing.assert_close(found, box(x))
+
+
+def test_branches_whose_parts_are_uneven():
+    box = StripMixingBlock(16, (4, 4), 2)
+    box.branches = nn.ModuleDict({name: nn.Identity() for name in 'abc'})
+    for training in (True, False):
+        x = torch.randn(2, 16, 4, 4)
+        found = box.train(training)(x)
+        with ops.use('reference'):
+            torch.testing.assert_close(found, box(x), rtol=1e-4, atol=1e-5)
+
+
+def test_drop_path_of_a_branch_for_all_images():
+    """Each implementation draws as many numbers as the branch has images."""
+    block = StripMLPBlock(8, (4, 4), drop_path=0.5, num_patches=2)
+    x, branch = torch.randn(4, 8, 4, 4), torch.randn(1, 8, 4, 4)
+    results = []
+    for implementation in ops.available():
+        torch.manual_seed(0)
+        with ops.use(implementation):
+            results.append(block.add_branch(x, branch))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
+
+
+def test_overflow_is_not_hidden():
+    """Squares beyond float32 make LayerNorm NaN, with gradients and without."""
+    box, x = ChannelMixingBlock(80), 1e20 * torch.randn(1, 80, 4, 4)
+    for implementation in ops.available():
+        with ops.use(implementation):
+            assert box(x).isnan().all()
+            with torch.no_grad():
+                assert box(x).isnan().all()
+
+
+def test_a_stage_packed_under_autocast_is_not_run_outside():
+    stage = randomise(small_backbone(img_size=64, deploy=True)).eval().stages[0]
+    x = torch.rand(1, 16, 16, 16)
+    with torch.no_grad():
+        with torch.autocast('cpu', torch.bfloat16):
+            stage(x.bfloat16())
+        with pytest.raises(RuntimeError):
+            stage(x.bfloat16())
 
 
 def test_backward_under_autocast():

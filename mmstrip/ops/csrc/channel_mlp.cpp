@@ -7,6 +7,7 @@
 #include <ATen/ops/ones.h>
 #include <torch/library.h>
 
+#include <cmath>
 #include <numeric>
 
 #include "gelu.h"
@@ -122,7 +123,8 @@ void layer_norm(const T* from, int64_t rows, int64_t channels, const LayerNorm& 
       const Lanes distance = load(row + c, lanes);  // 0 after the last channel
       square += distance * distance;
     });
-    const float inverse = 1.0f / std::sqrt(sum_of(square) / channels + float(norm.eps));
+    const float variance = sum_of(square) / channels;  // where it overflows, 1 / variance would hide it
+    const float inverse = std::isfinite(variance) ? 1.0f / std::sqrt(variance + float(norm.eps)) : NAN;
     for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       Lanes value = load(row + c, lanes) * inverse;
       if (weight) value *= load(weight + c, lanes);
