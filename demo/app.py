@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import gradio as gr
 import mmcv
@@ -23,6 +24,7 @@ from pytorch_grad_cam.utils.image import show_cam_on_image
 from mmstrip.deployment import load
 from mmstrip.deployment.detections import values_of
 from mmstrip.deployment.export import task_of
+from mmstrip.deployment.formats import SUFFIXES
 from mmstrip.deployment.preprocessing import size_of
 from mmstrip.utils.checkpoints import fill_model, load_plain_weights_only
 from mmstrip.utils.config import load_config
@@ -204,8 +206,16 @@ def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam:
 
 def main() -> None:
     args = parse_args()
-    if args.layer and not args.config:
-        sys.exit(f'Error: --layer is for checkpoints with their config, but got {args.model} alone')
+    if args.port not in range(1, 65536):
+        sys.exit(f'Error: --port must be from 1 to 65535, but got {args.port}')
+    is_exported = Path(args.model).suffix in SUFFIXES.values()
+    if is_exported == bool(args.config):
+        needed = (
+            'exported files have no config beside them' if is_exported else 'a checkpoint needs its config after it'
+        )
+        sys.exit(f'Error: {needed}, but got {args.model} and {args.config}')
+    if args.layer and is_exported:
+        sys.exit(f'Error: --layer is for checkpoints, but got {args.model}')
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above it, and refuses twice as many
     try:
         opened = open_checkpoint(args.model, args.config, args.layer) if args.config else open_exported(args.model)

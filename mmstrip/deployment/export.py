@@ -184,7 +184,7 @@ def _is_a(module: nn.Module, package: str, name: str) -> type | None:
 
 def export_model(
     config: str, checkpoint: str, out: str | Path, settings: Export, options: dict | None = None, trusted: bool = False
-) -> float:
+) -> float | None:
     """Export a trained model, and compare the file in its runtime with PyTorch.
 
     Args:
@@ -206,6 +206,8 @@ def export_model(
     """
     check_format(settings.format, out, settings.half, settings.dynamic_size, settings.opset)
     loaded = load_config(config, options)
+    if not loaded.get('model'):
+        raise ValueError(f'{config} has no model to be exported')
     init_default_scope(loaded.get('default_scope', 'mmengine'))
     if loaded.get('data_preprocessor'):
         loaded.model.setdefault('data_preprocessor', loaded.data_preprocessor)  # as mmengine's Runner does
@@ -305,7 +307,8 @@ def _shape_of(network: Network, steps: list[dict], settings: Export) -> tuple[in
     shape = settings.shape or size_of(steps, network.task == 'detector') or default
     least, most = DYNAMIC_SIDES if settings.dynamic_size else (32, float('inf'))
     if not least <= min(shape) <= max(shape) <= most:
-        raise ValueError(f'sides of --shape must be at least {least} pixels, but got {shape[0]} {shape[1]}')
+        limits = f'from {least} to {most}' if settings.dynamic_size else f'at least {least}'
+        raise ValueError(f'sides of --shape must be {limits} pixels, but got {shape[0]} {shape[1]}')
     own = size_of(steps)
     if own and settings.part == 'whole' and not (settings.dynamic_size or fits(own, shape, network.task)):
         raise ValueError(

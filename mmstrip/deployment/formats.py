@@ -22,7 +22,22 @@ HALVED = ('onnx', 'openvino')  # formats whose weights can be stored in float16
 KEY = 'mmstrip'  # of the description, JSON
 _EXTRA = 'mmstrip.json'
 DYNAMIC_SIDES = (64, 8192)  # pixels; at 32 the last map would have one token, which the tracer takes for a constant
-_MAX_BATCH = 65535
+MAX_BATCH = 65535
+# What a file says of itself at least.
+DESCRIBED = {
+    'task',
+    'classes',
+    'steps',
+    'flip',
+    'mean',
+    'std',
+    'channels',
+    'shape',
+    'dynamic_batch',
+    'dynamic_size',
+    'normalize',
+    'scores',
+}
 _SMALL = 1024  # values of tensors that are not worth halving
 
 
@@ -59,7 +74,7 @@ def check_format(
         raise ValueError(f'{form} needs what is not installed here: pip install {" ".join(missing)}')
     if half and form not in HALVED:
         raise ValueError(f'weights in float16 are for {" and ".join(HALVED)}, but the format is {form}')
-    if opset and form not in HALVED:
+    if opset is not None and form not in HALVED:
         raise ValueError(f'--opset is for {" and ".join(HALVED)}, but the format is {form}')
     if dynamic_size and form == 'torchscript':
         raise ValueError('torchscript is traced at one size: write one file for each size, or take another format')
@@ -96,7 +111,7 @@ def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic
     """
     dims = {}
     if dynamic_batch:
-        dims[0] = Dim('batch', min=1, max=_MAX_BATCH)
+        dims[0] = Dim('batch', min=1, max=MAX_BATCH)
     if dynamic_size:
         least, most = DYNAMIC_SIDES
         dims.update({i: Dim(side, min=least, max=most) for i, side in ((2, 'height'), (3, 'width'))})
@@ -128,6 +143,9 @@ def to_onnx(
         about: Description, as JSON. Defaults to none.
         optimize: Simplify the graph, a third of the time. ONNX Runtime takes 1.6 times as long without, OpenVINO not.
             Defaults to True.
+
+    Raises:
+        ValueError: PyTorch cannot write the model in that opset.
     """
     with quietly():
         exported = torch.onnx.export(
@@ -139,7 +157,11 @@ def to_onnx(
             input_names=['images'],
             output_names=list(names) or None,
         )
-    return _finish(exported.model_proto, half, about)
+    model = exported.model_proto
+    written = next(item.version for item in model.opset_import if not item.domain)
+    if opset not in (None, written):  # of which PyTorch only warns
+        raise ValueError(f'opset must be one in which PyTorch can write the model, but got {opset}: it wrote {written}')
+    return _finish(model, half, about)
 
 
 def _finish(model, half: bool, about: str) -> bytes:
@@ -282,14 +304,15 @@ def read_about(path: str | Path) -> dict:
         file.open('rb').close()  # if not even that, the system says why
     try:
         text = _READ[path.suffix](path)
+        about = json.loads(text) if text else {}
     except ImportError as error:
         raise ImportError(f'{path} needs what is not installed here: pip install {error.name}') from error
     except Exception as error:  # of any library
         reason = str(error).strip().partition('\n')[0]
         raise ValueError(f'{path} is damaged or another kind of file: {reason}') from error
-    if not text:
+    if DESCRIBED - set(about):
         raise ValueError(f'{path} does not say how it was exported: write it by tools/deployment/export.py')
-    return json.loads(text)
+    return about
 
 
 def _read_onnx(path: Path) -> str:

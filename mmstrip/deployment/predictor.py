@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .detections import detections_of
-from .formats import DYNAMIC_SIDES, read_about
+from .formats import DYNAMIC_SIDES, MAX_BATCH, read_about
 from .preprocessing import fits, normalise, run_steps
 from .runtimes import open_session
 
@@ -54,11 +54,15 @@ class Predictor:
 
         Raises:
             FileNotFoundError: There is no such picture.
-            ValueError: It cannot be read, or has a size that the file does not take, or the file takes none in colour.
+            TypeError: A picture is neither a path nor an array.
+            ValueError: It cannot be read, or has a size that the file does not take, or the file takes none in colour;
+                ``batch_size`` is not a whole number from 1 to 65,535.
         """
         if self.about['channels'] != 3:
             raise ValueError(f'{self.path} takes images of {self.about["channels"]} channels, but pictures have 3')
-        listed = [images] if isinstance(images, (str, Path, np.ndarray)) else images
+        listed = (
+            images if isinstance(images, Iterable) and not isinstance(images, (str, bytes, np.ndarray)) else [images]
+        )
         sizes: list[tuple] = []  # of each image and its picture; those of one batch come before its outputs
         found = self.outputs(self._prepared(listed, sizes), batch_size)
         return [self.result(outputs, *sizes[i]) for i, outputs in enumerate(found)]
@@ -84,7 +88,7 @@ class Predictor:
         """Outputs of pixels (N, 3, H, W), BGR in uint8, that need no resizing.
 
         Raises:
-            ValueError: The file does not take that size or batch.
+            ValueError: The file does not take that size or batch, or they are not such pixels.
         """
         return list(self.session(self.inputs(pixels)))
 
@@ -92,9 +96,12 @@ class Predictor:
         """The file's input for such pixels: normalised, where it does not do that itself.
 
         Raises:
-            ValueError: The file does not take that size or batch.
+            ValueError: The file does not take that size or batch, or they are not such pixels.
         """
         about = self.about
+        if pixels.ndim != 4 or pixels.shape[1] != about['channels'] or pixels.dtype != np.uint8:
+            expected = f'(N, {about["channels"]}, H, W) in uint8'
+            raise ValueError(f'{self.path} takes pixels {expected}, but got {pixels.shape} in {pixels.dtype}')
         size = pixels.shape[2:]
         least, most = DYNAMIC_SIDES
         if about['dynamic_size'] and not least <= min(size) <= max(size) <= most:
@@ -130,6 +137,8 @@ class Predictor:
 
     def _batches(self, pixels: Iterable[np.ndarray], batch_size: int) -> Iterator[list[np.ndarray]]:
         """Neighbours of one size together."""
+        if batch_size not in range(1, MAX_BATCH + 1):
+            raise ValueError(f'batch_size must be a whole number from 1 to {MAX_BATCH}, but got {batch_size}')
         largest = batch_size if self.about['dynamic_batch'] else 1
         batch: list[np.ndarray] = []
         for image in pixels:
@@ -173,9 +182,11 @@ class Predictor:
 
 def _read(image: Image) -> np.ndarray:
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f'pictures are arrays (H, W, 3) in uint8, but got {image.shape} in {image.dtype}')
         return image
+    if not isinstance(image, (str, Path)):
+        raise TypeError(f'pictures are paths or arrays (H, W, 3) in BGR, but got {type(image).__name__}')
     if not Path(image).is_file():
         raise FileNotFoundError(f'no picture at {image}')
     try:

@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData, PixelData
 
 from ..engine.precision import amp_dtype
 from ..registry import MODELS
-from .formats import SUFFIXES
+from .formats import SUFFIXES, read_about
 from .predictor import Predictor
 
 
@@ -23,11 +23,15 @@ def _add_labels(sample, result: np.ndarray) -> None:
 
 
 def _add_detections(sample, result: dict) -> None:
+    from mmdet.models.utils.misc import samplelist_boxtype2tensor
+
+    samplelist_boxtype2tensor([sample])  # of the truth, as mmdet's preprocessing does; pictures are drawn of tensors
     sample.pred_instances = InstanceData(**{name: torch.from_numpy(values) for name, values in result.items()})
 
 
 # What a file of each task has found goes into a toolbox's data sample.
 _ADD = dict(classifier=_add_class, segmentor=_add_labels, detector=_add_detections)
+_TASKS = dict(mmpretrain='classifier', mmseg='segmentor', mmdet='detector')
 
 
 @MODELS.register_module()
@@ -73,7 +77,13 @@ def use_exported(config: Config, file: str, amp: str | None = None) -> None:
         config: A whole config; images are read and results are judged as it says.
         file: The file.
         amp: As of :func:`mmstrip.engine.precision.amp_dtype`; 'auto' is float32 but for OpenVINO.
+
+    Raises:
+        ValueError: The file's task is not that of the config's toolbox; see also :func:`.formats.read_about`.
     """
+    task, expected = read_about(file)['task'], _TASKS.get(config.get('default_scope'))
+    if expected not in (None, task):
+        raise ValueError(f'the config tests a {expected}, but {file} holds a {task}')
     if amp == 'auto' and Path(file).suffix != SUFFIXES['openvino']:
         amp = None  # the others compute in float32 alone
     config.model = dict(type='mmstrip.ExportedModel', file=str(file), dtype=amp_dtype(amp) or 'float32')

@@ -153,7 +153,10 @@ def test_what_has_no_page_is_said(tmp_path):
     weights = write_checkpoint(config, tmp_path / 'weights.pth', CLASSES)
     for arguments, error in (
         ([tmp_path / 'none.onnx'], f'no exported file at {tmp_path}/none.onnx'),
-        ([weights, '--layer', 'backbone'], f'--layer is for checkpoints with their config, but got {weights} alone'),
+        ([weights], f'a checkpoint needs its config after it, but got {weights} and None'),
+        (['a.onnx', CONFIG], f'exported files have no config beside them, but got a.onnx and {CONFIG}'),
+        (['a.onnx', '--layer', 'backbone'], '--layer is for checkpoints, but got a.onnx'),
+        (['a.onnx', '--port', '99999'], '--port must be from 1 to 65535, but got 99999'),
         (
             [weights, tmp_path / 'config.py'],
             'classifiers of one label are exported, but the head is MultiLabelLinearClsHead',

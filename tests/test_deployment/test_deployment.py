@@ -81,15 +81,28 @@ def test_classifiers_predict_as_in_mmpretrain(form, options, classifier, picture
         assert predictor.session(np.zeros((1, 3, 32, 32), np.uint8))[0].shape == (1, 10)
     with pytest.raises(ValueError, match='takes images of 32 x 32, but got 64 x 32; export it with --dynamic-size or'):
         predictor.run(np.zeros((1, 3, 64, 32), np.uint8))
+    for wrong in (
+        np.zeros((1, 1, 32, 32), np.uint8),
+        np.zeros((1, 3, 32, 32), np.float32),
+        np.zeros((3, 32, 32), np.uint8),
+    ):
+        with pytest.raises(ValueError, match=r'takes pixels \(N, 3, H, W\) in uint8, but got'):
+            predictor.run(wrong)
+    with pytest.raises(ValueError, match='batch_size must be a whole number from 1 to 65535, but got 0'):
+        predictor(pictures, batch_size=0)
+    with pytest.raises(TypeError, match=r'pictures are paths or arrays \(H, W, 3\) in BGR, but got Image'):
+        predictor(Image.new('RGB', (8, 8)))
+    with pytest.raises(ValueError, match=r'pictures are arrays \(H, W, 3\) in uint8, but got \(0, 8, 3\)'):
+        predictor(np.zeros((0, 8, 3), np.uint8))
     (tmp_path / 'empty.png').touch()
     with pytest.raises(ValueError, match='empty.png cannot be read as a picture'):
         predictor(tmp_path / 'empty.png')
-    predictor.about['channels'] = 1
-    with pytest.raises(ValueError, match='takes images of 1 channels, but pictures have 3'):
-        predictor(pictures)
     if 'dynamic_batch' not in options:
         with pytest.raises(ValueError, match='takes one image at a time, but got 2'):
             predictor.run(np.zeros((2, 3, 32, 32), np.uint8))
+    predictor.about['channels'] = 1
+    with pytest.raises(ValueError, match='takes images of 1 channels, but pictures have 3'):
+        predictor(pictures)
 
 
 def test_segmentors_predict_as_in_mmseg(pictures, tmp_path):
@@ -206,7 +219,9 @@ def test_necks_of_detectors(tmp_path):
         (dict(format='torchscript', dynamic_size=True), {}, 'torchscript is traced at one size: write one file for'),
         (dict(part='neck'), {'model.neck': None}, 'ImageClassifier has no neck to be exported'),
         (dict(shape=(16, 64)), {}, 'sides of --shape must be at least 32 pixels, but got 16 64'),
-        (dict(shape=(32, 64), dynamic_size=True), {}, 'sides of --shape must be at least 64 pixels, but got 32 64'),
+        (dict(shape=(32, 64), dynamic_size=True), {}, 'sides of --shape must be from 64 to 8192 pixels, but got 32 64'),
+        (dict(opset=12), {}, 'opset must be one in which PyTorch can write the model, but got 12: it wrote 18'),
+        ({}, {'model': None}, 'py has no model to be exported'),
         (
             {},
             {'test_dataloader.dataset.pipeline': [dict(type='RandomFlip', prob=1.0)]},
@@ -303,10 +318,16 @@ def test_files_that_were_not_exported_are_refused(tmp_path, monkeypatch):
         (tmp_path / 'bad.bin').write_bytes(b'nothing')
         with pytest.raises(ValueError, match='is damaged or another kind of file'):
             load(tmp_path / f'bad{suffix}')
-    graph = onnx.helper.make_graph([], 'empty', [], [])
-    onnx.save(onnx.helper.make_model(graph), tmp_path / 'foreign.onnx')
-    with pytest.raises(ValueError, match='does not say how it was exported'):
-        load(tmp_path / 'foreign.onnx')
+    foreign = onnx.helper.make_model(onnx.helper.make_graph([], 'empty', [], []))
+    for said, error in (
+        ({}, 'foreign.onnx does not say how it was exported'),
+        (dict(mmstrip='{"task": "classifier"}'), 'foreign.onnx does not say how it was exported'),
+        (dict(mmstrip='{'), 'foreign.onnx is damaged or another kind of file'),
+    ):
+        onnx.helper.set_model_props(foreign, said)
+        onnx.save(foreign, tmp_path / 'foreign.onnx')
+        with pytest.raises(ValueError, match=error):
+            load(tmp_path / 'foreign.onnx')
     monkeypatch.setitem(sys.modules, 'openvino', None)
     with pytest.raises(ImportError, match='bad.xml needs what is not installed here: pip install openvino'):
         load(tmp_path / 'bad.xml')

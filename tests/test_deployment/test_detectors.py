@@ -10,12 +10,17 @@ from helpers import last_line
 from helpers.exports import CLASSES, DETECTORS, PAD_VALUE, SIZES, write_detector
 from helpers.runs import call_tool
 from mmdet.apis import DetInferencer
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.structures import InstanceData
 from PIL import Image
 
 from mmstrip.deployment import Export, export_model, formats, load
 from mmstrip.deployment.detections import disagreement, values_of
 from mmstrip.deployment.preprocessing import normalise
 from mmstrip.deployment.quantization import quantise
+from mmstrip.deployment.testing import ExportedModel
 
 
 @pytest.fixture(scope='module', params=DETECTORS)
@@ -65,6 +70,13 @@ def test_detectors_predict_as_in_mmdet(detector, tmp_path):
             assert found['masks'].shape[1:] == expected['masks'].shape[1:] and found['masks'].any()
     with pytest.raises(ValueError, match=f'of up to {height} x {width}, but got 64 x 97; export it with --shape 97 97'):
         predictor.run(np.zeros((1, 3, 64, 97), np.uint8))
+    truth = InstanceData(bboxes=HorizontalBoxes(torch.tensor([[8.0, 8.0, 24.0, 24.0]])), labels=torch.tensor([1]))
+    sample = DetDataSample(metainfo=dict(ori_shape=(height, width)), gt_instances=truth)
+    image = torch.from_numpy(pictures[1].transpose(2, 0, 1).copy())
+    (tested,) = ExportedModel(str(out)).test_step(dict(inputs=[image], data_samples=[sample]))
+    visualizer = DetLocalVisualizer(vis_backends=[dict(type='LocalVisBackend')], save_dir=str(tmp_path / 'drawn'))
+    visualizer.add_datasample('truth', image.permute(1, 2, 0).numpy(), tested)
+    assert list((tmp_path / 'drawn').rglob('*.png'))
     boxes = predictor.run(np.zeros((1, 3, 40, 50), np.uint8))[0]  # padded
     assert boxes.shape[0] == 1 and boxes.shape[2] == 5
     padding = predictor.inputs(np.zeros((1, 3, 40, 50), np.uint8))[:, :, -1:, -1:]

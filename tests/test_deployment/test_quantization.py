@@ -78,7 +78,7 @@ def test_exported_files_have_the_metrics_of_their_checkpoint(folder, tmp_path):
     done = call_tool('test.py', CONFIG, folder / 'small.onnx', '--tta', '--work-dir', tmp_path / 'tta', folder=tmp_path)
     assert last_line(done.stdout).endswith('--tta needs a checkpoint: exported files are tested on images as they are')
     config = load_config(str(CONFIG), dict(load_from='none.pth'))
-    use_exported(config, tmp_path / 'small.onnx', 'auto')
+    use_exported(config, folder / 'small.onnx', 'auto')
     assert config.load_from is None and config.model.dtype == 'float32'
     arguments = [CONFIG, folder / 'small.onnx', '--work-dir', tmp_path / 'many', '--launcher', 'pytorch']
     done = call_tool('test.py', *arguments, folder=tmp_path)
@@ -106,4 +106,4 @@ def test_what_cannot_be_quantised_or_tested_is_said(folder, tmp_path):
     error = f'Error: files of onnx and openvino are quantised, but {tmp_path}/maps.pt2 is of torch-export'
     assert last_line(done.stdout) == error
     done = call_tool('test.py', CONFIG, tmp_path / 'maps.pt2', '--work-dir', tmp_path / 'test', folder=tmp_path)
-    assert f'classifiers, segmentors and detectors are tested, but {tmp_path}/maps.pt2 holds a backbone' in done.stdout
+    assert f'the config tests a classifier, but {tmp_path}/maps.pt2 holds a backbone' in done.stdout
