@@ -193,7 +193,7 @@ class Snapshot {
   }
 
  private:
-  static constexpr int64_t SAMPLES = 3;
+  static constexpr int64_t SAMPLES = 9;
 
   static int64_t version(const Tensor& tensor) { return tensor.is_inference() ? -1 : tensor._version(); }
 
