@@ -25,18 +25,8 @@ DYNAMIC_SIDES = (64, 8192)  # pixels; at 32 the last map would have one token, w
 MAX_BATCH = 65535
 # What a file says of itself at least.
 DESCRIBED = {
-    'task',
-    'classes',
-    'steps',
-    'flip',
-    'mean',
-    'std',
-    'channels',
-    'shape',
-    'dynamic_batch',
-    'dynamic_size',
-    'normalize',
-    'scores',
+    *('task', 'classes', 'channels', 'scores', 'steps', 'flip', 'mean', 'std'),
+    *('shape', 'dynamic_batch', 'dynamic_size', 'normalize'),
 }
 _SMALL = 1024  # values of tensors that are not worth halving
 

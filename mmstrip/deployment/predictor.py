@@ -60,9 +60,8 @@ class Predictor:
         """
         if self.about['channels'] != 3:
             raise ValueError(f'{self.path} takes images of {self.about["channels"]} channels, but pictures have 3')
-        listed = (
-            images if isinstance(images, Iterable) and not isinstance(images, (str, bytes, np.ndarray)) else [images]
-        )
+        several = isinstance(images, Iterable) and not isinstance(images, (str, bytes, np.ndarray))
+        listed = images if several else [images]
         sizes: list[tuple] = []  # of each image and its picture; those of one batch come before its outputs
         found = self.outputs(self._prepared(listed, sizes), batch_size)
         return [self.result(outputs, *sizes[i]) for i, outputs in enumerate(found)]
