@@ -72,6 +72,11 @@ def _reference(merge: bool, *layout) -> Callable[[Tensor], Tensor]:
     return lambda x: (merge_reference if merge else split_reference)(x, *layout)
 
 
+def _transposed(linear: Callable[[Tensor], Tensor], shape: torch.Size, grad: Tensor) -> Callable[[Tensor], Tensor]:
+    """What takes gradients of a linear function's outputs to those of its input, of that shape."""
+    return lambda output: reference_gradients(linear, [_zeros(shape, grad)], [output])[0]
+
+
 class _Windows(Function):
     """Windows of a map, each pixel as often as it is covered; or, to ``merge``, a map of its windows: their sums.
 
@@ -87,11 +92,11 @@ class _Windows(Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         shape, merge, sides, counts, strides, mean = ctx.arguments
         if is_batched([grad]):
-            run = _reference(merge, sides, counts, strides)
-            if merge != mean:  # sums are merged, and windows of a mean cut, as gradients of the references alone
-                other = _reference(not merge, shape[2:], counts, strides)
-                run = lambda x: reference_gradients(other, [_zeros(grad.shape, grad)], [x])[0]  # noqa: E731
-            (grad_x,) = reference_gradients(run, [_zeros(shape, grad)], [grad])
+            if merge == mean:
+                run = _reference(merge, sides, counts, strides)
+            else:  # sums are merged, and windows of a mean cut, as gradients of the references alone
+                run = _transposed(_reference(not merge, shape[2:], counts, strides), grad.shape, grad)
+            grad_x = _transposed(run, shape, grad)(grad)
         else:
             grad_x = _Windows.apply(grad, not merge, shape[2:], counts, strides, mean)
         return grad_x, None, None, None, None, None
