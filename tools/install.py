@@ -46,7 +46,7 @@ def main() -> None:
         sys.exit(f'mmstrip needs Python 3.10 or newer, but {sys.executable} is {sys.version.split()[0]}')
     with_ops = args.part != 'classification'
     steps = [
-        ('torch and torchvision: 3 GB to fetch, 3 to 5 minutes on a fast line', torch_is_there, install_torch),
+        ('torch and torchvision: 3 GB to fetch, 1 to 5 minutes on a fast line', torch_is_there, install_torch),
         (
             'mmcv with its compiled ops: 5 to 15 minutes to build on two cores, seconds if a built one is found',
             mmcv_ops_load,
@@ -54,7 +54,7 @@ def main() -> None:
         )
         if with_ops
         else ('mmcv without its compiled ops: half a minute', mmcv_is_sound, install_mmcv_without_ops),
-        ('toolboxes and what they need: 1 to 3 minutes', lambda: False, lambda: install_toolboxes(PARTS[args.part])),
+        ('toolboxes and what they need: up to 3 minutes', lambda: False, lambda: install_toolboxes(PARTS[args.part])),
         ('mmstrip itself, in editable form: seconds', mmstrip_is_there, install_mmstrip),
         ("mmstrip's operators: 2 minutes to build on two cores", operators_load, build_operators),
     ]

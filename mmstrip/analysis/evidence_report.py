@@ -42,7 +42,7 @@ DIRECTIONS = (
 # Pictures below a table, where they have been drawn.
 PICTURES = {
     'caltech101': (
-        ('results_caltech101.png', 'Held-out accuracy over epochs and minutes'),
+        ('results_caltech101.png', 'Held-out accuracy over epochs and minutes, seed 0'),
         ('results_caltech101_confusion_matrix.png', 'Confusion matrix of the T* classifier'),
     ),
     'ablations': (('results_ablations.png', 'Top-1 of each variant with the spread of its seeds'),),
