@@ -196,7 +196,7 @@ def test_pictures_that_lie_on_their_side(tmp_path, monkeypatch):
 def test_boxes_that_lack_what_evaluation_reads(tmp_path, monkeypatch):
     """Folders of splits below a folder that has a split's name itself."""
     monkeypatch.chdir(tmp_path)
-    boxes = [dict(image_id=0, category_id=1, bbox=[1, 1, 20, 30])]
+    boxes = [dict(id=7, image_id=i, category_id=1, area=600, bbox=[1, 1, 20, 30]) for i in range(2)]
     root = tmp_path / 'test' / 'cells'
     for split in ('train', 'val'):
         coco(annotations=boxes)(root / split)
@@ -208,10 +208,34 @@ def test_boxes_that_lack_what_evaluation_reads(tmp_path, monkeypatch):
     for split, loader in (('train', config.train_dataloader), ('val', config.val_dataloader)):
         assert loader.dataset.data_prefix.img == f'{root}/{split}'
         content = json.loads((tmp_path / loader.dataset.ann_file).read_text())
-        assert content['annotations'] == [dict(boxes[0], id=1, area=600)]
+        assert content['annotations'] == [dict(box, id=i, iscrowd=0) for i, box in enumerate(boxes, 1)]
 
 
-def test_segmentation(scenes, init, tmp_path):
+def test_images_beside_others_of_their_names(tmp_path, monkeypatch):
+    """Depth maps, previews and linked folders; what is turned by EXIF is noted."""
+    monkeypatch.chdir(tmp_path)
+    coco()(tmp_path / 'data')
+    (tmp_path / 'disk').mkdir()
+    for folder in ('depth', 'previews'):
+        (tmp_path / 'data' / folder).mkdir()
+    for i in range(3):
+        shutil.copy(tmp_path / 'data' / f'{i}.png', tmp_path / 'data' / 'depth')
+        shutil.move(tmp_path / 'data' / f'{i}.png', tmp_path / 'disk')
+    shutil.copy(tmp_path / 'disk' / '0.png', tmp_path / 'data' / 'previews')
+    (tmp_path / 'data' / 'colour').symlink_to(tmp_path / 'disk')
+    (tmp_path / 'data' / 'above').symlink_to(tmp_path / 'data')
+    with pytest.raises(ValueError, match='fits the images in data/.* call one of these folders images'):
+        write_detection('data')
+    (tmp_path / 'data' / 'colour').rename(tmp_path / 'data' / 'images')
+    Image.new('RGB', (8, 9)).save(tmp_path / 'disk' / '2.png', exif=lying())
+    written = write_detection('data')
+    assert Config.fromfile(written.config).train_dataloader.dataset.data_prefix.img == 'data/images'
+    found = '\n'.join(written.found)
+    assert 'images of annotations.json: in data/images, not data/depth' in found
+    assert '1 images are not of the size in data/annotations.json' in found
+
+
+def test_segmentation(scenes, init, tmp_path, monkeypatch):
     from mmseg.apis import inference_model, init_model
 
     options = ['--init', init, '--size', '64', '--epochs', '2']
@@ -223,6 +247,13 @@ def test_segmentation(scenes, init, tmp_path):
     result = inference_model(segmentor, str(next((scenes / 'maps' / 'images' / 'val').iterdir())))
     assert segmentor.dataset_meta['classes'][0] == 'background'
     assert result.pred_sem_seg.data.shape == (1, 96, 96)
+    monkeypatch.chdir(tmp_path)
+    config = Config.fromfile(path)
+    data = dict(config.train_dataloader.dataset, pipeline=config.val_dataloader.dataset.pipeline)
+    for wrapper in (dict(type='RepeatDataset', times=2, dataset=data), dict(type='ConcatDataset', datasets=[data] * 2)):
+        dataset = DATASETS.build(dict(_scope_='mmseg', **wrapper))
+        labels = [read_sample(dataset, i)['data_samples'].gt_sem_seg.data for i in range(len(dataset))]
+        assert len(labels) == 16 and any(11 in part for part in labels)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +291,19 @@ def empty_class(root):
     (root / 'two').mkdir()
     Image.new('RGB', (8, 8)).save(root / 'one' / 'a.png')
     Image.new('RGB', (8, 8)).save(root / 'one' / 'b.png')
+
+
+def few_images(root):
+    for name in ('one', 'two'):
+        (root / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new('RGB', (8, 8)).save(root / name / f'{i}.png')
+
+
+def test_batches_of_few_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few_images(tmp_path / 'few')
+    assert Config.fromfile(write_classification('few').config).train_dataloader.batch_size == 2
 
 
 def loose_image(root):
@@ -304,6 +348,7 @@ def maps(values, size=(8, 8), mode=None, classes=None):
     [
         (write_classification, lambda root: None, {}, 'no folder'),
         (write_classification, empty_class, {}, r'two must hold images that can be read, at least 2, but has 0'),
+        (write_classification, few_images, dict(batch_size=5), 'at most the 2 training images of data, but got 5'),
         (write_classification, loose_image, {}, 'must be in the folder of its class'),
         (write_classification, empty_class, dict(epochs=1), 'epochs must be at least 2'),
         (write_detection, lambda root: root.mkdir(), {}, 'has no annotations'),

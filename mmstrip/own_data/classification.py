@@ -64,7 +64,7 @@ def write_classification(
     Raises:
         FileNotFoundError: The folder or the checkpoint is missing.
         ValueError: There are less than two classes, one has too few images or is not among those of the training
-            images, or an argument is out of its range.
+            images, or an argument is out of its range, the batch larger than the training set for instance.
     """
     check_positive(size=size, batch_size=batch_size)
     if epochs is not None and epochs < 2:
@@ -79,12 +79,15 @@ def write_classification(
     classes = _classes(folder, splits)
     if 'val' not in splits:
         splits['train'], splits['val'] = _hold_out_of_each(splits['train'], classes)
+    images = len(splits['train'])
+    if (batch_size or 1) > images:
+        raise ValueError(f'batch_size must be at most the {images} training images of {folder}, but got {batch_size}')
+    batch_size = batch_size or min(images, max(4, min(64, 2 ** (images // 20).bit_length() // 2)))
     backbone = choose_backbone(arch, init)
     out = make_folder(out, folder)
     for split, samples in splits.items():
         lines = [f'{image.relative_to(folder).as_posix()} {classes.index(name)}' for image, name in samples]
         write_lines(out / f'{split}.txt', lines)
-    batch_size = batch_size or max(4, min(64, 2 ** (len(splits['train']) // 20).bit_length() // 2))
     lines = _config(folder, out, sorted(splits), classes, backbone, size, epochs, batch_size)
     config = write_config(out, f'strip-mlp-{backbone.name}_{out.name}', lines)
     return Written(config, _found(folder, splits, classes, list(sizes.values()), odd, unreadable))

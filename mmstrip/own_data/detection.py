@@ -5,11 +5,12 @@ import math
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Collection, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..utils.checkpoints import write_file
 from .images import (
+    IMAGE_FOLDERS,
     SPLITS,
     VAL_SHARE,
     Size,
@@ -116,9 +117,9 @@ def write_detection(
 
 
 def _read_coco(folder: Path) -> tuple[dict[str, Split], list[str]]:
-    images, _ = find_images(folder)
+    images, others = find_images(folder)
     splits, files, notes = {}, {}, []
-    for file in sorted(folder.rglob('*.json')):
+    for file in (path for path in others if path.suffix.lower() == '.json'):
         content = _coco_content(file)
         if content is None:
             notes.append(f'left out, as it has no boxes of COCO: {file}')
@@ -126,10 +127,11 @@ def _read_coco(folder: Path) -> tuple[dict[str, Split], list[str]]:
         split = split_of(file.stem) or _split_of_folders(file.relative_to(folder)) or 'train'
         if split in splits:
             raise ValueError(f'{files[split]} and {file} are both for {split}; keep one of them in {folder}')
-        root = _image_root(file, content, images, split, folder)
+        root = _image_root(file, content, images, split, notes, folder)
+        notes += _of_other_sizes(file, content, root)
         complete = _complete(content['annotations'])
         if not complete:
-            notes.append(f'written anew, with ids from 1 and areas, as {file} has boxes without')
+            notes.append(f'written anew, with ids from 1, areas and iscrowd, as {file} has boxes without')
         splits[split], files[split] = Split(content, root, file if complete else None), file
     if not splits:
         raise ValueError(
@@ -162,11 +164,13 @@ def _coco_content(file: Path) -> dict | None:
 
 def _complete(boxes: list[dict]) -> bool:
     """Whether boxes have what COCO's evaluation reads; else they get it. It takes a box of id 0 for one not found."""
-    if all(box.get('id') and 'area' in box for box in boxes):
+    ids = {box.get('id') for box in boxes}
+    if len(ids) == len(boxes) and all(box.get('id') and {'area', 'iscrowd'} <= set(box) for box in boxes):
         return True
     for number, box in enumerate(boxes, 1):
         box['id'] = number
         box.setdefault('area', box['bbox'][2] * box['bbox'][3])
+        box.setdefault('iscrowd', 0)
     return False
 
 
@@ -175,18 +179,42 @@ def _split_of_folders(path: Path) -> str | None:
     return next(filter(None, map(split_of, path.parts[:-1][::-1])), None)
 
 
-def _image_root(file: Path, content: dict, images: Sequence[Path], split: str, folder: Path) -> Path:
+def _image_root(file: Path, content: dict, images: Sequence[Path], split: str, notes: list[str], folder: Path) -> Path:
     """The folder that the names of images in a JSON file start from."""
-    names = [image['file_name'] for image in content['images']]
-    found = [path for path in images if path.as_posix().endswith(f'/{names[0]}')]
-    found.sort(key=lambda path: split != _split_of_folders(path.relative_to(folder)))
+    names = sorted({PurePosixPath(image['file_name']).as_posix() for image in content['images']})
+    known = {path.as_posix() for path in images}
+    found = [path.removesuffix(names[0]) for path in sorted(known) if f'/{path}'.endswith(f'/{names[0]}')]
     if not found:
         raise FileNotFoundError(f'{file} speaks of {names[0]}, which is nowhere in its folder')
-    root = Path(found[0].as_posix().removesuffix(names[0]))
-    missing = sorted(set(names) - {path.relative_to(root).as_posix() for path in images if path.is_relative_to(root)})
-    if missing:
-        raise FileNotFoundError(f'{file} speaks of {listed(missing)}, not in {root} as the others')
-    return root
+    lacking = {root: [name for name in names if root + name not in known] for root in found}
+    nearest = min(found, key=lambda root: len(lacking[root]))
+    if lacking[nearest]:
+        raise FileNotFoundError(f'{file} speaks of {listed(lacking[nearest])}, not in {Path(nearest)} as the others')
+
+    def fit(root: Path) -> tuple[bool, bool, bool]:
+        way = (root / names[0]).relative_to(folder)
+        named = any(part.lower() in IMAGE_FOLDERS for part in way.parts)
+        return split == _split_of_folders(way), root == file.parent, named
+
+    roots = [Path(root) for root in found if not lacking[root]]
+    best, *others = sorted(roots, key=fit, reverse=True)
+    if others and fit(best) == fit(others[0]):
+        raise ValueError(
+            f'{file} fits the images in {best} as well as those in {others[0]}; call one of these folders images'
+        )
+    if others:
+        notes.append(f'images of {file.name}: in {best}, not {listed(others)}')
+    return best
+
+
+def _of_other_sizes(file: Path, content: dict, root: Path) -> list[str]:
+    """A note on images whose boxes lie elsewhere, as their EXIF data turn them for instance."""
+    sizes, unreadable = measure([root / image['file_name'] for image in content['images']])
+    if unreadable:
+        raise ValueError(f'{unreadable[0]} is not a readable image')
+    found = [image['file_name'] for image in content['images'] if sizes[root / image['file_name']] != _size(image)]
+    note = f'{len(found)} images are not of the size in {file}, so that their boxes may lie elsewhere: {listed(found)}'
+    return [note] if found else []
 
 
 def _read_voc(folder: Path) -> tuple[dict[str, Split], list[str]]:
@@ -374,8 +402,12 @@ def _pipelines(size: int, position: int) -> list[str]:
     ]
 
 
+def _size(image: dict) -> Size:
+    return Size(image['width'], image['height'])
+
+
 def _found(folder: Path, splits: dict[str, Split], classes: Sequence[str]) -> list[str]:
-    sizes = [Size(image['width'], image['height']) for part in splits.values() for image in part.content['images']]
+    sizes = [_size(image) for part in splits.values() for image in part.content['images']]
     counts = Counter()
     for part in splits.values():
         names = {category['id']: category['name'] for category in part.content['categories']}

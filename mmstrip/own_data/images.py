@@ -19,6 +19,8 @@ SPLITS = {
     'val': ('val', 'valid', 'validation'),
     'test': ('test', 'testing'),
 }
+# Names that folders of images have beside those of label maps or others.
+IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'jpegimages', 'img_dir', 'leftimg8bit')
 SEED = 0
 VAL_SHARE = 0.2
 
@@ -39,13 +41,28 @@ def require_folder(folder: str | Path) -> Path:
     return Path(folder)
 
 
+def find_files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """Files below a folder, linked folders included, sorted; hidden ones do not count.
+
+    Args:
+        folder: The folder.
+        above: The folders on the way to it, without links; one of them is not entered again.
+    """
+    place = folder.resolve()
+    if place in above:
+        return []
+    files = []
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith('.')):
+        if path.is_dir():
+            files += find_files(path, (*above, place))
+        elif path.is_file():
+            files.append(path)
+    return files
+
+
 def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
     """Images below a folder by their suffixes, sorted, and the other files; hidden ones count as neither."""
-    files = sorted(
-        path
-        for path in folder.rglob('*')
-        if path.is_file() and not any(part.startswith('.') for part in path.relative_to(folder).parts)
-    )
+    files = find_files(folder)
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     return images, [path for path in files if path.suffix.lower() not in SUFFIXES]
 

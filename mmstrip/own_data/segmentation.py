@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..utils.samples import IGNORED
 from .images import (
+    IMAGE_FOLDERS,
     SPLITS,
     VAL_SHARE,
     describe_sizes,
@@ -38,7 +39,6 @@ from .writing import (
 MODELS = {'fpn': '8xb2-80k', 'upernet': '8xb2-160k', 'segformer': '8xb2-160k'}  # and the configs of theirs
 CROP_SIZE, LONG_SIDES = 512, 4  # pixels; the long side of an image over its short one, at most
 EPOCHS = 100
-IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'jpegimages', 'img_dir', 'leftimg8bit')
 LABEL_FOLDERS = ('labels', 'label', 'masks', 'mask', 'annotations', 'segmentationclass', 'ann_dir', 'gtfine')
 CLASS_FILES = ('classes.txt', 'labels.txt')
 

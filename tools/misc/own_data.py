@@ -40,9 +40,10 @@ def main() -> None:
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f'Error: {error}')
     config, work_dir = shlex.quote(str(written.config)), Path('work_dirs') / written.config.stem
+    checkpoint = f'"$(cat {shlex.quote(str(work_dir))}/last_checkpoint)"'
     print('\n'.join(written.found), f'\nwrote {config}\n')
     print(f'python tools/train.py {config} --amp auto')
-    print(f'python tools/test.py {config} "$(cat {work_dir}/last_checkpoint)" --show-dir {work_dir}/pictures')
+    print(f'python tools/test.py {config} {checkpoint} --show-dir {shlex.quote(f"{work_dir}/pictures")}')
 
 
 if __name__ == '__main__':
