@@ -44,9 +44,26 @@ def read_sample(dataset: Dataset, index: int):
     labelled = sample.get('data_samples') if isinstance(sample, dict) else None
     if getattr(labelled, 'seg_map_path', None) and 'gt_sem_seg' in labelled:
         _check_size(labelled.seg_map_path, labelled.img_path)
-        ignored = getattr(dataset, 'ignore_index', IGNORED)
+        ignored = getattr(_inner(dataset, index), 'ignore_index', IGNORED)
         _check_labels(labelled, len(dataset.metainfo['classes']), ignored)
     return sample
+
+
+def _inner(dataset: Dataset, index: int) -> Dataset:
+    """The dataset that gives a sample, inside of wrappers such as RepeatDataset and ConcatDataset."""
+    if hasattr(dataset, '_get_ori_dataset_idx'):
+        index = dataset._get_ori_dataset_idx(index)
+    if hasattr(dataset, 'datasets'):
+        which, index = index
+        return _inner(dataset.datasets[which], index)
+    return _inner(dataset.dataset, index) if hasattr(dataset, 'dataset') else dataset
+
+
+def count_images(dataset: Dataset) -> int:
+    """Samples of a dataset, each once where wrappers repeat them."""
+    if hasattr(dataset, 'datasets'):
+        return sum(map(count_images, dataset.datasets))
+    return count_images(dataset.dataset) if hasattr(dataset, 'dataset') else len(dataset)
 
 
 def _find_bad_file(info: dict, error: Exception) -> None:
@@ -69,8 +86,10 @@ def _check_readable(path: str, missing: str, kind: str, unreadable: type[ValueEr
 
 
 def _decode(path: str) -> None:
-    """Raises FileNotFoundError, or ValueError where one of mmcv's usual backends cannot decode the file."""
+    """Raises FileNotFoundError, or ValueError where one of mmcv's usual backends cannot decode an image."""
     content = get(path)
+    if not path.lower().endswith(IMAGE_SUFFIXES):
+        return  # transforms of others read files of other kinds
     for backend in ('cv2', 'pillow'):
         try:
             image = mmcv.imfrombytes(content, backend=backend)

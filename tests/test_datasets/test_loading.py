@@ -36,8 +36,12 @@ def test_missing(dataset, tmp_path):
         read_sample(dataset, 0)
 
 
-def test_other_errors_stay_as_they_are(dataset, monkeypatch):
+def test_other_errors_stay_as_they_are(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, 'pipeline', lambda info: info['no_such_key'])
+    with pytest.raises(KeyError, match='no_such_key'):
+        read_sample(dataset, 0)
+    (tmp_path / 'volume.npy').write_bytes(b'of a transform of others')
+    monkeypatch.setattr(dataset, 'get_data_info', lambda index: dict(img_path=str(tmp_path / 'volume.npy')))
     with pytest.raises(KeyError, match='no_such_key'):
         read_sample(dataset, 0)
     with pytest.raises(ZeroDivisionError):

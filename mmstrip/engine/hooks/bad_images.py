@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...registry import HOOKS
+from ...utils.samples import count_images
 
 
 @HOOKS.register_module()
@@ -41,7 +42,7 @@ class BadImagesHook(Hook):
         self.known.update(new)
         for line in new:
             runner.logger.warning(f'Skipped, {len(self.known)} so far: {line}')
-        total = len(runner.train_dataloader.dataset)
+        total = count_images(runner.train_dataloader.dataset)
         if len(self.known) > self.max_share * total:
             raise ValueError(
                 f'{len(self.known)} of {total} training images cannot be read, more than skip_bad_images='
