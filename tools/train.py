@@ -48,9 +48,9 @@ def apply_args(config, args: argparse.Namespace) -> None:
     set_train_amp(config, args.amp)
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
-        config.get('default_hooks', {}).get('checkpoint', {}).pop('save_best', None)
+        ((config.get('default_hooks') or {}).get('checkpoint') or {}).pop('save_best', None)
     if args.auto_scale_lr:
-        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
             raise ValueError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
         config.auto_scale_lr.enable = True
 

@@ -10,14 +10,14 @@ from ..utils.seeding import remaining_batches
 
 
 @contextmanager
-def explained_worker_death() -> Iterator[None]:
-    """Say what to do when the system has killed a process that loads data."""
+def explained_worker_death(workers: int) -> Iterator[None]:
+    """Say what to do when the system has killed one of the processes that load data."""
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
         # What a worker itself has raised comes as 'Caught ... in DataLoader worker'.
         caught, words = str(error).startswith('Caught '), 'DataLoader worker (pid'
-        if caught or (isinstance(error, RuntimeError) and words not in str(error)):
+        if not workers or caught or (isinstance(error, RuntimeError) and words not in str(error)):
             raise
         raise RuntimeError(
             f'a process that loads data was killed ({error}). Mostly the memory was full: lower '
@@ -38,7 +38,9 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
     batches_done = 0
 
-    run = explained_worker_death()(EpochBasedTrainLoop.run)
+    def run(self):
+        with explained_worker_death(self.dataloader.num_workers):
+            return super().run()
 
     def run_epoch(self) -> None:
         self.runner.call_hook('before_train_epoch')
@@ -59,4 +61,6 @@ class ResumableIterLoop(IterBasedTrainLoop):
         RuntimeError: A process that loads data was killed.
     """
 
-    run = explained_worker_death()(IterBasedTrainLoop.run)
+    def run(self):
+        with explained_worker_death(self.dataloader.num_workers):
+            return super().run()

@@ -141,19 +141,19 @@ def set_train_amp(config: Config, name: str | None) -> None:
         ValueError: float16 without a GPU, or an ``optim_wrapper`` of another type, which has a precision of its own.
     """
     dtype = amp_dtype(name)
-    if dtype is None:
+    if name is None:
         return
     wrapper = name_of(config.optim_wrapper.get('type', 'OptimWrapper'))
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper', _CPU_WRAPPER):
         raise ValueError(f"--amp needs optim_wrapper.type 'OptimWrapper', but got {wrapper!r}")
-    if torch.cuda.is_available():
+    if dtype and torch.cuda.is_available():
         config.optim_wrapper.update(type='AmpOptimWrapper', dtype=dtype)
         # bfloat16 has the range of float32, so that its gradients need no scaling.
         config.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'float16' else 1.0)
         return
     for key in ('dtype', 'loss_scale', 'use_fsdp'):  # arguments of AmpOptimWrapper alone
         config.optim_wrapper.pop(key, None)
-    config.optim_wrapper.type = _CPU_WRAPPER
+    config.optim_wrapper.type = _CPU_WRAPPER if dtype else 'OptimWrapper'
 
 
 def set_test_amp(config: Config, name: str | None) -> None:

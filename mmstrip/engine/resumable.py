@@ -1,12 +1,13 @@
 """What makes the training of any config resumable: the parts of ours that take the place of mmengine's."""
 
+import re
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ..utils.checkpoints import newest_checkpoint, read_resumable
+from ..utils.checkpoints import CHECKPOINTS, newest_checkpoint, read_resumable
 from ..utils.config import name_of
 
 _HOOKS = ('mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook', 'mmstrip.NamedFilesHook')
@@ -85,7 +86,9 @@ def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
     if config.get('load_from') and config.resume != 'auto':
         found = config.load_from, read_resumable(config.load_from, trusted)
     else:
-        found = newest_checkpoint(config.work_dir, trusted)
+        hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
+        own = re.sub(r'\{.*?\}', '*', hook.get('filename_tmpl') or CHECKPOINTS[0])
+        found = newest_checkpoint(config.work_dir, trusted, (*CHECKPOINTS, own))
     if found is None:
         start = config.get('load_from') or 'scratch'
         print_log(f'No checkpoint in {config.work_dir} yet: the training starts from {start}', logger='current')

@@ -7,7 +7,7 @@ import pickle
 import re
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
+CHECKPOINTS = ('epoch_*.pth', 'iter_*.pth', 'interrupted.pth')
 _PLAIN = (str, bytes, int, float, bool, type(None))
 _SAFETENSORS = '.safetensors'
 _HISTORY = {'history', 'counts', 'max_length'}
@@ -280,13 +281,12 @@ def load_whole(model: nn.Module, state_dict: dict[str, Tensor]) -> str:
     """
     weights = OrderedDict((key.removeprefix('module.'), value) for key, value in state_dict.items())
     weights._metadata = getattr(state_dict, '_metadata', None)
-    misfits = ''
+    expected, misfits = list(model.state_dict()), ''
     try:
-        model.load_state_dict(weights, strict=False)
+        missing = model.load_state_dict(weights, strict=False).missing_keys
     except RuntimeError as error:  # a line for each, below the first
         misfits = '; '.join(line.strip() for line in str(error).splitlines()[1:6])
-    expected = list(model.state_dict())
-    missing = [key for key in expected if key not in weights]
+        missing = [key for key in expected if key not in weights]
     if missing:
         return (
             f"lacks {len(missing)} of the model's {len(expected)} tensors, first of all {', '.join(missing[:5])}; "
@@ -295,19 +295,22 @@ def load_whole(model: nn.Module, state_dict: dict[str, Tensor]) -> str:
     return misfits and f'has tensors of other shapes: {misfits}'
 
 
-def newest_checkpoint(folder: str | Path, trusted: bool = False) -> tuple[str, dict] | None:
+def newest_checkpoint(
+    folder: str | Path, trusted: bool = False, names: Sequence[str] = CHECKPOINTS
+) -> tuple[str, dict] | None:
     """The newest checkpoint of a training that can be read, and its content; None where there is none.
 
     Args:
         folder: Work dir of the training. The file that ``last_checkpoint`` names comes first, then the others by their
             time; those that cannot be read are logged.
         trusted: As of :func:`read_checkpoint`.
+        names: Patterns of their names. Defaults to those of mmengine and of a training that was stopped.
 
     Raises:
         ValueError: There are checkpoints, but none can be read.
     """
     problems = []
-    for path in _by_age(Path(folder)):
+    for path in _by_age(Path(folder), names):
         try:
             checkpoint = read_resumable(path, trusted)
         except ValueError as error:
@@ -338,13 +341,13 @@ def read_resumable(path: str | Path, trusted: bool = False) -> dict:
     return checkpoint
 
 
-def _by_age(folder: Path) -> list[Path]:
+def _by_age(folder: Path, names: Sequence[str]) -> list[Path]:
     """Training checkpoints of a work dir, the one of ``last_checkpoint`` first, then the newest first."""
     pointer = folder / 'last_checkpoint'
     last = Path(pointer.read_text().strip()) if pointer.is_file() else folder / 'none'
     if last.is_file() and not (folder / last.name).is_file():
         folder = last.parent  # checkpoints outside of the work dir
-    files = {file for name in ('epoch_*.pth', 'iter_*.pth', 'interrupted.pth') for file in folder.glob(name)}
+    files = {file for name in names for file in folder.glob(name)}
     if last.is_file():
         files.add(folder / last.name)  # which may be named otherwise
     return sorted(files, key=lambda file: (file.name == last.name, file.stat().st_mtime_ns), reverse=True)

@@ -57,10 +57,10 @@ def dataset_class(dataset: dict) -> type | None:
 
 
 def name_of(kind: str | type) -> str:
-    """The name of mmengine's by which a config's ``type`` goes, given as it is, with its scope or as the class.
+    """The name of mmengine's by which a config's ``type`` goes; it may have its scope or module, or be the class.
 
     Types of others keep their scope, or the module of their class.
     """
     if isinstance(kind, str):
-        return kind.removeprefix('mmengine.')
+        return kind.rpartition('.')[2] if kind.startswith('mmengine.') else kind
     return kind.__name__ if kind.__module__.startswith('mmengine.') else f'{kind.__module__}.{kind.__name__}'

@@ -103,12 +103,15 @@ def test_gpus_scale_the_loss_of_float16_only(dtype, scale, monkeypatch):
     assert config.optim_wrapper == dict(type='AmpOptimWrapper', dtype=dtype, loss_scale=scale)
 
 
-def test_cpus_take_configs_of_gpus(without_gpu):
+def test_cpus_take_configs_of_gpus(without_gpu, monkeypatch):
     wrapper = dict(type='AmpOptimWrapper', dtype='float16', loss_scale=512.0, accumulative_counts=2)
     config = Config(dict(optim_wrapper=wrapper))
     for _ in range(2):  # the second time as a run has dumped it
         set_train_amp(config, 'bfloat16')
         assert config.optim_wrapper == dict(type='mmstrip.BFloat16OptimWrapper', accumulative_counts=2)
+    monkeypatch.setattr(precision, 'native_types', lambda x: False)
+    set_train_amp(config, 'auto')
+    assert config.optim_wrapper == dict(type='OptimWrapper', accumulative_counts=2)
     config = Config(dict(optim_wrapper=dict(type='OptimWrapperDict')))
     with pytest.raises(ValueError, match="optim_wrapper.type 'OptimWrapper', but got 'OptimWrapperDict'"):
         set_train_amp(config, 'bfloat16')

@@ -62,12 +62,12 @@ def test_any_config_becomes_resumable():
         assert config.default_hooks.checkpoint.type == 'mmstrip.SafeCheckpointHook'
 
 
-def test_types_may_be_classes():
+def test_types_may_be_classes_or_paths():
     config = Config(
         dict(
             work_dir='work',
             train_cfg=dict(type=EpochBasedTrainLoop, max_epochs=3),
-            default_hooks=dict(checkpoint=dict(type='mmengine.CheckpointHook')),
+            default_hooks=dict(checkpoint=dict(type='mmengine.hooks.CheckpointHook')),
         )
     )
     make_resumable(config)
@@ -103,6 +103,16 @@ def test_where_a_run_begins(tmp_path):
         choose_checkpoint(config)
 
 
+def test_older_checkpoints_of_other_names(tmp_path):
+    torch.save(dict(state_dict={}, optimizer={}, meta=dict(iter=5)), tmp_path / 'ep_01.pth')
+    (tmp_path / 'ep_02.pth').write_bytes(b'damaged')
+    hooks = dict(checkpoint=dict(type='CheckpointHook', filename_tmpl='ep_{:02d}.pth'))
+    config = Config(dict(work_dir=str(tmp_path), resume=True, default_hooks=hooks))
+    assert choose_checkpoint(config) == str(tmp_path / 'ep_01.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'ep_02.pth'))
+    assert choose_checkpoint(config) == str(tmp_path / 'ep_01.pth')
+
+
 @pytest.mark.parametrize(
     'error, killed',
     [
@@ -114,6 +124,6 @@ def test_where_a_run_begins(tmp_path):
     ],
 )
 def test_death_of_workers_is_told_from_their_errors(error, killed):
-    with pytest.raises(Exception) as raised, explained_worker_death():
+    with pytest.raises(Exception) as raised, explained_worker_death(2):
         raise error
     assert ('was killed' in str(raised.value)) == killed and (raised.value is error) != killed

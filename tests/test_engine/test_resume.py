@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -76,6 +77,39 @@ def test_training_by_iterations_resumes_at_any_iteration(tmp_path):
         assert process.exitcode == (STOPPED if stop == signal.SIGTERM else -stop)
     assert_same_end(finish(stopped, options, config=config), undisturbed)
     assert 'slower' not in log(stopped)
+
+
+def test_checkpoints_between_the_ends_of_epochs(tmp_path):
+    """As mmdet's users save long epochs; the last checkpoint is from before its validation."""
+    options = {
+        'randomness.seed': 4,
+        'default_hooks.checkpoint': dict(by_epoch=False, interval=2, max_keep_ckpts=-1),
+    }
+    undisturbed = finish(tmp_path / 'whole', options)
+    for iteration in (4, 6):
+        (tmp_path / str(iteration)).mkdir()
+        shutil.copy(tmp_path / 'whole' / f'iter_{iteration}.pth', tmp_path / str(iteration))
+        assert_same_end(finish(tmp_path / str(iteration), options), undisturbed)
+        assert steps(tmp_path / str(iteration)) == 12 - iteration
+    finish(tmp_path / 'whole', options)
+    assert steps(tmp_path / 'whole') == 12
+
+
+EARLY_STOPPING = f"""
+_base_ = [{str(CONFIG)!r}]
+custom_hooks = [
+    dict(type='EMAHook', momentum=0.1),
+    dict(type='EarlyStoppingHook', monitor='accuracy/top1', rule='greater', min_delta=1000, patience=2),
+]
+"""
+
+
+def test_early_stopping_counts_on(tmp_path):
+    config = tmp_path / 'early.py'
+    config.write_text(EARLY_STOPPING)
+    for _ in range(2):
+        finish(tmp_path, {'train_cfg.max_epochs': 8}, config=config)
+        assert steps(tmp_path) == 3 * 3
 
 
 def test_full_disk_and_damaged_checkpoints(tmp_path, undisturbed):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from mmstrip.utils.checkpoints import (
     fill_model,
     load_plain_weights_only,
+    load_whole,
     read_checkpoint,
     restore_histories,
     to_plain,
@@ -56,6 +57,14 @@ def test_a_filled_model_is_all_that_changes(tmp_path):
     torch.save({f'module.{key}': value for key, value in larger.items()}, tmp_path / 'larger.pth')
     with pytest.raises(ValueError, match=r'larger.pth .* has tensors of other shapes: .* weight: .*\[4, 2\].*\[3, 2\]'):
         fill_model(layer, 'layer.py', tmp_path / 'larger.pth')
+
+
+def test_counts_that_pytorch_fills_itself_may_be_missing(tmp_path):
+    norm, weights = torch.nn.BatchNorm2d(3), dict(torch.nn.BatchNorm2d(3).state_dict())
+    del weights['num_batches_tracked']
+    assert load_whole(norm, weights) == ''
+    del weights['running_var']
+    assert 'lacks 1' in load_whole(norm, weights)
 
 
 def test_safetensors(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from mmengine.dist import all_reduce, barrier, get_comm_device, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...registry import HOOKS
@@ -71,7 +71,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     - Checkpoints and ``last_checkpoint`` are written atomically, and old ones are removed afterwards.
     - They hold plain values only, so that they load without running code (``weights_only=True``).
-    - One that was saved before its validation makes the resumed run validate first.
+    - One that was saved before its validation makes the resumed run validate first; early stopping counts on.
     - On SIGTERM, the running iteration (or validation) is finished, ``interrupted.pth`` saved and the process ended
       with exit code 143. It goes when the next regular checkpoint is there. Several processes finish one iteration
       more, so that they agree without waiting for their GPUs.
@@ -88,6 +88,8 @@ class SafeCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         self.max_keep = max_keep_ckpts
         self.validated = True
+        self.metrics: dict | None = None  # of the last validation
+        self.batches_done: dict | None = None  # of the epoch that is running
         self.stop = False
         self._asked: HostCopy | None = None  # how many processes were asked to stop, at the iteration before
         self.previous_handler = None
@@ -114,6 +116,9 @@ class SafeCheckpointHook(CheckpointHook):
         if not runner._resume or not isinstance(meta, dict):
             return
         self.validated = meta.get('validated', True)
+        for hook, state in zip(_early_stopping(runner), meta.get('early_stopping', [])):
+            hook.wait_count, hook.best_score = state
+            runner.train_loop.stop_training |= hook.wait_count >= hook.patience
         if meta.get('batches_done'):
             self._resume_inside_epoch(runner, **meta['batches_done'])
 
@@ -138,26 +143,25 @@ class SafeCheckpointHook(CheckpointHook):
         checkpoint.update(to_plain(checkpoint))
 
     def after_train_epoch(self, runner: Runner) -> None:
-        self.validated = False
+        self.validated, self.batches_done = False, None
         super().after_train_epoch(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self.validated = by_epoch
+        self.batches_done = dict(done=batch_idx + 1, of=len(runner.train_dataloader)) if by_epoch else None
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         # Not between accumulated gradients, which are not saved, nor before what follows the last batch of an epoch.
         whole_step = (runner.iter + 1) % getattr(runner.optim_wrapper, '_accumulative_counts', 1) == 0
         if self._stop_agreed() and whole_step and not (by_epoch and batch_idx + 1 == len(runner.train_dataloader)):
-            meta = dict(epoch=runner.epoch, iter=runner.iter + 1)
-            if by_epoch:
-                meta['batches_done'] = dict(done=batch_idx + 1, of=len(runner.train_dataloader))
-            self._save_and_stop(runner, meta)
+            self._save_and_stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1, batches_done=self.batches_done))
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        self.validated = True
-        super().after_val_epoch(runner, metrics)
+        self.metrics = metrics
 
     def after_val(self, runner: Runner) -> None:
+        self.validated = True
+        super().after_val_epoch(runner, self.metrics)  # not before other hooks, such as early stopping, have counted it
         if self._stop_agreed(now=True):
             self._save_and_stop(runner, dict(epoch=runner.epoch, iter=runner.iter))
 
@@ -190,18 +194,21 @@ class SafeCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        if not self.by_epoch:
+            meta = dict(meta, batches_done=self.batches_done)
         self._save(runner, name, meta)
         if is_main_process():
             self._remove_old(step)
 
     def _save(self, runner: Runner, name: str, meta: dict) -> None:
+        early_stopping = [[hook.wait_count, hook.best_score] for hook in _early_stopping(runner)]
         runner.save_checkpoint(
             self.out_dir,
             name,
             self.file_client_args,
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler,
-            meta=dict(meta, validated=self.validated),
+            meta=dict(meta, validated=self.validated, early_stopping=early_stopping),
             by_epoch=self.by_epoch,
             backend_args=self.backend_args,
             **self.args,
@@ -230,9 +237,14 @@ class SafeCheckpointHook(CheckpointHook):
             self.file_backend.remove_now(keep={one, *several.values()})
 
 
+def _early_stopping(runner: Runner) -> list[EarlyStoppingHook]:
+    return [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
+
+
 def _validation_due(runner: Runner) -> bool:
     """Whether the loop would validate at the place it is at."""
     loop = runner.train_loop
+    loop._decide_current_val_interval()
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     place, last = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
     due = place >= loop.val_begin and (place % loop.val_interval == 0 or place == last)
