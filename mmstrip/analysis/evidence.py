@@ -103,6 +103,7 @@ DIGIT_SCENES_TRIALS = {
     'as-it-is': ({}, 1),
     'four-times-the-epochs': ({EPOCHS: 20, 'param_scheduler.1.end': 20}, 4),
     'three-times-the-rate': ({RATE: 3e-3}, 1),
+    'both-of-these': ({EPOCHS: 20, 'param_scheduler.1.end': 20, RATE: 3e-3}, 4),
     'backbone-at-the-heads-rate': ({'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': 1.0}, 1),
     'no-norm-in-the-neck': ({'model.neck.norm_cfg': None}, 1),
     'windows-of-the-whole-map': ({f'{BACKBONE}.img_size': 96}, 1),
