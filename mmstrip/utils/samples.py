@@ -49,21 +49,26 @@ def read_sample(dataset: Dataset, index: int):
     return sample
 
 
+def _wrapped(dataset: Dataset) -> list[Dataset]:
+    """The datasets in a wrapper such as RepeatDataset and ConcatDataset; none of another dataset."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    return [one for one in inner if hasattr(one, '__getitem__') and not isinstance(one, str)]
+
+
 def _inner(dataset: Dataset, index: int) -> Dataset:
-    """The dataset that gives a sample, inside of wrappers such as RepeatDataset and ConcatDataset."""
-    if hasattr(dataset, '_get_ori_dataset_idx'):
-        index = dataset._get_ori_dataset_idx(index)
-    if hasattr(dataset, 'datasets'):
-        which, index = index
-        return _inner(dataset.datasets[which], index)
-    return _inner(dataset.dataset, index) if hasattr(dataset, 'dataset') else dataset
+    """The dataset inside of wrappers that gives a sample."""
+    inner = _wrapped(dataset)
+    if hasattr(dataset, 'ignore_index') or not inner:
+        return dataset
+    place = dataset._get_ori_dataset_idx(index) if hasattr(dataset, '_get_ori_dataset_idx') else index
+    which, index = place if isinstance(place, tuple) else (0, place)
+    return _inner(inner[which], index)
 
 
 def count_images(dataset: Dataset) -> int:
     """Samples of a dataset, each once where wrappers repeat them."""
-    if hasattr(dataset, 'datasets'):
-        return sum(map(count_images, dataset.datasets))
-    return count_images(dataset.dataset) if hasattr(dataset, 'dataset') else len(dataset)
+    inner = _wrapped(dataset)
+    return min(len(dataset), sum(map(count_images, inner))) if inner else len(dataset)
 
 
 def _find_bad_file(info: dict, error: Exception) -> None:

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from helpers import ROOT
 from mmengine.config import Config
+from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
+from torch.utils.data import Subset
 
-from mmstrip.utils.samples import read_sample
+from mmstrip.utils.samples import count_images, read_sample
 
 
 @pytest.fixture(params=['cv2', 'pillow'])
@@ -46,6 +48,12 @@ def test_other_errors_stay_as_they_are(dataset, tmp_path, monkeypatch):
         read_sample(dataset, 0)
     with pytest.raises(ZeroDivisionError):
         read_sample(_Broken(), 0)
+
+
+def test_repeated_images_count_once(dataset):
+    repeated = RepeatDataset(dataset, 5)  # of one image
+    assert len(repeated) == 5 and count_images(repeated) == count_images(Subset(repeated, [0, 3])) == 1
+    assert count_images(ConcatDataset([dataset, dataset])) == 2 and count_images(Subset([1, 2, 3], [0, 1])) == 2
 
 
 class _Broken:
