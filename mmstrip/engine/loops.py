@@ -25,8 +25,16 @@ def explained_worker_death(workers: int) -> Iterator[None]:
         ) from error
 
 
+class _ExplainedLoop:
+    """Of a training loop: errors of its loader say what to do."""
+
+    def run(self):
+        with explained_worker_death(self.dataloader.num_workers):
+            return super().run()
+
+
 @LOOPS.register_module()
-class ResumableEpochLoop(EpochBasedTrainLoop):
+class ResumableEpochLoop(_ExplainedLoop, EpochBasedTrainLoop):
     """mmengine's loop over epochs, whose first epoch may begin after batches that were trained before a stop.
 
     Attributes:
@@ -37,10 +45,6 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
     """
 
     batches_done = 0
-
-    def run(self):
-        with explained_worker_death(self.dataloader.num_workers):
-            return super().run()
 
     def run_epoch(self) -> None:
         self.runner.call_hook('before_train_epoch')
@@ -54,13 +58,9 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
 
 @LOOPS.register_module()
-class ResumableIterLoop(IterBasedTrainLoop):
+class ResumableIterLoop(_ExplainedLoop, IterBasedTrainLoop):
     """mmengine's loop over iterations, which resumes at any of them.
 
     Raises:
         RuntimeError: A process that loads data was killed.
     """
-
-    def run(self):
-        with explained_worker_death(self.dataloader.num_workers):
-            return super().run()

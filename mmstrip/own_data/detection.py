@@ -18,7 +18,7 @@ from .images import (
     find_images,
     hold_out,
     listed,
-    measure,
+    measure_all,
     require_folder,
     split_of,
 )
@@ -128,7 +128,7 @@ def _read_coco(folder: Path) -> tuple[dict[str, Split], list[str]]:
         if split in splits:
             raise ValueError(f'{files[split]} and {file} are both for {split}; keep one of them in {folder}')
         root = _image_root(file, content, images, split, notes, folder)
-        notes += _of_other_sizes(file, content, root)
+        _note_other_sizes(file, content, root, notes)
         complete = _complete(content['annotations'])
         if not complete:
             notes.append(f'written anew, with ids from 1, areas and iscrowd, as {file} has boxes without')
@@ -207,14 +207,14 @@ def _image_root(file: Path, content: dict, images: Sequence[Path], split: str, n
     return best
 
 
-def _of_other_sizes(file: Path, content: dict, root: Path) -> list[str]:
-    """A note on images whose boxes lie elsewhere, as their EXIF data turn them for instance."""
-    sizes, unreadable = measure([root / image['file_name'] for image in content['images']])
-    if unreadable:
-        raise ValueError(f'{unreadable[0]} is not a readable image')
+def _note_other_sizes(file: Path, content: dict, root: Path, notes: list[str]) -> None:
+    """Note images whose boxes lie elsewhere, as their EXIF data turn them for instance."""
+    sizes = measure_all([root / image['file_name'] for image in content['images']])
     found = [image['file_name'] for image in content['images'] if sizes[root / image['file_name']] != _size(image)]
-    note = f'{len(found)} images are not of the size in {file}, so that their boxes may lie elsewhere: {listed(found)}'
-    return [note] if found else []
+    if found:
+        notes.append(
+            f'{len(found)} images are not of the size in {file}, so that their boxes may lie elsewhere: {listed(found)}'
+        )
 
 
 def _read_voc(folder: Path) -> tuple[dict[str, Split], list[str]]:
@@ -231,9 +231,7 @@ def _read_voc(folder: Path) -> tuple[dict[str, Split], list[str]]:
     missing = [name for name in wanted if name not in by_stem]
     if missing:
         raise FileNotFoundError(f'no image of {listed(missing)} in {root}')
-    sizes, unreadable = measure([by_stem[name] for name in wanted])
-    if unreadable:
-        raise ValueError(f'{unreadable[0]} is not a readable image')
+    sizes = measure_all([by_stem[name] for name in wanted])
     objects = {name: _voc_objects(folder / 'Annotations' / f'{name}.xml') for name in wanted}
     names = sorted({name for boxes in objects.values() for name, _, _ in boxes})
     splits = {}

@@ -98,6 +98,14 @@ def measure(paths: Sequence[Path]) -> tuple[dict[Path, Size], list[Path]]:
     return sizes, unreadable
 
 
+def measure_all(paths: Sequence[Path]) -> dict[Path, Size]:
+    """As :func:`measure`; raises ValueError for one that cannot be read."""
+    sizes, unreadable = measure(paths)
+    if unreadable:
+        raise ValueError(f'{unreadable[0]} is not a readable image')
+    return sizes
+
+
 def hold_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     """A fifth of the samples at random (seed 0), at least one, and the rest in its order.
 

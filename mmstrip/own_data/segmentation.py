@@ -16,7 +16,7 @@ from .images import (
     find_images,
     hold_out,
     listed,
-    measure,
+    measure_all,
     median_short_side,
     progress,
     require_folder,
@@ -190,9 +190,7 @@ def _files(split: Split, side: int) -> list[Path]:
 
 def _sizes(splits: dict[str, Split]) -> list:
     images, labels = ([file for part in splits.values() for file in _files(part, side)] for side in (0, 1))
-    sizes, unreadable = measure(images + labels)
-    if unreadable:
-        raise ValueError(f'{unreadable[0]} is not a readable image')
+    sizes = measure_all(images + labels)
     for image, label in zip(images, labels):
         if sizes[image] != sizes[label]:
             raise ValueError(

@@ -154,7 +154,7 @@ class SafeCheckpointHook(CheckpointHook):
         # Not between accumulated gradients, which are not saved, nor before what follows the last batch of an epoch.
         whole_step = (runner.iter + 1) % getattr(runner.optim_wrapper, '_accumulative_counts', 1) == 0
         if self._stop_agreed() and whole_step and not (by_epoch and batch_idx + 1 == len(runner.train_dataloader)):
-            self._save_and_stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1, batches_done=self.batches_done))
+            self._save_and_stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         self.metrics = metrics
@@ -194,21 +194,23 @@ class SafeCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        if not self.by_epoch:
-            meta = dict(meta, batches_done=self.batches_done)
         self._save(runner, name, meta)
         if is_main_process():
             self._remove_old(step)
 
     def _save(self, runner: Runner, name: str, meta: dict) -> None:
-        early_stopping = [[hook.wait_count, hook.best_score] for hook in _early_stopping(runner)]
+        place = dict(
+            validated=self.validated,
+            batches_done=self.batches_done,
+            early_stopping=[[hook.wait_count, hook.best_score] for hook in _early_stopping(runner)],
+        )
         runner.save_checkpoint(
             self.out_dir,
             name,
             self.file_client_args,
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler,
-            meta=dict(meta, validated=self.validated, early_stopping=early_stopping),
+            meta=meta | place,
             by_epoch=self.by_epoch,
             backend_args=self.backend_args,
             **self.args,
