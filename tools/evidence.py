@@ -15,7 +15,7 @@ from mmstrip.analysis.evidence_report import write_report
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='default: all')
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time, on one core each (default: 1)')
+    parser.add_argument('--jobs', type=int, default=1, help='cores to use; most runs take one each (default: 1)')
     parser.add_argument('--list', action='store_true', help='print the runs and end')
     parser.add_argument('--data-root', default='data', help='folder of the data sets (default: %(default)s)')
     parser.add_argument('--work-dir', default='work_dirs/evidence', help='logs and checkpoints (default: %(default)s)')

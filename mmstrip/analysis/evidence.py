@@ -30,12 +30,14 @@ CALTECH101 = {
 LIKELY_PLACES = ('strip-mlp-tiny-light', 'resnet50')
 CALTECH101_EPOCHS, CHOOSING_EPOCHS = 12, 3
 
-# Config of each network tried on Fashion-MNIST and the side of its images.
+# Network on Fashion-MNIST -> side of its images, learning rate, minutes that one core takes for an epoch, about, epochs
+# of the whole run (1: the network is only tried), precision and threads.
 FASHION_MNIST = {
-    'strip-mlp-tiny-light': ('strip_mlp/strip-mlp-tiny-light_1xb64_fashion-mnist-32px.py', 32),
-    'strip-mlp-nano': ('strip_mlp/strip-mlp-nano_1xb64_fashion-mnist-64px.py', 64),
+    'strip-mlp-tiny-light': (32, 1e-3, 6, 1, {}),
+    'strip-mlp-nano': (64, 1e-3, 6, 20, {}),
+    'strip-mlp-pico': (128, 2e-3, 5, 32, dict(amp='bfloat16', threads=2)),
 }
-FASHION_MNIST_EPOCHS, FASHION_MNIST_CHOOSING_EPOCHS = 20, 1
+FASHION_MNIST_CHOOSING_EPOCHS = 1
 
 ABLATIONS = 'strip_mlp/strip-mlp-nano_1xb32_caltech101-64px.py'
 ABLATIONS_EPOCHS = 12
@@ -143,14 +145,17 @@ def caltech101_runs(results: Results) -> list[list[Run]]:
 
 
 def fashion_mnist(results: Results) -> list[Run]:
-    """Part 2: a figure that anyone can check; size of the network and of the images by short runs, at one rate."""
-    run = Run('fashion-mnist', 'best_seed0', '', TOP1, {EPOCHS: FASHION_MNIST_EPOCHS})
-    run = replace(run, core_minutes=FASHION_MNIST_EPOCHS * 6)
-    choosing = []
-    for model, (config, side) in FASHION_MNIST.items():
-        run = replace(run, config=config, image=(3, side, side))
-        choosing += choose_rate(run, model, RATES[1:], FASHION_MNIST_CHOOSING_EPOCHS)
-    return [*choosing, with_rate(run, choosing, results)]
+    """Part 2, a figure that anyone can check: networks and sizes of images tried for one epoch, then the small ones."""
+    runs = []
+    for model, (side, rate, minutes, epochs, how) in FASHION_MNIST.items():
+        config = f'strip_mlp/{model}_1xb64_fashion-mnist-{side}px.py'
+        run = Run('fashion-mnist', f'{model}_seed0', config, TOP1, {EPOCHS: epochs, RATE: rate}, **how)
+        run = replace(run, image=(3, side, side), core_minutes=epochs * minutes)
+        choosing = choose_rate(run, model, [rate], FASHION_MNIST_CHOOSING_EPOCHS)
+        runs += choosing
+        if epochs > FASHION_MNIST_CHOOSING_EPOCHS:
+            runs.append(with_rate(run, choosing, results))
+    return runs
 
 
 def ablations(results: Results) -> list[Run]:
@@ -283,14 +288,14 @@ def is_done(run: Run, results: Results) -> bool:
 
 
 class Queue:
-    """Works through runs, each in a process of its own on one core.
+    """Works through runs, each in a process of its own.
 
     Args:
         runs: Gives the runs for the results that there are.
         results: Folder of the results, ``{part}/{name}.json``; a run that has its own there is not run again.
         work_dir: Folder of logs and checkpoints, ``{part}/{name}/``; a run that was stopped resumes from there.
         data_root: Folder that stands for ``data/`` of the configs.
-        jobs: Runs at a time.
+        jobs: Cores to use; a run begins when one is free.
     """
 
     def __init__(
@@ -299,7 +304,7 @@ class Queue:
         self.runs, self.results, self.work_dir, self.data_root, self.jobs = runs, results, work_dir, data_root, jobs
         self.active: dict[str, tuple[Run, subprocess.Popen, float]] = {}
         self.failed: set[str] = set()
-        self.spent = self.expected = 0.0  # minutes, of the runs that have ended here
+        self.spent = self.expected = 0.0  # minutes of cores, of the runs that have ended here
 
     def work(self, report_every: float = 300.0) -> int:
         """Run all that have no result; the number of those that failed or could not begin.
@@ -310,7 +315,7 @@ class Queue:
         reported = time.monotonic()
         try:
             while True:
-                while len(self.active) < self.jobs and (run := self._next()):
+                while sum(one.threads for one, _, _ in self.active.values()) < self.jobs and (run := self._next()):
                     self._start(run)
                 if not self.active:
                     break
@@ -366,14 +371,14 @@ class Queue:
         described = dict(run=asdict(run), data_root=str(self.data_root), checkpoint=self._checkpoint(run.start))
         self._keep_if_same(folder, run)
         write_json(folder / 'run.json', described)
-        self.active[run.key] = run, self._launch(folder, folder / 'log.txt'), time.monotonic()
+        self.active[run.key] = run, self._launch(folder, folder / 'log.txt', run.threads), time.monotonic()
         print(f'{run.key} begins, log: {folder / "log.txt"}', flush=True)
 
-    def _launch(self, folder: Path, log: Path) -> subprocess.Popen:
+    def _launch(self, folder: Path, log: Path, threads: int) -> subprocess.Popen:
         """The process that executes the run that a folder describes."""
         with log.open('a') as output:
             command = [sys.executable, '-m', 'mmstrip.analysis.runs', str(folder)]
-            environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+            environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
             return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
     def _keep_if_same(self, folder: Path, run: Run) -> None:
@@ -393,7 +398,7 @@ class Queue:
                 self.failed.add(key)
                 print(f'{key} failed: {_last_line(self.work_dir / key / "log.txt")}', flush=True)
                 continue
-            self.spent += minutes
+            self.spent += minutes * run.threads
             self.expected += run.core_minutes
             result = json.loads(file.read_text())
             write_json(self.results / f'{key}.json', result)
@@ -408,8 +413,8 @@ class Queue:
         done = sum(is_done(run, results) for run in runs)
         pace = self.spent / self.expected if self.expected else 1.0
         left = sum(run.core_minutes for run in runs if not is_done(run, results) and run.key not in self.failed) * pace
-        for _, _, began in self.active.values():
-            left -= (time.monotonic() - began) / 60
+        for run, _, began in self.active.values():
+            left -= (time.monotonic() - began) / 60 * run.threads
         hours = max(left, 0) / 60 / self.jobs
         names = ', '.join(self.active) or 'none'
         failed = f', {len(self.failed)} failed' if self.failed else ''

@@ -47,6 +47,7 @@ class Run:
         core_minutes: Expected time on one core.
         waits: What it waits for has not been run yet, so that its settings are not known.
         amp: Precision, as of :func:`mmstrip.engine.precision.amp_dtype`; None: float32.
+        threads: Cores that it uses.
     """
 
     part: str
@@ -61,6 +62,7 @@ class Run:
     core_minutes: float = 10
     waits: bool = False
     amp: str | None = None
+    threads: int = 1
 
     @property
     def key(self) -> str:

@@ -42,7 +42,7 @@ SCENES = 'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py'
 class ForkedQueue(Queue):
     """Its processes share their imports."""
 
-    def _launch(self, folder, log):
+    def _launch(self, folder, log, threads):
         return ForkedRun(folder, log)
 
 

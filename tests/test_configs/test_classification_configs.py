@@ -31,8 +31,8 @@ def test_config_builds(path):
     assert model.head.num_classes == config.data_preprocessor.num_classes == classes
     assert model.head.in_channels == model.backbone.embed_dims * 8
     arch = config.model.backbone.arch
-    assert f'strip-mlp-{arch if isinstance(arch, str) else "nano"}' == name[0]
-    size = {'384px': 384, '64px': 64, '32px': 32}.get(path.stem.rpartition('-')[2], 224)
+    assert f'strip-mlp-{arch if isinstance(arch, str) else SMALL[arch.embed_dims]}' == name[0]
+    size = {'384px': 384, '128px': 128, '64px': 64, '32px': 32}.get(path.stem.rpartition('-')[2], 224)
     assert model.backbone.img_size == (size, size)
     gpus, batch = map(int, re.search(r'(\d+)xb(\d+)', path.stem).groups())
     assert config.train_dataloader.batch_size == batch
@@ -84,6 +84,7 @@ def test_there_is_a_config_for_every_variant_and_dataset():
 TRAINING_IMAGES = dict(
     in1k=1281167, cifar10=50000, cifar100=50000, caltech101=6907, flowers102=2040, pets=3680, cars=8144, digits=1437
 ) | {'fashion': 55000, 'caltech101-64px': 5525, 'cifar10-64px': 45000}
+SMALL = {48: 'nano', 32: 'pico'}  # their channels in stage 1
 SHORT = ('digits', 'caltech101-64px', 'cifar10-64px')
 
 
