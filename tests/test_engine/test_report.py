@@ -1,9 +1,14 @@
 """The sheet of predictions at the end of a classification run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
+from mmpretrain.models import AverageClsScoreTTA, ImageClassifier
+from mmpretrain.structures import DataSample
+from torch import nn
 
-from mmstrip.engine.hooks.report import Sheet
+from mmstrip.engine.hooks.report import ClassificationReportHook, Sheet
 from mmstrip.utils.plots import plot_confusion, plot_predictions
 
 
@@ -34,3 +39,15 @@ def test_names_of_classes_are_no_formulas(tmp_path):
     plot_predictions([(image, names[i], names[j]) for i in range(3) for j in range(3)], 'T', tmp_path / 'sheet.png')
     plot_confusion(np.arange(3), np.arange(3), names, tmp_path / 'confusion.png')
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_averaged_augmentations_count_by_their_average():
+    views = [
+        DataSample().set_gt_label(1).set_pred_score(torch.tensor(scores)).set_pred_label(label)
+        for scores, label in (([0.6, 0.4], 0), ([0.1, 0.9], 1))
+    ]
+    model = AverageClsScoreTTA(ImageClassifier(nn.Identity()))
+    hook = ClassificationReportHook()
+    images = [torch.zeros(1, 3, 2, 2)] * 2
+    hook.after_test_iter(SimpleNamespace(model=model), 0, dict(inputs=images), model.merge_preds([views]))
+    assert hook.pairs == [(1, 1)] and (hook.right.seen, hook.wrong.seen) == (1, 0)

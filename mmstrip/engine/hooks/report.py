@@ -78,8 +78,12 @@ class ClassificationReportHook(Hook):
         bgr = getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False)
         if any('pred_label' not in s or 'gt_label' not in s or s.gt_label.numel() != 1 for s in outputs):
             return
+        # By score as mmpretrain's metrics: where it averages augmentations, it leaves the label of the first one.
+        found = [s.pred_score.argmax() if 'pred_score' in s else s.pred_label for s in outputs]
         # All at once, as each reading of a GPU takes its time.
-        labels = (torch.cat([getattr(s, name).reshape(1) for s in outputs]) for name in ('gt_label', 'pred_label'))
+        labels = (
+            torch.cat([label.reshape(1) for label in column]) for column in ([s.gt_label for s in outputs], found)
+        )
         for image, true, predicted in zip(images, *(label.tolist() for label in labels)):
             self.pairs.append((true, predicted))
             sheet = self.right if true == predicted else self.wrong
