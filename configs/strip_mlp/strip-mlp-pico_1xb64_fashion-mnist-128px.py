@@ -1,5 +1,4 @@
-# The images enlarged, for a token at each of their pixels, in a network of few channels. On two cores:
-# OMP_NUM_THREADS=2 tools/train.py CONFIG --amp auto
+# The images enlarged, for a token at each of their pixels, in a network of few channels.
 _base_ = ['./strip-mlp-tiny-light_1xb64_fashion-mnist-32px.py']
 
 model = dict(
