@@ -1,20 +1,26 @@
-"""Transfer learning: a detector and a segmentor trained from a classifier and from scratch, as `make transfer` does."""
+"""Show transfer: train the digits classifier, then a detector and a segmentor on scenes of digits, from the classifier
+and from scratch with the same budget and seed, and compare them in a table, curves and pictures."""
 
+import argparse
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import mmcv
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 from rich.console import Console
 from rich.table import Table
 
-from ..datasets.digit_scenes import write_digit_scenes
-from ..utils.config import load_config
-from ..utils.plots import plot_curves, plot_pictures
-from .runs import CONFIGS, as_json, train_and_test, write_json
+from mmstrip.datasets.digit_scenes import write_digit_scenes
+from mmstrip.utils.config import load_config
+from mmstrip.utils.plots import plot_curves
+
+from . import CONFIGS
+from .evidence.run import train_and_test
+from .pictures import plot_pictures
+from .results import as_json, write_json
 
 CLASSIFIER = CONFIGS / 'strip_mlp' / 'strip-mlp-nano_1xb64_digits-64px.py'
 
@@ -221,3 +227,34 @@ def _print_table(results: list[dict], work_dir: Path) -> None:
     console.print(table)
     for name in ('curves.png', 'predictions.png', 'results.json'):
         console.print(f'{work_dir / name}')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--work-dir', default='work_dirs/transfer', help='folder for results (default: %(default)s)')
+    parser.add_argument(
+        '--data', default='data/digit_scenes', help='folder of the scenes, made if missing (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--backbones',
+        nargs='+',
+        choices=BACKBONES,
+        default=['strip-mlp-nano'],
+        metavar='NAME',
+        help=f'any of {", ".join(BACKBONES)} (default: the first)',
+    )
+    parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS), help='default: all')
+    parser.add_argument('--starts', nargs='+', choices=STARTS, default=list(STARTS), help='default: both')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of all configs'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    compare_transfer(args.work_dir, args.data, args.backbones, args.tasks, args.starts, args.cfg_options)
+
+
+if __name__ == '__main__':
+    main()

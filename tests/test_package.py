@@ -63,7 +63,7 @@ def test_wheel_holds_configs_tools_and_index(tmp_path, monkeypatch):
     monkeypatch.setenv('MMSTRIP_NATIVE', '0')  # compiling takes a minute
     source = tmp_path / 'source'
     source.mkdir()
-    for name in ('mmstrip', 'configs', 'tools', 'requirements'):
+    for name in ('mmstrip', 'benchmarks', 'configs', 'tools', 'requirements'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__', '.mim'))
     for name in ('setup.py', 'pyproject.toml', 'README.md', 'model-index.yml'):
         shutil.copy(ROOT / name, source / name)
@@ -78,7 +78,7 @@ def test_wheel_holds_configs_tools_and_index(tmp_path, monkeypatch):
         'mmstrip/.mim/configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py',
         'mmstrip/models/strip_mlp.py',
     } <= names
-    assert not [name for name in names if name.startswith(('tests', 'configs', 'tools'))]
+    assert not [name for name in names if name.startswith(('benchmarks', 'tests', 'configs', 'tools'))]
 
 
 def test_what_is_left_out_without_pytorch_is_said_in_one_line():

@@ -37,11 +37,15 @@ PREBUILT_SECONDS = 60  # to look for it and to fetch it
 MMCV_FLAGS = '-O2 -g0 -DNDEBUG'
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('part', nargs='?', choices=PARTS, default='all', help='what to install (default: all)')
     parser.add_argument('--no-prebuilt', action='store_true', help='build mmcv even where a prebuilt wheel may fit')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     if sys.version_info < (3, 10):
         sys.exit(f'mmstrip needs Python 3.10 or newer, but {sys.executable} is {sys.version.split()[0]}')
     with_ops = args.part != 'classification'

@@ -8,11 +8,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from mmstrip.analysis.evidence import PARTS, Queue, declared, print_list, read_results
-from mmstrip.analysis.evidence_report import write_report
+from .experiments import PARTS, declared
+from .page import write_page
+from .queue import Queue, print_list
+from .run import read_results
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='default: all')
     parser.add_argument('--jobs', type=int, default=1, help='cores to use; most runs take one each (default: 1)')
@@ -22,14 +24,18 @@ def main() -> None:
     parser.add_argument('--results', default='docs/results', help='folder of the results (default: %(default)s)')
     parser.add_argument('--report', action='store_true', help='draw the page from the results that there are, and end')
     parser.add_argument('--page', default='docs/results.md', help='page with the tables (default: %(default)s)')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     runs, results = partial(declared, args.parts), Path(args.results)
     if args.list:
         found = read_results(results)
         print_list(runs(found), found)
         return
     if args.report:
-        print(*write_report(results, Path(args.page), Path(args.work_dir)), sep='\n')
+        print(*write_page(results, Path(args.page), Path(args.work_dir)), sep='\n')
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit('Stopped; the same command resumes'))
     left = Queue(runs, results, Path(args.work_dir).absolute(), args.data_root, args.jobs).work()

@@ -5,10 +5,7 @@ import time
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ...registry import HOOKS
 
-
-@HOOKS.register_module()
 class ClockHook(Hook):
     """Counts the time of training iterations, reading of images included and validations and saves left out.
 

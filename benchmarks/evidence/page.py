@@ -2,26 +2,20 @@
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev, variance
 
 import mmcv
 import numpy as np
 
-from ..utils.checkpoints import write_file
-from ..utils.plots import plot_bars, plot_curves
-from .evidence import (
-    CALTECH101,
-    DIGIT_SCENES_TRIALS,
-    SEEDS,
-    TRANSFER,
-    VARIANTS,
-    Results,
-    read_results,
-    transfer_name,
-    variant_name,
-)
+from mmstrip.utils.checkpoints import write_file
+from mmstrip.utils.plots import plot_curves
+
+from ..pictures import plot_bars
+from ..results import markdown_table
+from .experiments import CALTECH101, DIGIT_SCENES_TRIALS, SEEDS, TRANSFER, VARIANTS, transfer_name, variant_name
+from .run import Results, read_results
 
 MISSING, UNMEASURED = 'not yet run', 'not yet measured'
 _SHEET_WIDTH = 1400  # pixels, of pictures of predictions
@@ -54,7 +48,7 @@ PICTURES = {
 }
 
 
-def write_report(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
+def write_page(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
     """Fill in the tables of a page and draw its plots.
 
     Between ``<!-- results: NAME -->`` and ``<!-- end -->``, the page gets the table NAME and its pictures, which are in
@@ -90,12 +84,6 @@ def write_report(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
     text = re.sub(r'<!-- results: (\S+) -->.*?<!-- end -->', fill, page.read_text(), flags=re.S)
     write_file(page, lambda file: file.write(text.encode()))
     return [page, *filter(None, drawn)]
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """A table in Markdown, of what has no line breaks and no bars."""
-    lines = [head, ['---'] * len(head), *rows]
-    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
 def _seeds(results: Results, prefix: str) -> list[dict]:

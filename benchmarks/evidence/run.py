@@ -12,22 +12,24 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from .. import ops
-from ..engine.launch import build_runner, check_data
-from ..engine.precision import set_train_amp
-from ..utils.checkpoints import write_file
-from ..utils.config import leaf_datasets, load_config
-from ..utils.wrappers import unwrap_model
-from .benchmark import cpu_name
-from .complexity import analyze_complexity
+from mmstrip import ops
+from mmstrip.analysis.complexity import analyze_complexity
+from mmstrip.engine.hooks import PredictionPicturesHook
+from mmstrip.engine.launch import build_runner, check_data
+from mmstrip.engine.precision import set_train_amp
+from mmstrip.utils.config import leaf_datasets, load_config
+from mmstrip.utils.wrappers import unwrap_model
 
-ROOT = Path(__file__).resolve().parents[1]
-# In a package that was installed, or in the repository.
-CONFIGS = (ROOT / '.mim' if (ROOT / '.mim').is_dir() else ROOT.parent) / 'configs'
+from .. import CONFIGS
+from ..machine import cpu_name
+from ..results import as_json, write_json
+from .clock import ClockHook
+
 PADDING = (1, 32, 128)  # pixels; sides are padded to multiples of them
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 Metrics = dict[str, tuple[str, float]]
+Results = dict[str, dict]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,6 @@ class Run:
         start: ``{part}/{name}`` of the run whose last checkpoint the backbone starts from; None: from scratch.
         choosing: It chooses settings: the metrics are those of its last validation, and it cannot read test images.
         image: Channels, height and width that params and FLOPs are counted at.
-        core_minutes: Expected time on one core.
         waits: What it waits for has not been run yet, so that its settings are not known.
         amp: Precision, as of :func:`mmstrip.engine.precision.amp_dtype`; None: float32.
         threads: Cores that it uses.
@@ -59,7 +60,6 @@ class Run:
     start: str | None = None
     choosing: bool = False
     image: tuple[int, int, int] = (3, 64, 64)
-    core_minutes: float = 10
     waits: bool = False
     amp: str | None = None
     threads: int = 1
@@ -71,12 +71,7 @@ class Run:
     @property
     def settings(self) -> dict:
         """What its result depends on, as JSON has it."""
-        kept = {
-            name: value
-            for name, value in asdict(self).items()
-            if name in ('config', 'options', 'seed', 'start', 'choosing', 'metrics') or (name == 'amp' and value)
-        }
-        return as_json(kept)
+        return settings_of(as_json(asdict(self)))
 
     @property
     def command(self) -> str:
@@ -85,6 +80,22 @@ class Run:
         options = ' '.join(f"'{key}={_written(value)}'" for key, value in settings.items())
         amp = f' --amp {self.amp}' if self.amp else ''
         return f'python tools/train.py configs/{self.config}{amp} --cfg-options {options}'
+
+
+def settings_of(described: dict) -> dict:
+    """What a run's result depends on, of the run as a dict."""
+    names = ('config', 'options', 'seed', 'start', 'choosing', 'metrics')
+    return {name: described[name] for name in names} | ({'amp': described['amp']} if described.get('amp') else {})
+
+
+def is_done(run: Run, results: Results) -> bool:
+    """Whether a run has its result, of the same settings."""
+    return run.key in results and results[run.key]['settings'] == run.settings
+
+
+def read_results(folder: Path) -> Results:
+    """Results by ``{part}/{name}``, from the JSON files of a folder."""
+    return {str(file.relative_to(folder))[:-5]: json.loads(file.read_text()) for file in folder.glob('*/*.json')}
 
 
 def _seed(seed: int) -> dict:
@@ -172,11 +183,10 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int
     """
     config.work_dir = str(folder)
     config.resume = 'auto'
-    config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='mmstrip.ClockHook')]
-    if config.default_scope != 'mmpretrain':
-        pictures = dict(type='mmstrip.PredictionPicturesHook', out_dir=str(folder / 'pictures'), interval=interval)
-        config.custom_hooks.append(pictures)
     runner = build_runner(config)
+    runner.register_hook(ClockHook())
+    if config.default_scope != 'mmpretrain':
+        runner.register_hook(PredictionPicturesHook(str(folder / 'pictures'), interval))
     runner.train()
     clock = runner.message_hub.get_info('clock')
     if not clock['curve'] or clock['curve'][-1]['epoch'] < runner.epoch:
@@ -235,17 +245,6 @@ def machine() -> dict:
         operators=ops.status(),
         **(dict(gpu=torch.cuda.get_device_name()) if torch.cuda.is_available() else {}),
     )
-
-
-def as_json(value):
-    """What comes back of a value that was written as JSON: its tuples are lists, for instance."""
-    return json.loads(json.dumps(value))
-
-
-def write_json(path: Path, value) -> None:
-    """Write a JSON file, and the folder that it goes to."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda file: file.write(f'{json.dumps(value, indent=1)}\n'.encode()))
 
 
 def execute_described(folder: Path) -> None:

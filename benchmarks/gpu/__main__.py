@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from mmstrip.analysis.gpu.page import failures, fill_page, read_report, write_report
-from mmstrip.analysis.gpu.steps import PARTS, Setting, run_part
+from .page import failures, fill_page, read_report, write_report
+from .steps import PARTS, Setting, run_part
 
 
 def parse_args() -> argparse.Namespace:

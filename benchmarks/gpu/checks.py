@@ -15,10 +15,11 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ... import ops
-from ...models import StripMLP
-from ..measuring import DTYPES, allow_tf32
-from ..specs import Spec
+from mmstrip import ops
+from mmstrip.analysis.specs import ModelSpec
+from mmstrip.models import StripMLP
+
+from ..speed.measuring import DTYPES, allow_tf32
 
 SMALL_ARCH = dict(embed_dims=16, depths=(1, 1, 2, 1))  # runs in milliseconds
 # dtype -> largest error of maps and of the gradients: some three times what `tiny-light` has on a CPU
@@ -54,7 +55,7 @@ class Case:
         """In float32 on the CPU: random weights that all count, the same each time, and no drop path."""
         arch = dict(self.arch) if isinstance(self.arch, tuple) else self.arch
         fixed = dict(arch=arch, img_size=self.side, out_indices=tuple(range(self.stages)), drop_path_rate=0.0)
-        return Spec('', 'mmstrip.StripMLP', {**fixed, **arguments}).build()
+        return ModelSpec('', 'mmstrip.StripMLP', {**fixed, **arguments}).build()
 
     def images(self) -> Tensor:
         shape = self.shape or (self.side, self.side)

@@ -8,9 +8,10 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
-from ...utils.config import load_config
-from ..measuring import peak_memory, seconds_of
-from ..runs import CONFIGS
+from mmstrip.utils.config import load_config
+
+from .. import CONFIGS
+from ..speed.measuring import peak_memory, seconds_of
 from .checks import WrongResultError
 from .steps import NotRunError, Setting
 

@@ -8,10 +8,10 @@ from functools import partial
 
 import torch
 
-from ... import ops
-from ...models.strip_mlp import StripMLPBlock
-from ..benchmark import run_benchmark
-from ..measuring import (
+from mmstrip import ops
+from mmstrip.models.strip_mlp import StripMLPBlock
+
+from ..speed.measuring import (
     Candidate,
     Settings,
     allow_tf32,
@@ -21,8 +21,9 @@ from ..measuring import (
     seconds_of,
     traffic,
 )
-from ..profiling import costliest_operations, kernels_of
-from ..specs import Spec
+from ..speed.profiling import costliest_operations, kernels_of
+from ..speed.rounds import run_benchmark
+from ..speed.specs import Spec
 from .checks import SMALL_ARCH, Case, small_case
 from .steps import NotRunError, Setting, Steps, takes_the_gpu
 

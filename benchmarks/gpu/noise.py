@@ -4,7 +4,7 @@ import torch
 from mmpretrain.structures import DataSample
 from torch.utils.data import Dataset
 
-from ..registry import DATASETS
+from mmstrip.registry import DATASETS
 
 _DIFFERENT = 64  # images; the others are these again
 

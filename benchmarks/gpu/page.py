@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...utils.checkpoints import write_file
-from ..evidence_report import markdown_table
-from ..runs import write_json
-from .environment import describe
+from mmstrip.utils.checkpoints import write_file
+
+from ..machine import describe
+from ..results import markdown_table, write_json
 from .right import DETECTORS, SEGMENTORS
 from .steps import DONE, FAILED, PARTS, Setting, results
 
@@ -60,7 +60,7 @@ def write_report(setting: Setting) -> list[Path]:
 
 def _command(setting: Setting) -> str:
     options = [f'--device {setting.device}'] * (not setting.cuda) + ['--tiny'] * setting.tiny
-    return ' '.join(['python tools/analysis_tools/gpu_report.py', *options])
+    return ' '.join(['python -m benchmarks.gpu', *options])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:

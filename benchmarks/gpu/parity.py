@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..converters.official import convert_official_checkpoint
-from ..models import StripMLP
+from mmstrip.converters.official import convert_official_checkpoint
+from mmstrip.models import StripMLP
 
 DENSE_SHAPES = 'dense_tiny-light_320x448.json'
 TOLERANCE = 1e-3  # of values of order 1 to 10

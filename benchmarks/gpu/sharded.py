@@ -13,8 +13,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from ..measuring import peak_memory, seconds_of
-from ..runs import write_json
+from ..results import write_json
+from ..speed.measuring import peak_memory, seconds_of
 from .checks import TOLERANCES, Case, WrongResultError, full_float32, small_case, weighted_mean
 
 BATCH = 64

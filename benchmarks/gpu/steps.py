@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from ..runs import write_json
-from .environment import describe
+from ..machine import describe
+from ..results import write_json
 
 # Part -> module of its steps, each with ``steps(setting)``.
 PARTS = {part: f'{__package__}.{part}' for part in ('right', 'fast', 'many', 'trained')}

@@ -11,8 +11,10 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from ...engine.hooks.checkpoint import STOPPED
-from ..runs import Run, write_json
+from mmstrip.engine.hooks.checkpoint import STOPPED
+
+from ..evidence.run import Run
+from ..results import write_json
 from .steps import NotRunError, Setting, Steps
 
 EPOCHS, WARMUP, INTERVAL = 100, 7, 10
@@ -78,7 +80,7 @@ def train(run: Run, setting: Setting) -> dict:
 
 def _execute(folder: Path) -> None:
     with (folder / 'log.txt').open('a') as log:
-        command = [sys.executable, '-m', 'mmstrip.analysis.runs', str(folder)]
+        command = [sys.executable, '-m', 'benchmarks.evidence.run', str(folder)]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     # This process gets the signal too, and must be there until the training has saved.
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())

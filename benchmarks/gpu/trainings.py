@@ -15,18 +15,20 @@ import torch
 from mmengine.runner import Runner
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from ...engine.launch import build_runner
-from ...engine.precision import set_train_amp
-from ...utils.config import load_config
-from ..runs import CONFIGS
+from mmstrip.engine.launch import build_runner
+from mmstrip.engine.precision import set_train_amp
+from mmstrip.utils.config import load_config
+
+from .. import CONFIGS, ROOT
 from .checks import SMALL_ARCH
 from .steps import NotRunError, Setting
 
-TOOLS = CONFIGS.parent / 'tools'
+TOOLS = ROOT / 'tools'
 _SECONDS = 280  # of a training at most
 _CONFIG = """\
 _base_ = ['{base}']
 
+custom_imports = dict(imports=['benchmarks.gpu.noise'])
 model = dict(backbone=dict(arch={arch}, img_size={side}), head=dict(in_channels={channels}))
 images = dict(_delete_=True, type='mmstrip.NoiseImages', length={length}, side={side})
 train_dataloader = dict(batch_size={batch}, num_workers={workers}, dataset=images)
@@ -88,6 +90,7 @@ def _start(command: list, work_dir: Path, **environment: str) -> subprocess.Pope
     work_dir.mkdir(parents=True, exist_ok=True)
     # cuBLAS is deterministic with such a workspace alone.
     own = dict(CUBLAS_WORKSPACE_CONFIG=':4096:8', OMP_NUM_THREADS='1', PYTHON=sys.executable, PORT=str(get_free_port()))
+    own['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))  # random images
     with (work_dir / 'log.txt').open('a') as log:
         return subprocess.Popen(
             list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **own, **environment}

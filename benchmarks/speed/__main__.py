@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mmstrip.analysis.benchmark import run_benchmark
-from mmstrip.analysis.measuring import DTYPES, MODES, Settings, allow_tf32
-from mmstrip.analysis.profiling import costliest_operations
-from mmstrip.analysis.report import print_report, save_report
-from mmstrip.analysis.specs import FORMS, Spec
+from .measuring import DTYPES, MODES, Settings, allow_tf32
+from .profiling import costliest_operations
+from .rounds import run_benchmark
+from .specs import FORMS, Spec
+from .tables import print_report, save_report
 
 
 def parse_shape(text: str) -> tuple[int, int]:

@@ -15,10 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..deployment.formats import SUFFIXES, halved, to_onnx, trace
-from ..deployment.quantization import write_int8
-from ..deployment.runtimes import RUNTIMES, Session, check_runtime, start_session
-from .complexity import TensorForward, analyze_complexity, data_samples
+from mmstrip.analysis.complexity import TensorForward, analyze_complexity, data_samples
+from mmstrip.deployment.formats import SUFFIXES, halved, to_onnx, trace
+from mmstrip.deployment.quantization import write_int8
+from mmstrip.deployment.runtimes import RUNTIMES, Session, check_runtime, start_session
+
 from .specs import Spec
 
 MODES = ('inference', 'train')
@@ -34,7 +35,7 @@ _GRAPH_WARMUP = 3
 
 @dataclass
 class Settings:
-    """How to measure: see the options of ``tools/analysis_tools/benchmark.py``."""
+    """How to measure: see the options of ``python -m benchmarks.speed``."""
 
     modes: Sequence[str] = ('inference',)
     batch: int = 8

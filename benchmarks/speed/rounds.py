@@ -5,14 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from statistics import median, quantiles
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from .. import ops
+from mmstrip import ops
+
+from ..machine import cpu_name
 from .measuring import Candidate, Settings, matmul_gflops, seconds_of
 from .specs import Spec
 
@@ -184,9 +185,3 @@ def _environment(settings: Settings) -> dict[str, str]:
         operators=ops.status(),
         tf32=str(torch.backends.cuda.matmul.allow_tf32 if cuda else False),
     )
-
-
-def cpu_name() -> str:
-    info = Path('/proc/cpuinfo')
-    names = [line.partition(':')[2].strip() for line in info.read_text().splitlines() if line.startswith('model name')]
-    return names[0] if names else platform.processor()

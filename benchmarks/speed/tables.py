@@ -90,7 +90,7 @@ def plot_benchmark(results: list[dict], title: str, path: Path) -> None:
     Squares are in lower precision than float32.
 
     Args:
-        results: Those of one mode, as of :func:`.benchmark.run_benchmark`.
+        results: Those of one mode, as of :func:`.rounds.run_benchmark`.
         title: Title of the picture.
         path: PNG file to write.
     """

@@ -29,8 +29,8 @@ _CONTEXT.set_forkserver_preload(
         *(
             'helpers.runs',
             'mmstrip.engine',
-            'mmstrip.analysis.transfer',
-            'mmstrip.analysis.evidence',
+            'benchmarks.transfer',
+            'benchmarks.evidence.queue',
             'mmstrip.converters.reparameterize',
         ),
         *(f'{toolbox}.{part}' for toolbox in ('mmpretrain', 'mmdet', 'mmseg') for part in ('models', 'datasets')),
@@ -74,21 +74,27 @@ def _run_tool(tool: str, arguments: list[str], output: str, cwd: str, env: dict[
     os.chdir(cwd)
     os.environ.update(env)
     sys.argv = [tool, *arguments]
-    sys.path.insert(0, str(Path(tool).parent))
-    runpy.run_path(tool, run_name='__main__')
+    if tool.startswith('benchmarks.'):
+        runpy.run_module(tool, run_name='__main__', alter_sys=True)
+    else:
+        sys.path.insert(0, str(Path(tool).parent))
+        runpy.run_path(tool, run_name='__main__')
 
 
 def start_tool(tool: str | Path, *arguments, output: Path, cwd: Path = ROOT, env: dict = {}) -> multiprocessing.Process:
-    """Begin to run a script, of tools/ or at another place, with its command line; what it prints goes to a file."""
-    script = str(ROOT / 'tools' / tool)
+    """Begin to run a script, of tools/ or at another place, or a module of benchmarks/, with its command line.
+
+    What it prints goes to a file.
+    """
+    script = tool if str(tool).startswith('benchmarks.') else str(ROOT / 'tools' / tool)
     return _begin(_run_tool, script, list(map(str, arguments)), str(output), str(cwd), env)
 
 
 def call_tool(tool: str | Path, *arguments, folder: Path, **options) -> subprocess.CompletedProcess:
-    """Run a script below tools/ with its command line, without paying for its imports.
+    """Run a script below tools/, or a module of benchmarks/, with its command line, without paying for its imports.
 
     Args:
-        tool: The script.
+        tool: The script, or the name of the module.
         *arguments: Its command line.
         folder: Where a file for its output may be.
         **options: As of :func:`start_tool`.
@@ -130,7 +136,7 @@ def train(config: str, work_dir: str, options: dict, output: str, file_limit: in
 
 
 def _execute(folder: str, output: str) -> None:
-    from mmstrip.analysis.runs import execute_described
+    from benchmarks.evidence.run import execute_described
 
     _prepare(output)
     execute_described(Path(folder))

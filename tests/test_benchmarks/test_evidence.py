@@ -9,21 +9,12 @@ from helpers import ROOT
 from helpers.runs import ForkedRun
 from PIL import Image
 
-from mmstrip.analysis.evidence import (
-    EPOCHS,
-    PARTS,
-    RATE,
-    RATES,
-    TOP1,
-    Queue,
-    choose_rate,
-    declared,
-    is_done,
-    read_results,
-    with_rate,
-)
-from mmstrip.analysis.evidence_report import TABLES, write_report
-from mmstrip.analysis.runs import CONFIGS, Run, write_json
+from benchmarks import CONFIGS
+from benchmarks.evidence.experiments import EPOCHS, PARTS, RATE, RATES, TOP1, choose_rate, declared, with_rate
+from benchmarks.evidence.page import TABLES, write_page
+from benchmarks.evidence.queue import Queue
+from benchmarks.evidence.run import Run, is_done, read_results
+from benchmarks.results import write_json
 from mmstrip.datasets.digit_scenes import write_digit_scenes
 from mmstrip.utils.config import load_config
 
@@ -148,7 +139,7 @@ def test_a_stopped_run_resumes(tmp_path):
 def test_the_page_is_drawn_from_the_results(queue, tmp_path):
     page = tmp_path / 'results.md'
     page.write_text((ROOT / 'docs/results.md').read_text())
-    files = write_report(queue.results, page, queue.work_dir)
+    files = write_page(queue.results, page, queue.work_dir)
     text = page.read_text()
     accuracy = 100 * read_results(queue.results)[DIGITS.key]['top-1']
     (row,) = re.findall(rf'\| strip-mlp-tiny-light \| {accuracy:.2f} \| 1 \|.*', text)
@@ -167,11 +158,11 @@ def test_the_page_is_drawn_from_the_results(queue, tmp_path):
     speed = dict(label='strip-mlp-tiny-light', images_per_second=8.0)
     write_json(tmp_path / 'results' / 'speed' / 'benchmark.json', dict(results=[speed]))
     write_json(tmp_path / 'results' / f'{DIGITS.key}.json', read_results(queue.results)[DIGITS.key])
-    write_report(tmp_path / 'results', page, queue.work_dir)
+    write_page(tmp_path / 'results', page, queue.work_dir)
     assert '| 0.1 | 8.0 |' in page.read_text()  # 32 images
     page.write_text('<!-- results: wrong -->\n<!-- end -->')
     with pytest.raises(ValueError, match='caltech101.*wrong'):
-        write_report(queue.results, page, queue.work_dir)
+        write_page(queue.results, page, queue.work_dir)
 
 
 def test_directions_are_judged_by_the_spread_of_the_seeds():

@@ -7,13 +7,13 @@ import pytest
 from helpers import ROOT, last_line, python
 from helpers.runs import call_tool
 
-from mmstrip.analysis.gpu.page import fill_page, memory_table
+from benchmarks.gpu.page import fill_page, memory_table
 
-TOOL = 'analysis_tools/gpu_report.py'
+TOOL = 'benchmarks.gpu'
 PART = 'helpers.gpu_steps'
 RUN = f"""
 import os
-from mmstrip.analysis.gpu.steps import Setting, run_part
+from benchmarks.gpu.steps import Setting, run_part
 run_part({PART!r}, Setting(os.getcwd(), 'cpu', True, step_seconds=3))
 """
 

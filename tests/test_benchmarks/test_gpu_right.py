@@ -4,8 +4,8 @@ import pytest
 import torch
 from helpers.runs import CONFIG
 
-from mmstrip.analysis.gpu import checks
-from mmstrip.analysis.gpu.steps import NotRunError, Setting, steps_of
+from benchmarks.gpu import checks
+from benchmarks.gpu.steps import NotRunError, Setting, steps_of
 from mmstrip.engine.host_copy import HostCopy
 from mmstrip.engine.launch import build_runner
 from mmstrip.utils.config import load_config

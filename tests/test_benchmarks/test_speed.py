@@ -4,16 +4,16 @@ import json
 
 import pytest
 import torch
-from helpers import SMALL_CONFIG, last_line, run_tool
+from helpers import SMALL_CONFIG, last_line, run
 from helpers.runs import CONFIG, call_tool
 from PIL import Image
 
-from mmstrip.analysis.benchmark import run_benchmark
-from mmstrip.analysis.measuring import Candidate, Settings, peak_memory
-from mmstrip.analysis.specs import Spec
+from benchmarks.speed.measuring import Candidate, Settings, peak_memory
+from benchmarks.speed.rounds import run_benchmark
+from benchmarks.speed.specs import Spec
 from mmstrip.deployment import runtimes
 
-BENCHMARK = 'analysis_tools/benchmark.py'
+BENCHMARK = 'benchmarks.speed'
 STRIP = 'mmstrip.StripMLP:arch=tiny-light,img_size=32'
 
 
@@ -21,7 +21,7 @@ def test_benchmark_compares_and_saves(tmp_path):
     small = f'Strip={SMALL_CONFIG}'
     models = [small, f'{small}@reference', 'Mine=mmstrip.StripMLP:arch=tiny-light,img_size=32@deploy@channels_last']
     options = ['--modes', 'train', 'inference', '--shapes', '32', '48x64', '--rounds', '2', '--warmup', '1']
-    done = run_tool(BENCHMARK, *models, *options, '--out', tmp_path / 'out')
+    done = run('python', '-m', BENCHMARK, *models, *options, '--out', tmp_path / 'out')
     assert done.returncode == 0, done.stdout
     report = json.loads((tmp_path / 'out' / 'benchmark.json').read_text())
     assert len(report['results']) == 3 * 2 * 2

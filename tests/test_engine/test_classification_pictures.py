@@ -8,7 +8,7 @@ from mmpretrain.models import AverageClsScoreTTA, ImageClassifier
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from mmstrip.engine.hooks.report import ClassificationReportHook, Sheet
+from mmstrip.engine.hooks.classification_pictures import ClassificationReportHook, Sheet
 from mmstrip.utils.plots import plot_confusion, plot_predictions
 
 

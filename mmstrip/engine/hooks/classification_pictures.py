@@ -1,4 +1,4 @@
-"""A report that people can look at, at the end of a classification run."""
+"""Confusion matrix and a sheet of predictions at the end of a classification run."""
 
 import random
 

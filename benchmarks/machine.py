@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ... import __version__, ops
-from ..benchmark import cpu_name
+from mmstrip import __version__, ops
 
 _PACKAGES = {
     'triton': ('triton',),
@@ -51,6 +50,12 @@ def describe(device: str) -> dict:
             cudnn=torch.backends.cudnn.version(),
         )
     return found
+
+
+def cpu_name() -> str:
+    info = Path('/proc/cpuinfo')
+    names = [line.partition(':')[2].strip() for line in info.read_text().splitlines() if line.startswith('model name')]
+    return names[0] if names else platform.processor()
 
 
 def _version(name: str) -> str:
