@@ -220,11 +220,6 @@ def errors_of(
         return check(outcome(model, images, train, call), case.expected(train), tolerance)
 
 
-def compiled(case: Case, device: str, backend: str, **options) -> dict[str, float]:
-    """Errors of the training step of a compiled network of one size."""
-    return errors_of(case, device, wrap=lambda model: torch.compile(model, backend=backend, **options))
-
-
 def compiled_dynamic(cases: Sequence[Case], device: str, backend: str) -> dict[str, float]:
     """The largest errors of one compiled network at the sizes of several cases, in inference."""
     model = cases[0].build().to(device).eval()
@@ -245,20 +240,6 @@ def graphed(case: Case, device: str) -> dict[str, float]:
         return torch.cuda.make_graphed_callables(model.train(), (sample,))
 
     return errors_of(case, device, wrap=capture)
-
-
-def shapes_on_meta(case: Case) -> dict[str, tuple]:
-    """Shapes of the maps where there are no values.
-
-    Raises:
-        WrongResultError: They are others than with values.
-    """
-    found = outcome(case.build().to('meta'), case.images().to('meta'), False)
-    shapes = {name: tuple(value.shape) for name, value in found.items()}
-    expected = {name: tuple(value.shape) for name, value in case.expected(False).items()}
-    if shapes != expected:
-        raise WrongResultError(f'maps on meta have shapes {shapes}, but with values {expected}')
-    return shapes
 
 
 class _NoHostReads(TorchDispatchMode):

@@ -2,10 +2,9 @@
 
 import math
 
-import numpy as np
 import torch
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import PixelData
 from torch import nn
 
 from mmstrip.utils.config import load_config
@@ -41,12 +40,14 @@ def train_one_step(task: str, config: str, setting: Setting) -> dict:
     if task == 'segmentation':
         config.model.data_preprocessor.size = shape
     model = _build(_smaller(config.model) if setting.tiny else config.model).to(setting.device).train()
-    samples = [_detection_sample(shape) if task == 'detection' else _segmentation_sample(shape, config)] * 2
-    images = [torch.randint(0, 256, (3, *shape), dtype=torch.uint8) for _ in samples]
+    if task == 'detection':
+        batch = _detection_batch(shape)
+    else:
+        batch = _segmentation_batch(shape, config.model.decode_head.num_classes)
 
     def step() -> torch.Tensor:
         model.zero_grad(set_to_none=True)
-        data = model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
+        data = model.data_preprocessor(batch, training=True)
         loss, _ = model.parse_losses(model(**data, mode='loss'))
         loss.backward()
         return loss
@@ -102,22 +103,17 @@ def _is_finite(grad: torch.Tensor | None) -> bool:
     return grad is not None and bool(torch.isfinite(grad).all())
 
 
-def _detection_sample(shape: tuple[int, int]):
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.mask import BitmapMasks
+def _detection_batch(shape: tuple[int, int]) -> dict:
+    from mmdet.testing import demo_mm_inputs
 
-    height, width = shape
-    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.4, 0.3, 0.95, 0.9]]) * torch.tensor([width, height] * 2)
-    masks = np.zeros((2, height, width), np.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist()):
-        mask[top:bottom, left:right] = 1
-    truth = InstanceData(bboxes=boxes, labels=torch.tensor([1, 7]), masks=BitmapMasks(masks, *shape))
-    meta = dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0), img_id=0)
-    return DetDataSample(gt_instances=truth, ignored_instances=InstanceData(bboxes=torch.zeros(0, 4)), metainfo=meta)
+    return demo_mm_inputs(2, (3, *shape), num_items=[2, 2], num_classes=80, with_mask=True)
 
 
-def _segmentation_sample(shape: tuple[int, int], config):
+def _segmentation_batch(shape: tuple[int, int], classes: int) -> dict:
     from mmseg.structures import SegDataSample
 
-    labels = torch.randint(0, config.model.decode_head.num_classes, (1, *shape))
-    return SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=dict(img_shape=shape, ori_shape=shape))
+    truth = PixelData(data=torch.randint(0, classes, (1, *shape)))
+    sample = SegDataSample(gt_sem_seg=truth, metainfo=dict(img_shape=shape, ori_shape=shape))
+    return dict(
+        inputs=[torch.randint(0, 256, (3, *shape), dtype=torch.uint8) for _ in range(2)], data_samples=[sample] * 2
+    )

@@ -211,7 +211,10 @@ def kernels(setting: Setting) -> dict:
         found[mode] = dict(
             batch=settings.batch,
             **kernels_of(Candidate(spec, settings), mode),
-            operations=costliest_operations(spec, settings, mode),
+            operations=[
+                dict(module=module, operation=operation, share=round(share, 4))
+                for module, operation, share in costliest_operations(spec, settings, mode)
+            ],
         )
     return found
 
@@ -279,4 +282,4 @@ def _peak(spec: Spec, settings: Settings) -> dict:
         peak = candidate.peak_mib('train', settings.shapes[0])
     except torch.OutOfMemoryError:
         peak = None
-    return dict(weights_mib=round(weights, 1), peak_mib=peak and round(peak, 1))
+    return dict(peak_mib='too much' if peak is None else round(peak, 1), weights_mib=round(weights, 1))

@@ -37,8 +37,8 @@ def steps(setting: Setting) -> Steps:
         **({} if setting.tiny else others),
         'compile-static': compile_static,
         'compile-dynamic': compile_dynamic,
-        **{name: partial(dense_step, 'detection', config) for name, config in DETECTORS.items()},
-        **{name: partial(dense_step, 'segmentation', config) for name, config in SEGMENTORS.items()},
+        **{name: partial(dense.train_one_step, 'detection', config) for name, config in DETECTORS.items()},
+        **{name: partial(dense.train_one_step, 'segmentation', config) for name, config in SEGMENTORS.items()},
         'resume-after-kill': resume_after_kill,
     }
 
@@ -108,7 +108,7 @@ def forms(setting: Setting) -> dict:
 
 
 def other_dtypes(setting: Setting) -> dict:
-    """Weights in other types, and no values at all."""
+    """Weights in other types."""
     case = case_of(setting)
     run = partial(checks.errors_of, case, setting.device)
     return attempts(
@@ -116,7 +116,6 @@ def other_dtypes(setting: Setting) -> dict:
             'float64': partial(run, True, checks.EXACT, weights=torch.float64),
             'bfloat16 weights': partial(run, False, checks.TOLERANCES['bfloat16'], weights=torch.bfloat16),
             'float16 weights': partial(run, False, checks.TOLERANCES['float16'], weights=torch.float16),
-            'meta': partial(checks.shapes_on_meta, case),
         }
     )
 
@@ -136,7 +135,10 @@ def _differences(file: Path, setting: Setting) -> dict[str, float]:
 
 def compile_static(setting: Setting) -> dict:
     case = checks.small_case(stages=1) if setting.tiny else case_of(setting)
-    return checks.compiled(case, setting.device, backend_of(setting), dynamic=False)
+    backend = backend_of(setting)
+    return checks.errors_of(
+        case, setting.device, wrap=lambda model: torch.compile(model, backend=backend, dynamic=False)
+    )
 
 
 def compile_dynamic(setting: Setting) -> dict:
@@ -149,11 +151,6 @@ def cuda_graphs(setting: Setting) -> dict:
     if not setting.cuda:
         raise NotRunError('CUDA graphs need CUDA')
     return checks.graphed(case_of(setting), setting.device)
-
-
-def dense_step(task: str, config: str, setting: Setting) -> dict:
-    """A training step of a detector or segmentor, in which all of the backbone gets a gradient."""
-    return dense.train_one_step(task, config, setting)
 
 
 def hooks_do_not_wait(setting: Setting) -> dict:

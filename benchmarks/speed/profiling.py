@@ -55,8 +55,8 @@ def kernels_of(candidate: Candidate, mode: str) -> dict:
 
     Returns:
         'count' of kernels, fills and copies (on CPUs of operations); 'ms', their time together: where a step takes
-        longer, the device waits for the processor that launches them; 'kernels': name, how often it ran, and share of
-        the time, the costliest first.
+        longer, the device waits for the processor that launches them; 'kernels': each 'kernel', its 'calls' and its
+        'share' of the time, the costliest first.
     """
     settings = candidate.settings
     run = candidate.step(mode, tuple(settings.shapes[0]))
@@ -74,7 +74,7 @@ def kernels_of(candidate: Candidate, mode: str) -> dict:
             spent.setdefault(event.name, []).append(own)
     total = sum(map(sum, spent.values()))
     ranked = sorted(spent.items(), key=lambda item: -sum(item[1]))[:ROWS]
-    kernels = [(name, len(own), sum(own) / total) for name, own in ranked]
+    kernels = [dict(kernel=name[:90], calls=len(own), share=round(sum(own) / total, 4)) for name, own in ranked]
     return dict(count=sum(map(len, spent.values())), ms=round(total / 1e3, 3), kernels=kernels)
 
 

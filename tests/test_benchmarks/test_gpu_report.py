@@ -7,7 +7,7 @@ import pytest
 from helpers import ROOT, last_line, python
 from helpers.runs import call_tool
 
-from benchmarks.gpu.page import fill_page, memory_table
+from benchmarks.gpu.page import fill_page, table_of
 
 TOOL = 'benchmarks.gpu'
 PART = 'helpers.gpu_steps'
@@ -59,14 +59,15 @@ def test_the_tool_measures_and_goes_on(tmp_path):
 def test_pages_take_figures_of_gpus_alone(tmp_path):
     page = tmp_path / 'gpu.md'
     shutil.copy(ROOT / 'docs' / 'gpu.md', page)
-    row = dict(model='T', checkpointing=False, shape=[224, 224], batch=64, weights_mib=95.0, peak_mib=1234.5)
-    left = dict(state='done', result=dict(rows=[row, {**row, 'batch': 256, 'peak_mib': None}]))
+    row = dict(model='T', checkpointing=False, shape=[224, 224], batch=64, peak_mib=1234.5, weights_mib=95.0)
+    left = dict(state='done', result=dict(rows=[row, {**row, 'batch': 256, 'peak_mib': 'too much'}]))
     report = dict(tiny=False, device='cpu', environment=dict(device='no GPU: CPU'), parts=dict(fast=dict(memory=left)))
     with pytest.raises(ValueError, match='takes figures of a GPU, but the report is of no GPU: CPU'):
         fill_page(page, report)
     fill_page(page, {**report, 'device': 'cuda', 'environment': dict(device='Card 1')})
-    table = memory_table(left['result']['rows'])
-    assert f'Card 1:\n\n{table}\n<!-- end -->' in page.read_text() and '| too much |' in table
+    table = table_of(left['result']['rows'])
+    assert f'Card 1:\n\n{table}\n<!-- end -->' in page.read_text()
+    assert '| T | False | 224 x 224 | 256 | too much | 95 |' in table
 
 
 def test_the_tool_needs_a_gpu_unless_told_otherwise(tmp_path):
