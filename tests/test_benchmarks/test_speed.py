@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import SMALL_CONFIG, last_line, run
+from helpers import SMALL_CONFIG, last_line
 from helpers.runs import CONFIG, call_tool
 from PIL import Image
 
@@ -21,7 +21,7 @@ def test_benchmark_compares_and_saves(tmp_path):
     small = f'Strip={SMALL_CONFIG}'
     models = [small, f'{small}@reference', 'Mine=mmstrip.StripMLP:arch=tiny-light,img_size=32@deploy@channels_last']
     options = ['--modes', 'train', 'inference', '--shapes', '32', '48x64', '--rounds', '2', '--warmup', '1']
-    done = run('python', '-m', BENCHMARK, *models, *options, '--out', tmp_path / 'out')
+    done = call_tool(BENCHMARK, *models, *options, '--out', tmp_path / 'out', folder=tmp_path)
     assert done.returncode == 0, done.stdout
     report = json.loads((tmp_path / 'out' / 'benchmark.json').read_text())
     assert len(report['results']) == 3 * 2 * 2
