@@ -1,3 +1,4 @@
+from .accelerate import AccelerateHook
 from .bad_images import BadImagesHook
 from .channels_last import ChannelsLastHook
 from .checkpoint import SafeCheckpointHook
@@ -12,6 +13,7 @@ from .report import ClassificationReportHook
 from .seed import SeedHook
 
 __all__ = [
+    'AccelerateHook',
     'BadImagesHook',
     'ChannelsLastHook',
     'ClassificationReportHook',
