@@ -129,7 +129,7 @@ def main() -> None:
     config = load_config(args.config, args.cfg_options)
     apply_args(config, args)
     check_data(config, ['test_dataloader'])
-    build_runner(config, args.launcher, args.trust_checkpoints).test()
+    build_runner(config, args.launcher, args.trust_checkpoints, not args.no_accelerate).test()
     leave_group()
 
 

@@ -225,10 +225,10 @@ def export_model(
         model.backbone.switch_to_deploy()
     if task == 'segmentor' and settings.dynamic_size:
         any_size.prepare(model)
-    network = Network(model, task, settings.normalize, settings.scores).eval()
+    network = Network(ops.restore(model), task, settings.normalize, settings.scores).eval()
     about = _describe(network, loaded, settings, meta)
     images = _images(about, 2 if settings.dynamic_batch else 1, about['shape'])
-    with torch.no_grad(), ops.use('reference'):
+    with torch.no_grad():
         about['outputs'] = _output_names(network, images)
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / Path(out).name

@@ -15,7 +15,7 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from ..utils.checkpoints import load_plain_weights_only
-from ..utils.config import dataset_class, leaf_datasets
+from ..utils.config import dataset_class, leaf_datasets, name_of
 from .resumable import choose_checkpoint, make_resumable
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -32,6 +32,11 @@ def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
         '--trust-checkpoints',
         action='store_true',
         help='load checkpoints that run code when they are read; only if you trust their makers',
+    )
+    parser.add_argument(
+        '--no-accelerate',
+        action='store_true',
+        help='run Strip-MLP as its modules are written, without native operators',
     )
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -78,7 +83,9 @@ def _downloads(dataset: dict) -> bool:
     return 'download' in parameters and dataset.get('download', True)
 
 
-def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool = False) -> Runner:
+def build_runner(
+    config: Config, launcher: str = 'none', trust_checkpoints: bool = False, accelerate: bool = True
+) -> Runner:
     """The Runner of a config, in a process group if there is a launcher: NCCL with CUDA, else gloo.
 
     A training can be stopped and resumed anywhere, see :func:`mmstrip.engine.resumable.make_resumable`; from here on,
@@ -88,6 +95,7 @@ def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool
         config: A whole config.
         launcher: 'none', 'pytorch' (torchrun), 'slurm' or 'mpi'.
         trust_checkpoints: Run the code that checkpoints may ask for. Defaults to False.
+        accelerate: Run Strip-MLP on its faster implementation (:func:`mmstrip.accelerate`). Defaults to True.
 
     Raises:
         ValueError: Distributed running without CUDA by a launcher other than torchrun, or a checkpoint to resume that
@@ -95,6 +103,7 @@ def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool
     """
     load_plain_weights_only(trust_checkpoints)
     make_resumable(config)
+    set_accelerate(config, accelerate)
     resumed = choose_checkpoint(config, trust_checkpoints) if config.get('resume') else None
     config.launcher = launcher
     if launcher != 'none' and not torch.cuda.is_available():
@@ -108,6 +117,29 @@ def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool
     runner._resume = resumed is not None
     runner._load_from = resumed or config.get('load_from')
     return runner
+
+
+def set_accelerate(config: Config, accelerate: bool) -> None:
+    """Let a config that has a Strip-MLP run it on its faster implementation, or take out what does.
+
+    The hook is among ``default_hooks``, as lists of ``custom_hooks`` are replaced where they are inherited.
+    """
+    hooks = {key: hook for key, hook in (config.get('default_hooks') or {}).items() if not _accelerates(hook)}
+    if accelerate and _has_strip_mlp(config.get('model')):
+        hooks['accelerate'] = dict(type='mmstrip.AccelerateHook')
+    config.default_hooks = hooks
+    config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _accelerates(hook)]
+
+
+def _accelerates(hook) -> bool:
+    return isinstance(hook, dict) and name_of(hook.get('type', '')).endswith('AccelerateHook')
+
+
+def _has_strip_mlp(node) -> bool:
+    """Whether a model's config names a Strip-MLP."""
+    if isinstance(node, dict):
+        return name_of(node.get('type', '')).endswith('StripMLP') or any(map(_has_strip_mlp, node.values()))
+    return isinstance(node, (list, tuple)) and any(map(_has_strip_mlp, node))
 
 
 def _prepare_gloo(config: Config, launcher: str) -> None:

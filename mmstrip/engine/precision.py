@@ -11,7 +11,7 @@ from mmengine.runner import TestLoop
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..ops.dispatch import native_types
+from .. import ops
 from ..registry import LOOPS, OPTIM_WRAPPERS
 from ..utils.config import name_of
 from ..utils.wrappers import unwrap_model
@@ -125,7 +125,7 @@ def amp_dtype(name: str | None) -> str | None:
     if name != 'auto':
         return name
     # By a rule instead of a measurement, as a resumed run must choose what the first one did.
-    faster = not torch.cuda.is_available() and native_types(torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16))
+    faster = not torch.cuda.is_available() and ops.takes(torch.bfloat16)
     print(f'--amp auto: {"bfloat16, the faster one on this CPU" if faster else "float32"}', flush=True)
     return 'bfloat16' if faster else None
 
