@@ -61,7 +61,7 @@ def main() -> None:
     config = load_config(args.config, args.cfg_options)
     apply_args(config, args)
     check_data(config, ['train_dataloader', 'val_dataloader'])
-    build_runner(config, args.launcher, args.trust_checkpoints).train()
+    build_runner(config, args.launcher, args.trust_checkpoints, not args.no_accelerate).train()
     leave_group()
 
 

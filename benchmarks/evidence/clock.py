@@ -29,7 +29,7 @@ class ClockHook(Hook):
         marks = time.monotonic(), time.process_time()
         self.clock['seconds'] += marks[0] - self.marks[0]
         self.clock['core_seconds'] += marks[1] - self.marks[1]
-        self.clock['images'] += len(data_batch['inputs'])
+        self.clock['images'] += _count_images(data_batch)
         self.marks = marks
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
@@ -38,3 +38,9 @@ class ClockHook(Hook):
         point = dict(epoch=runner.epoch, seconds=self.clock['seconds'], core_seconds=self.clock['core_seconds'])
         point |= {name: float(value) for name, value in metrics.items()}
         self.clock['curve'] = [p for p in self.clock['curve'] if p['epoch'] < runner.epoch] + [point]
+
+
+def _count_images(batch) -> int:
+    """Images in a batch of any toolbox; those of all branches where it has some."""
+    inputs = batch['inputs'] if isinstance(batch, dict) else batch[0]
+    return sum(map(len, inputs.values())) if isinstance(inputs, dict) else len(inputs)

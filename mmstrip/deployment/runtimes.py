@@ -54,6 +54,8 @@ def start_session(runtime: str, exported: bytes | str, dtype: str = 'float32') -
 def open_session(path: str | Path, dtype: str = 'float32') -> Session:
     """The same of an exported file of any format, in the runtime of its own: see :data:`.formats.SUFFIXES`.
 
+    A ``.pt2`` runs code when it is opened: see :func:`.description.read_about`, which comes first.
+
     Raises:
         ValueError: The format does not compute in that type, or the machine does not.
     """
@@ -63,7 +65,7 @@ def open_session(path: str | Path, dtype: str = 'float32') -> Session:
     if form in ('onnx', 'openvino'):
         return start_session('openvino' if form == 'openvino' else 'onnxruntime', str(path), dtype)
     with quietly():
-        module = torch.export.load(path).module() if form == 'torch-export' else torch.jit.load(str(path))
+        module = torch.export.load(path).module()
 
     @torch.no_grad()
     def run(images: np.ndarray) -> list[np.ndarray]:

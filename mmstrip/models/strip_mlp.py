@@ -9,10 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..ops import boxes
-from ..ops.dispatch import Layer, area_of, fused, in_channels_last, relied_on
 from ..registry import MODELS
-from . import deploy as deploy_form
 from .arguments import (
     MIN_SIDE,
     NUM_STAGES,
@@ -26,6 +23,7 @@ from .arguments import (
 )
 from .channel_mixing import ChannelMixingBlock
 from .checkpointing import run_checkpointed
+from .fold import fold
 from .padding import check_averages, image_ends, valid_tokens
 from .state_dict import adapt_state_dict, report_coverage, require_pretrained
 from .strip_mixing import BRANCHES, StripMixingBlock
@@ -57,16 +55,10 @@ class StripMLPBlock(BaseModule):
         self.channel_mixing = ChannelMixingBlock(channels, mlp_ratio, act_cfg)
         self.drop_path = DropPath(drop_path)
 
-    @relied_on
-    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
-        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), False for tokens that averages leave out."""
-        area = area_of(valid)
-        x = self.add_branch(x, self.strip_mixing(x, **area))
-        return self.add_branch(x, self.channel_mixing(x, **area))
-
-    @fused(boxes.add_branch, boxes.add_branch, drop_path=Layer(DropPath))
-    def add_branch(self, x: Tensor, branch: Tensor) -> Tensor:
-        return x + self.drop_path(branch)
+    def forward(self, x: Tensor, **valid: Tensor) -> Tensor:
+        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), the tokens that averages run over."""
+        x = x + self.drop_path(self.strip_mixing(x, **valid))
+        return x + self.drop_path(self.channel_mixing(x, **valid))
 
 
 class Stage(nn.Sequential):
@@ -81,14 +73,13 @@ class Stage(nn.Sequential):
     def __init__(self, *blocks, with_cp: bool = False):
         super().__init__(*blocks)
         self.with_cp = with_cp
+        self.deploy = False  # whether its blocks are folded
 
-    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
-        packed = deploy_form.packed_stage(self, x) if valid is None else None
-        if packed is not None:
-            return packed(x)
-        area = area_of(valid)
+    def forward(self, x: Tensor, **valid: Tensor) -> Tensor:
+        """Run the blocks; ``valid`` as of :class:`StripMLPBlock`."""
         for block in self:
-            x = run_checkpointed(block, x, **area) if self.with_cp and x.requires_grad else block(x, **area)
+            checkpoint = self.with_cp and x.requires_grad
+            x = run_checkpointed(block, x, **valid) if checkpoint else block(x, **valid)
         return x
 
 
@@ -153,7 +144,6 @@ class StripMLP(BaseModule):
         (1, 640, 7, 7)
     """
 
-    ignore_padding = False  # of models that were pickled without it
     arch_zoo = {
         'tiny-light': dict(embed_dims=80, depths=(2, 2, 6, 2)),
         'tiny': dict(embed_dims=80, depths=(2, 2, 12, 2)),
@@ -260,7 +250,7 @@ class StripMLP(BaseModule):
         """
         if self.deploy:
             return
-        deploy_form.fold(self)
+        fold(self)
         self.deploy = True
         self.train(self.training)  # the layers that are new
 
@@ -275,7 +265,7 @@ class StripMLP(BaseModule):
             ``out_indices``, in their order; sizes are floored at each stride.
         """
         self._check_input(x)
-        x = in_channels_last(x)
+        x = _channels_last(x)
         ends = image_ends(x) if self.ignore_padding else None
         maps, merged_maps = [], []  # merged: of earlier stages, at the size of the present one
         for i, stage in enumerate(self.stages):
@@ -283,7 +273,7 @@ class StripMLP(BaseModule):
             merged_maps = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(self.cross_stage[i], merged_maps)]
             x = sum(merged_maps, x)
             merged_maps += [merged] if i else []
-            x = stage(x, **area_of(valid_tokens(ends, x, STEM_STRIDE * 2**i)))
+            x = stage(x, **valid_tokens(ends, x, STEM_STRIDE * 2**i))
             maps.append(x)
         maps[-1] = x if self.norm is None else self.norm(x)
         # mmcv's compiled operators, RoIAlign among them, read memory as NCHW whatever the strides say.
@@ -356,6 +346,11 @@ class StripMLP(BaseModule):
         adapt_state_dict(self, state_dict, prefix)
         report_coverage(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """A map in channels_last memory, which layers keep; permuted, as torch.func.vmap knows no memory formats."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def _nchw_on_gpus(x: Tensor) -> Tensor:

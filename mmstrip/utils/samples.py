@@ -1,6 +1,7 @@
 """Samples of any dataset, with errors that name the file at fault, whichever transforms read it."""
 
 import os
+from collections.abc import Iterator
 
 import mmcv
 import numpy as np
@@ -69,6 +70,15 @@ def count_images(dataset: Dataset) -> int:
     """Samples of a dataset, each once where wrappers repeat them."""
     inner = _wrapped(dataset)
     return min(len(dataset), sum(map(count_images, inner))) if inner else len(dataset)
+
+
+def image_files(batch) -> Iterator[str]:
+    """Image files that the data samples of a batch name, in whatever dicts and lists they are."""
+    if isinstance(batch, (dict, list, tuple)):
+        for part in batch.values() if isinstance(batch, dict) else batch:
+            yield from image_files(part)
+    elif isinstance(path := getattr(batch, 'img_path', None), str):
+        yield path
 
 
 def _find_bad_file(info: dict, error: Exception) -> None:

@@ -3,13 +3,20 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
+from mmengine.registry import init_default_scope
 from mmpretrain.models import AverageClsScoreTTA, ImageClassifier
 from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmstrip.engine.hooks.classification_pictures import ClassificationReportHook, Sheet
 from mmstrip.utils.plots import plot_confusion, plot_predictions
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope('mmpretrain')
 
 
 def offered(size, count):
@@ -39,6 +46,29 @@ def test_names_of_classes_are_no_formulas(tmp_path):
     plot_predictions([(image, names[i], names[j]) for i in range(3) for j in range(3)], 'T', tmp_path / 'sheet.png')
     plot_confusion(np.arange(3), np.arange(3), names, tmp_path / 'confusion.png')
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize('labels', [[1, 0], []])
+@pytest.mark.parametrize('kind', ['gt_label', 'pred_label'])
+def test_data_with_several_labels_an_image_are_not_reported(kind, labels, tmp_path):
+    """Not even the images among them that have one."""
+    samples = [DataSample().set_gt_label(1).set_pred_label(1).set_pred_score([0.3, 0.7]) for _ in range(4)]
+    setattr(samples[3], kind, torch.tensor(labels, dtype=torch.long))
+    runner = SimpleNamespace(model=ImageClassifier(nn.Identity()), log_dir=tmp_path)
+    hook = ClassificationReportHook()
+    for pair in (samples[:2], samples[2:]):
+        hook.after_test_iter(runner, 0, dict(inputs=torch.zeros(2, 3, 2, 2)), pair)
+    runner.test_dataloader = SimpleNamespace(dataset=[None] * 4)
+    hook.after_test_epoch(runner)
+    assert hook.pairs == [(1, 1), (1, 1), None, None] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('outputs', [torch.zeros(2, 3), [dict(gt_label=1)] * 2, [SimpleNamespace()] * 2])
+def test_outputs_of_other_models_are_not_reported(outputs):
+    """Nor is their batch read."""
+    hook = ClassificationReportHook()
+    hook.after_val_iter(None, 0, None, outputs)
+    assert hook.pairs == [None, None]
 
 
 def test_averaged_augmentations_count_by_their_average():

@@ -1,3 +1,4 @@
+from .accelerate import AccelerateHook
 from .bad_images import BadImagesHook
 from .channels_last import ChannelsLastHook
 from .checkpoint import SafeCheckpointHook
@@ -11,6 +12,7 @@ from .pictures import PredictionPicturesHook
 from .seed import SeedHook
 
 __all__ = [
+    'AccelerateHook',
     'BadImagesHook',
     'ChannelsLastHook',
     'ClassificationReportHook',

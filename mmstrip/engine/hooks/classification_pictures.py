@@ -42,13 +42,18 @@ class Sheet:
         return sorted(self._kept[:count], key=lambda sample: sample[2])
 
 
+def _has_one_label(sample) -> bool:
+    labels = [getattr(sample, name, None) for name in ('pred_label', 'gt_label')]
+    return all(isinstance(label, Tensor) and label.numel() == 1 for label in labels)
+
+
 @HOOKS.register_module()
 class ClassificationReportHook(Hook):
     """Draw the confusion matrix and a sheet of predictions, and say where they are.
 
     After training: of the last validation; after testing: of the test. The PNG files go to the run's log folder,
-    ``{work_dir}/{timestamp}/``. Needs data samples with ``pred_label`` and ``gt_label``, as mmpretrain's for one label
-    an image; without them it stays silent.
+    ``{work_dir}/{timestamp}/``. Needs data samples with one ``pred_label`` and one ``gt_label`` each, as mmpretrain's
+    for one label an image; where one is without them, as of several labels an image, it stays silent.
 
     Args:
         sheet_size (int): Images on the sheet, drawn at random (the same ones in each run): wrong predictions first, at
@@ -62,7 +67,7 @@ class ClassificationReportHook(Hook):
         self._clear()
 
     def _clear(self) -> None:
-        self.pairs: list[tuple] = []  # (true, predicted) of every sample
+        self.pairs: list[tuple | None] = []  # (true, predicted) of every sample, None without one label of each
         self.right = Sheet(self.sheet_size)
         self.wrong = Sheet(self.sheet_size)
 
@@ -72,12 +77,13 @@ class ClassificationReportHook(Hook):
     before_test_epoch = before_val_epoch
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list) -> None:
+        if not all(map(_has_one_label, outputs)):
+            self.pairs += [None] * len(outputs)
+            return
         images = data_batch['inputs']
         if isinstance(runner.model, BaseTTAModel):
             images = images[0]  # the first augmentation of each image
         bgr = getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False)
-        if any('pred_label' not in s or 'gt_label' not in s or s.gt_label.numel() != 1 for s in outputs):
-            return
         # By score as mmpretrain's metrics: where it averages augmentations, it leaves the label of the first one.
         found = [s.pred_score.argmax() if 'pred_score' in s else s.pred_label for s in outputs]
         # All at once, as each reading of a GPU takes its time.
@@ -100,7 +106,7 @@ class ClassificationReportHook(Hook):
 
     def _report(self, runner: Runner, dataset) -> None:
         pairs = collect_results(self.pairs, len(dataset), device='cpu')
-        if not pairs:
+        if not pairs or None in pairs:
             return
         labels, predictions = np.array(pairs).T
         classes = list(dataset.metainfo.get('classes') or ())

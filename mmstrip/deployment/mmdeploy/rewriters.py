@@ -1,11 +1,10 @@
-"""What mmdeploy traces in place of mmdet's own heads; only exporting a detector imports this.
+"""What mmdeploy traces in place of mmdet's own heads.
 
 mmdeploy has rewriters of its own for these heads, which choose otherwise than mmdet: among all levels of a region
 proposal network at once, among an image's most likely classes alone. These choose the same boxes as mmdet.
 """
 
 import io
-from pathlib import Path
 
 import onnx
 import torch
@@ -16,8 +15,9 @@ from mmdeploy.utils import IR
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from . import CONFIG, LEAST_OPSET, OPSET
+
 MMDetection.register_all_modules()
-CONFIG = Path(__file__).parents[1] / '.mim' / 'configs' / 'deployment' / 'detector_onnxruntime.py'
 _HEADS = 'mmdet.models'
 _LEAST = 1e-20  # score of what may be a box; others have 0
 
@@ -188,33 +188,30 @@ def trace_detector(network: nn.Module, images: Tensor, names: list[str], opset: 
     """A detector as a model of ONNX.
 
     Args:
-        network: :class:`.export.Network` of a detector.
+        network: :class:`..export.Network` of a detector.
         images: (1, C, H, W).
         names: Of the outputs: boxes with scores, labels, and masks if it has them.
-        opset: Version of ONNX's operators, 16 or more. Defaults to that of the config for mmdeploy.
+        opset: Version of ONNX's operators, 16 or more. Defaults to 17.
 
     Raises:
         ValueError: It cannot be traced.
     """
-    config = Config.fromfile(CONFIG)
-    config.onnx_config.update(opset_version=opset or config.onnx_config.opset_version, output_names=names)
-    options = config.onnx_config
-    if options.opset_version < 16:
-        raise ValueError(f'--opset must be at least 16 for detectors, but got {options.opset_version}')
-    file, name = io.BytesIO(), type(network.model).__name__
-    settings = dict(cfg=config, backend=config.backend_config.type, ir=IR.ONNX, opset=options.opset_version)
+    opset = opset or OPSET
+    if opset < LEAST_OPSET:
+        raise ValueError(f'--opset must be at least {LEAST_OPSET} for detectors, but got {opset}')
+    config, file, name = Config(CONFIG), io.BytesIO(), type(network.model).__name__
+    config.onnx_config.opset_version = opset
     try:
-        with RewriterContext(**settings):
+        with RewriterContext(cfg=config, backend=config.backend_config.type, ir=IR.ONNX, opset=opset):
             torch.onnx.export(
                 network,
                 (images,),
                 file,
                 dynamo=False,
                 autograd_inlining=False,  # of the suppression, which is an operator in ONNX
-                opset_version=options.opset_version,
-                input_names=options.input_names,
-                output_names=options.output_names,
-                keep_initializers_as_inputs=options.keep_initializers_as_inputs,
+                opset_version=opset,
+                input_names=['images'],
+                output_names=names,
             )
     except Exception as error:  # of any library
         reason = str(error).strip().rpartition('\n')[2]
