@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmstrip import ops
+from mmstrip import accelerate
 from mmstrip.analysis.specs import ModelSpec
 from mmstrip.models import StripMLP
 
@@ -64,8 +64,7 @@ class Case:
     @functools.lru_cache(maxsize=2)  # noqa: B019, cases are as few as architectures
     def expected(self, train: bool) -> dict[str, Tensor]:
         """What the modules give in float64 on the CPU."""
-        with ops.use('reference'):
-            return outcome(self.build().double(), self.images().double(), train)
+        return outcome(self.build().double(), self.images().double(), train)
 
 
 def small_case(shape: tuple[int, int] | None = None, stages: int = 4) -> Case:
@@ -185,7 +184,7 @@ def errors_of(
     tolerance: tuple[float, float] = TOLERANCES['float32'],
     autocast: str | None = None,
     memory_format: torch.memory_format = torch.preserve_format,
-    implementation: str | None = None,
+    accelerated: bool = True,
     deploy: bool = False,
     wrap: Callable[[nn.Module], Callable] = lambda model: model,
     weights: torch.dtype = torch.float32,
@@ -197,7 +196,7 @@ def errors_of(
         case, device, train, tolerance: As above.
         autocast: Name of a type.
         memory_format: Of weights and images.
-        implementation: Of :func:`mmstrip.ops.use`; None: the best.
+        accelerated: By :func:`mmstrip.accelerate`. Defaults to True.
         deploy: In the deploy form.
         wrap: Makes of the model what is called, such as its compiled form.
         weights: Type of weights and images.
@@ -209,14 +208,15 @@ def errors_of(
     images = case.images().to(device, weights, memory_format=memory_format)
     kind = torch.device(device).type
     lower = torch.autocast(kind, DTYPES[autocast]) if autocast else nullcontext()
-    best = ops.use(implementation) if implementation else nullcontext()
+    if accelerated:
+        accelerate(model)
     called = wrap(model)
 
     def call(images: Tensor):
         with lower:
             return called(images)
 
-    with full_float32(), best:
+    with full_float32():
         return check(outcome(model, images, train, call), case.expected(train), tolerance)
 
 

@@ -1,6 +1,5 @@
 """Part *fast*: images/s, milliseconds and memory of the network beside its peers, and what their time goes to."""
 
-import functools
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,7 +7,7 @@ from functools import partial
 
 import torch
 
-from mmstrip import ops
+from mmstrip import accelerate, restore
 from mmstrip.models.strip_mlp import StripMLPBlock
 
 from ..speed.measuring import (
@@ -220,7 +219,7 @@ def kernels(setting: Setting) -> dict:
 
 
 def implementations(setting: Setting) -> dict:
-    """A block of each stage on each implementation of the operations: does it pay on this device?"""
+    """A block of each stage as it is built, and accelerated: does it pay on this device?"""
     case = small_case() if setting.tiny else Case('tiny')
     batch = 2 if setting.tiny else 64
     backbone = case.build().to(setting.device).train()
@@ -230,19 +229,16 @@ def implementations(setting: Setting) -> dict:
         channels = backbone.embed_dims * 2**stage
         x = torch.randn(batch, channels, side, side, device=setting.device, requires_grad=True)
         x = x.to(memory_format=torch.channels_last)
-        for name in ops.IMPLEMENTATIONS[: 2 if setting.cuda else 3]:
-            if name in ops.available():
-                rows.append(dict(stage=stage + 1, implementation=name, **_block_cost(block, x, name, setting)))
+        for name, change in dict(reference=restore, accelerated=accelerate).items():
+            rows.append(dict(stage=stage + 1, implementation=name, **_block_cost(change(block), x, setting)))
     return dict(batch=batch, rows=rows)
 
 
-def _block_cost(block: StripMLPBlock, x: torch.Tensor, name: str, setting: Setting) -> dict:
-    @functools.wraps(block.forward)
+def _block_cost(block: StripMLPBlock, x: torch.Tensor, setting: Setting) -> dict:
     def step() -> None:
-        with ops.use(name):
-            with torch.autocast(x.device.type, torch.bfloat16):
-                y = block(x)
-            y.float().mean().backward()
+        with torch.autocast(x.device.type, torch.bfloat16):
+            y = block(x)
+        y.float().mean().backward()
 
     for _ in range(1 if setting.tiny else 5):
         step()

@@ -93,15 +93,14 @@ def sizes(setting: Setting) -> dict:
 
 
 def forms(setting: Setting) -> dict:
-    """Deploy form, checkpointing, memory in NHWC, and each implementation of the operations."""
+    """Deploy form, checkpointing, memory in NHWC, and the modules as they are built."""
     run = partial(checks.errors_of, case_of(setting), setting.device)
     return attempts(
         {
             'deploy': partial(run, False, deploy=True),
             'checkpointing': partial(run, with_cp=True),
             'channels_last': partial(run, memory_format=torch.channels_last),
-            'reference': partial(run, implementation='reference'),
-            'recompute': partial(run, implementation='recompute'),
+            'reference': partial(run, accelerated=False),
             'deploy, channels_last': partial(run, False, deploy=True, memory_format=torch.channels_last),
         }
     )
@@ -137,7 +136,10 @@ def compile_static(setting: Setting) -> dict:
     case = checks.small_case(stages=1) if setting.tiny else case_of(setting)
     backend = backend_of(setting)
     return checks.errors_of(
-        case, setting.device, wrap=lambda model: torch.compile(model, backend=backend, dynamic=False)
+        case,
+        setting.device,
+        accelerated=False,
+        wrap=lambda model: torch.compile(model, backend=backend, dynamic=False),
     )
 
 

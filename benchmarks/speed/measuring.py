@@ -15,10 +15,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mmstrip import accelerate
 from mmstrip.analysis.complexity import TensorForward, analyze_complexity, data_samples
 from mmstrip.deployment.formats import SUFFIXES, halved, to_onnx, trace
 from mmstrip.deployment.quantization import write_int8
 from mmstrip.deployment.runtimes import RUNTIMES, Session, check_runtime, start_session
+from mmstrip.models import StripMLP
 
 from .specs import Spec
 
@@ -72,6 +74,8 @@ class Candidate:
         self.memory_format = torch.channels_last if 'channels_last' in spec.forms else torch.preserve_format
         own_dtype = torch.bfloat16 if 'bfloat16' in spec.forms and not self.runtime else torch.float32
         self.model = spec.build().to(settings.device, own_dtype, memory_format=self.memory_format)
+        if spec.is_accelerated and any(isinstance(module, StripMLP) for module in self.model.modules()):
+            accelerate(self.model)
         self.call = self.model
         # Of a fresh copy, once for all modes.
         self.complexity = cache(
@@ -93,7 +97,7 @@ class Candidate:
         forward = self._function(shape)
 
         def run():
-            with self.spec.implementation(), self._freezing():
+            with self._freezing():
                 with self._precision(), torch.set_grad_enabled(mode == 'train'):
                     outputs = forward(images)
                 if mode == 'inference':
@@ -173,11 +177,10 @@ class Candidate:
         return TensorForward(self.call, data_samples(self.model, (self.settings.channels, *shape), self.settings.batch))
 
     def _start(self, shape: tuple[int, int]) -> Session:
-        network = replace(self.spec, label='', forms=tuple(f for f in self.spec.forms if f in ('deploy', 'reference')))
+        network = replace(self.spec, label='', forms=tuple(f for f in self.spec.forms if f == 'deploy'))
         key = str((network, self.settings.batch, self.settings.channels, shape))
         if key not in _exported:
-            with self.spec.implementation():
-                _exported[key] = to_onnx(trace(self._function(shape), self._images(shape)))
+            _exported[key] = to_onnx(trace(self._function(shape), self._images(shape)))
         if 'int8' not in self.spec.forms:
             exported = halved(_exported[key]) if 'half' in self.spec.forms else _exported[key]
             return start_session(self.runtime, exported, self.dtype)

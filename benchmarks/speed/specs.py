@@ -1,18 +1,16 @@
 """Which model to measure, and in which forms, written on one line."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from torch import nn
 
-from mmstrip import ops
 from mmstrip.analysis.specs import ModelSpec
 from mmstrip.deployment.runtimes import RUNTIMES
 
 STORED = ('half', 'int8')  # how an exported model keeps its weights
 FORMS = (
     *('autocast', 'bfloat16', 'channels_last', 'compile', 'cudagraphs', 'deploy', 'dynamic', 'freezing'),
-    *(*RUNTIMES, *STORED, 'reference', 'recompute'),
+    *(*RUNTIMES, *STORED, 'reference'),
 )
 
 
@@ -25,8 +23,8 @@ class Spec(ModelSpec):
             'compile', with 'dynamic' for sizes that change, CUDA graphs of its parts ('cudagraphs') or weights in the
             graph ('freezing'); 'cudagraphs' alone, the eager step as one CUDA graph;
             'deploy', by ``switch_to_deploy()``; 'onnxruntime' or 'openvino', exported to it, with weights in
-            float16 ('half') or quantised ('int8'); 'reference' or 'recompute', Strip-MLP on that implementation
-            (:func:`mmstrip.ops.use`).
+            float16 ('half') or quantised ('int8'); 'reference', Strip-MLP as it is built, without
+            :func:`mmstrip.accelerate`, which what is compiled or exported goes without too.
     """
 
     forms: tuple[str, ...] = ()
@@ -44,10 +42,10 @@ class Spec(ModelSpec):
         label = ' '.join([model.label, *(f'@{form}' for form in forms)])
         return cls(label, model.source, model.arguments, tuple(forms))
 
-    def implementation(self) -> AbstractContextManager:
-        """A context in which the model runs as its forms ask."""
-        named = [form for form in self.forms if form in ops.IMPLEMENTATIONS]
-        return ops.use(named[0]) if named else nullcontext()
+    @property
+    def is_accelerated(self) -> bool:
+        """Whether a Strip-MLP in the model runs by :func:`mmstrip.accelerate`."""
+        return not {'reference', 'compile', *RUNTIMES} & set(self.forms)
 
     def build(self) -> nn.Module:
         """As of :class:`ModelSpec`; ValueError also if 'deploy' is asked of what has no such form."""

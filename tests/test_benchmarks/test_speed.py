@@ -105,7 +105,7 @@ def test_profile_names_modules(tmp_path):
 @pytest.mark.parametrize(
     'model, words',
     [
-        (f'{STRIP}@fast', 'onnxruntime, openvino, half, int8, reference, recompute, but got fast'),
+        (f'{STRIP}@fast', 'onnxruntime, openvino, half, int8, reference, but got fast'),
         (f'{STRIP}@int8', 'half and int8 go with onnxruntime or openvino'),
         ('mmstrip.StripMLP:tiny', "KEY=VALUE, but got 'tiny'"),
         ('mmpretrain.ResNat:depth=18', "'mmpretrain.ResNat'"),
