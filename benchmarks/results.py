@@ -1,4 +1,4 @@
-"""Results as JSON files."""
+"""Results as JSON and text files, written whole or not at all."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,11 @@ def as_json(value):
 def write_json(path: Path, value) -> None:
     """Write a JSON file, and the folder that it goes to."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda file: file.write(f'{json.dumps(value, indent=1)}\n'.encode()))
+    write_text(path, f'{json.dumps(value, indent=1)}\n')
+
+
+def write_text(path: Path, text: str) -> None:
+    write_file(path, lambda file: file.write(text.encode()))
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence]) -> str:

@@ -9,11 +9,10 @@ from statistics import mean, stdev, variance
 import mmcv
 import numpy as np
 
-from mmstrip.utils.checkpoints import write_file
 from mmstrip.utils.plots import plot_curves
 
 from ..pictures import plot_bars
-from ..results import markdown_table
+from ..results import markdown_table, write_text
 from .experiments import CALTECH101, DIGIT_SCENES_TRIALS, SEEDS, TRANSFER, VARIANTS, transfer_name, variant_name
 from .run import Results, read_results
 
@@ -82,7 +81,7 @@ def write_page(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
         return f'<!-- results: {name} -->\n{content}\n<!-- end -->'
 
     text = re.sub(r'<!-- results: (\S+) -->.*?<!-- end -->', fill, page.read_text(), flags=re.S)
-    write_file(page, lambda file: file.write(text.encode()))
+    write_text(page, text)
     return [page, *filter(None, drawn)]
 
 

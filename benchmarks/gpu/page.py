@@ -5,10 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mmstrip.utils.checkpoints import write_file
-
 from ..machine import describe
-from ..results import markdown_table, write_json
+from ..results import markdown_table, write_json, write_text
 from .steps import DONE, FAILED, PARTS, Setting, results
 
 TITLES = {
@@ -39,8 +37,7 @@ def write_report(setting: Setting) -> list[Path]:
     )
     out = Path(setting.out)
     write_json(out / 'report.json', report)
-    text = '\n'.join(_page(report)) + '\n'
-    write_file(out / 'report.md', lambda file: file.write(text.encode()))
+    write_text(out / 'report.md', '\n'.join(_page(report)) + '\n')
     return [out / 'report.json', out / 'report.md']
 
 
@@ -145,7 +142,7 @@ def fill_page(page: Path, report: dict) -> None:
         page.read_text(),
         flags=re.S,
     )
-    write_file(page, lambda file: file.write(text.encode()))
+    write_text(page, text)
 
 
 def failures(setting: Setting) -> list[str]:
