@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
 
+import mmstrip
 from mmstrip.deployment import load
 from mmstrip.deployment.detections import values_of
 from mmstrip.deployment.export import task_of
@@ -97,6 +98,7 @@ def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, lis
     if layer and task != 'classifier':
         raise ValueError(f'--layer is for classifiers, but {config} is of a {task}')
     fill_model(inferencer.model, config, path)
+    mmstrip.accelerate(inferencer.model)
     return task, classes, predict
 
 

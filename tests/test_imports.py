@@ -18,8 +18,9 @@ LAYERS = (
     ('analysis', 'own_data'),
     ('converters', 'deployment'),
     ('engine',),
-    ('datasets', 'models'),
-    ('ops', 'csrc', 'utils', 'zoo'),
+    ('datasets', 'ops'),
+    ('models',),
+    ('csrc', 'utils', 'zoo'),
     ('registry', 'version'),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

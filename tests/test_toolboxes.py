@@ -1,5 +1,6 @@
 """At home in the toolboxes: their functions, inferencers and tools take our configs, also inherited ones."""
 
+import re
 import sys
 from importlib import import_module
 
@@ -101,6 +102,7 @@ def test_their_own_tools_train_and_test_inherited_configs(toolbox, scenes, tmp_p
     checkpoint = tmp_path / 'work' / 'epoch_1.pth'
     done = call_tool(f'{tools}/train.py', config, *work_dir, folder=tmp_path)
     assert done.returncode == 0 and checkpoint.is_file(), done.stdout
+    assert re.search(r'Strip-MLP: (\d) of \1 blocks', done.stdout)
     for options in ([], ['--tta']):
         done = call_tool(f'{tools}/test.py', config, checkpoint, *work_dir, *options, folder=tmp_path)
         assert done.returncode == 0, done.stdout

@@ -138,7 +138,7 @@ def test_accumulated_and_clipped_gradients():
 
 @pytest.mark.parametrize('runs, dtype', [(True, 'bfloat16'), (False, None)])
 def test_auto_is_bfloat16_where_operators_take_it(runs, dtype, without_gpu, monkeypatch, capsys):
-    monkeypatch.setattr(precision, 'native_types', lambda x: runs and x.dtype is torch.bfloat16)
+    monkeypatch.setattr(precision.ops, 'takes', lambda dtype: runs and dtype is torch.bfloat16)
     assert amp_dtype('auto') == dtype
     assert capsys.readouterr().out.startswith(f'--amp auto: {dtype or "float32"}')
 
