@@ -9,7 +9,7 @@ from statistics import mean, stdev, variance
 import mmcv
 import numpy as np
 
-from ..utils.checkpoints import write_file
+from ..utils.files import write_file
 from ..utils.plots import plot_bars, plot_curves
 from .evidence import (
     CALTECH101,

@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from .. import ops
 from ..engine.launch import build_runner, check_data
 from ..engine.precision import set_train_amp
-from ..utils.checkpoints import write_file
 from ..utils.config import leaf_datasets, load_config
+from ..utils.files import write_file
 from ..utils.wrappers import unwrap_model
 from .benchmark import cpu_name
 from .complexity import analyze_complexity

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..utils.checkpoints import write_file
+from ..utils.files import write_file
 
 # How the files of each format end, and what they need beside PyTorch.
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2', 'torchscript': '.torchscript', 'openvino': '.xml'}

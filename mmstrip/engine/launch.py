@@ -16,9 +16,12 @@ from mmengine.runner import Runner
 
 from ..utils.checkpoints import load_plain_weights_only
 from ..utils.config import dataset_class, leaf_datasets
-from .resumable import choose_checkpoint, make_resumable
+from .resumable import make_resumable
+from .resume import choose_checkpoint
+from .work_dir import hold_work_dir, release_work_dirs
 
-LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+_RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+LAUNCHERS = ('none', *_RANKS)
 
 
 def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -107,6 +110,24 @@ def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool
     # Not in the config, which the run has dumped: it is for other runs too.
     runner._resume = resumed is not None
     runner._load_from = resumed or config.get('load_from')
+    return runner
+
+
+def train(config: Config, launcher: str = 'none', trust_checkpoints: bool = False) -> Runner:
+    """Train by a config, in whose work dir no other training may run meanwhile.
+
+    Takes the arguments of :func:`build_runner`.
+
+    Raises:
+        RuntimeError: Another training runs in the work dir.
+    """
+    if launcher == 'none' or int(os.environ.get(_RANKS[launcher], 0)) == 0:  # the process that writes there
+        hold_work_dir(config.work_dir)
+    try:
+        runner = build_runner(config, launcher, trust_checkpoints)
+        runner.train()
+    finally:
+        release_work_dirs()
     return runner
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch.utils.data import DataLoader
 
 from ..registry import LOOPS
-from ..utils.seeding import remaining_batches
 
 
 @contextmanager
@@ -23,6 +23,20 @@ def explained_worker_death(workers: int) -> Iterator[None]:
             f'a process that loads data was killed ({error}). Mostly the memory was full: lower '
             'train_dataloader.num_workers, or give the job more memory (in containers, more shared memory as well)'
         ) from error
+
+
+def remaining_batches(loader: DataLoader, done: int) -> DataLoader:
+    """What is left of a loader's epoch after ``done`` batches, without loading those."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=list(loader.batch_sampler)[done:],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+    )
 
 
 class _ExplainedLoop:

@@ -118,7 +118,7 @@ def call_ranks(script: str | Path, *arguments, folder: Path, count: int = 2) -> 
 
 def train(config: str, work_dir: str, options: dict, output: str, file_limit: int | None) -> None:
     """What tools/train.py CONFIG --resume does, in a child process that writes to ``output``."""
-    from mmstrip.engine.launch import build_runner
+    from mmstrip.engine import launch
     from mmstrip.utils.config import load_config
 
     _prepare(output)
@@ -126,7 +126,7 @@ def train(config: str, work_dir: str, options: dict, output: str, file_limit: in
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     config = load_config(config, options)
     config.work_dir, config.resume = work_dir, True
-    build_runner(config).train()
+    launch.train(config)
 
 
 def _execute(folder: str, output: str) -> None:

@@ -10,7 +10,15 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmstrip.engine.loops import explained_worker_death
-from mmstrip.engine.resumable import choose_checkpoint, make_resumable
+from mmstrip.engine.resumable import make_resumable
+from mmstrip.engine.resume import choose_checkpoint
+
+STATE = dict(
+    state_dict={},
+    optimizer={},
+    message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}),
+    meta=dict(epoch=1, iter=5),
+)
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch():
@@ -50,8 +58,8 @@ def test_any_config_becomes_resumable():
     assert config.train_dataloader.worker_init_fn == dict(type='mmstrip.shield_worker')
     assert config.val_dataloader.worker_init_fn == dict(type='mine')
     assert config.default_hooks.checkpoint.type == 'MyCheckpointHook'
-    names = ['mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook', 'mmstrip.NamedFilesHook']
-    assert [hook.type for hook in config.custom_hooks] == names
+    names = ['Seed', 'InvalidLoss', 'TimeLeft', 'NamedFiles', 'CheckpointFit', 'PlainCheckpoint']
+    assert [hook.type for hook in config.custom_hooks] == [f'mmstrip.{name}Hook' for name in names]
     once = copy.deepcopy(config)
     make_resumable(config)  # a config that a run has dumped
     assert config.to_dict() == once.to_dict()
@@ -82,7 +90,7 @@ def test_where_a_run_begins(tmp_path):
     """``load_from`` is what a training starts from until the work dir has a checkpoint of its own."""
     start, own = tmp_path / 'start.pth', tmp_path / 'work' / 'ep_1.pth'
     own.parent.mkdir()
-    state = dict(state_dict={}, optimizer={}, meta=dict(iter=5, seed=3))
+    state = dict(STATE, meta=dict(epoch=1, iter=5, seed=3))
     torch.save(state, start)
     config = Config(dict(work_dir=str(own.parent), load_from=str(start), resume='auto'))
     unchanged = copy.deepcopy(config)
@@ -95,16 +103,16 @@ def test_where_a_run_begins(tmp_path):
     assert choose_checkpoint(config) == str(start)
     own.unlink()
     config.resume = 'auto'
-    with pytest.raises(ValueError, match=r'last_checkpoint names .*ep_1.pth, which is not there'):
+    with pytest.raises(ValueError, match=r"last_checkpoint names .*ep_1.pth', which is not there"):
         choose_checkpoint(config)
     torch.save(dict(state, meta={}), start)
     config.resume = True
-    with pytest.raises(ValueError, match='start.pth is no checkpoint to resume: it does not say at which iteration'):
+    with pytest.raises(ValueError, match='start.pth is no checkpoint to resume: it does not say at which epoch'):
         choose_checkpoint(config)
 
 
 def test_older_checkpoints_of_other_names(tmp_path):
-    torch.save(dict(state_dict={}, optimizer={}, meta=dict(iter=5)), tmp_path / 'ep_01.pth')
+    torch.save(STATE, tmp_path / 'ep_01.pth')
     (tmp_path / 'ep_02.pth').write_bytes(b'damaged')
     hooks = dict(checkpoint=dict(type='CheckpointHook', filename_tmpl='ep_{:02d}.pth'))
     config = Config(dict(work_dir=str(tmp_path), resume=True, default_hooks=hooks))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...utils.checkpoints import write_file
+from ...utils.files import write_file
 from ..evidence_report import markdown_table
 from ..runs import write_json
 from .environment import describe

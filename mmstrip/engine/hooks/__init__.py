@@ -1,6 +1,7 @@
 from .bad_images import BadImagesHook
 from .channels_last import ChannelsLastHook
 from .checkpoint import SafeCheckpointHook
+from .checkpoint_fit import CheckpointFitHook
 from .clock import ClockHook
 from .complete_checkpoint import CompleteCheckpointHook
 from .curves import TrainingCurvesHook
@@ -8,17 +9,20 @@ from .eta import TimeLeftHook
 from .invalid_loss import InvalidLossHook
 from .named_files import NamedFilesHook
 from .pictures import PredictionPicturesHook
+from .plain_checkpoint import PlainCheckpointHook
 from .report import ClassificationReportHook
 from .seed import SeedHook
 
 __all__ = [
     'BadImagesHook',
     'ChannelsLastHook',
+    'CheckpointFitHook',
     'ClassificationReportHook',
     'ClockHook',
     'CompleteCheckpointHook',
     'InvalidLossHook',
     'NamedFilesHook',
+    'PlainCheckpointHook',
     'PredictionPicturesHook',
     'SafeCheckpointHook',
     'SeedHook',

@@ -5,7 +5,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...registry import HOOKS
-from ...utils.seeding import seed_all
+from ..seeding import seed_all
 
 
 @HOOKS.register_module()
