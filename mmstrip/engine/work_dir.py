@@ -11,6 +11,8 @@ from ..utils.locks import lock
 
 LOCK = '.lock'
 _held: list[IO] = []
+if hasattr(os, 'register_at_fork'):  # not on Windows
+    os.register_at_fork(after_in_child=_held.clear)  # the locks are the parent's
 
 
 def hold_work_dir(folder: str | Path) -> None:
