@@ -165,7 +165,10 @@ def load_plain_weights_only(trusted: bool = False) -> None:
     _allow_data_classes()
 
     def load_from_local(path: str, map_location):
-        return _unwrap(read_checkpoint(path, map_location, trusted))
+        checkpoint = read_checkpoint(path, map_location, trusted)
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f'{path} must hold a dict of weights, but has a {type(checkpoint).__name__}')
+        return _unwrap(checkpoint)
 
     def load_from_http(address: str, map_location):
         return load_from_local(_download(address), map_location)
@@ -188,13 +191,13 @@ def _download(address: str) -> Path:
     return path
 
 
-def _unwrap(checkpoint):
+def _unwrap(checkpoint: dict) -> dict:
     """As mmengine expects it: ``{'model': weights}`` of other projects, and the keys of a model that was compiled."""
     weights = weights_in(checkpoint)
     compiled = re.compile(r'(module\.)?_orig_mod\.')
     if weights and all(compiled.match(str(key)) for key in weights):
         weights = OrderedDict((compiled.sub('', key, count=1), value) for key, value in weights.items())
-    if not isinstance(checkpoint, dict) or weights is checkpoint:
+    if weights is checkpoint:
         return checkpoint
     return dict({} if _is_state_dict(checkpoint) else checkpoint, state_dict=weights)
 

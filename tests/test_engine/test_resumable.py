@@ -1,6 +1,7 @@
 """Options of training that need no run to be checked."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -135,3 +136,29 @@ def test_death_of_workers_is_told_from_their_errors(error, killed):
     with pytest.raises(Exception) as raised, explained_worker_death(2):
         raise error
     assert ('was killed' in str(raised.value)) == killed and (raised.value is error) != killed
+
+
+def test_names_that_cannot_be_checkpoints_are_passed_over(tmp_path):
+    """The newest one that can be read is taken, whatever else is there."""
+    config = Config(dict(work_dir=str(tmp_path), resume=True))
+    torch.save(STATE, tmp_path / 'epoch_1.pth')
+    (tmp_path / 'epoch_2.pth').mkdir()
+    (tmp_path / 'epoch_3.pth').symlink_to(tmp_path / 'nowhere')
+    os.mkfifo(tmp_path / 'epoch_4.pth')
+    torch.save([1], tmp_path / 'epoch_5.pth')
+    for pointer in (b'\xff\xfe\n', b'a' * 300, b'/' + b'b/' * 4000, b'epoch\0', b'', bytes(tmp_path / 'epoch_3.pth')):
+        (tmp_path / 'last_checkpoint').write_bytes(pointer)
+        assert choose_checkpoint(config) == str(tmp_path / 'epoch_1.pth')
+    (tmp_path / 'epoch_1.pth').unlink()
+    with pytest.raises(ValueError, match='no checkpoint in .* can be read: .*epoch_2.pth'):
+        choose_checkpoint(config)
+
+
+def test_a_damaged_tensor_sends_a_run_back(tmp_path):
+    for epoch in (1, 2):
+        torch.save(dict(STATE, state_dict=dict(weight=torch.rand(5000))), tmp_path / f'epoch_{epoch}.pth')
+    content = bytearray((tmp_path / 'epoch_2.pth').read_bytes())
+    content[10_000:14_096] = bytes(4096)
+    (tmp_path / 'epoch_2.pth').write_bytes(content)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
+    assert choose_checkpoint(Config(dict(work_dir=str(tmp_path), resume=True))) == str(tmp_path / 'epoch_1.pth')

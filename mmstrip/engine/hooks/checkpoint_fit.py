@@ -52,9 +52,11 @@ class CheckpointFitHook(Hook):
         model = unwrap_model(runner.model)
         weights = name_as(model, weights_in(checkpoint))
         checkpoint['state_dict'] = weights
+        self.foreign = ''
         if not runner._resume:
             if not set(weights) & set(model.state_dict()):
-                self.foreign = f"holds none of the model's tensors, its first keys are {', '.join(list(weights)[:5])}"
+                first = f'; its first keys are {", ".join(list(weights)[:5])}' if weights else ''
+                self.foreign = f"holds none of the model's {len(model.state_dict())} tensors{first}"
             return
         checkpoint['meta'].pop('config', None)  # text that mmengine would run
         problem = _misfit(runner, checkpoint)
@@ -152,7 +154,7 @@ def _other_schedules(runner: Runner, checkpoint: dict) -> str:
     for key, scheduler in own.items():
         state = to_plain(scheduler.state_dict())[0]
         if not _same_kind(state, saved[key]) or saved[key]['param_name'] != scheduler.param_name:
-            return f'its {key} is not a {type(scheduler).__name__}'
+            return f'its {key} is not a {type(scheduler).__name__} or damaged'
     return ''
 
 
@@ -166,7 +168,9 @@ def _other_optimizers(runner: Runner, checkpoint: dict) -> str:
         kind = kinds.get(name) if isinstance(kinds, dict) else None
         first = groups[:1] + optimizer.param_groups[:1]
         if kind not in (None, type(optimizer).__name__) or (len(first) == 2 and not _same_kind(first[1], first[0])):
-            return f'its optimizer is {kind or "another one"}, that of the config is {type(optimizer).__name__}'
+            own = type(optimizer).__name__
+            settings = ', with other settings' if kind == own else ''
+            return f'its optimizer is {kind or "another one"}, that of the config is {own}{settings}'
         sizes = [[len(group['params']) for group in optimizer.param_groups]]
         sizes.append([len(part) if isinstance(part := group.get('params'), list) else -1 for group in groups])
         if sizes[0] != sizes[1]:
