@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from helpers import Malicious
+from helpers import ROOT, Malicious, blocks, randomise, small_backbone
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from safetensors.torch import load_file, save_file
@@ -197,3 +197,24 @@ def test_addresses(tmp_path, monkeypatch):
             CheckpointLoader.load_checkpoint(f'{address}/evil.pth')
         server.shutdown()
     assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('channels', [1, 4, 6])
+def test_the_recipe_for_other_numbers_of_channels(channels, tmp_path, monkeypatch):
+    """Of docs/model_zoo.md, which the error of such a checkpoint names: equal channels give the old features."""
+    monkeypatch.chdir(tmp_path)
+    start, end = (tmp_path / 'checkpoints' / f'strip-mlp-tiny_in1k{name}.pth' for name in ('', '_other-channels'))
+    start.parent.mkdir()
+    model = randomise(small_backbone()).eval()
+    torch.save(dict(state_dict={f'backbone.{key}': value for key, value in model.state_dict().items()}, meta={}), start)
+    (recipe,) = (block for block in blocks(ROOT / 'docs/model_zoo.md', 'python') if 'patch_embed.weight' in block)
+    exec(recipe.replace('channels = 4', f'channels = {channels}'), {})
+    init = dict(type='Pretrained', checkpoint=str(start), prefix='backbone.')
+    words = 'docs/model_zoo.md, "Other channels", converts it'
+    with pytest.raises(ValueError, match=f'in_channels=3 where the model has in_channels={channels}: {words}'):
+        small_backbone(in_channels=channels, init_cfg=init).init_weights()
+    other = small_backbone(in_channels=channels, init_cfg=dict(init, checkpoint=str(end))).eval()
+    other.init_weights()
+    gray = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(other(gray.repeat(1, channels, 1, 1)), model(gray.repeat(1, 3, 1, 1)))
