@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 
 from ..utils.locks import lock
 
-LOCK = '.lock'
+LOCK = '.mmstrip.lock'
 _held: list[IO] = []
 if hasattr(os, 'register_at_fork'):  # not on Windows
     os.register_at_fork(after_in_child=_held.clear)  # the locks are the parent's
@@ -19,7 +19,7 @@ def hold_work_dir(folder: str | Path) -> None:
     """Keep other trainings out of a folder as long as this process lives, or until :func:`release_work_dirs`.
 
     Args:
-        folder: It is made if it is not there. Its file ``.lock`` names the process; it stays, and it is the lock on it
+        folder: It is made if it is not there. Its file ``.mmstrip.lock`` names the process; it stays, and it is the lock on it
             that counts.
 
     Raises:
@@ -29,7 +29,7 @@ def hold_work_dir(folder: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and any(os.path.samestat(os.fstat(file.fileno()), path.stat()) for file in _held):
         return  # closing a second one would end the lock
-    file = path.open('a+')
+    file = open(path, 'a+', opener=_open_itself)
     locked = lock(file)
     if locked is False:
         file.seek(0)
@@ -45,6 +45,11 @@ def hold_work_dir(folder: str | Path) -> None:
     file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
     file.flush()
     _held.append(file)
+
+
+def _open_itself(path: str, flags: int) -> int:
+    """Not what a link leads to, which would be emptied."""
+    return os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0), 0o666)
 
 
 def release_work_dirs() -> None:

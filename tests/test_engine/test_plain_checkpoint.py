@@ -27,7 +27,7 @@ def runner():
 def test_what_is_not_finite_is_not_saved(runner, part, name, value):
     """Parameters, statistics of BN and averages; a mask may be infinite."""
     hook, prefix = PlainCheckpointHook(), 'module.' if part == 'ema_state_dict' else ''
-    hook.before_train(runner)
+    hook.before_run(runner)
     state = {prefix + key: tensor.clone() for key, tensor in runner.model.state_dict().items()}
     checkpoint = {'state_dict': {}, part: state}
     hook.before_save_checkpoint(runner, checkpoint)

@@ -68,3 +68,11 @@ def test_disks_without_locks_are_said(tmp_path, monkeypatch, capsys):
     hold_work_dir(tmp_path)
     release_work_dirs()
     assert 'is on a disk without locks: make sure that no other training uses it' in capsys.readouterr().out
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / 'notes.txt').write_text('mine')
+    (tmp_path / LOCK).symlink_to(tmp_path / 'notes.txt')
+    with pytest.raises(OSError, match=LOCK):
+        hold_work_dir(tmp_path)
+    assert (tmp_path / 'notes.txt').read_text() == 'mine'

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
@@ -80,7 +80,7 @@ class CheckpointFitHook(Hook):
 
 def _wrappers(runner: Runner) -> list[tuple[str, OptimWrapper]]:
     """The optimizers' wrappers by name; '' is that of a model with one."""
-    several = not isinstance(runner.optim_wrapper, OptimWrapper)
+    several = isinstance(runner.optim_wrapper, OptimWrapperDict)
     return list(runner.optim_wrapper.items()) if several else [('', runner.optim_wrapper)]
 
 
@@ -219,10 +219,10 @@ def _changes(runner: Runner, checkpoint: dict) -> Iterator[str]:
         if None not in (before, now[key]) and before != now[key]:
             yield f'{before} {words} so far, {now[key]} from here on; learning rate and schedule are not adapted'
     name, done = ('max_epochs', meta['epoch']) if now['by_epoch'] else ('max_iters', meta['iter'])
-    before, end = checkpoint['message_hub']['runtime_info'].get(name), getattr(runner, name)
+    before, end = checkpoint['message_hub']['runtime_info'].get(name), getattr(runner, name, None)
     if any(isinstance(hook, EMAHook) for hook in runner.hooks) and 'ema_state_dict' not in checkpoint:
         yield 'the checkpoint has no averaged weights: the average (EMA) starts from its weights'
-    if before not in (None, end):
+    if None not in (before, end) and before != end:
         rest = (
             'the training goes on to that, by the schedule of the checkpoint' if end > done else 'nothing is left to do'
         )

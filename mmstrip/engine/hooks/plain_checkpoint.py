@@ -30,7 +30,7 @@ class PlainCheckpointHook(Hook):
         self.infinite: set[str] = set()
         self.said: set[str] = set()
 
-    def before_train(self, runner: Runner) -> None:
+    def before_run(self, runner: Runner) -> None:
         buffers = dict(unwrap_model(runner.model).named_buffers())
         self.infinite = {name for name, buffer in buffers.items() if _holds(torch.isinf, buffer)}
 
