@@ -1,5 +1,6 @@
 """One training per work dir."""
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -19,8 +20,8 @@ def hold_work_dir(folder: str | Path) -> None:
     """Keep other trainings out of a folder as long as this process lives, or until :func:`release_work_dirs`.
 
     Args:
-        folder: It is made if it is not there. Its file ``.mmstrip.lock`` names the process; it stays, and it is the lock on it
-            that counts.
+        folder: It is made if it is not there. Its file ``.mmstrip.lock`` names the process; it stays, and the lock on
+            it counts.
 
     Raises:
         RuntimeError: Another process trains there.
@@ -29,10 +30,12 @@ def hold_work_dir(folder: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and any(os.path.samestat(os.fstat(file.fileno()), path.stat()) for file in _held):
         return  # closing a second one would end the lock
-    file = open(path, 'a+', opener=_open_itself)
+    # A link in its place is not followed, as the file is emptied.
+    file = os.fdopen(
+        os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666), 'r+', errors='replace'
+    )
     locked = lock(file)
     if locked is False:
-        file.seek(0)
         holder = file.read(200).strip() or 'another process'
         file.close()
         raise RuntimeError(
@@ -40,16 +43,12 @@ def hold_work_dir(folder: str | Path) -> None:
             f'another --work-dir; if its machine is gone for good, remove {path}'
         )
     if locked is None:
-        print_log(f'{folder} is on a disk without locks: make sure that no other training uses it', 'current')
+        words = f'{folder} is on a disk without locks: make sure that no other training uses it'
+        print_log(words, 'current', logging.WARNING)
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
     file.flush()
     _held.append(file)
-
-
-def _open_itself(path: str, flags: int) -> int:
-    """Not what a link leads to, which would be emptied."""
-    return os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0), 0o666)
 
 
 def release_work_dirs() -> None:

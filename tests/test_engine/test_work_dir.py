@@ -60,14 +60,16 @@ def test_workers_that_outlive_a_killed_training_do_not_hold_its_work_dir(tmp_pat
     os.kill(worker.value, signal.SIGKILL)
 
 
-def test_disks_without_locks_are_said(tmp_path, monkeypatch, capsys):
+def test_disks_without_locks_are_said(tmp_path, monkeypatch):
     def refuse(*_) -> None:
         raise OSError(38, 'Function not implemented')
 
+    said: list[str] = []
+    monkeypatch.setattr('mmstrip.engine.work_dir.print_log', lambda words, *_: said.append(words))
     monkeypatch.setattr('fcntl.lockf', refuse)
     hold_work_dir(tmp_path)
     release_work_dirs()
-    assert 'is on a disk without locks: make sure that no other training uses it' in capsys.readouterr().out
+    assert said == [f'{tmp_path} is on a disk without locks: make sure that no other training uses it']
 
 
 def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):

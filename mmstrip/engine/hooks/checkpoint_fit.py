@@ -96,6 +96,12 @@ def _training(runner: Runner) -> dict:
     )
 
 
+def _saved_training(checkpoint: dict) -> dict:
+    """Of the run that was saved; nothing if it was one of mmengine's own tools."""
+    training = checkpoint['meta'].get('training')
+    return training if isinstance(training, dict) else {}
+
+
 def _misfit(runner: Runner, checkpoint: dict) -> str:
     """What of a checkpoint does not fit the run, as a sentence; '' if nothing."""
     own, averages = unwrap_model(runner.model).state_dict(), checkpoint.get('ema_state_dict')
@@ -103,9 +109,10 @@ def _misfit(runner: Runner, checkpoint: dict) -> str:
     if not problem and averages is not None:
         if not any(isinstance(hook, EMAHook) for hook in runner.hooks):
             return 'it holds averaged weights, and this config has no EMAHook'
-        problem = _other_tensors({'steps': None} | {f'module.{key}': value for key, value in own.items()}, averages)
-    training = checkpoint['meta'].get('training')
-    by_epoch = training.get('by_epoch') if isinstance(training, dict) else None
+        averages = averages if isinstance(averages, dict) else {}
+        averages = {key[7:]: value for key, value in averages.items() if str(key).startswith('module.')}
+        problem = _other_tensors(own, averages)
+    by_epoch = _saved_training(checkpoint).get('by_epoch')
     if not problem and by_epoch not in (None, _training(runner)['by_epoch']):
         return 'it was trained by {}, this config trains by {}'.format(
             *('epochs', 'iterations')[:: 1 if by_epoch else -1]
@@ -113,9 +120,7 @@ def _misfit(runner: Runner, checkpoint: dict) -> str:
     return problem or _other_schedules(runner, checkpoint) or _other_optimizers(runner, checkpoint)
 
 
-def _other_tensors(own: dict, found) -> str:
-    if not isinstance(found, dict):
-        return 'it has no weights'
+def _other_tensors(own: dict, found: dict) -> str:
     for words, keys in (('lacks', own.keys() - found.keys()), ('has, unlike the model,', found.keys() - own.keys())):
         if keys:
             first = [str(key) for key in (*own, *found) if key in keys][:3]
@@ -215,7 +220,7 @@ def _changes(runner: Runner, checkpoint: dict) -> Iterator[str]:
     """What the config changes from here on."""
     meta, now = checkpoint['meta'], _training(runner)
     for key, words in _DATA.items():
-        before = (meta.get('training') or {}).get(key)
+        before = _saved_training(checkpoint).get(key)
         if None not in (before, now[key]) and before != now[key]:
             yield f'{before} {words} so far, {now[key]} from here on; learning rate and schedule are not adapted'
     name, done = ('max_epochs', meta['epoch']) if now['by_epoch'] else ('max_iters', meta['iter'])
