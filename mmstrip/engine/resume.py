@@ -46,7 +46,11 @@ def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
     print_log(f'Resuming from {path}', logger='current')
     seed = checkpoint['meta'].get('seed')
     if seed is not None:
-        config.randomness = dict(config.get('randomness') or {}, seed=seed)
+        randomness = config.get('randomness') or {}
+        if randomness.get('seed') not in (None, seed):
+            words = f'randomness.seed={randomness["seed"]} is not applied: a resumed run keeps its seed, {seed}'
+            print_log(words, 'current', logging.WARNING)
+        config.randomness = dict(randomness, seed=seed)
     return path
 
 

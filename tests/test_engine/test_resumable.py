@@ -87,7 +87,7 @@ def test_types_may_be_classes_or_paths():
     assert config.train_cfg == dict(max_epochs=3)
 
 
-def test_where_a_run_begins(tmp_path):
+def test_where_a_run_begins(tmp_path, monkeypatch):
     """``load_from`` is what a training starts from until the work dir has a checkpoint of its own."""
     start, own = tmp_path / 'start.pth', tmp_path / 'work' / 'ep_1.pth'
     own.parent.mkdir()
@@ -100,6 +100,13 @@ def test_where_a_run_begins(tmp_path):
     (own.parent / 'last_checkpoint').write_text(str(own))
     assert choose_checkpoint(config) == str(own) and config.randomness.seed == 3
     assert (config.resume, config.load_from) == ('auto', str(start))  # what the run dumps is for other runs too
+    said: list[str] = []
+    monkeypatch.setattr('mmstrip.engine.resume.print_log', lambda words, *_, **__: said.append(words))
+    config.randomness.seed = 8
+    choose_checkpoint(config)
+    assert (
+        said[-1] == 'randomness.seed=8 is not applied: a resumed run keeps its seed, 3' and config.randomness.seed == 3
+    )
     config.resume = True
     assert choose_checkpoint(config) == str(start)
     own.unlink()

@@ -17,6 +17,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from safetensors.torch import load_file, save_file
 
+from mmstrip.converters.official import convert_official_checkpoint
 from mmstrip.utils.checkpoints import (
     fill_model,
     load_plain_weights_only,
@@ -102,7 +103,7 @@ def zero_block(path, size: int = 4096) -> None:
     path.write_bytes(content)
 
 
-def test_damage_inside_of_a_tensor_is_noticed(tmp_path):
+def test_damage_inside_of_a_tensor_is_noticed(tmp_path, monkeypatch):
     """torch.load gives wrong weights without a word."""
     path, weights = tmp_path / 'lost.pth', dict(state_dict=dict(weight=torch.rand(100, 100)))
     torch.save(weights, path)
@@ -113,6 +114,12 @@ def test_damage_inside_of_a_tensor_is_noticed(tmp_path):
     for trusted in (False, True):
         with pytest.raises(ValueError, match=words):
             read_checkpoint(path, trusted=trusted)
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    load_plain_weights_only()
+    for read in (CheckpointLoader.load_checkpoint, convert_official_checkpoint):  # init_cfg, load_from; converters
+        with pytest.raises(ValueError, match=words):
+            read(str(path), str(tmp_path / 'out.pth'))
 
 
 def test_files_without_checksums_are_read(tmp_path):

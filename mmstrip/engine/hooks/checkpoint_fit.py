@@ -157,10 +157,16 @@ def _other_schedules(runner: Runner, checkpoint: dict) -> str:
     if own.keys() != saved.keys():
         return f'it has {len(saved)} param_schedulers, the config has {len(own)}'
     for key, scheduler in own.items():
-        state = to_plain(scheduler.state_dict())[0]
-        if not _same_kind(state, saved[key]) or saved[key]['param_name'] != scheduler.param_name:
+        own_state, state = to_plain(scheduler.state_dict())[0], saved[key]
+        same = isinstance(state, dict) and _arguments(scheduler) & own_state.keys() <= state.keys() <= own_state.keys()
+        if not same or state.get('param_name') != scheduler.param_name or not _numbers_fit(own_state, state):
             return f'its {key} is not a {type(scheduler).__name__} or damaged'
     return ''
+
+
+def _arguments(scheduler) -> set[str]:
+    """What a config can set of a scheduler."""
+    return {name for kind in type(scheduler).__mro__ for name in inspect.signature(kind.__init__).parameters}
 
 
 def _other_optimizers(runner: Runner, checkpoint: dict) -> str:
@@ -171,9 +177,10 @@ def _other_optimizers(runner: Runner, checkpoint: dict) -> str:
         if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
             return f'it has no state of the optimizer {name}'.rstrip()
         kind = kinds.get(name) if isinstance(kinds, dict) else None
-        first = groups[:1] + optimizer.param_groups[:1]
-        if kind not in (None, type(optimizer).__name__) or (len(first) == 2 and not _same_kind(first[1], first[0])):
-            own = type(optimizer).__name__
+        own = type(optimizer).__name__
+        pairs = list(zip(optimizer.param_groups, groups))
+        same = all(_settings(pair[0]) == _settings(pair[1]) and _numbers_fit(*pair) for pair in pairs)
+        if kind not in (None, own) or not same:
             settings = ', with other settings' if kind == own else ''
             return f'its optimizer is {kind or "another one"}, that of the config is {own}{settings}'
         sizes = [[len(group['params']) for group in optimizer.param_groups]]
@@ -191,14 +198,16 @@ def _state(checkpoint: dict, name: str) -> dict:
     return state if isinstance(state, dict) else {}
 
 
-def _same_kind(own: dict, saved) -> bool:
-    """Whether two states have the same entries, numbers where the other has; flags differ between versions."""
-    if not isinstance(saved, dict):
-        return False
-    names = [{key for key, value in part.items() if not isinstance(value, (bool, type(None)))} for part in (own, saved)]
-    names = [{key for key in part if not str(key).startswith(('_', 'initial_'))} for part in names]
-    numbers = [key for key in names[0] if isinstance(own[key], (int, float))]
-    return names[0] == names[1] and all(isinstance(saved[key], (int, float)) for key in numbers)
+def _settings(group: dict) -> set[str]:
+    """Of an optimizer; without flags, which differ between versions of PyTorch."""
+    flags = {key for key, value in group.items() if isinstance(value, (bool, type(None)))}
+    return {key for key in group if key not in flags and not str(key).startswith('initial_')}
+
+
+def _numbers_fit(own: dict, saved: dict) -> bool:
+    """Whether a state has numbers where the other has."""
+    numbers = [key for key, value in own.items() if isinstance(value, (int, float)) and key in saved]
+    return all(isinstance(saved[key], (int, float, Tensor, type(None))) for key in numbers)
 
 
 def _states_fit(states, groups: list[dict], optimizer: torch.optim.Optimizer) -> bool:
@@ -239,7 +248,7 @@ def _kept(runner: Runner, checkpoint: dict) -> Iterator[str]:
     words = '{} in the config is not applied, the training goes on with {}'
     for name, wrapper in _wrappers(runner):
         pairs = list(zip(wrapper.optimizer.param_groups, _state(checkpoint, name)['param_groups']))
-        for key in pairs[0][0].keys() - _NO_SETTINGS if pairs else ():
+        for key in pairs[0][0].keys() & pairs[0][1].keys() - _NO_SETTINGS if pairs else ():
             values = [tuple(group.get(f'initial_{key}', group.get(key)) for group in pair) for pair in pairs]
             other = [pair for pair in values if pair[0] != pair[1]]
             if other and not key.startswith('initial_'):
@@ -247,7 +256,7 @@ def _kept(runner: Runner, checkpoint: dict) -> Iterator[str]:
                 yield f'{key} of the optimizer {name}'.rstrip() + f': {words.format(*other[0])}{groups}'
     saved = _schedulers(checkpoint.get('param_schedulers'))
     for place, scheduler in _schedulers(runner.param_schedulers).items():
-        names = {name for kind in type(scheduler).__mro__ for name in inspect.signature(kind.__init__).parameters}
+        names = _arguments(scheduler) - _NO_SETTINGS
         for key, value in scheduler.state_dict().items():
-            if key in names - _NO_SETTINGS and saved[place].get(key) != value:
+            if key in names and saved[place].get(key) != value:
                 yield f'{key} of {place} ({type(scheduler).__name__}): {words.format(value, saved[place].get(key))}'
