@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmstrip.utils.checkpoints import write_file
+from mmstrip.utils.files import write_file
 
 
 def as_json(value):

@@ -17,8 +17,9 @@ import torch
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ..utils.checkpoints import load_whole, read_checkpoint, write_file
+from ..utils.checkpoints import load_whole, read_checkpoint
 from ..utils.config import load_config
+from ..utils.files import write_file
 from ..utils.plots import plot_fields
 from ..utils.samples import IMAGE_SUFFIXES
 from .specs import ModelSpec, random_model

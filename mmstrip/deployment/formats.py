@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..utils.checkpoints import write_file
+from ..utils.files import write_file
 from .mmdeploy import check_installed
 
 # How the files of each format end, and what they need beside PyTorch.

@@ -16,10 +16,13 @@ from mmengine.runner import Runner
 
 from ..utils.checkpoints import load_plain_weights_only
 from ..utils.config import dataset_class, leaf_datasets, name_of
-from .resumable import choose_checkpoint, make_resumable
+from .resumable import make_resumable
+from .resume import choose_checkpoint
 from .runner import careful_runner
+from .work_dir import hold_work_dir, release_work_dirs
 
-LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+_RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+LAUNCHERS = ('none', *_RANKS)
 
 
 def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -140,6 +143,24 @@ def _has_strip_mlp(node) -> bool:
     if isinstance(node, dict):
         return name_of(node.get('type', '')).endswith('StripMLP') or any(map(_has_strip_mlp, node.values()))
     return isinstance(node, (list, tuple)) and any(map(_has_strip_mlp, node))
+
+
+def train(config: Config, launcher: str = 'none', trust_checkpoints: bool = False, accelerate: bool = True) -> Runner:
+    """Train by a config, in whose work dir no other training may run meanwhile.
+
+    Takes the arguments of :func:`build_runner`.
+
+    Raises:
+        RuntimeError: Another training runs in the work dir.
+    """
+    if launcher == 'none' or int(os.environ.get(_RANKS[launcher], 0)) == 0:  # the process that writes there
+        hold_work_dir(config.work_dir)
+    try:
+        runner = build_runner(config, launcher, trust_checkpoints, accelerate)
+        runner.train()
+    finally:
+        release_work_dirs()
+    return runner
 
 
 def _prepare_gloo(config: Config, launcher: str) -> None:

@@ -7,7 +7,6 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from ..registry import LOOPS
-from ..utils.seeding import remaining_batches
 
 
 @contextmanager
@@ -44,6 +43,20 @@ def no_batch(loader: DataLoader, key: str) -> ValueError:
     advice = 'lower batch_size, or set drop_last=False' if drops else 'the dataset is empty'
     size = f'batch_size={loader.batch_size}'
     return ValueError(f'{key} gives no batch: it has {images} images for each process, {size}{reason}; {advice}')
+
+
+def remaining_batches(loader: DataLoader, done: int) -> DataLoader:
+    """What is left of a loader's epoch after ``done`` batches, without loading those."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=list(loader.batch_sampler)[done:],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+    )
 
 
 class _ExplainedLoop:

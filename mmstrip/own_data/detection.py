@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ..utils.checkpoints import write_file
+from ..utils.files import write_file
 from .images import (
     IMAGE_FOLDERS,
     SPLITS,

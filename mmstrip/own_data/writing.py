@@ -9,7 +9,8 @@ from mmengine.config import Config
 
 from ..models import StripMLP
 from ..models.state_dict import recognise_backbone
-from ..utils.checkpoints import read_checkpoint, write_file
+from ..utils.checkpoints import read_checkpoint
+from ..utils.files import write_file
 
 WIDTH = 110
 

@@ -4,6 +4,7 @@ Such a process starts from modules that were imported and nothing else: registri
 handlers, environment and working directory are as in a process that a user starts, which takes 5 to 10 seconds more.
 """
 
+import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from mmengine.logging import MMLogger
 from torch.distributed.elastic.utils.distributed import get_free_port
 from yapf.yapflib import yapf_api
 
@@ -124,7 +126,7 @@ def call_ranks(script: str | Path, *arguments, folder: Path, count: int = 2) -> 
 
 def train(config: str, work_dir: str, options: dict, output: str, file_limit: int | None) -> None:
     """What tools/train.py CONFIG --resume does, in a child process that writes to ``output``."""
-    from mmstrip.engine.launch import build_runner
+    from mmstrip.engine import launch
     from mmstrip.utils.config import load_config
 
     _prepare(output)
@@ -132,7 +134,41 @@ def train(config: str, work_dir: str, options: dict, output: str, file_limit: in
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     config = load_config(config, options)
     config.work_dir, config.resume = work_dir, True
-    build_runner(config).train()
+    launch.train(config)
+
+
+_SHORT = {
+    'train_cfg.max_epochs': 1,
+    'train_dataloader.num_workers': 0,
+    'train_dataloader.persistent_workers': False,
+    'default_hooks.checkpoint': dict(type='CheckpointHook', interval=1),
+    'custom_hooks': [],
+    'randomness.seed': 1,
+}
+
+
+def train_here(work_dir: Path, options: dict = {}, resume='auto', validate=False):
+    """Train an epoch in this process; the runner and what it warned of. For settings that need no processes."""
+    from mmstrip.engine import launch
+    from mmstrip.utils.config import load_config
+
+    config = load_config(str(CONFIG), {**_SHORT, **options})
+    config.work_dir, config.resume = str(work_dir), resume
+    if not validate:
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    create = MMLogger.__init__
+
+    def create_and_listen(self, *args, **kwargs) -> None:
+        create(self, *args, **kwargs)
+        self.addHandler(handler)
+
+    unformatted = mock.patch.object(yapf_api, 'FormatCode', lambda text, **_: (text, False))  # as in _prepare
+    with unformatted, mock.patch.object(MMLogger, '__init__', create_and_listen):
+        runner = launch.train(config)
+    return runner, '\n'.join(warnings)
 
 
 def _execute(folder: str, output: str) -> None:

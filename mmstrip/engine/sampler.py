@@ -1,25 +1,20 @@
-"""Seeding of all that a training draws, so that a run can be stopped anywhere and resumed with the same samples.
+"""A sampler that gives each sample its own randomness, so that a run can be stopped anywhere and resumed with the same.
 
 The randomness of a sample (crop, flip, erasing, ...) depends on the run's seed, the process and the sample's place in
 the training alone, not on what was drawn before it or by which worker.
 """
 
 import itertools
-import os
-import random
-import signal
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
 from mmengine.dist import get_rank
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
-from ..registry import DATA_SAMPLERS, FUNCTIONS
-from .samples import UnreadableImageError, read_sample
+from ..registry import DATA_SAMPLERS
+from ..utils.samples import UnreadableImageError, read_sample
+from .seeding import seed_all
 
 _MAX_REPLACEMENTS = 100
 
@@ -32,21 +27,6 @@ class Draw(int):
     """
 
     key: tuple[int, ...]
-
-
-def seed_all(key: tuple[int, ...], cuda: bool = False) -> None:
-    """Set the random states of Python, NumPy and PyTorch to ones that depend on all numbers of ``key``.
-
-    Args:
-        key: Non-negative ints.
-        cuda: Those of the GPUs as well; not in workers of a DataLoader. Defaults to False.
-    """
-    first, second, third = (int(state) for state in np.random.SeedSequence(key).generate_state(3))
-    random.seed(first)
-    np.random.seed(second)
-    torch.default_generator.manual_seed(third)
-    if cuda and torch.cuda.is_available():
-        torch.cuda.manual_seed_all(third)
 
 
 @DATA_SAMPLERS.register_module()
@@ -109,34 +89,3 @@ def _fetch_one(dataset: Dataset, index: int, key: tuple, bad_images: str | None)
                 file.write(f'{error}\n')
         index = (index + 1) % len(dataset)
     raise ValueError(f'{_MAX_REPLACEMENTS} images in a row cannot be read, the last ones of {bad_images}')
-
-
-def remaining_batches(loader: DataLoader, done: int) -> DataLoader:
-    """What is left of a loader's epoch after ``done`` batches, without loading those."""
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=list(loader.batch_sampler)[done:],
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        prefetch_factor=loader.prefetch_factor,
-    )
-
-
-@FUNCTIONS.register_module()
-def shield_worker(worker_id: int) -> None:
-    """Start of a DataLoader's worker: heed SIGTERM only from the process that it works for.
-
-    Clusters send the signal to all processes; the one that trains must be able to finish its step and save.
-    """
-    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_wait_for_parents_signal, daemon=True).start()
-
-
-def _wait_for_parents_signal() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)
