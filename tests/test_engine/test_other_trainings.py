@@ -268,6 +268,31 @@ def test_a_constructor_that_ignores_mixed_precision_is_refused(train):
     assert train(PLAIN, **own).iter == 2
 
 
+SCALED = """
+optim_wrapper.update(paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=0.1))))
+auto_scale_lr = dict(enable=True, base_batch_size=2)
+custom_hooks = [dict(type='mmstrip.TrainingCurvesHook')]
+"""
+
+
+def test_the_curve_of_a_scaled_learning_rate(train, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr('mmstrip.engine.hooks.curves.plot_curves', lambda panels, *_: drawn.update(panels))
+    schedule = "param_scheduler = dict(type='LinearLR', start_factor=0.5, total_iters=1, by_epoch=False)\n"
+    runner = train(PLAIN + SCALED + schedule)
+    _, rates = drawn['learning rate']['']
+    assert list(rates) == pytest.approx([0.01, 0.02])  # 0.01 for 2 images, of which there are 4
+    assert {group['lr'] for group in runner.optim_wrapper.optimizer.param_groups} == {0.02, pytest.approx(0.002)}
+
+
+def test_a_schedule_that_ignores_the_scaling_is_named(train, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmstrip.engine.runner.print_log', lambda words, **_: said.append(words))
+    schedule = "param_scheduler = dict(type='OneCycleLR', eta_max=0.01, total_steps=2, by_epoch=False)\n"
+    train(PLAIN + SCALED + schedule)
+    assert said == ['OneCycleLR takes its learning rates from eta_max, which --auto-scale-lr does not scale']
+
+
 def test_a_runner_of_ones_own():
     assert issubclass(careful_runner('FlexibleRunner'), careful_runner('FlexibleRunner').__mro__[2])
     assert issubclass(careful_runner(), Runner) and careful_runner().__name__ == 'Runner'

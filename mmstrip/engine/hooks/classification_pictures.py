@@ -6,14 +6,13 @@ import numpy as np
 import torch
 from mmengine.dist import collect_results
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import Tensor
 
 from ...registry import HOOKS
 from ...utils.plots import plot_confusion, plot_predictions
-from ...utils.wrappers import unwrap_model
 from .curves import log_folder
+from .pictures import inputs_of
 
 
 class Sheet:
@@ -80,10 +79,7 @@ class ClassificationReportHook(Hook):
         if not all(map(_has_one_label, outputs)):
             self.pairs += [None] * len(outputs)
             return
-        images = data_batch['inputs']
-        if isinstance(runner.model, BaseTTAModel):
-            images = images[0]  # the first augmentation of each image
-        bgr = getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False)
+        images, bgr = inputs_of(runner, data_batch)
         # By score as mmpretrain's metrics: where it averages augmentations, it leaves the label of the first one.
         found = [s.pred_score.argmax() if 'pred_score' in s else s.pred_label for s in outputs]
         # All at once, as each reading of a GPU takes its time.
