@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .formats import DYNAMIC_SIDES, EXTRA, KEY, SUFFIXES, files_of
+from .formats import DYNAMIC_SIDES, EXTRA, KEY, SUFFIXES, files_of, require_trust
 from .preprocessing import EDGES, MAX_PIXELS
 
 Shape = Sequence[int | None] | None  # None for what a graph leaves open
@@ -52,11 +52,7 @@ def read_about(path: str | Path, trusted: bool = False) -> dict:
         if not file.is_file():
             raise FileNotFoundError(f'no exported file at {file}')
         file.open('rb').close()  # if not even that, the system says why
-    if path.suffix == SUFFIXES['torch-export'] and not trusted:
-        raise ValueError(
-            f'{path} would run code when it is opened: trusted=True or --trust-checkpoints opens it if you trust its '
-            'maker; .onnx and .xml need no trust'
-        )
+    require_trust(path, trusted)
     try:
         content = _READ[path.suffix](path)
         about = json.loads(content.text) if content.text else {}

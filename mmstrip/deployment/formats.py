@@ -78,6 +78,19 @@ def check_detector(form: str, dynamic: bool) -> None:
     check_installed()
 
 
+def require_trust(path: str | Path, trusted: bool) -> None:
+    """Whether a file may be opened.
+
+    Raises:
+        ValueError: It is a ``.pt2``, a program that runs code as PyTorch opens it, and not trusted.
+    """
+    if Path(path).suffix == SUFFIXES['torch-export'] and not trusted:
+        raise ValueError(
+            f'{path} would run code when it is opened: trusted=True or --trust-checkpoints opens it if you trust its '
+            'maker; .onnx and .xml need no trust'
+        )
+
+
 def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic_size: bool = False) -> ExportedProgram:
     """A model as one graph of PyTorch's operations.
 

@@ -37,7 +37,13 @@ class Predictor:
     def __init__(self, path: str | Path, dtype: str = 'float32', trusted: bool = False):
         self.path = Path(path)
         self.about = read_about(self.path, trusted)
-        self.session = open_session(self.path, dtype)
+        try:
+            self.session = open_session(self.path, dtype, trusted)
+        except (ImportError, ValueError):
+            raise
+        except Exception as error:  # of a runtime
+            reason = str(error).strip().partition('\n')[0]
+            raise ValueError(f'{self.path} cannot be run: {reason}') from error
 
     def __call__(self, images: Image | Sequence[Image], batch_size: int = 1) -> list:
         """Predict pictures.
