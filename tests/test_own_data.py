@@ -357,9 +357,9 @@ def maps(values, size=(8, 8), mode=None, classes=None):
         (write_detection, coco(annotations=[]), {}, 'has no annotations'),
         (
             write_detection,
-            coco(images=[*COCO['images'], dict(COCO['images'][0], file_name='9.png')]),
+            coco(images=[*COCO['images'], dict(COCO['images'][0], id=9, file_name='9.png')]),
             {},
-            'speaks of 9.png',
+            'lists 9.png, but data does not contain',
         ),
         (write_detection, coco(annotations=[dict(image_id=0, bbox=[1, 1, 2, 2])]), {}, 'must have category_id in each'),
         (write_detection, coco(categories=[dict(id=2, name='x')]), {}, 'category_id 1, which no category has'),
