@@ -267,8 +267,10 @@ def _pairs(data: Folder, images: tuple[Path, list[Path]], labels: tuple[Path, li
 def _match(images: Path, labels: Path, *stems: list[str]) -> tuple[tuple[str, str], list[str]]:
     """The endings of names on both sides, such as '_leftImg8bit' and '_labelTrainIds', and what pairs share."""
     endings = [('', '')] if set(stems[0]) & set(stems[1]) else list(itertools.product(*map(_tails, stems)))
-    bare = [[{stem.removesuffix(tail) for stem in names} for tail, names in zip(tails, stems)] for tails in endings]
-    shared = [ours & theirs for ours, theirs in bare]
+    shared = [
+        set.intersection(*({stem.removesuffix(tail) for stem in names} for tail, names in zip(tails, stems)))
+        for tails in endings
+    ]
     most = max(map(len, shared))
     if not most:
         raise ValueError(f'no image in {images} has a label map of its name in {labels}')
