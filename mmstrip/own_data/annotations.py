@@ -132,9 +132,10 @@ def check_coco(file: Path, content: dict) -> None:
     for key, fields in _ONCE.items():
         for field in fields:
             for i, row in enumerate(content[key]):
-                first = places.setdefault((key, field, row[field]), i)
+                value = PurePosixPath(row[field]) if field == 'file_name' else row[field]
+                first = places.setdefault((key, field, value), i)
                 if first != i:
-                    raise ValueError(f'{file}: {key}[{first}] and {key}[{i}] have the same {field}, {row[field]!r}')
+                    raise ValueError(f'{file}: {key}[{first}] and {key}[{i}] have the same {field}, {row[field]}')
     for i, box in enumerate(content['annotations']):
         for field, key in (('image_id', 'images'), ('category_id', 'categories')):
             if (key, 'id', box[field]) not in places:

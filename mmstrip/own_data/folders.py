@@ -110,11 +110,10 @@ class Folder:
         children = self.children(path)
         found = {}
         for split, names in SPLITS.items():
-            named = sorted(
-                (names.index(child.name.lower()), child) for child in children if child.name.lower() in names
-            )
-            if named:
-                found[split] = named[0][1]
+            taken = set(map(os.path.realpath, found.values()))
+            named = [child for name in names for child in children if child.name.lower() == name]
+            named = [child for child in named if os.path.realpath(child) not in taken]
+            found |= {split: named[0]} if named else {}
         others = [child for child in children if child not in found.values()]
         loose = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file()]
         if len(found) == 1 and others:
