@@ -1,13 +1,13 @@
 """Learning rates that fall from layer to layer towards the image, for fine-tuning."""
 
-from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+from .param_groups import GroupedOptimWrapperConstructor
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
     """mmengine's default constructor, with layer-wise learning-rate decay of the backbone, in any toolbox.
 
     A layer's learning rate is multiplied by ``layer_decay_rate`` once for each layer above it in the backbone. What
@@ -30,16 +30,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'paramwise_cfg.layer_decay_rate must be a number above 0 and at most 1, but got {self.rate!r}'
             )
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
-        super().add_params(params, module, prefix=prefix, **kwargs)
-        if prefix:
-            return  # the call for the whole model decays all
-        get_layer_depth = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
+    def adjust(self, params: list[dict], model: nn.Module) -> None:
+        get_layer_depth = getattr(getattr(model, 'backbone', None), 'get_layer_depth', None)
         if get_layer_depth is None:
-            raise ValueError(f'layer_decay_rate needs a backbone with get_layer_depth, but {type(module)} has none')
+            raise ValueError(f'layer_decay_rate needs a backbone with get_layer_depth, but {type(model)} has none')
         if self.base_lr is None:
             raise ValueError('layer_decay_rate needs optim_wrapper.optimizer.lr, which the config lacks')
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
         for group in params:
             depth, num_depths = get_layer_depth(names[id(group['params'][0])], 'backbone.')
             group['lr'] = group.get('lr', self.base_lr) * self.rate ** (num_depths - 1 - depth)
