@@ -1,16 +1,16 @@
 """Learning rates that fall from layer to layer towards the image, for fine-tuning."""
 
 from mmengine.model import BaseModel
-from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+from .param_groups import GroupedOptimWrapperConstructor
 
 _WRAPPERS = ('module', '_orig_mod', '_checkpoint_wrapped_module')  # under these names wrappers hold what they wrap
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
     """mmengine's default constructor, with layer-wise learning-rate decay of the backbones, in any toolbox.
 
     A layer's learning rate is multiplied by ``layer_decay_rate`` once for each layer above it in its backbone. What
@@ -34,13 +34,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'paramwise_cfg.layer_decay_rate must be a number above 0 and at most 1, but got {self.rate!r}'
             )
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
-        super().add_params(params, module, prefix=prefix, **kwargs)
-        if prefix:
-            return  # the call for the whole model decays all
-        backbones = {name: part for name, part in module.named_modules() if _is_backbone(part)}
+    def adjust(self, params: list[dict], model: nn.Module) -> None:
+        backbones = {name: part for name, part in model.named_modules() if _is_backbone(part)}
         if not backbones:
-            raise ValueError(f'layer_decay_rate needs a backbone with get_layer_depth, but {type(module)} has none')
+            raise ValueError(f'layer_decay_rate needs a backbone with get_layer_depth, but {type(model)} has none')
         if self.base_lr is None:
             raise ValueError('layer_decay_rate needs optim_wrapper.optimizer.lr, which the config lacks')
         owners = {}
