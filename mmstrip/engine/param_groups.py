@@ -69,34 +69,35 @@ def _settings(group: dict) -> dict:
     return {key: value for key, value in group.items() if key not in _APPLIED}
 
 
-def regroup(checkpoint: dict, optim_wrapper: OptimWrapper, model: nn.Module) -> None:
-    """Bring the state of an optimizer with a group per parameter, and of its schedulers, to today's merged groups.
+def regroup(state: dict, schedulers: list[dict], optim_wrapper: OptimWrapper, model: nn.Module) -> None:
+    """Bring the state of an optimizer with a group per parameter, and of its schedulers, to merged groups.
 
     Args:
-        checkpoint: Of a training; changed in place. One of other groups is left as it is.
-        optim_wrapper: The training's, from :class:`GroupedOptimWrapperConstructor`.
+        state: Of an optimizer with its wrapper, from a checkpoint; changed in place. One of other groups is left as
+            it is.
+        schedulers: Of this optimizer, from the same checkpoint; changed in place.
+        optim_wrapper: What the state is for, from :class:`GroupedOptimWrapperConstructor`.
         model: The training's, without wrappers.
     """
-    groups, state = optim_wrapper.optimizer.param_groups, checkpoint['optimizer']
-    saved = state['param_groups']
+    groups, saved = optim_wrapper.optimizer.param_groups, state['param_groups']
     named = {name for group in groups for name in group.get('param_names', ())}
     order = [name for name, _ in model.named_parameters() if name in named]
     if len(saved) == len(groups) or [len(group['params']) for group in saved] != [1] * len(order):
         return
     places = [[order.index(name) for name in group['param_names']] for group in groups]
-    for group in places:
-        if any(_settings(saved[i]) != _settings(saved[group[0]]) for i in group):
-            return
+    if any(_settings(saved[i]) != _settings(saved[place[0]]) for place in places for i in place):
+        return
     state['param_groups'] = [
         dict(
             _settings(saved[place[0]]), params=[saved[i]['params'][0] for i in place], param_names=group['param_names']
         )
         for place, group in zip(places, groups)
     ]
+    firsts = [place[0] for place in places] + [len(saved)]  # the last one is the wrapper's base_param_settings
     if optim_wrapper.base_param_settings is None:
         state.pop('base_param_settings', None)
-    firsts = [place[0] for place in places] + ([len(saved)] if optim_wrapper.base_param_settings else [])
-    for scheduler in checkpoint.get('param_schedulers') or []:
+        del firsts[-1]
+    for scheduler in schedulers:
         for key in _PER_GROUP:
-            if key in scheduler:
+            if len(scheduler.get(key) or ()) == len(saved) + 1:
                 scheduler[key] = [scheduler[key][i] for i in firsts]

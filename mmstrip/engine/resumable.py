@@ -51,11 +51,19 @@ def make_resumable(config: Config) -> None:
         _replace_loop(config.train_cfg)
         others = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in (*_HOOKS, _BAD_IMAGES_HOOK)]
         config.custom_hooks = others + hooks
+        _merge_groups(config.optim_wrapper)
     default_hooks = dict(config.get('default_hooks') or {})
     checkpoint = default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if checkpoint and name_of(checkpoint.get('type', '')) == 'CheckpointHook':
         checkpoint['type'] = 'mmstrip.SafeCheckpointHook'
     config.default_hooks = default_hooks
+
+
+def _merge_groups(optim_wrapper: dict) -> None:
+    """One parameter group for all parameters of equal settings, where the config leaves the groups to mmengine."""
+    default = 'DefaultOptimWrapperConstructor'
+    if 'optimizer' in optim_wrapper and name_of(optim_wrapper.get('constructor', default)) == default:
+        optim_wrapper['constructor'] = 'mmstrip.GroupedOptimWrapperConstructor'
 
 
 def _replace_loop(loop: dict) -> None:

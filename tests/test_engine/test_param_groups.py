@@ -75,7 +75,7 @@ def test_a_checkpoint_with_a_group_per_parameter_resumes_as_it_would_have(paramw
     old = Training(**options).run(range(4))
     state, expected = old.state(), old.run(range(4, 8)).model.state_dict()
     resumed = Training(constructor=CONSTRUCTOR, **options)
-    regroup(state, resumed.wrapper, resumed.model)
+    regroup(state['optimizer'], state['param_schedulers'], resumed.wrapper, resumed.model)
     assert len(state['optimizer']['param_groups']) == len(resumed.wrapper.optimizer.param_groups) < 6
     resumed.resume(state).run(range(4, 8))
     for name, weight in resumed.model.state_dict().items():
@@ -85,7 +85,7 @@ def test_a_checkpoint_with_a_group_per_parameter_resumes_as_it_would_have(paramw
 def test_merged_groups_train_as_single_ones_and_resume_themselves():
     one_each, merged = Training().run(range(4)), Training(constructor=CONSTRUCTOR).run(range(4))
     state = merged.state()
-    regroup(state, merged.wrapper, merged.model)
+    regroup(state['optimizer'], state['param_schedulers'], merged.wrapper, merged.model)
     assert str(state) == str(merged.state())
     again = Training(constructor=CONSTRUCTOR).resume(state).run(range(4, 8))
     trainings = again, one_each.run(range(4, 8)), merged.run(range(4, 8))
@@ -98,5 +98,5 @@ def test_checkpoints_of_other_settings_are_left_as_they_are():
     old = Training(paramwise_cfg=dict(custom_keys={'0.bias': dict(lr_mult=0.5)})).run(range(2))
     state, resumed = old.state(), Training(constructor=CONSTRUCTOR)
     before = str(state)
-    regroup(state, resumed.wrapper, resumed.model)
+    regroup(state['optimizer'], state['param_schedulers'], resumed.wrapper, resumed.model)
     assert str(state) == before

@@ -14,6 +14,7 @@ from ...registry import HOOKS
 from ...utils.checkpoints import name_as, weights_in
 from ...utils.plain_values import to_plain
 from ...utils.wrappers import unwrap_model
+from ..param_groups import regroup
 
 _DATA = {
     'images': 'training images',
@@ -176,6 +177,9 @@ def _other_optimizers(runner: Runner, checkpoint: dict) -> str:
         groups = state.get('param_groups')
         if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
             return f'it has no state of the optimizer {name}'.rstrip()
+        saved = checkpoint.get('param_schedulers')
+        regroup(state, (saved.get(name) if name else saved) or [], wrapper, unwrap_model(runner.model))
+        groups = state['param_groups']
         kind = kinds.get(name) if isinstance(kinds, dict) else None
         own = type(optimizer).__name__
         pairs = list(zip(optimizer.param_groups, groups))
