@@ -1,15 +1,18 @@
 """Parameter groups: merged where settings are equal, and filled from the checkpoints of unmerged ones."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
 from helpers import ROOT
 from helpers.configs import build_model
+from helpers.runs import train_here
 from mmengine.config import Config
 from mmengine.optim import CosineAnnealingLR, LinearLR, build_optim_wrapper
 from torch import nn
 
+from mmstrip.engine import resumable
 from mmstrip.engine.param_groups import regroup
 
 CONSTRUCTOR = 'mmstrip.GroupedOptimWrapperConstructor'
@@ -100,3 +103,13 @@ def test_checkpoints_of_other_settings_are_left_as_they_are():
     before = str(state)
     regroup(state['optimizer'], state['param_schedulers'], resumed.wrapper, resumed.model)
     assert str(state) == before
+
+
+def test_trainings_of_older_versions_resume(tmp_path):
+    options = {'optim_wrapper.paramwise_cfg': dict(bias_decay_mult=0.0), 'randomness.seed': 3}
+    with mock.patch.object(resumable, '_merge_groups'):
+        old, _ = train_here(tmp_path, options)
+    runner, warnings = train_here(tmp_path, {**options, 'train_cfg.max_epochs': 2})
+    groups = [len(r.optim_wrapper.optimizer.param_groups) for r in (old, runner)]
+    assert groups[0] > 100 and groups[1] == 2 and 'groups of parameters' not in warnings
+    assert runner.epoch == 2 and runner._load_from == str(tmp_path / 'epoch_1.pth')
