@@ -90,21 +90,31 @@ def train(config, folder, *options):
 
 
 def test_classification(digits, init, tmp_path, monkeypatch):
+    """By the commands that are printed; also as the training's work dir has the config, with a name that mmengine would replace."""
     from mmpretrain import ImageClassificationInferencer
 
+    root = shutil.copytree(digits, tmp_path / 'disk' / 'my digits')
+    (root / 'two').rename(root / '{{$HOME:two}}')
+    names = ('one', 'zero', '{{$HOME:two}}')
     (tmp_path / 'data').mkdir()
-    (tmp_path / 'data' / 'digits').symlink_to(digits)
+    (tmp_path / 'data' / 'digits').symlink_to(root)
     options = ['--init', init, '--size', '32', '--epochs', '2', '--batch-size', '8']
     output, path = call(tmp_path, 'classification', 'data/digits', *options)
     for words in ('60 images of 3 classes', '48 train, 12 val', 'notes.txt', 'broken.jpg'):
         assert words in output
     last, printed = train(path, tmp_path)
     assert 'accuracy/top1' in printed
+    dumped = tmp_path / 'work_dirs' / path.stem / path.name
+    done = call_tool('test.py', dumped, last, '--work-dir', 'again', folder=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:]
+    accuracy = re.compile(r'accuracy/top1: [\d.]+')
+    assert accuracy.search(done.stdout)[0] == accuracy.search(printed)[0]
     monkeypatch.chdir(tmp_path)
     inferencer = ImageClassificationInferencer(str(path), pretrained=last, device='cpu')
-    assert inferencer('data/digits/two/two 3.png')[0]['pred_class'] in NAMES
+    assert inferencer.classes == list(names)
+    assert inferencer('data/digits/zero/zero 3.png')[0]['pred_class'] in names
     samples = [line.rsplit(' ', 1) for line in (path.parent / 'train.txt').read_text().splitlines()]
-    assert all(name.split('/')[0] == NAMES[int(label)] for name, label in samples)
+    assert all(name.split('/')[0] == names[int(label)] for name, label in samples)
 
 
 def test_classification_from_scratch_in_theirs(digits, tmp_path, monkeypatch):
@@ -357,9 +367,9 @@ def maps(values, size=(8, 8), mode=None, classes=None):
         (write_detection, coco(annotations=[]), {}, 'has no annotations'),
         (
             write_detection,
-            coco(images=[*COCO['images'], dict(COCO['images'][0], file_name='9.png')]),
+            coco(images=[*COCO['images'], dict(COCO['images'][0], id=9, file_name='9.png')]),
             {},
-            'speaks of 9.png',
+            'lists 9.png, but data does not contain',
         ),
         (write_detection, coco(annotations=[dict(image_id=0, bbox=[1, 1, 2, 2])]), {}, 'must have category_id in each'),
         (write_detection, coco(categories=[dict(id=2, name='x')]), {}, 'category_id 1, which no category has'),

@@ -1,5 +1,6 @@
 """From a config and a checkpoint to a file that runs without them."""
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from ..utils.checkpoints import fill_model
 from ..utils.config import dataset_class, leaf_datasets, load_config
 from ..version import __version__
 from . import any_size
+from .description import check_about
 from .detections import detections_of, disagreement, pictures_for, values_of
 from .formats import DYNAMIC_SIDES, check_detector, check_format, publish, write
 from .preprocessing import fits, size_of, steps_of
@@ -93,7 +95,7 @@ class Network(nn.Module):
         return tuple(self.model.neck(maps) if self.task == 'neck' else maps)
 
     def _detect(self, images: Tensor):
-        """Of one image, mmdet's results; tensors while mmdeploy traces: see :mod:`.rewriters`."""
+        """Of one image, mmdet's results; tensors while mmdeploy traces: see :mod:`.mmdeploy`."""
         from mmdet.structures import DetDataSample
 
         model, size = self.model, tuple(map(int, images.shape[2:]))
@@ -204,7 +206,7 @@ def export_model(
         ValueError: Something cannot be exported as asked, or the outputs differ by more than :data:`TOLERANCES`;
             then nothing is written.
     """
-    check_format(settings.format, out, settings.half, settings.dynamic_size, settings.opset)
+    check_format(settings.format, out, settings.half, settings.opset)
     loaded = load_config(config, options)
     if not loaded.get('model'):
         raise ValueError(f'{config} has no model to be exported')
@@ -230,10 +232,11 @@ def export_model(
     images = _images(about, 2 if settings.dynamic_batch else 1, about['shape'])
     with torch.no_grad():
         about['outputs'] = _output_names(network, images)
+        check_about(json.loads(json.dumps(about)), out)
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / Path(out).name
             write(made, network, images, about)
-            error = check(network, open_session(made), about)
+            error = check(network, open_session(made, trusted=True), about)
             if error is not None and not error < TOLERANCES[settings.half]:
                 raise ValueError(
                     f'{out}: outputs differ by {error:.1e} of the largest from those of PyTorch, where '

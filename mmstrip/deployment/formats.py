@@ -1,10 +1,10 @@
-"""Files of exported networks: a network is traced once and written as one of four formats, with what describes it."""
+"""Files of exported networks: a network is traced once and written as one of three formats, with what describes it."""
 
 import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,21 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..utils.checkpoints import write_file
+from ..utils.files import write_file
+from .mmdeploy import check_installed
 
 # How the files of each format end, and what they need beside PyTorch.
-SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2', 'torchscript': '.torchscript', 'openvino': '.xml'}
+SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2', 'openvino': '.xml'}
 PACKAGES = {'onnx': ('onnx', 'onnxscript', 'onnxruntime'), 'openvino': ('onnx', 'onnxscript', 'openvino')}
 HALVED = ('onnx', 'openvino')  # formats whose weights can be stored in float16
 KEY = 'mmstrip'  # of the description, JSON
-_EXTRA = 'mmstrip.json'
+EXTRA = f'{KEY}.json'  # the same of .pt2, a file in it
 DYNAMIC_SIDES = (64, 8192)  # pixels; at 32 the last map would have one token, which the tracer takes for a constant
 MAX_BATCH = 65535
-# What a file says of itself at least.
-DESCRIBED = {
-    *('task', 'classes', 'channels', 'scores', 'steps', 'flip', 'mean', 'std'),
-    *('shape', 'dynamic_batch', 'dynamic_size', 'normalize'),
-}
 _SMALL = 1024  # values of tensors that are not worth halving
 
 
@@ -44,9 +40,7 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def check_format(
-    form: str, out: str | Path, half: bool = False, dynamic_size: bool = False, opset: int | None = None
-) -> None:
+def check_format(form: str, out: str | Path, half: bool = False, opset: int | None = None) -> None:
     """Whether a format can do what is asked.
 
     Raises:
@@ -66,15 +60,13 @@ def check_format(
         raise ValueError(f'weights in float16 are for {" and ".join(HALVED)}, but the format is {form}')
     if opset is not None and form not in HALVED:
         raise ValueError(f'--opset is for {" and ".join(HALVED)}, but the format is {form}')
-    if dynamic_size and form == 'torchscript':
-        raise ValueError('torchscript is traced at one size: write one file for each size, or take another format')
 
 
 def check_detector(form: str, dynamic: bool) -> None:
     """Whether a whole detector can be exported as asked.
 
     Raises:
-        ValueError: It cannot, or mmdeploy is not installed.
+        ValueError: It cannot, or mmdeploy is not installed in the version that is supported.
     """
     if form not in HALVED:
         raise ValueError(f'whole detectors are exported to {" and ".join(HALVED)}, but the format is {form}')
@@ -83,10 +75,19 @@ def check_detector(form: str, dynamic: bool) -> None:
             'whole detectors take one image of one size: leave out --dynamic-batch and --dynamic-size, '
             'or export --features or --neck'
         )
-    if find_spec('mmdeploy') is None:
+    check_installed()
+
+
+def require_trust(path: str | Path, trusted: bool) -> None:
+    """Whether a file may be opened.
+
+    Raises:
+        ValueError: It is a ``.pt2``, a program that runs code as PyTorch opens it, and not trusted.
+    """
+    if Path(path).suffix == SUFFIXES['torch-export'] and not trusted:
         raise ValueError(
-            'whole detectors need mmdeploy, which is not installed here: pip install --no-deps mmdeploy==1.3.1, '
-            'or export --features or --neck'
+            f'{path} would run code when it is opened: trusted=True or --trust-checkpoints opens it if you trust its '
+            'maker; .onnx and .xml need no trust'
         )
 
 
@@ -212,10 +213,10 @@ def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> No
     if form == 'torchscript':
         with quietly(), torch.no_grad():
             traced = torch.jit.trace(model, images, check_trace=False)
-            torch.jit.save(traced, str(path), _extra_files={_EXTRA: text})
+            torch.jit.save(traced, str(path), _extra_files={EXTRA: text})
         return
     if about['task'] == 'detector':
-        from .rewriters import trace_detector
+        from .mmdeploy.rewriters import trace_detector
 
         with quietly():
             traced = trace_detector(model, images, about['outputs'], about['opset'])
@@ -224,7 +225,7 @@ def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> No
     program = trace(model, images, about['dynamic_batch'], about['dynamic_size'])
     if form == 'torch-export':
         with quietly():
-            torch.export.save(program, str(path), extra_files={_EXTRA: text})
+            torch.export.save(program, str(path), extra_files={EXTRA: text})
         return
     plain = form == 'onnx'
     content = to_onnx(program, about['outputs'], about['opset'], half and plain, text, optimize=plain)
@@ -274,65 +275,3 @@ def _publish(files: list[tuple[Path, Path]]) -> None:
             _publish(others)
 
     write_file(path, write)
-
-
-def read_about(path: str | Path) -> dict:
-    """The description in an exported file.
-
-    Raises:
-        FileNotFoundError: There is no such file, or the .bin of an .xml is missing.
-        ImportError: Its runtime is not installed.
-        OSError: It cannot be opened.
-        ValueError: It is damaged, of another kind, or was not exported here.
-    """
-    path = Path(path)
-    if path.suffix not in SUFFIXES.values():
-        raise ValueError(f'exported files end in {", ".join(SUFFIXES.values())}, but got {path}')
-    for file in files_of(path):
-        if not file.is_file():
-            raise FileNotFoundError(f'no exported file at {file}')
-        file.open('rb').close()  # if not even that, the system says why
-    try:
-        text = _READ[path.suffix](path)
-        about = json.loads(text) if text else {}
-    except ImportError as error:
-        raise ImportError(f'{path} needs what is not installed here: pip install {error.name}') from error
-    except Exception as error:  # of any library
-        reason = str(error).strip().partition('\n')[0]
-        raise ValueError(f'{path} is damaged or another kind of file: {reason}') from error
-    if DESCRIBED - set(about):
-        raise ValueError(f'{path} does not say how it was exported: write it by tools/deployment/export.py')
-    return about
-
-
-def _read_onnx(path: Path) -> str:
-    import onnx
-
-    properties = onnx.load(path, load_external_data=False).metadata_props
-    return next((item.value for item in properties if item.key == KEY), '')
-
-
-def _read_openvino(path: Path) -> str:
-    import openvino
-
-    model = openvino.Core().read_model(path)
-    return model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else ''
-
-
-def _read_torch(load: Callable) -> Callable[[Path], str]:
-    def read(path: Path) -> str:
-        extra = {_EXTRA: ''}
-        with quietly():
-            load(str(path), extra)
-        text = extra[_EXTRA]
-        return text.decode() if isinstance(text, bytes) else text
-
-    return read
-
-
-_READ = {
-    '.onnx': _read_onnx,
-    '.xml': _read_openvino,
-    '.pt2': _read_torch(lambda path, extra: torch.export.load(path, extra_files=extra)),
-    '.torchscript': _read_torch(lambda path, extra: torch.jit.load(path, _extra_files=extra)),
-}

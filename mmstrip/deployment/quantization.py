@@ -13,7 +13,8 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from ..utils.config import leaf_datasets
 from ..utils.samples import read_sample
-from .formats import HALVED, KEY, SUFFIXES, check_format, publish, quietly, read_about
+from .description import read_about
+from .formats import HALVED, KEY, SUFFIXES, check_format, publish, quietly
 from .predictor import Predictor
 
 _COMPARED = 16  # images, before and after
@@ -61,6 +62,8 @@ def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) ->
         FileNotFoundError: There is no such file, or no folder for ``out``.
         ValueError: NNCF is not installed, or the file is none that can be quantised, or takes images of other sizes.
     """
+    if Path(path).suffix == SUFFIXES['torch-export']:
+        raise ValueError(f'files of {" and ".join(HALVED)} are quantised, but got {path}')
     about = read_about(path)
     _check(about, path, out)
     before = Predictor(path)
@@ -76,12 +79,9 @@ def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) ->
 
 
 def _check(about: dict, path: str | Path, out: str | Path) -> None:
-    form = about['format']
-    if form not in HALVED:
-        raise ValueError(f'files of {" and ".join(HALVED)} are quantised, but {path} is of {form}')
     if about['task'] == 'detector':
         raise ValueError(f'classifiers, segmentors, backbones and necks are quantised, but {path} holds a detector')
-    check_format(form, out)
+    check_format(about['format'], out)
     if find_spec('nncf') is None:
         raise ValueError('int8 needs what is not installed here: pip install nncf')
     if about['half'] or about.get('int8'):

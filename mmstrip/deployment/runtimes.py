@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .formats import PACKAGES, SUFFIXES, quietly
+from .formats import PACKAGES, SUFFIXES, quietly, require_trust
 
 # What each needs beside PyTorch, of those that are not PyTorch itself.
 RUNTIMES = {'onnxruntime': PACKAGES['onnx'], 'openvino': PACKAGES['openvino']}
@@ -51,19 +51,20 @@ def start_session(runtime: str, exported: bytes | str, dtype: str = 'float32') -
     return {'onnxruntime': _onnxruntime, 'openvino': _openvino}[runtime](exported, dtype)
 
 
-def open_session(path: str | Path, dtype: str = 'float32') -> Session:
+def open_session(path: str | Path, dtype: str = 'float32', trusted: bool = False) -> Session:
     """The same of an exported file of any format, in the runtime of its own: see :data:`.formats.SUFFIXES`.
 
     Raises:
-        ValueError: The format does not compute in that type, or the machine does not.
+        ValueError: As of :func:`.formats.require_trust`; the format does not compute in that type, or the machine does not.
     """
+    require_trust(path, trusted)
     form = next(form for form, suffix in SUFFIXES.items() if suffix == Path(path).suffix)
     if dtype not in (('float32', 'bfloat16') if form == 'openvino' else ('float32',)):
         raise ValueError(f'files of {form} compute in float32, those of openvino in bfloat16 too, but got {dtype!r}')
     if form in ('onnx', 'openvino'):
         return start_session('openvino' if form == 'openvino' else 'onnxruntime', str(path), dtype)
     with quietly():
-        module = torch.export.load(path).module() if form == 'torch-export' else torch.jit.load(str(path))
+        module = torch.export.load(path).module()
 
     @torch.no_grad()
     def run(images: np.ndarray) -> list[np.ndarray]:

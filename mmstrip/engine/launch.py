@@ -11,14 +11,18 @@ import torch
 import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from ..utils.checkpoints import load_plain_weights_only
 from ..utils.config import dataset_class, leaf_datasets, name_of
-from .resumable import choose_checkpoint, make_resumable
+from .resumable import make_resumable
+from .resume import choose_checkpoint
+from .runner import careful_runner
+from .work_dir import hold_work_dir, release_work_dirs
 
-LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+_RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+LAUNCHERS = ('none', *_RANKS)
 
 
 def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -111,8 +115,7 @@ def build_runner(
     elif launcher == 'pytorch' and _restarts() and not torch.distributed.is_initialized():
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         _join_group('nccl', config)
-    runner_type = config.get('runner_type')
-    runner = Runner.from_cfg(config) if runner_type is None else RUNNERS.build(config)
+    runner = careful_runner(config.get('runner_type'), config.get('default_scope')).from_cfg(config)
     # Not in the config, which the run has dumped: it is for other runs too.
     runner._resume = resumed is not None
     runner._load_from = resumed or config.get('load_from')
@@ -142,24 +145,31 @@ def _has_strip_mlp(node) -> bool:
     return isinstance(node, (list, tuple)) and any(map(_has_strip_mlp, node))
 
 
+def train(config: Config, launcher: str = 'none', trust_checkpoints: bool = False, accelerate: bool = True) -> Runner:
+    """Train by a config, in whose work dir no other training may run meanwhile.
+
+    Takes the arguments of :func:`build_runner`.
+
+    Raises:
+        RuntimeError: Another training runs in the work dir.
+    """
+    if launcher == 'none' or int(os.environ.get(_RANKS[launcher], 0)) == 0:  # the process that writes there
+        hold_work_dir(config.work_dir)
+    try:
+        runner = build_runner(config, launcher, trust_checkpoints, accelerate)
+        runner.train()
+    finally:
+        release_work_dirs()
+    return runner
+
+
 def _prepare_gloo(config: Config, launcher: str) -> None:
-    """mmengine's own start-up selects CUDA devices, so on CPUs the group and the model's wrapper come from here."""
+    """mmengine's own start-up selects CUDA devices, so on CPUs the group comes from here."""
     if launcher != 'pytorch':
         raise ValueError(f"launcher must be 'pytorch' (torchrun) on machines without CUDA, but got {launcher!r}")
     if not torch.distributed.is_initialized():
         _join_group('gloo', config)
         print_log('No CUDA: the processes use the gloo backend', logger='current')
-    wrapper = dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
-        broadcast_buffers=False,
-        find_unused_parameters=config.get('find_unused_parameters', False),
-    )
-    config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper
-    if _replace_sync_bn(config.model):
-        print_log(
-            'SyncBN is not available on CPUs: each process keeps its own BN statistics in training', logger='current'
-        )
 
 
 def _restarts() -> int:
@@ -180,13 +190,3 @@ def leave_group() -> None:
     """End the process group after a run that went well; threads that it leaves to the end of Python may abort it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _replace_sync_bn(node) -> int:
-    """Turn SyncBN into BN wherever a model's config names it; the number of places."""
-    if isinstance(node, dict):
-        found = int(node.get('type') == 'SyncBN')
-        if found:
-            node['type'] = 'BN'
-        return found + sum(_replace_sync_bn(value) for value in node.values())
-    return sum(_replace_sync_bn(value) for value in node) if isinstance(node, (list, tuple)) else 0

@@ -136,7 +136,7 @@ def _any_layout(length: int, extent: int, device: torch.device) -> tuple[int, Te
     All is computed by tensors, so that the tracer meets one number that it knows nothing of, instead of formulas of
     sizes that it would try to compare for minutes.
     """
-    tokens = torch.full((), length, dtype=torch.int64, device=device)
+    tokens = torch.full((1,), length, dtype=torch.int64, device=device).squeeze(0)  # OpenVINO fills no scalar
     several = (tokens > extent).long()
     count, stride = count_and_stride(tokens + 1 - several, extent)  # of one window: as of two, less one
     count = count - 1 + several

@@ -1,12 +1,16 @@
 """Mixed precision: which parts of a model it holds for, its optim wrapper, and what ``--amp`` means."""
 
+import contextlib
 import copy
+import threading
+import time
 
 import pytest
 import torch
 from helpers import randomise, small_backbone
 from helpers.runs import CONFIG
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -47,6 +51,56 @@ def test_networks_compute_in_bfloat16_and_return_float32():
         exact = model.head(model.extract_feat(images))
     assert found['backbone.patch_embed'] is found['head.fc'] is torch.float32
     assert 0 < (scores - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_models_within_a_model():
+    """Such as a student and its teacher: their networks, not their losses and boxes."""
+
+    class Detector(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.backbone(x) @ torch.ones(2, 2)  # stands for what follows the networks
+
+    model = nn.Module()
+    model.student = Detector()
+    with mixed_precision(model):
+        assert 'forward' in vars(model.student.backbone) and 'forward' not in vars(model.student)
+        model.student(torch.rand(1, 3, 2, 2))
+
+
+def test_threads_have_their_own_precision():
+    """Begun and ended in any order; a thread that asked for none has float32."""
+    model = nn.Module()
+    model.backbone = nn.Linear(64, 64)
+    x = torch.randn(8, 64)
+    exact = model.backbone(x)
+    asked = {'none': None, 'first': torch.bfloat16, 'second': torch.bfloat16, 'third': torch.float16}
+    results = {name: [] for name in asked}
+    barrier = threading.Barrier(len(asked))
+
+    def run(name, dtype):
+        for turn in range(3):
+            with mixed_precision(model, dtype) if dtype else contextlib.nullcontext():
+                barrier.wait()
+                results[name].append(model.backbone(x))
+                barrier.wait()
+                if turn % 2 == (name == 'first'):
+                    time.sleep(0.01)  # so that they leave in another order
+
+    threads = [threading.Thread(target=run, args=arguments) for arguments in asked.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for name, dtype in asked.items():
+        with torch.autocast('cpu', dtype or torch.bfloat16, enabled=dtype is not None):
+            expected = model.backbone(x).float()
+        assert torch.equal(expected, exact) == (dtype is None)
+        assert len(results[name]) == 3 and all(torch.equal(out, expected) for out in results[name])
+    assert 'forward' not in vars(model.backbone) and torch.equal(model.backbone(x), exact)
 
 
 def test_forward_methods_are_back_after_an_error():

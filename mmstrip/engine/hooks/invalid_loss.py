@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from ...registry import HOOKS
+from ...utils.samples import image_files
 from ..host_copy import HostCopy
 
 
@@ -20,7 +21,7 @@ class _Step(NamedTuple):
     names: list[str]
     values: HostCopy
     place: str
-    files: list[str]
+    batch: object
 
 
 @HOOKS.register_module()
@@ -44,10 +45,9 @@ class InvalidLossHook(Hook):
         if outputs:
             rates = ', '.join(f'{rate:.3g}' for rate in sorted(set(_learning_rates(runner))))
             place = f'at iteration {runner.iter + 1} (epoch {runner.epoch + 1}), learning rate {rates}'
-            files = list(_image_files(data_batch))
             for values in _by_device(outputs):
                 copy = HostCopy(torch.stack(list(values.values())))
-                self._steps.append(_Step(list(values), copy, place, files))
+                self._steps.append(_Step(list(values), copy, place, data_batch))
         while self._steps and self._steps[0].values.arrived():
             self._check(runner, self._steps.popleft())
 
@@ -69,9 +69,10 @@ class InvalidLossHook(Hook):
         if not bad:
             return
         found = ', '.join(f'{name} is {value}' for name, value in bad)
+        files = ', '.join(dict.fromkeys(image_files(step.batch))) or 'unknown'
         raise FloatingPointError(
-            f'{found} {step.place}; images of the batch: {", ".join(step.files) or "unknown"}. The checkpoints in '
-            f'{runner.work_dir} are from before it'
+            f'{found} {step.place}; images of the batch: {files}. The checkpoints in {runner.work_dir} are from before '
+            'it'
         )
 
 
@@ -87,10 +88,3 @@ def _by_device(outputs: dict) -> list[dict[str, Tensor]]:
 def _learning_rates(runner: Runner) -> Iterator[float]:
     for rates in runner.optim_wrapper.get_lr().values():
         yield from rates
-
-
-def _image_files(batch) -> Iterator[str]:
-    """Image files of a batch of data samples, of any toolbox."""
-    samples = batch.get('data_samples') if isinstance(batch, dict) else None
-    for sample in samples or []:
-        yield str(sample.get('img_path', 'unknown'))

@@ -27,6 +27,11 @@ struct BatchNormLayer {
   Tensor weight, bias, running_mean, running_variance;
   bool training;
   double momentum, eps;
+
+  void check(int64_t channels) const {
+    mmstrip::check(weight, "norm_weight", {channels}), mmstrip::check(bias, "norm_bias", {channels});
+    mmstrip::check(running_mean, "mean", {channels}), mmstrip::check(running_variance, "variance", {channels});
+  }
 };
 
 struct BatchNormGrad {

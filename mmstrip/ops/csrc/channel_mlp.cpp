@@ -264,10 +264,11 @@ Tensor channel_mlp(const Tensor& input, const OptionalTensor& norm_weight, const
                    double norm_eps, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
                    const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  check_weights(expand, reduce, x.size(1));
-  return ChannelMLP(x.scalar_type(), {norm_weight, norm_bias, norm_eps}, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias)
-      .run(x);
+  check_map(input, "x");
+  check_weights(expand, reduce, input.size(1));
+  const ChannelMLP mlp(input.scalar_type(), {norm_weight, norm_bias, norm_eps}, expand, expand_bias, gamma, beta, eps,
+                       reduce, reduce_bias);
+  return mlp.run(in_channels_last(input));
 }
 
 // What the backward pass needs too: the rows after LayerNorm, its mean and inverse deviation, the hidden rows before GELU
@@ -277,13 +278,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> channel_mlp_forward(
     const Tensor& expand, const Tensor& bias, const Tensor& grn_gamma, const OptionalTensor& beta, double eps,
     const Tensor& reduce, const Tensor& reduce_bias) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  const int64_t channels = x.size(1);
+  check_map(input, "x");
+  const int64_t channels = input.size(1);
   check_weights(expand, reduce, channels);
   const auto weight = checked(norm_weight, "norm_weight", {channels}), offset = checked(norm_bias, "norm_bias", {channels});
   const Tensor expand_bias = checked(bias, "expand_bias", {expand.size(0)});
   const Tensor gamma = checked(grn_gamma, "gamma", {expand.size(0)});
-  const Tensor shifted = shifted_bias(reduce_bias, reduce, beta), out = empty_map(x, reduce.size(0));
+  const Tensor shifted = shifted_bias(reduce_bias, reduce, beta);
+  const Tensor x = in_channels_last(input), out = empty_map(x, reduce.size(0));
   const auto [rows, mean, inverse] = at::native_layer_norm(pixels(x), {channels}, weight_or_ones(weight, channels), offset, norm_eps);
   const Tensor hidden = rows.mm(expand.to(x.scalar_type()).t()), y = at::empty_like(hidden);
   const Tensor norm = with_type(x.scalar_type(), [&, hidden = hidden](auto type) {
@@ -384,19 +386,20 @@ std::vector<Tensor> channel_mlp_backward(const Tensor& grad_out, const Tensor& i
                                          const Tensor& saved_inverse, const Tensor& saved_hidden, const Tensor& saved_norm,
                                          std::array<bool, 9> required) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  const int64_t images = x.size(0), channels = x.size(1), count = x.numel() / channels;
+  check_map(input, "x");
+  const int64_t images = input.size(0), channels = input.size(1), count = input.numel() / channels;
   check_weights(expand_weight, reduce_weight, channels);
   const int64_t width = expand_weight.size(0);
-  const Tensor expand = expand_weight.to(x.scalar_type()), reduce = reduce_weight.to(x.scalar_type());
+  check_map(grad_out, "grad", {images, reduce_weight.size(0), input.size(2), input.size(3)});
   const auto weight = checked(norm_weight, "norm_weight", {channels}), offset = checked(norm_bias, "norm_bias", {channels});
   const Tensor expand_bias = checked(bias, "expand_bias", {width}), gamma = checked(grn_gamma, "gamma", {width});
   const OptionalTensor beta = checked(grn_beta, "beta", {width});
-  const Tensor map = checked_map(grad_out, "grad", {images, reduce.size(0), x.size(2), x.size(3)}), grad = pixels(map);
   const Tensor rows = checked_rows(saved_rows, "rows", {count, channels});
   const Tensor hidden = checked_rows(saved_hidden, "hidden", {count, width});
   const Tensor norm = checked(saved_norm, "norm", {images, width});
   const Tensor mean = checked(saved_mean, "mean", {count, 1}), inverse = checked(saved_inverse, "inverse", {count, 1});
+  const Tensor expand = expand_weight.to(input.scalar_type()), reduce = reduce_weight.to(input.scalar_type());
+  const Tensor x = in_channels_last(input), grad = pixels(in_channels_last(grad_out));
 
   const auto [x_required, norm_weight_required, norm_bias_required, expand_required, expand_bias_required, gamma_required,
               beta_required, reduce_required, reduce_bias_required] = required;

@@ -414,17 +414,18 @@ DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tens
 
 Tensor run_depthwise(const Tensor& input, const Tensor& weight) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  check_weight(weight, x.size(1));
-  return depthwise(x, PackedKernels(weight));
+  check_map(input, "x");
+  check_weight(weight, input.size(1));
+  return depthwise(in_channels_last(input), PackedKernels(weight));
 }
 
 std::tuple<Tensor, Tensor> run_depthwise_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                                   std::array<bool, 2> required) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  check_weight(weight, x.size(1));
-  const auto out = depthwise_backward(checked_map(grad, "grad", x.sizes()), x, weight, required[0], required[1]);
+  check_map(input, "x"), check_map(grad, "grad", input.sizes());
+  check_weight(weight, input.size(1));
+  const Tensor x = in_channels_last(input);
+  const auto out = depthwise_backward(in_channels_last(grad), x, weight, required[0], required[1]);
   return {out.x, out.weight};
 }
 
@@ -433,9 +434,12 @@ std::tuple<Tensor, Tensor> norm_gelu_depthwise(const Tensor& input, const Tensor
                                                const Tensor& norm_bias, const Tensor& mean, const Tensor& variance,
                                                bool training, double momentum, double eps) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  check_weight(weight, x.size(1));
-  const auto norm = batch_norm({norm_weight, norm_bias, mean, variance, training, momentum, eps}, x.size(1), x);
+  check_map(input, "x");
+  check_weight(weight, input.size(1));
+  const BatchNormLayer layer{norm_weight, norm_bias, mean, variance, training, momentum, eps};
+  layer.check(input.size(1));
+  const Tensor x = in_channels_last(input);
+  const auto norm = batch_norm(layer, x.size(1), x);
   return {depthwise(x, PackedKernels(weight), &norm), norm.values};
 }
 
@@ -443,12 +447,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_gelu_depthwise_backward(const Te
                                                                         const Tensor& weight, const Tensor& values,
                                                                         bool training, std::array<bool, 4> required) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  check_weight(weight, x.size(1));
-  const auto norm = BatchNorm::saved(values, x.size(1), training);
+  check_map(input, "x"), check_map(grad, "grad", input.sizes());
+  check_weight(weight, input.size(1));
+  const auto norm = BatchNorm::saved(values, input.size(1), training);
+  const Tensor x = in_channels_last(input);
   const bool norm_required = required[0] || required[2] || required[3];
-  const auto inner = depthwise_backward(checked_map(grad, "grad", x.sizes()), x, weight, required[0], required[1],
-                                        &norm, norm_required);
+  const auto inner =
+      depthwise_backward(in_channels_last(grad), x, weight, required[0], required[1], &norm, norm_required);
   BatchNormGrad outer;
   if (norm_required) outer = batch_norm_backward(inner.x, x, norm, inner.sums, inner.products);
   return {outer.x, inner.weight, required[2] ? outer.weight : Tensor(), required[3] ? outer.bias : Tensor()};

@@ -152,9 +152,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_strips(const Tensor& u,
                                                                 const Tensor& broad, const Tensor& broad_bias) {
   const BelowAutograd guard;
   check(tall, "tall", {ANY, 1, SIDE, BAR});
-  const Tensor x = checked_map(u, "u", {ANY, tall.size(0), ANY, ANY});
-  const auto [out, sums, average, hidden, weights] =
-      LocalStrips(tall, wide, narrow, narrow_bias, broad, broad_bias).run(x);
+  check_map(u, "u", {ANY, tall.size(0), ANY, ANY});
+  const LocalStrips layer(tall, wide, narrow, narrow_bias, broad, broad_bias);
+  const auto [out, sums, average, hidden, weights] = layer.run(in_channels_last(u));
   return {out, sums, average, hidden, weights};
 }
 
@@ -207,8 +207,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_strips_
     const Tensor& broad, const Tensor& saved_sums, const Tensor& saved_average, const Tensor& saved_hidden,
     const Tensor& saved_weights, std::array<bool, 7> required) {
   const BelowAutograd guard;
-  const Tensor u = checked_map(input, "u"), grad = checked_map(grad_out, "grad", u.sizes());
-  const int64_t images = u.size(0), channels = u.size(1);
+  check_map(input, "u"), check_map(grad_out, "grad", input.sizes());
+  const int64_t images = input.size(0), channels = input.size(1);
   check(tall, "tall", {channels, 1, SIDE, BAR});
   const Tensor paths = crosses(tall, wide);
   const auto [narrow_matrix, broad_matrix] = checked_mlp(narrow, broad, channels);
@@ -216,6 +216,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_strips_
   const Tensor average = checked(saved_average, "average", {images, channels});
   const Tensor hidden = checked(saved_hidden, "hidden", {images, narrow.size(0)});
   const Tensor weights = checked(saved_weights, "weights", {images, channels, PATHS});
+  const Tensor u = in_channels_last(input), grad = in_channels_last(grad_out);
 
   const auto [u_required, tall_required, wide_required, narrow_required, narrow_bias_required, broad_required,
               broad_bias_required] = required;

@@ -277,7 +277,10 @@ namespace {
 Tensor strip_layer(const Tensor& x, const Tensor& weight, const Tensor& bias, bool row,
                    const OptionalTensor& position) {
   const BelowAutograd guard;
-  return StripLayer(weight, bias, position, row).run(checked_map(x, "x"));
+  check_map(x, "x");
+  const StripLayer layer(weight, bias, position, row);
+  layer.check_fits(x);
+  return layer.run(in_channels_last(x));
 }
 
 // Products of T x U tokens of the gradient and of the input, added up over the lines of an image.
@@ -373,10 +376,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> strip_layer_backward(const Tensor& gr
                                                                 const OptionalTensor& position,
                                                                 std::array<bool, 4> required) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x"), grad = checked_map(grad_out, "grad", x.sizes());
-  TORCH_CHECK(grad.scalar_type() == x.scalar_type(), "grad must be ", x.scalar_type(), " as x is, but is ",
-              grad.scalar_type());
-  StripLayer(weight, {}, position, row).check_fits(x);
+  check_map(input, "x"), check_map(grad_out, "grad", input.sizes());
+  TORCH_CHECK(grad_out.scalar_type() == input.scalar_type(), "grad must be ", input.scalar_type(), " as x is, but is ",
+              grad_out.scalar_type());
+  StripLayer(weight, {}, position, row).check_fits(input);
+  const Tensor x = in_channels_last(input), grad = in_channels_last(grad_out);
   const int64_t patches = weight.size(0);
   const bool position_required = position && required[3];
   Tensor grad_x, grad_weight, grad_bias, grad_position;

@@ -82,10 +82,14 @@ inline OptionalTensor checked(const OptionalTensor& tensor, const char* name, at
   return tensor ? OptionalTensor(checked(*tensor, name, sizes)) : tensor;
 }
 
-// A map (N, C, H, W) with at least one pixel and one channel, in channels_last memory.
-inline Tensor checked_map(const Tensor& map, const char* name, at::IntArrayRef sizes = {ANY, ANY, ANY, ANY}) {
+// Refuse what is no map (N, C, H, W) with at least one pixel and one channel. Operators check all arguments before they
+// copy a map: one that is expanded is larger than its memory.
+inline void check_map(const Tensor& map, const char* name, at::IntArrayRef sizes = {ANY, ANY, ANY, ANY}) {
   check(map, name, sizes);
   TORCH_CHECK(map.numel() > 0, name, " must not be empty, but is of shape ", map.sizes());
+}
+
+inline Tensor in_channels_last(const Tensor& map) {
   return map.contiguous(at::MemoryFormat::ChannelsLast);
 }
 
