@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
@@ -11,9 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..registry import MODELS
 from .arguments import (
-    MIN_SIDE,
     NUM_STAGES,
     STEM_STRIDE,
+    check_images,
     check_scalars,
     parse_arch,
     parse_branches,
@@ -174,11 +173,10 @@ class StripMLP(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
-        settings = dict(num_patches=num_patches, mlp_ratio=mlp_ratio)
         parsed = parse_arch(arch, self.arch_zoo)
         if num_patches is not None and parsed.get('num_patches', num_patches) != num_patches:
             raise ValueError(f'num_patches is {num_patches!r}, but arch has num_patches {parsed["num_patches"]!r}')
-        settings.update(parsed)
+        settings = {'num_patches': num_patches, 'mlp_ratio': mlp_ratio, **parsed}
         mlp_ratio = settings['mlp_ratio']
         self.arch = arch
         self.embed_dims = settings['embed_dims']
@@ -198,11 +196,8 @@ class StripMLP(BaseModule):
 
         num_stages = max(self.out_indices) + 1
         channels = [self.embed_dims * 2**i for i in range(num_stages)]
-        num_blocks = sum(self.depths)
-        rates = (
-            torch.linspace(0, drop_path_rate, num_blocks).tolist() if drop_path_ramp else [drop_path_rate] * num_blocks
-        )
-        rates = iter(rates)
+        last = sum(self.depths) - 1
+        rates = (drop_path_rate * (i / last if drop_path_ramp else 1) for i in range(last + 1))
 
         # First among the children: tools that fold BN take it for the norm of the convolution that precedes it there.
         self.norm = build_norm_layer(norm_cfg, channels[-1])[1] if num_stages == NUM_STAGES else None
@@ -264,27 +259,20 @@ class StripMLP(BaseModule):
             One contiguous map (N, embed_dims * 2^i, H / (4 * 2^i), W / (4 * 2^i)) for each stage i of
             ``out_indices``, in their order; sizes are floored at each stride.
         """
-        self._check_input(x)
+        check_images(x, self.in_channels)
         x = _channels_last(x)
         ends = image_ends(x) if self.ignore_padding else None
-        maps, merged_maps = [], []  # merged: of earlier stages, at the size of the present one
+        maps, earlier = [], []  # earlier: merged maps of the stages before, at the size of the present one
         for i, stage in enumerate(self.stages):
-            merged = x = self.merging[i - 1](x) if i else self.patch_embed(x)
-            merged_maps = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(self.cross_stage[i], merged_maps)]
-            x = sum(merged_maps, x)
-            merged_maps += [merged] if i else []
+            merged = self.merging[i - 1](x) if i else self.patch_embed(x)
+            earlier = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(self.cross_stage[i], earlier)]
+            x = sum(earlier, merged)
+            earlier += [merged] if i else []
             x = stage(x, **valid_tokens(ends, x, STEM_STRIDE * 2**i))
             maps.append(x)
         maps[-1] = x if self.norm is None else self.norm(x)
         # mmcv's compiled operators, RoIAlign among them, read memory as NCHW whatever the strides say.
         return tuple(maps[i].contiguous() for i in self.out_indices)
-
-    def _check_input(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < MIN_SIDE:
-            raise ValueError(
-                f'StripMLP takes images of shape (N, {self.in_channels}, H, W) with H and W at least '
-                f'{MIN_SIDE}, but got {tuple(x.shape)}'
-            )
 
     def train(self, mode: bool = True):
         """Set training mode, except for frozen stages and, with ``norm_eval``, BN statistics."""

@@ -140,8 +140,8 @@ def _find_other(name: str, block: nn.Module) -> str | None:
         if isinstance(module, kinds):
             other = module.find_other(module, _types()) if class_of(module) in kinds else ''
             if other is not None:
-                where = f'{inner}.{other}'.rstrip('.')
-                return f'{where}, a {type(module.get_submodule(other)).__name__}'
+                layer = dict(module.named_modules()).get(other)
+                return f'{f"{inner}.{other}".rstrip(".")}, a {type(layer).__name__}'
     return None
 
 

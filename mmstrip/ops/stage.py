@@ -94,7 +94,8 @@ def _is_packable(block: nn.Module, types: Types) -> bool:
     left_out = strips.project[1], cgsmm.norm, cgsmm.position_row, cgsmm.position_column, cgsmm.fuse_column
     folded = all(stock.identity.fits(layer) for layer in left_out) and channels.norm.weight is None
     maps = cgsmm.row.bias.dim() == cgsmm.column.bias.dim() == 3
-    return cgsmm.cascade and folded and maps and channels.grn.beta is None and cgsmm.fuse_row.bias is not None
+    cascade = cgsmm.cascade and (cgsmm.row.axis, cgsmm.column.axis) == ('row', 'column')
+    return cascade and folded and maps and channels.grn.beta is None and cgsmm.fuse_row.bias is not None
 
 
 def _is_stock(module: nn.Module, fast: type[Fast], types: Types) -> bool:

@@ -163,7 +163,7 @@ def test_cpus_take_configs_of_gpus(without_gpu, monkeypatch):
     for _ in range(2):  # the second time as a run has dumped it
         set_train_amp(config, 'bfloat16')
         assert config.optim_wrapper == dict(type='mmstrip.BFloat16OptimWrapper', accumulative_counts=2)
-    monkeypatch.setattr(precision, 'native_types', lambda x: False)
+    monkeypatch.setattr(precision.ops, 'takes', lambda dtype: False)
     set_train_amp(config, 'auto')
     assert config.optim_wrapper == dict(type='OptimWrapper', accumulative_counts=2)
     config = Config(dict(optim_wrapper=dict(type='OptimWrapperDict')))

@@ -40,10 +40,6 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.modules import module as global_hooks
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from mmstrip.models.channel_mixing import ChannelMixingBlock, GlobalResponseNorm
-from mmstrip.models.strip_mixing import LocalStripMixing, StripMixingBlock
-from mmstrip.models.strip_mlp import StripMLPBlock
-
 pytest_plugins = ['helpers.behaviours']
 
 
@@ -937,36 +933,3 @@ class TestPruning:
         expected = outputs_of(reference, images().double())
         if deployed_or_refused(model, [f'{BLOCK}.channel_mixing.fc1']):
             assert_close(outputs_of(model, images()), expected)
-
-
-class TestActivationsThatAreLeftOut:
-    """act_cfg is optional wherever the docstrings say so."""
-
-    @pytest.mark.parametrize(
-        'build, shape',
-        [
-            (lambda **more: ChannelMixingBlock(24, **more), (2, 24, 5, 7)),
-            (lambda **more: LocalStripMixing(24, **more), (2, 24, 5, 7)),
-            (lambda **more: StripMixingBlock(32, (4, 6), num_patches=4, **more), (2, 32, 4, 6)),
-            (lambda **more: StripMLPBlock(32, (4, 6), num_patches=4, **more), (2, 32, 4, 6)),
-        ],
-        ids=['ChannelMixingBlock', 'LocalStripMixing', 'StripMixingBlock', 'StripMLPBlock'],
-    )
-    def test_gelu_is_the_default(self, build, shape):
-        results = []
-        for arguments in ({}, dict(act_cfg=dict(type='GELU'))):
-            torch.manual_seed(0)
-            results.append(outputs_of(build(**arguments), images(*shape)))
-        assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
-
-
-def test_response_norm_by_itself():
-    """GRN as its formula, in training and in evaluation."""
-    norm, x = GlobalResponseNorm(24), images(2, 5, 7, 24)
-    nn.init.normal_(norm.gamma)
-    nn.init.normal_(norm.beta)
-    g = x.double().square().sum(dim=(1, 2), keepdim=True).sqrt()
-    n = g / (g.mean(dim=-1, keepdim=True) + norm.eps)
-    expected = norm.gamma * x * n + norm.beta + x
-    for mode in (True, False):
-        torch.testing.assert_close(norm.train(mode)(x).double(), expected, rtol=1e-4, atol=1e-5)

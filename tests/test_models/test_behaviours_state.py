@@ -29,8 +29,6 @@ from helpers.behaviours import (
 )
 from mmengine.model import ExponentialMovingAverage, StochasticWeightAverage
 from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.optim import swa_utils
 
 pytest_plugins = ['helpers.behaviours']
@@ -176,13 +174,6 @@ class TestAverages:
                 mine.data.mul_(0.5).add_(others.data, alpha=0.5)
             assert_changed(outputs_of(teacher, images()), unchanged_outputs('eval'))
             assert_close(outputs_of(teacher, images()), outputs_with_values_of(teacher))
-
-    def test_statistics_of_swa(self):
-        model = backbone('train')
-        outputs_of(model.eval(), images())
-        swa_utils.update_bn([images(seed=seed) for seed in range(3)], model.train())
-        assert_changed(outputs_of(model.eval(), images()), unchanged_outputs('eval'))
-        assert_close(outputs_of(model, images()), outputs_with_values_of(model))
 
 
 class TestLoading:
@@ -616,16 +607,6 @@ class TestDistributed:
         model = nn.parallel.DistributedDataParallel(backbone('train'), gradient_as_bucket_view=True, **arguments)
         got = outputs_of(model, images())
         assert_close({name.replace('module.', ''): value for name, value in got.items()}, unchanged_outputs('train'))
-
-    def test_fully_sharded(self):
-        model = backbone('train')
-        mesh = torch.distributed.device_mesh.init_device_mesh('cpu', (1,))
-        for block in (block for stage in model.stages for block in stage):
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        got = outputs_of(model, images())
-        got = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in got.items()}
-        assert_close(got, unchanged_outputs('train'))
 
 
 class TestInferenceMode:

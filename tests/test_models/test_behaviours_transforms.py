@@ -1,12 +1,10 @@
 """What PyTorch makes of a model: derivatives, functional calls, graphs, other dtypes and devices, counts."""
 
 import copy
-import functools
 import warnings
 
 import pytest
 import torch
-from helpers import accelerated_by
 from helpers.behaviours import (
     BLOCK,
     BOXES,
@@ -329,22 +327,6 @@ def hessian_product(module, x, how):
 class TestSecondDerivatives:
     HOW = ['autograd.grad', 'backward']
 
-    @pytest.mark.parametrize(
-        'implementation, norms, how',
-        [
-            ('native', NORMS[0], 'autograd.grad'),
-            ('native', NORMS[1], 'backward'),
-            ('memory saving', NORMS[0], 'backward'),
-            ('memory saving', NORMS[1], 'autograd.grad'),
-        ],
-    )
-    @pytest.mark.parametrize('name', SHAPES)
-    def test_hessian_products_of_a_box(self, name, implementation, norms, how):
-        with accelerated_by(implementation):
-            module, x = box(name, norms)
-        got = hessian_product(module, x, how)
-        assert_close(got, hessian_product(float64_copy(module), x.double(), how))
-
     @pytest.mark.parametrize('how', HOW)
     @pytest.mark.parametrize('mode', MODES)
     def test_hessian_products_of_the_model(self, mode, how):
@@ -420,22 +402,6 @@ class TestSecondDerivatives:
 
 
 class TestGradients:
-    @pytest.mark.parametrize('name', [name for name, _ in box('block')[0].named_parameters()] + ['x'])
-    def test_of_one_parameter_alone(self, name, implementation):
-        """Whatever else is frozen."""
-        module, x = box('block')
-        module.requires_grad_(False)
-        x.requires_grad_(name == 'x')
-        if name != 'x':
-            module.get_parameter(name).requires_grad_()
-        loss_of(module(x)).backward()
-        grads = {key: p.grad for key, p in [*module.named_parameters(), ('x', x)] if p.grad is not None}
-        assert list(grads) == [name]
-        expected = whole_gradients()
-        floor = max(value.abs().max() for value in expected.values())
-        error = (grads[name].double() - expected[name]).abs().max()
-        assert error <= 1e-4 * max(expected[name].abs().max(), 0.01 * floor)
-
     @pytest.mark.parametrize('frozen', ['weight', 'bias', 'norm', 'depthwise', 'fc', 'position', 'strip_mixing'])
     def test_with_parts_frozen(self, frozen):
         model = backbone('train')
@@ -567,19 +533,6 @@ class TestGradients:
         )
         assert_close(got, outputs_of(float64_copy(box(name, norms)[0]), x.double(), gradients=True))
 
-    def test_batched_backward(self):
-        """Rows of a Jacobian in one backward pass."""
-        for name in ('strip_mixing', 'channel_mixing', 'cgsmm', 'lsmm'):
-            module, x = box(name)
-
-            def few(module, x):
-                x = x.clone().requires_grad_()
-                out = module(x).flatten()[::97]
-                return torch.autograd.grad(out, x, torch.eye(len(out), dtype=x.dtype), is_grads_batched=True)[0]
-
-            got = few(module, x)
-            assert_close({'map': got}, {'map': few(float64_copy(box(name)[0]), x.double())})
-
     def test_vectorized_jacobian(self):
         module, x = box('block', NORMS[1])
 
@@ -620,14 +573,6 @@ def lambda_module(module, forward):
     forward.zero_grad = module.zero_grad
     forward.named_parameters = module.named_parameters
     return forward
-
-
-@functools.cache
-def whole_gradients():
-    """Float64 gradients of the block's parameters and input."""
-    module, x = box('block')
-    results = outputs_of(module.double(), x.double())
-    return {name[8:]: value for name, value in results.items() if name.startswith('grad of ')}
 
 
 class TestGraphs:
