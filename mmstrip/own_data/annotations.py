@@ -7,7 +7,7 @@ from reprlib import repr as brief
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from .folders import CONTROL, IMAGE_FOLDERS, SPLITS, Folder, Size, check_names, is_line, listed, read_lines, split_of
+from .folders import CONTROL, IMAGE_FOLDERS, SPLITS, Folder, check_names, is_line, listed, read_lines, split_of
 
 VOC_FOLDERS = ('Annotations', 'JPEGImages')
 MOST = 2**53  # of numbers that every reader of JSON keeps
@@ -84,7 +84,10 @@ def _read_coco(data: Folder, images: list[Path], others: list[Path]) -> dict[str
             raise ValueError(f'{files[split]} and {file} are both for {split}; keep one of them in {data.path}')
         check_coco(file, content)
         root = _image_root(data, file, content, images, split)
-        _note_other_sizes(data, file, content, root)
+        sizes = data.measure([root / row['file_name'] for row in content['images']])
+        odd = [row for row in content['images'] if sizes[root / row['file_name']] != (row['width'], row['height'])]
+        words = f'{len(odd)} images are not of the size in {file}, so that their boxes may lie elsewhere'
+        data.note_items(words, [row['file_name'] for row in odd])
         changes = [*complete(content), *([] if encoding == 'utf-8' else [f'in UTF-8 instead of {encoding}'])]
         data.note_items(f'{file} is written anew', [', '.join(changes)] if changes else [])
         splits[split], files[split] = Split(content, root, None if changes else file), file
@@ -160,13 +163,11 @@ def complete(content: dict) -> list[str]:
         area, (width, height) = box.get('area'), box['bbox'][2:]
         if not _is_number(area) or (area <= 0 < min(width, height)):
             box['area'] = max(width, 0) * max(height, 0)
-            if 'with areas of boxes' not in changes:
-                changes.append('with areas of boxes')
-    if any(box.get('iscrowd') is None for box in boxes):
-        changes.append('with iscrowd')
+            changes.append('with areas of boxes')
+    changes += ['with iscrowd'] * any(box.get('iscrowd') is None for box in boxes)
     for box in boxes:
         box['iscrowd'] = int(box.get('iscrowd') or 0)
-    return changes
+    return list(dict.fromkeys(changes))
 
 
 def _split_of_folders(path: Path) -> str | None:
@@ -201,24 +202,10 @@ def _image_root(data: Folder, file: Path, content: dict, images: Collection[Path
     return best
 
 
-def _note_other_sizes(data: Folder, file: Path, content: dict, root: Path) -> None:
-    """Note images whose boxes lie elsewhere, as their EXIF data turn them for instance."""
-    sizes = data.measure([root / image['file_name'] for image in content['images']])
-    found = [
-        image['file_name']
-        for image in content['images']
-        if sizes[root / image['file_name']] != (image['width'], image['height'])
-    ]
-    data.note_items(f'{len(found)} images are not of the size in {file}, so that their boxes may lie elsewhere', found)
-
-
 def _read_voc(data: Folder, images: list[Path], others: list[Path]) -> dict[str, Split]:
-    places = {name: data.path / name for name in (*VOC_FOLDERS, 'ImageSets/Main')}
-    root = places['JPEGImages']
-    files = {
-        path.stem: path for path in others if path.parent == places['Annotations'] and path.suffix.lower() == '.xml'
-    }
-    lists = {path.stem: path for path in others if path.parent == places['ImageSets/Main'] and path.suffix == '.txt'}
+    annotations, root, lists = (data.path / name for name in (*VOC_FOLDERS, 'ImageSets/Main'))
+    files = {path.stem: path for path in others if path.parent == annotations and path.suffix.lower() == '.xml'}
+    lists = {path.stem: path for path in others if path.parent == lists and path.suffix == '.txt'}
     by_stem: dict[str, Path] = {}
     for image in (path for path in images if root in path.parents):
         if by_stem.setdefault(image.stem, image) != image:
@@ -226,52 +213,38 @@ def _read_voc(data: Folder, images: list[Path], others: list[Path]) -> dict[str,
     chosen = {split: next((lists[name] for name in names if name in lists), None) for split, names in SPLITS.items()}
     stems = {split: _listed_stems(file, by_stem) for split, file in chosen.items() if file} or {'train': sorted(files)}
     if 'train' not in stems:
-        raise ValueError(f'{places["ImageSets/Main"]} must have train.txt or trainval.txt, but has {listed(lists)}')
+        raise ValueError(f'{data.path}/ImageSets/Main must have train.txt or trainval.txt, but has {listed(lists)}')
     wanted = dict.fromkeys(name for names in stems.values() for name in names)
-    missing = [name for name in wanted if name not in by_stem]
-    if missing:
-        raise FileNotFoundError(f'no image of {listed(missing)} in {root}')
     for name in wanted:
+        if name not in by_stem:
+            raise FileNotFoundError(f'no image of {name} in {root}')
         if name not in files:
-            raise FileNotFoundError(f'no annotation file {places["Annotations"] / name}.xml')
+            raise FileNotFoundError(f'no annotation file {annotations / name}.xml')
     unused = [image for name, image in by_stem.items() if name not in wanted]
-    data.note_items(
-        'left out, as images in no list' if any(chosen.values()) else 'left out, as images without XML', unused
-    )
-    data.note_items(
-        'left out, as the folder is read as PASCAL VOC', [path for path in others if path.suffix == '.json']
-    )
+    data.note_items(f'left out, as images {"in no list" if any(chosen.values()) else "without XML"}', unused)
+    data.note_items('left out, as the folder is one of PASCAL VOC', [path for path in others if path.suffix == '.json'])
     sizes = data.measure([by_stem[name] for name in wanted])
     objects = {name: _voc_objects(files[name]) for name in wanted}
     names = sorted({name for boxes in objects.values() for name, _, _ in boxes})
-    check_names(names, places['Annotations'])
-    return {
-        split: Split(_voc_content({name: by_stem[name] for name in members}, root, sizes, objects, names), root, None)
-        for split, members in stems.items()
-    }
+    check_names(names, annotations)
+    splits = {}
+    for split, members in stems.items():
+        content = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(names)])
+        for number, stem in enumerate(dict.fromkeys(members)):
+            size, file_name = sizes[by_stem[stem]], by_stem[stem].relative_to(root).as_posix()
+            content['images'].append(dict(id=number, file_name=file_name, width=size[0], height=size[1]))
+            for name, corners, difficult in objects[stem]:
+                x1, y1, x2, y2 = (min(max(value, 0), side) for value, side in zip(corners, (*size, *size)))
+                box = dict(id=len(content['annotations']) + 1, image_id=number, category_id=names.index(name))
+                box.update(bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=difficult)
+                content['annotations'].append(box)
+        splits[split] = Split(content, root, None)
+    return splits
 
 
 def _listed_stems(file: Path, known: Collection[str]) -> list[str]:
     """Names in a list of VOC's, one a line; lists of one class have a number behind each."""
-    return [line if line in known else line.split()[0] for line in read_lines(file) if line]
-
-
-def _voc_content(
-    files: dict[str, Path], root: Path, sizes: dict[Path, Size], objects: dict[str, list], names: list[str]
-) -> dict:
-    """As COCO's JSON: images, boxes cut to them, and classes."""
-    content = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(names)])
-    for number, (stem, file) in enumerate(files.items()):
-        size = sizes[file]
-        content['images'].append(
-            dict(id=number, file_name=file.relative_to(root).as_posix(), width=size.width, height=size.height)
-        )
-        for name, corners, difficult in objects[stem]:
-            x1, y1, x2, y2 = (min(max(value, 0), side) for value, side in zip(corners, (*size, *size)))
-            box = dict(id=len(content['annotations']) + 1, image_id=number, category_id=names.index(name))
-            box.update(bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=difficult)
-            content['annotations'].append(box)
-    return content
+    return [line if line in known else line.rsplit(maxsplit=1)[0] for line in read_lines(file) if line]
 
 
 class _WithoutEntities(ElementTree.TreeBuilder):
@@ -290,5 +263,5 @@ def _voc_objects(file: Path) -> list[tuple[str, list[float], int]]:
                 raise ValueError(f'corners must be finite, but are {corners}')
             found.append((node.find('name').text.strip(), corners, int(bool(int(node.findtext('difficult') or 0)))))
         return found
-    except (ElementTree.ParseError, AttributeError, ValueError) as error:
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f'{file} is not an annotation file as PASCAL VOC has them: {error}') from error

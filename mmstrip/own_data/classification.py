@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from ..models.arguments import MIN_SIDE
-from .folders import VAL_SHARE, Folder, check_names, describe_sizes, describe_splits, hold_out
-from .writing import Output, Written, check_positive, choose_backbone, output_folder
+from .folders import VAL_SHARE, Folder, check_names, hold_out
+from .writing import Written, check_positive, choose_backbone, compare, output_folder, write_config
 
 IMG_SIZE = 224
 TEMPLATE = """\
@@ -31,12 +31,7 @@ if epochs < 50:  # too few for mixed images, RandAugment and erasing
     del train_pipeline[3:-1]
 
 data = dict(data_prefix=$folder, metainfo=dict(classes=classes))
-train_dataloader = dict(
-    batch_size=batch_size,
-    dataset=dict(ann_file=$train, pipeline=train_pipeline, **data),
-)
-val_dataloader = dict(dataset=dict(ann_file=$val, pipeline=test_pipeline, **data))
-test_dataloader = dict(dataset=dict(ann_file=$test, pipeline=test_pipeline, **data))
+$loaders
 val_evaluator = test_evaluator = dict(topk=$topk)
 
 train_cfg = dict(max_epochs=epochs)
@@ -91,6 +86,7 @@ def write_classification(
     splits = {split: [sample for sample in samples if sample[0] in sizes] for split, samples in splits.items()}
     classes = _classes(data, roots, splits)
     if 'val' not in splits:
+        data.notes.append(f'val: {VAL_SHARE:.0%} of each class, held out')
         parts = [hold_out([sample for sample in splits['train'] if sample[1] == name]) for name in classes]
         splits['train'], splits['val'] = ([sample for part in side for sample in part] for side in zip(*parts))
     count = len(splits['train'])
@@ -99,15 +95,14 @@ def write_classification(
     batch_size = batch_size or min(count, max(4, min(64, 2 ** (count // 20).bit_length() // 2)))
     backbone = choose_backbone(arch, init)
     out = output_folder(out, data.path)
-    output = Output(out, f'strip-mlp-{backbone.name}_{out.name}')
-    files = {
-        split: output.add_lines(f'{split}.txt', [_line(data.path, *sample, classes) for sample in samples])
-        for split, samples in splits.items()
-    }
+    config = out / f'strip-mlp-{backbone.name}_{out.name}.py'
     recipe, default_epochs, warm_up = ('finetune_100e', 100, 5) if init else ('300e_1xb128', 300, 20)
-    output.add_config(
+    write_config(
+        config,
+        {f'{split}.txt': [_line(data.path, *sample, classes) for sample in part] for split, part in splits.items()},
+        {split: dict(ann_file=out / f'{split}.txt') for split in splits},
         TEMPLATE,
-        classes=output.add_classes(classes),
+        classes=classes,
         schedule=f'mmstrip::_base_/schedules/adamw_{recipe}.py',
         size=size,
         epochs=epochs or default_epochs,
@@ -118,11 +113,14 @@ def write_classification(
         folder=data.path,
         topk=(1, 5) if len(classes) > 5 else 1,
         warm_up=warm_up,
-        **({'test': files['val']} | files),
     )
     found = {split: dict(samples) for split, samples in splits.items()}
-    output.write(data, found, lambda sample, names: names[sample['gt_label']])
-    return Written(output.config, _found(data, splits, classes, list(sizes.values()), 'val' not in roots))
+    compare(data, config, found, lambda sample, names: names[sample['gt_label']])
+    numbers = Counter(name for samples in splits.values() for _, name in samples)
+    smallest, largest = min(classes, key=numbers.get), max(classes, key=numbers.get)
+    counts = {split: len(samples) for split, samples in splits.items()}
+    words = f'classes of {numbers[smallest]} ({smallest}) to {numbers[largest]} images ({largest})'
+    return Written(config, data.report(f'images of {len(classes)} classes', sizes.values(), counts, words))
 
 
 def _read(data: Folder, root: Path) -> Samples:
@@ -160,15 +158,3 @@ def _line(root: Path, image: Path, name: str, classes: list[str]) -> str:
     """An image and its label in a list; mmpretrain strips lines."""
     path = image.relative_to(root).as_posix()
     return f'{"./" * (path != path.lstrip())}{path} {classes.index(name)}'
-
-
-def _found(data: Folder, splits: dict[str, Samples], classes: list[str], sizes: list, held_out: bool) -> list[str]:
-    counts = Counter(name for samples in splits.values() for _, name in samples)
-    smallest, largest = min(classes, key=counts.get), max(classes, key=counts.get)
-    parts = describe_splits({split: len(samples) for split, samples in splits.items()})
-    words = f' (val: {VAL_SHARE:.0%} of each class, held out)' if held_out else ''
-    return [
-        f'{data.path}: {len(sizes):,} images of {len(classes)} classes, {describe_sizes(sizes)}: {parts}{words}',
-        f'classes of {counts[smallest]} ({smallest}) to {counts[largest]} images ({largest})',
-        *data.finish(),
-    ]

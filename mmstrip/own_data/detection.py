@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .annotations import Split, read_boxes
-from .folders import VAL_SHARE, Folder, Size, check_names, describe_sizes, describe_splits, hold_out, listed
-from .writing import Output, Written, check_positive, choose_backbone, output_folder
+from .folders import VAL_SHARE, Folder, check_names, hold_out, listed
+from .writing import Written, check_positive, choose_backbone, compare, output_folder, write_config
 
 # The config that is inherited, the first stage that the neck gets, the place of the resizing in the training pipeline,
 # and the shares of the epochs after which the learning rate drops.
@@ -35,16 +35,7 @@ if size != 800:  # of the short side
     train_pipeline[$position] = test_pipeline[1] = resize
 
 data = dict(data_root='', metainfo=dict(classes=classes))
-train_dataloader = dict(
-    batch_size=batch_size,
-    dataset=dict($train, pipeline=train_pipeline, **data),
-)
-val_dataloader = dict(
-    dataset=dict($val, pipeline=test_pipeline, **data),
-)
-test_dataloader = dict(
-    dataset=dict($test, pipeline=test_pipeline, **data),
-)
+$loaders
 val_evaluator = dict(ann_file=val_dataloader['dataset']['ann_file'])
 test_evaluator = dict(ann_file=test_dataloader['dataset']['ann_file'])
 
@@ -73,9 +64,7 @@ def write_detection(
 
     Args:
         folder: Folder of images and annotations.
-        out: Folder for config and annotations. Defaults to ``own_data/{name of the folder}``.
-        init: Checkpoint to start from, of a Strip-MLP or a model that has one. Defaults to random weights.
-        arch: Name in ``StripMLP.arch_zoo``. Defaults to that of ``init``, else 'tiny-light'.
+        out, init, arch: As of :func:`.write_classification`.
         size: Short side in pixels that images are resized to, the long one being at most 5 / 3 of it. Defaults to 800.
         epochs: Defaults to 12, or 36 with less than 4,000 training images.
         batch_size: Images in a step. Defaults to 2.
@@ -100,18 +89,24 @@ def write_detection(
     boxes = {split: _count(data, split, part, classes) for split, part in splits.items()}
     backbone = choose_backbone(arch, init)
     out = output_folder(out, data.path)
-    output = Output(out, f'{model}_strip-mlp-{backbone.name}_{out.name}')
-    places = {split: _place(output, split, part) for split, part in splits.items()}
+    config = out / f'{model}_strip-mlp-{backbone.name}_{out.name}.py'
     base, stage, position, drops = MODELS[model]
     head = dict(bbox_head=dict(num_classes=len(classes)))
     images = len(splits['train'].content['images'])
     epochs, batch_size = epochs or (SMALL_EPOCHS if images < SMALL else EPOCHS), batch_size or 2
     # Statistics and scales of BN stand still where a checkpoint has them.
     norm = {} if init else dict(norm_cfg=dict(type='BN', requires_grad=True), norm_eval=False)
-    output.add_config(
+    places = {
+        split: dict(ann_file=part.file or out / f'{split}.json', data_prefix=dict(img=part.root))
+        for split, part in splits.items()
+    }
+    write_config(
+        config,
+        {f'{split}.json': part.content for split, part in splits.items() if not part.file},
+        places,
         TEMPLATE,
         base=f'mmstrip::detection/{base}.py',
-        classes=output.add_classes(classes),
+        classes=classes,
         size=size or SHORT_SIDE,
         epochs=epochs,
         batch_size=batch_size,
@@ -121,19 +116,14 @@ def write_detection(
         position=position,
         warm_up=min(WARM_UP, math.ceil(epochs * images / batch_size / 10)),
         milestones=[round(epochs * share) for share in drops],
-        **({'test': places['val']} | places),
     )
-    output.write(
-        data, boxes, _boxes_of_sample, f'images without boxes, or with a side of less than {LEAST_SIDE} pixels,'
-    )
-    sizes = [Size(image['width'], image['height']) for part in splits.values() for image in part.content['images']]
-    parts = describe_splits({split: len(part.content['images']) for split, part in splits.items()})
-    total = sum((counts for images in boxes.values() for counts in images.values()), Counter())
-    found = [
-        f'{data.path}: {len(sizes):,} images, {describe_sizes(sizes)}: {parts}',
-        f'boxes of {len(classes)} classes: ' + ', '.join(f'{total[name]:,} {name}' for name in classes),
-    ]
-    return Written(output.config, found + data.finish())
+    unused = f'images without boxes, or with a side of less than {LEAST_SIDE} pixels,'
+    compare(data, config, boxes, _boxes_of_sample, unused)
+    sizes = [(image['width'], image['height']) for part in splits.values() for image in part.content['images']]
+    counts = {split: len(part.content['images']) for split, part in splits.items()}
+    numbers = Counter(name for images in boxes.values() for count in images.values() for name in count.elements())
+    words = f'boxes of {len(classes)} classes: ' + ', '.join(f'{numbers[name]:,} {name}' for name in classes)
+    return Written(config, data.report('images', sizes, counts, words))
 
 
 def _hold_out(data: Folder, train: Split) -> dict[str, Split]:
@@ -147,12 +137,6 @@ def _hold_out(data: Folder, train: Split) -> dict[str, Split]:
         boxes = [box for box in train.content['annotations'] if box['image_id'] in ids]
         parts[split] = Split(dict(train.content, images=images, annotations=boxes), train.root, None)
     return parts
-
-
-def _place(output: Output, split: str, part: Split) -> dict:
-    """Where a dataset finds its images and boxes."""
-    file = part.file or output.add_json(f'{split}.json', part.content)
-    return dict(ann_file=file, data_prefix=dict(img=part.root))
 
 
 def _check_apart(splits: dict[str, Split]) -> None:
@@ -184,7 +168,7 @@ def _classes(data: Folder, splits: dict[str, Split]) -> list[str]:
     names = {row['id']: row['name'] for row in train.content['categories']}
     if not used:
         count = len(train.content['annotations'])
-        raise ValueError(f'no training image has a box to train on: {count} are crowds, difficult, or without area')
+        raise ValueError(f'no training image has a box to train on: all {count} are crowds, difficult or without area')
     classes = [name for number, name in names.items() if number in used]
     check_names(classes, train.file or data.path)
     empty = [name for number, name in names.items() if number not in used]

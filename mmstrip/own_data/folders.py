@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from json import detect_encoding
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import track
@@ -31,13 +31,6 @@ MOST_RATIO = 4
 CONTROL = re.compile(r'[\x00-\x1f\x7f]')
 
 Sample = TypeVar('Sample')
-
-
-class Size(NamedTuple):
-    """Size of an image in pixels."""
-
-    width: int
-    height: int
 
 
 class Folder:
@@ -130,7 +123,7 @@ class Folder:
         if items:
             self.notes.append(f'{words}: {listed(items)}')
 
-    def measure(self, images: Sequence[Path], strict: bool = True) -> dict[Path, Size]:
+    def measure(self, images: Sequence[Path], strict: bool = True) -> dict[Path, tuple[int, int]]:
         """Sizes of images as trainings load them; what is odd about images is noted.
 
         Raises:
@@ -145,7 +138,7 @@ class Folder:
                     raise ValueError(f'{image} is not a readable image: {error}') from error
                 unreadable.append(image)
                 continue
-            sizes[image] = Size(*size)
+            sizes[image] = size
             deep += [image] * (bits > 8)
         long = [image for image, size in sizes.items() if max(size) > MOST_RATIO * min(size)]
         self.note_items('left out, as they cannot be read', unreadable)
@@ -153,10 +146,14 @@ class Folder:
         self.note_items(f'{len(long)} images with sides over {MOST_RATIO}:1, which are cut or made small', long)
         return sizes
 
-    def finish(self) -> list[str]:
-        """All notes."""
+    def report(self, what: str, sizes: Collection[tuple[int, int]], counts: dict[str, int], *more: str) -> list[str]:
+        """What was found: first a sentence with the sizes of all images, their number and that in each split."""
+        words = ' x '.join(str(round(statistics.median(side))) for side in zip(*sizes))
+        if len(set(sizes)) > 1:
+            words += f' (median; sides of {min(map(min, sizes))} to {max(map(max, sizes))})'
+        parts = ', '.join(f'{counts[split]:,} {split}' for split in SPLITS if split in counts)
         self.note_items('left out, as links to what was found before', self._repeated)
-        return self.notes
+        return [f'{self.path}: {len(sizes):,} {what}, {words}: {parts}', *more, *self.notes]
 
 
 def is_line(text: str) -> bool:
@@ -211,18 +208,6 @@ def hold_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     chosen = set(random.Random(SEED).sample(range(len(samples)), max(1, round(VAL_SHARE * len(samples)))))
     rest = [sample for i, sample in enumerate(samples) if i not in chosen]
     return rest, [samples[i] for i in sorted(chosen)]
-
-
-def describe_sizes(sizes: Collection[Size]) -> str:
-    """Such as '640 x 480' of equal ones, 'of 300 x 180 (median; sides of 80 to 500)' else."""
-    sides = [side for size in sizes for side in size]
-    median = ' x '.join(str(round(statistics.median(side))) for side in zip(*sizes))
-    return median if len(set(sizes)) == 1 else f'{median} (median; sides of {min(sides)} to {max(sides)})'
-
-
-def describe_splits(counts: dict[str, int]) -> str:
-    """Such as '205 train, 87 val'."""
-    return ', '.join(f'{counts[split]:,} {split}' for split in SPLITS if split in counts)
 
 
 def listed(items: Iterable, limit: int = 3) -> str:

@@ -15,16 +15,13 @@ from .folders import (
     IMAGE_FOLDERS,
     VAL_SHARE,
     Folder,
-    Size,
     check_names,
-    describe_sizes,
-    describe_splits,
     hold_out,
     listed,
     progress,
     read_lines,
 )
-from .writing import Output, Written, check_positive, choose_backbone, output_folder
+from .writing import Written, check_positive, choose_backbone, compare, output_folder, write_config
 
 MODELS = {'fpn': '8xb2-80k', 'upernet': '8xb2-160k', 'segformer': '8xb2-160k'}  # and the configs of theirs
 CROP_SIZE, STEP = 512, 32  # pixels
@@ -53,28 +50,7 @@ data = dict(
     reduce_zero_label=False,
     ignore_index=ignored,
 )
-train_dataloader = dict(
-    batch_size=batch_size,
-    dataset=dict(
-        $train,
-        pipeline=train_pipeline,
-        **data,
-    ),
-)
-val_dataloader = dict(
-    dataset=dict(
-        $val,
-        pipeline=test_pipeline,
-        **data,
-    ),
-)
-test_dataloader = dict(
-    dataset=dict(
-        $test,
-        pipeline=test_pipeline,
-        **data,
-    ),
-)
+$loaders
 val_evaluator = test_evaluator = dict(ignore_index=ignored)
 
 optim_wrapper = dict(optimizer=dict(lr=$lr))
@@ -93,20 +69,23 @@ class Split(NamedTuple):
     """Pairs of a split.
 
     Attributes:
-        images: Folder of the images.
-        labels: Folder of the label maps.
+        roots: Folders of the images and of the label maps.
         names: What the two names of each pair share, paths below the two folders.
         suffixes: How the names of images and of label maps end.
     """
 
-    images: Path
-    labels: Path
+    roots: tuple[Path, Path]
     names: list[str]
     suffixes: tuple[str, str]
 
-    def files(self, side: int) -> list[Path]:
-        """The images, or with ``side`` 1 the label maps."""
-        return [self[side] / f'{name}{self.suffixes[side]}' for name in self.names]
+    def pairs(self) -> dict[Path, Path]:
+        """Images with their label maps."""
+        return dict(tuple(map(Path, self.roots, map(name.__add__, self.suffixes))) for name in self.names)
+
+    def place(self, names: Path) -> dict:
+        """The arguments by which a dataset finds the pairs, the file of their names given."""
+        prefix = dict(img_path=self.roots[0], seg_map_path=self.roots[1])
+        return dict(ann_file=names, img_suffix=self.suffixes[0], seg_map_suffix=self.suffixes[1], data_prefix=prefix)
 
 
 def write_segmentation(
@@ -129,9 +108,7 @@ def write_segmentation(
 
     Args:
         folder: Folder of images and label maps.
-        out: Folder for config and lists. Defaults to ``own_data/{name of the folder}``.
-        init: Checkpoint to start from, of a Strip-MLP or a model that has one. Defaults to random weights.
-        arch: Name in ``StripMLP.arch_zoo``. Defaults to that of ``init``, else 'tiny-light'.
+        out, init, arch: As of :func:`.write_classification`.
         size: Side of the crops, and short side that test images are resized to, in pixels. Defaults to 512, or to the
             images' median short side where that is smaller, in multiples of 32.
         epochs: Defaults to 100.
@@ -150,19 +127,20 @@ def write_segmentation(
     check_positive(size=size, epochs=epochs, batch_size=batch_size)
     data = Folder(folder, out)
     splits = _read(data)
-    sizes = data.measure([image for part in splits.values() for image in part.files(0)])
+    sizes = data.measure([image for part in splits.values() for image in part.pairs()])
     values = _values(splits, sizes)
     names, ignored = _classes(data, classes, values)
     backbone = choose_backbone(arch, init)
     out = output_folder(out, data.path)
-    output = Output(out, f'strip-mlp-{backbone.name}_{model}_{out.name}')
-    side = int(median(map(min, sizes.values()))) // STEP * STEP
-    batch_size = batch_size or 4
-    places = {split: _place(output, split, part) for split, part in splits.items()}
-    output.add_config(
+    config = out / f'strip-mlp-{backbone.name}_{model}_{out.name}.py'
+    side, batch_size = int(median(map(min, sizes.values()))) // STEP * STEP, batch_size or 4
+    write_config(
+        config,
+        {f'{split}.txt': part.names for split, part in splits.items()},
+        {split: part.place(out / f'{split}.txt') for split, part in splits.items()},
         TEMPLATE,
         base=f'mmstrip::segmentation/strip-mlp-tiny-light_{model}_{MODELS[model]}_ade20k-512x512.py',
-        classes=output.add_classes(names),
+        classes=names,
         size=size or min(CROP_SIZE, max(STEP, side)),
         batch_size=batch_size,
         iterations=max(2, (epochs or EPOCHS) * max(1, len(splits['train'].names) // batch_size)),
@@ -170,18 +148,18 @@ def write_segmentation(
         backbone=backbone.arguments(norm_cfg=dict(type='BN')),
         heads=_heads(model, backbone.channels, len(names), ignored),
         lr=2e-4 if init else 5e-4,
-        **({'test': places['val']} | places),
     )
-    found = {split: dict(zip(part.files(0), part.files(1))) for split, part in splits.items()}
-    output.write(data, found, lambda sample, _: Path(sample['seg_map_path']))
-    parts = describe_splits({split: len(part.names) for split, part in splits.items()})
-    found = [
-        f'{data.path}: {len(sizes):,} images with label maps, {describe_sizes(sizes.values())}: {parts}',
-        f'{len(names)} classes: {listed(names, 20)}; pixels of {ignored} are ignored'
-        + ('' if ignored in values else ' (there are none)'),
-    ]
+    compare(
+        data,
+        config,
+        {split: part.pairs() for split, part in splits.items()},
+        lambda sample, _: Path(sample['seg_map_path']),
+    )
     data.note_items('classes without a pixel', [name for number, name in enumerate(names) if number not in values])
-    return Written(output.config, found + data.finish())
+    counts = {split: len(part.names) for split, part in splits.items()}
+    words = f'{len(names)} classes: {listed(names, 20)}; pixels of {ignored} are ignored'
+    words += '' if ignored in values else ' (there are none)'
+    return Written(config, data.report('images with label maps', sizes.values(), counts, words))
 
 
 def _heads(model: str, channels: list[int], num_classes: int, ignored: int) -> dict:
@@ -190,16 +168,6 @@ def _heads(model: str, channels: list[int], num_classes: int, ignored: int) -> d
         return dict(neck=dict(in_channels=channels), decode_head=head)
     heads = dict(decode_head=dict(in_channels=channels, **head))
     return heads | dict(auxiliary_head=dict(in_channels=channels[2], **head)) if model == 'upernet' else heads
-
-
-def _place(output: Output, split: str, part: Split) -> dict:
-    """Where a dataset finds its pairs."""
-    return dict(
-        ann_file=output.add_lines(f'{split}.txt', part.names),
-        img_suffix=part.suffixes[0],
-        seg_map_suffix=part.suffixes[1],
-        data_prefix=dict(img_path=part.images, seg_map_path=part.labels),
-    )
 
 
 def _read(data: Folder) -> dict[str, Split]:
@@ -236,70 +204,61 @@ def _sides(data: Folder, folder: Path) -> list[tuple[Path, list[Path]]] | None:
         found = [(child, files) for child in named if (files := data.images(child)[0])]
         if not found:
             return None
-        data.note_items(
-            f'{kind} are those in {found[0][0]}, not in', [other for other in named if other != found[0][0]]
-        )
         sides.append(found[0])
+        data.note_items(f'{kind} are those in {found[0][0]}, not in', [path for path in named if path != found[0][0]])
     return sides
 
 
-def _pairs(data: Folder, images: tuple[Path, list[Path]], labels: tuple[Path, list[Path]]) -> Split:
-    stems, suffixes = [], []
-    for root, files in (images, labels):
+def _pairs(data: Folder, *sides: tuple[Path, list[Path]]) -> Split:
+    roots, stems, suffixes = [], [], []
+    for root, files in sides:
         files = [file.relative_to(root) for file in files if root in file.parents]
         kinds = sorted({file.suffix for file in files})
         if len(kinds) != 1:
             raise ValueError(f'{root} must hold images of one kind, but has {listed(kinds) or "none"}')
+        roots.append(root)
         stems.append([file.with_suffix('').as_posix() for file in files])
         suffixes.append(kinds[0])
-    tails, shared = _match(images[0], labels[0], *stems)
-    for root, names, tail in ((images[0], stems[0], tails[0]), (labels[0], stems[1], tails[1])):
-        alone = sorted({name.removesuffix(tail) for name in names} - set(shared))
-        data.note_items(f'left out, as they have no counterpart, of {root}', alone)
-    split = Split(images[0], labels[0], shared, (tails[0] + suffixes[0], tails[1] + suffixes[1]))
-    if any(tails):
-        data.notes.append(f'pairs such as {split.files(0)[0]} and {split.files(1)[0]}')
+
+    def bare(endings: Sequence[str]) -> list[set[str]]:
+        return [{stem.removesuffix(ending) for stem in names} for ending, names in zip(endings, stems)]
+
+    # Such as '_leftImg8bit' and '_labelTrainIds', unless names are the same.
+    possible = [('', '')] if set(stems[0]) & set(stems[1]) else itertools.product(*map(_endings, stems))
+    endings = max(possible, key=lambda endings: len(set.intersection(*bare(endings))))
+    shared = sorted(set.intersection(*bare(endings)))
+    if not shared:
+        raise ValueError(f'no image in {roots[0]} has a label map of its name in {roots[1]}')
     if any(name != name.strip() for name in shared):
-        raise ValueError(f'{images[0]} must have names that neither begin nor end with a space; rename them')
+        raise ValueError(f'{roots[0]} must have names that neither begin nor end with a space; rename them')
+    for root, names in zip(roots, bare(endings)):
+        data.note_items(f'left out, as they have no counterpart, of {root}', sorted(names - set(shared)))
+    split = Split(tuple(roots), shared, tuple(map(str.__add__, endings, suffixes)))
+    data.note_items('pairs such as', [' and '.join(map(str, pair)) for pair in split.pairs().items()][: any(endings)])
     return split
 
 
-def _match(images: Path, labels: Path, *stems: list[str]) -> tuple[tuple[str, str], list[str]]:
-    """The endings of names on both sides, such as '_leftImg8bit' and '_labelTrainIds', and what pairs share."""
-    endings = [('', '')] if set(stems[0]) & set(stems[1]) else list(itertools.product(*map(_tails, stems)))
-    shared = [
-        set.intersection(*({stem.removesuffix(tail) for stem in names} for tail, names in zip(tails, stems)))
-        for tails in endings
-    ]
-    most = max(map(len, shared))
-    if not most:
-        raise ValueError(f'no image in {images} has a label map of its name in {labels}')
-    best = [(tails, names) for tails, names in zip(endings, shared) if len(names) == most]
-    pairs = {frozenset((name + tails[0], name + tails[1]) for name in names) for tails, names in best}
-    if len(pairs) > 1:
-        raise ValueError(f'the names in {images} and {labels} can be paired in several ways; give pairs the same name')
-    tails, names = best[-1]
-    return tails, sorted(names)
-
-
-def _tails(stems: Sequence[str]) -> list[str]:
-    """Endings that all names share, from where a word or number begins, the empty one first."""
+def _endings(stems: Sequence[str]) -> list[str]:
+    """What all names may end in, from where a word or number begins, the longest first and nothing last."""
     shared = len(commonprefix([stem[::-1] for stem in stems]))  # noqa: RUF071, of letters
-    return [''] + [
-        stems[0][-length:]
-        for length in range(1, shared + 1)
-        if all(len(stem) > length and _kind(stem[-length - 1]) != _kind(stem[-length]) for stem in stems)
+    return [
+        *(stems[0][-n:] for n in range(shared, 0, -1) if all(_begins(stem, len(stem) - n) for stem in stems)),
+        '',
     ]
 
 
-def _kind(letter: str) -> str:
-    return 'a' if letter.isalpha() else '1' if letter.isdigit() else letter
+def _begins(stem: str, place: int) -> bool:
+    """Whether a word, a number or another sign begins at a place that is not the first."""
+    kinds = [
+        'a' if letter.isalpha() else '1' if letter.isdigit() else letter for letter in stem[:place][-1:] + stem[place]
+    ]
+    return len(set(kinds)) == 2
 
 
-def _values(splits: dict[str, Split], sizes: dict[Path, Size]) -> dict[int, Path]:
+def _values(splits: dict[str, Split], sizes: dict[Path, tuple[int, int]]) -> dict[int, Path]:
     """Numbers in the label maps, each with a file that has it."""
     values: dict[int, Path] = {}
-    pairs = {labels: sizes[image] for part in splits.values() for image, labels in zip(part.files(0), part.files(1))}
+    pairs = {labels: sizes[image] for part in splits.values() for image, labels in part.pairs().items()}
     for file in progress(list(pairs), 'Reading label maps'):
         found = _numbers(file, pairs[file])
         wrong = [value for value in found if value not in range(256)]
@@ -310,7 +269,7 @@ def _values(splits: dict[str, Split], sizes: dict[Path, Size]) -> dict[int, Path
     return values
 
 
-def _numbers(file: Path, size: Size) -> list[int]:
+def _numbers(file: Path, size: tuple[int, int]) -> list[int]:
     """The numbers in a label map, as mmseg reads it; one of another size than its image's is not decoded."""
     try:
         with Image.open(file) as image:
@@ -322,8 +281,7 @@ def _numbers(file: Path, size: Size) -> list[int]:
         raise ValueError(f'{file} is not a readable label map: {error}') from error
     if image.size != size:
         raise ValueError(
-            f'{file} must have the {size.width} x {size.height} pixels of its image, but has '
-            f'{image.width} x {image.height}'
+            f'{file} must have the {size[0]} x {size[1]} pixels of its image, but has {image.width} x {image.height}'
         )
     if labels.ndim != 2:
         raise ValueError(f'{file} must hold a class number in each pixel, but has colours (mode {image.mode})')
@@ -361,6 +319,8 @@ def _named(data: Folder, file: Path, numbers: list[int], values: dict[int, Path]
     if names[:1] == [LABELME_IGNORED]:
         data.notes.append(f'{file} begins with {LABELME_IGNORED}, which is no class')
         del names[0]
+    if len(names) < 2:
+        raise ValueError(f'{file} must name at least two classes, the background among them, but names {listed(names)}')
     check_names(names, file)
     above = [number for number in numbers if number >= len(names)]
     if len(above) + (IGNORED in values) > 1:
@@ -368,6 +328,4 @@ def _named(data: Folder, file: Path, numbers: list[int], values: dict[int, Path]
             f'{values[above[-1]]} must hold numbers from 0 to {len(names) - 1} as {file} names {len(names)} '
             f'classes, and at most one more, to be ignored, but has {listed(above, 5)}'
         )
-    if len(names) < 2:
-        raise ValueError(f'{file} must name at least two classes, the background among them, but names {listed(names)}')
     return names, above[0] if above else IGNORED

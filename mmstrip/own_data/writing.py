@@ -20,6 +20,29 @@ from ..utils.files import write_file
 from .folders import Folder, is_line
 
 WIDTH = 110
+LOADERS = """\
+train_dataloader = dict(
+    batch_size=batch_size,
+    dataset=dict(
+        $train,
+        pipeline=train_pipeline,
+        **data,
+    ),
+)
+val_dataloader = dict(
+    dataset=dict(
+        $val,
+        pipeline=test_pipeline,
+        **data,
+    ),
+)
+test_dataloader = dict(
+    dataset=dict(
+        $test,
+        pipeline=test_pipeline,
+        **data,
+    ),
+)"""
 SUBSTITUTED = '{{'  # mmengine replaces what follows, with values of the environment among others
 
 
@@ -57,7 +80,7 @@ class Backbone(NamedTuple):
         return [arch['embed_dims'] * 2**stage for stage in range(4)]
 
     def arguments(self, **more) -> dict:
-        """Its arguments in a config; ``more`` give way to what the checkpoint decides."""
+        """Its arguments in a config; those in ``more`` give way to what the checkpoint decides."""
         arch = self.arch if isinstance(self.arch, str) else dict(_delete_=True, **self.arch)  # the base has a name
         return dict(arch=arch, **(more | self.others), init_cfg=self.init_cfg)
 
@@ -124,67 +147,59 @@ def keywords(arguments: dict) -> str:
     return (', ' if sum(map(len, parts)) < WIDTH - 20 else ',\n        ').join(parts)
 
 
-class Output:
-    """What will be written for a folder: a config from a template, and files beside it.
+def write_config(
+    path: Path, files: dict[str, list[str] | dict], places: dict[str, dict], template: str, **values
+) -> None:
+    """Write a config and the files beside it, each atomically; nothing where a value cannot be kept.
 
     Args:
-        folder: Where to write.
-        name: Name of the config, without suffix.
+        path: The config.
+        files: Lines or JSON of each file, by its name.
+        places: The arguments of each split's dataset that say where its data are.
+        template: The config, with ``$loaders`` and ``$name`` in the place of each value; of dicts, what stands between
+            the brackets.
+        **values: The values. ``classes`` is written to a file where mmengine would change a name, in the config or in
+            the dump of it in a work dir.
 
-    Nothing is written before :meth:`write`, so that an error leaves nothing behind.
+    Raises:
+        OSError: A file cannot be written.
+        ValueError: A value cannot stand in a config.
     """
+    if any(SUBSTITUTED in name for name in values['classes']):
+        files['class_names.txt'] = values['classes']
+        values['classes'] = path.parent / 'class_names.txt'
+    values |= {'test': places['val']} | places
+    python(path)  # the Runner writes its name into the config
+    texts = {name: (keywords if isinstance(value, dict) else python)(value) for name, value in values.items()}
+    contents = {name: json.dumps(part) if isinstance(part, dict) else lines(part) for name, part in files.items()}
+    contents[path.name] = Template(template.replace('$loaders', LOADERS)).substitute(texts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name, text in contents.items():
+        write_file(path.parent / name, lambda file, text=text: file.write(text.encode()))
 
-    def __init__(self, folder: Path, name: str):
-        self.folder, self.config = folder, folder / f'{name}.py'
-        self._contents: dict[Path, bytes] = {}
 
-    def add_lines(self, name: str, lines: Sequence[str]) -> Path:
-        return self._add(name, ''.join(f'{line}\n' for line in lines))
+def lines(items: Sequence[str]) -> str:
+    return ''.join(f'{item}\n' for item in items)
 
-    def add_json(self, name: str, content: dict) -> Path:
-        return self._add(name, json.dumps(content, allow_nan=False))
 
-    def add_classes(self, names: list[str]) -> list[str] | Path:
-        """Names of classes as a config has them: a list, or the path of a file that the datasets read.
+def compare(data: Folder, config: Path, found: dict[str, dict], read: Callable, unused: str = 'images') -> None:
+    """Read a config as the tools do, and note where its datasets differ from what was found.
 
-        The file is for names that mmengine would change, in the config or in the dump of it in the work dir.
-        """
-        return self.add_lines('class_names.txt', names) if any(SUBSTITUTED in name for name in names) else names
-
-    def add_config(self, template: str, **values) -> None:
-        """Put values in the place of their names; of dicts, what stands between the brackets."""
-        texts = {name: (keywords if isinstance(value, dict) else python)(value) for name, value in values.items()}
-        text = Template(template).substitute(texts)
-        self._contents[self.config] = text.encode()
-        python(self.config)  # a name that the Runner writes into its config
-
-    def _add(self, name: str, text: str) -> Path:
-        self._contents[self.folder / name] = text.encode()
-        return self.folder / name
-
-    def write(self, data: Folder, found: dict[str, dict[Path, object]], read: Callable, unused: str = 'images') -> None:
-        """Write each file atomically, read the config as the tools do, and compare its datasets with what was found.
-
-        Args:
-            data: Takes a note of what differs.
-            found: What belongs to each image of each split.
-            read: Gives the same of a sample of a dataset and the names of its classes.
-            unused: What to call images that a dataset leaves out.
-
-        Raises:
-            OSError: A file cannot be written.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path, content in self._contents.items():
-            write_file(path, lambda file, content=content: file.write(content))
-        config = Config.fromfile(self.config)
-        for split, images in found.items():
-            with contextlib.redirect_stdout(io.StringIO()):  # COCO's API prints
-                settings = dict(config[f'{split}_dataloader'].dataset, pipeline=[], serialize_data=False)
-                dataset = DATASETS.build(settings)
-            samples = (dataset.get_data_info(i) for i in range(len(dataset)))
-            given = {Path(sample['img_path']): read(sample, dataset.metainfo['classes']) for sample in samples}
-            lacking = [image for image in images if image not in given]
-            differing = [image for image in images if image in given and images[image] != given[image]]
-            data.note_items(f'{split}: {len(lacking)} {unused} are not trained on', lacking)
-            data.note_items(f'{split}: {len(differing)} images are not trained on as they were found', differing)
+    Args:
+        data: The folder, which takes the notes.
+        config: The config.
+        found: What belongs to each image of each split.
+        read: Gives the same of a sample of a dataset and the names of its classes.
+        unused: What to call images that a dataset leaves out.
+    """
+    config = Config.fromfile(config)
+    for split, images in found.items():
+        settings = dict(config[f'{split}_dataloader'].dataset, pipeline=[], serialize_data=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # COCO's API prints
+            dataset = DATASETS.build(settings)
+        samples = (dataset.get_data_info(i) for i in range(len(dataset)))
+        given = {Path(sample['img_path']): read(sample, dataset.metainfo['classes']) for sample in samples}
+        lacking = [image for image in images if image not in given]
+        differing = [image for image in images if image in given and images[image] != given[image]]
+        data.note_items(f'{split}: {len(lacking)} {unused} are not trained on', lacking)
+        data.note_items(f'{split}: {len(differing)} images are not trained on as they were found', differing)

@@ -133,7 +133,7 @@ def test_pairs_by_endings(masks, pairs, tmp_path):
     samples = [sample for split in ('train', 'val') for sample in read_splits(written.config)[split][1]]
     stems = {tuple(os.path.basename(sample[key])[:-4] for key in ('img_path', 'seg_map_path')) for sample in samples}
     assert stems == set(pairs.items())
-    assert any(line.startswith('pairs such as data/images/10.png and data/masks/10') for line in written.found) == (len(pairs) > 2)
+    assert any(line.startswith('pairs such as: data/images/10.png and data/masks/10') for line in written.found) == (len(pairs) > 2)
 
 
 def test_pairs_in_several_ways(tmp_path):

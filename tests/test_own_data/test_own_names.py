@@ -140,7 +140,7 @@ def test_home_is_no_folder_of_images(tmp_path):
     """mmpretrain replaces a leading ~."""
     os.rename(write_classes(tmp_path / 'data', 'ab'), tmp_path / '~')
     written = write_classification('~', 'out')
-    assert not written.found[2:] and len(read_splits(written.config)['train'][1]) == 6
+    assert written.found[2:] == ["val: 20% of each class, held out"] and len(read_splits(written.config)['train'][1]) == 6
     os.rename(tmp_path / '~', tmp_path / 'data')
 
 
