@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from ..utils.checkpoints import load_plain_weights_only
-from ..utils.config import dataset_class, leaf_datasets, name_of
+from ..utils.config import dataset_class, leaf_datasets
 from .resumable import make_resumable
 from .resume import choose_checkpoint
 from .runner import careful_runner
@@ -135,14 +135,20 @@ def set_accelerate(config: Config, accelerate: bool) -> None:
 
 
 def _accelerates(hook) -> bool:
-    return isinstance(hook, dict) and name_of(hook.get('type', '')).endswith('AccelerateHook')
+    return isinstance(hook, dict) and _is_named(hook, 'AccelerateHook')
 
 
 def _has_strip_mlp(node) -> bool:
     """Whether a model's config names a Strip-MLP."""
     if isinstance(node, dict):
-        return name_of(node.get('type', '')).endswith('StripMLP') or any(map(_has_strip_mlp, node.values()))
+        return _is_named(node, 'StripMLP') or any(map(_has_strip_mlp, node.values()))
     return isinstance(node, (list, tuple)) and any(map(_has_strip_mlp, node))
+
+
+def _is_named(node: dict, name: str) -> bool:
+    """Whether a config is of that type, in any scope."""
+    kind = node.get('type')
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2] == name
 
 
 def train(config: Config, launcher: str = 'none', trust_checkpoints: bool = False, accelerate: bool = True) -> Runner:

@@ -108,10 +108,12 @@ def change_classes(model: nn.Module) -> str:
         if type(module) in classes:
             module.__class__ = classes[type(module)]
     blocks = {name: module for name, module in modules.items() if isinstance(module, StripMLPBlock)}
-    others = list(filter(None, (_find_other(name, block) for name, block in blocks.items())))
-    fast = f'{len(blocks) - len(others)} of {len(blocks)} blocks' if blocks else f'{len(modules)} modules'
+    slow = list(filter(None, (_find_mismatch(name, block) for name, block in blocks.items())))
+    fast = f'{len(blocks) - len(slow)} of {len(blocks)} blocks' if blocks else f'{len(modules)} modules'
     said = f'{fast} {_what_runs()}'
-    return f'{said}; the reference runs beside {others[0]}' if others else said
+    if slow:
+        said += f'; the reference elsewhere: {slow[0]} is replaced, wrapped, parametrised, hooked or of another type'
+    return said
 
 
 def _why_not(modules: dict[str, nn.Module]) -> str | None:
@@ -133,15 +135,15 @@ def _is_known(module: str) -> bool:
     return module.partition('.')[0] in AUTHORS
 
 
-def _find_other(name: str, block: nn.Module) -> str | None:
-    """A module in a block, by its name, that has a module or layer unlike those that the network was built with."""
+def _find_mismatch(name: str, block: nn.Module) -> str | None:
+    """The first module or layer of a block that is unlike what the network was built with."""
     kinds = tuple(fast.reference for fast in CLASSES)
     for inner, module in block.named_modules(prefix=name):
         if isinstance(module, kinds):
-            other = module.find_other(module, _types()) if class_of(module) in kinds else ''
+            other = module.find_mismatch(module, _types()) if class_of(module) in kinds else ''
             if other is not None:
                 layer = dict(module.named_modules()).get(other)
-                return f'{f"{inner}.{other}".rstrip(".")}, a {type(layer).__name__}'
+                return f'{f"{inner}.{other}".rstrip(".")} ({type(layer).__name__})'
     return None
 
 

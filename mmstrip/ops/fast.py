@@ -34,10 +34,10 @@ class Fast:
         types = self.parameter_types(x)
         if not types:
             return False
-        seen = _seen.get(self)
-        if seen is None or not seen.is_current(self, types):
-            seen = _seen[self] = Seen(self, types)
-        return seen.is_stock
+        snapshot = _snapshots.get(self)
+        if snapshot is None or not snapshot.is_current(self, types):
+            snapshot = _snapshots[self] = Snapshot(self, types)
+        return snapshot.is_stock
 
     @staticmethod
     def parameter_types(x: Tensor) -> Types:
@@ -45,13 +45,13 @@ class Fast:
         return parameter_types(x.dtype) if is_ordinary() and are_plain(x) else ()
 
     @classmethod
-    def find_other(cls, module: nn.Module, types: Types) -> str | None:
+    def find_mismatch(cls, module: nn.Module, types: Types) -> str | None:
         """The first layer that is not as X is built, by its name in a module; '' for the module, None if all are."""
         # What calls a module's forward, as checkpointing does, is no matter of its.
         methods = replaced_methods(module) - {'forward', '_compiled_call_impl'}
         if class_of(module) is not cls.reference or methods or not _are_of(types, module):
             return ''
-        return _find_other(module, cls.layers, types)
+        return _find_mismatch(module, cls.layers, types)
 
     def __reduce_ex__(self, protocol):
         """Pickles are of the reference."""
@@ -64,7 +64,7 @@ class Fast:
         return copied
 
 
-class Seen:
+class Snapshot:
     """A module and the layers that its implementation reads, as they were when it was asked whether they are stock.
 
     Args:
@@ -73,14 +73,13 @@ class Seen:
     """
 
     def __init__(self, module: nn.Module, types: Types):
-        self.types = types
-        # A subclass may compute something else.
-        self.is_stock = type(module) is not class_of(module) and module.find_other(module, types) is None
-        layers = self.layers_of(module)
-        self.state = _state(module)  # not the module itself, whose end frees all this
+        self.types, layers = types, self.layers_of(module)
+        self.kind, self.state = type(module), _state(module)  # not the module itself, whose end frees all this
         self.states = [(layer, type(layer), _state(layer)) for layer in layers]
         tensors = (tensor for layer in (module, *layers) for tensor in own_tensors(layer).values())
         self.tensors = [(tensor, type(tensor), tensor.dtype, tensor.is_cpu) for tensor in tensors]
+        # A subclass may compute something else.
+        self.is_stock = class_of(module) is not self.kind and module.find_mismatch(module, types) is None
 
     def layers_of(self, module: nn.Module) -> list[nn.Module]:
         """Layers that the implementation reads, and the containers that they are in."""
@@ -88,7 +87,7 @@ class Seen:
 
     def is_current(self, module: nn.Module, types: Types) -> bool:
         """Whether nothing has changed since: no layer, class, attribute, hook or tensor, nor a tensor's type."""
-        if types != self.types:
+        if types != self.types or type(module) is not self.kind:
             return False
         try:
             if vars(module) != self.state:
@@ -104,7 +103,7 @@ class Seen:
         return True
 
 
-_seen: WeakKeyDictionary[nn.Module, Seen] = WeakKeyDictionary()
+_snapshots: WeakKeyDictionary[nn.Module, Snapshot] = WeakKeyDictionary()
 
 
 def _state(module: nn.Module) -> dict:
@@ -121,14 +120,14 @@ def _layers(module: nn.Module, expected: dict) -> Iterator[nn.Module]:
                 yield from _layers(layer, layers)
 
 
-def _find_other(module: nn.Module, expected: dict, types: Types) -> str | None:
+def _find_mismatch(module: nn.Module, expected: dict, types: Types) -> str | None:
     for name, kinds in expected.items():
         layer = module._modules.get(name)
         kinds = kinds if isinstance(kinds, (dict, tuple)) else (kinds,)
         if isinstance(kinds, dict):
             if type(layer) not in CONTAINERS or not is_untouched(layer) or list(layer._modules) != list(kinds):
                 return name
-            inner = _find_other(layer, kinds, types)
+            inner = _find_mismatch(layer, kinds, types)
             if inner is not None:
                 return f'{name}.{inner}'
         elif not (any(kind.fits(layer) for kind in kinds) and _are_of(types, layer)):

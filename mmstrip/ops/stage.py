@@ -11,7 +11,7 @@ from ..models.strip_mixing import BRANCHES
 from ..models.strip_mlp import Stage
 from ..models.windows import counts_and_strides
 from .channel_mlp import FastChannelMixingBlock
-from .fast import Fast, Seen, Types
+from .fast import Fast, Snapshot, Types
 from .local_strips import FastLocalStripMixing
 from .residual import FastStripMLPBlock
 from .strip_mixing import FastCascadeGroupStripMixing, FastStripMixingBlock
@@ -37,7 +37,7 @@ class FastStage(Fast, Stage):
         return packed if packed.takes(x) else None
 
 
-class PackedStage(Seen):
+class PackedStage(Snapshot):
     """A stage as one operator, with its weights packed: that takes as much memory again.
 
     Args:
@@ -99,7 +99,7 @@ def _is_packable(block: nn.Module, types: Types) -> bool:
 
 
 def _is_stock(module: nn.Module, fast: type[Fast], types: Types) -> bool:
-    return is_untouched(module) and fast.find_other(module, types) is None
+    return is_untouched(module) and fast.find_mismatch(module, types) is None
 
 
 def _tensors(block: nn.Module) -> list[Tensor]:
