@@ -147,8 +147,9 @@ def _shown(classes) -> str:
 
 def _schedulers(schedulers) -> dict[str, object]:
     """Schedulers, or their states, of one optimizer or of several by name."""
-    named = schedulers if isinstance(schedulers, dict) else {'': schedulers or []}
-    return {f'param_scheduler[{index}] {name}'.strip(): one for name in named for index, one in enumerate(named[name])}
+    named = schedulers if isinstance(schedulers, dict) else {'': schedulers}
+    parts = {name: part for name, part in named.items() if isinstance(part, list)}
+    return {f'param_scheduler[{i}] {name}'.strip(): one for name, part in parts.items() for i, one in enumerate(part)}
 
 
 def _other_schedules(runner: Runner, checkpoint: dict) -> str:
