@@ -111,10 +111,14 @@ def _problem_of_archive(path: Path, trusted: bool) -> str:
                 return 'it is compressed, which torch.save never does, and may fill the memory'
             if not trusted and sum(entry.file_size for entry in entries) > path.stat().st_size:
                 return 'its tensors are larger than the file'
+            if any(entry.external_attr & 0x10 for entry in entries):  # PyTorch takes whatever is in the memory then
+                return 'it is damaged, a tensor in it is marked as a folder'
             # All of them 0: torch.serialization.set_crc32_options(False).
             damaged = any(entry.CRC for entry in entries) and archive.testzip()
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, RuntimeError) as error:
-        return f'it is damaged or another kind of file ({error})'
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged lengths and names end in errors of all kinds
+        return f'it is damaged or another kind of file ({type(error).__name__})'
     return f'it is damaged, {damaged} in it does not fit its checksum' if damaged else ''
 
 

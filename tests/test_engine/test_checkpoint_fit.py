@@ -49,6 +49,7 @@ def use_sgd(checkpoint: dict) -> None:
 
 
 OTHERS = {
+    'it has 0 param_schedulers, the config has 1.': lambda c: c.update(param_schedulers={'': 3}),
     'it lacks 2 tensors: head.fc.weight, head.fc.bias': lambda c: [
         c['state_dict'].pop(key) for key in list(c['state_dict'])[-2:]
     ],

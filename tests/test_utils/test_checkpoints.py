@@ -122,6 +122,19 @@ def test_damage_inside_of_a_tensor_is_noticed(tmp_path, monkeypatch):
             read(str(path), str(tmp_path / 'out.pth'))
 
 
+def test_any_damaged_byte_of_the_list_of_parts_is_harmless_or_refused_by_name(tmp_path):
+    """One of them lets PyTorch take a tensor from whatever is in the memory."""
+    path, weight = tmp_path / 'file.pth', torch.arange(50.0)
+    torch.save(dict(weight=weight), path)
+    content = path.read_bytes()
+    for place in range(content.index(b'PK\1\2'), len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        try:
+            assert torch.equal(read_checkpoint(path)['weight'], weight)
+        except ValueError as error:
+            assert str(error).startswith(f'{path} cannot be loaded') and '\n' not in str(error)
+
+
 def test_files_without_checksums_are_read(tmp_path):
     """Older than PyTorch 1.6, as some of model zoos, or written without on purpose."""
     torch.save(dict(weight=torch.ones(2)), tmp_path / 'old.pth', _use_new_zipfile_serialization=False)

@@ -115,9 +115,8 @@ def _misfit(runner: Runner, checkpoint: dict) -> str:
         problem = _other_tensors(own, averages)
     by_epoch = _saved_training(checkpoint).get('by_epoch')
     if not problem and by_epoch not in (None, _training(runner)['by_epoch']):
-        return 'it was trained by {}, this config trains by {}'.format(
-            *('epochs', 'iterations')[:: 1 if by_epoch else -1]
-        )
+        then, now = ('epochs', 'iterations') if by_epoch else ('iterations', 'epochs')
+        return f'it was trained by {then}, this config trains by {now}'
     return problem or _other_schedules(runner, checkpoint) or _other_optimizers(runner, checkpoint)
 
 
@@ -149,8 +148,9 @@ def _shown(classes) -> str:
 
 def _schedulers(schedulers) -> dict[str, object]:
     """Schedulers, or their states, of one optimizer or of several by name."""
-    named = schedulers if isinstance(schedulers, dict) else {'': schedulers or []}
-    return {f'param_scheduler[{index}] {name}'.strip(): one for name in named for index, one in enumerate(named[name])}
+    named = schedulers if isinstance(schedulers, dict) else {'': schedulers}
+    parts = {name: part for name, part in named.items() if isinstance(part, list)}
+    return {f'param_scheduler[{i}] {name}'.strip(): one for name, part in parts.items() for i, one in enumerate(part)}
 
 
 def _other_schedules(runner: Runner, checkpoint: dict) -> str:
@@ -238,13 +238,11 @@ def _changes(runner: Runner, checkpoint: dict) -> Iterator[str]:
             yield f'{before} {words} so far, {now[key]} from here on; learning rate and schedule are not adapted'
     name, done = ('max_epochs', meta['epoch']) if now['by_epoch'] else ('max_iters', meta['iter'])
     before, end = checkpoint['message_hub']['runtime_info'].get(name), getattr(runner, name, None)
+    if None not in (before, end) and before != end:
+        goes_on = 'the training goes on to that, by the schedule of the checkpoint'
+        yield f'{name} was {before} and is {end}: {goes_on if end > done else "nothing is left to do"}'
     if any(isinstance(hook, EMAHook) for hook in runner.hooks) and 'ema_state_dict' not in checkpoint:
         yield 'the checkpoint has no averaged weights: the average (EMA) starts from its weights'
-    if None not in (before, end) and before != end:
-        rest = (
-            'the training goes on to that, by the schedule of the checkpoint' if end > done else 'nothing is left to do'
-        )
-        yield f'{name} was {before} and is {end}: {rest}'
 
 
 def _kept(runner: Runner, checkpoint: dict) -> Iterator[str]:
@@ -252,7 +250,7 @@ def _kept(runner: Runner, checkpoint: dict) -> Iterator[str]:
     words = '{} in the config is not applied, the training goes on with {}'
     for name, wrapper in _wrappers(runner):
         pairs = list(zip(wrapper.optimizer.param_groups, _state(checkpoint, name)['param_groups']))
-        for key in pairs[0][0].keys() & pairs[0][1].keys() - _NO_SETTINGS if pairs else ():
+        for key in sorted(pairs[0][0].keys() & pairs[0][1].keys() - _NO_SETTINGS) if pairs else ():
             values = [tuple(group.get(f'initial_{key}', group.get(key)) for group in pair) for pair in pairs]
             other = [pair for pair in values if pair[0] != pair[1]]
             if other and not key.startswith('initial_'):
