@@ -38,7 +38,7 @@ def legible(texts: Iterable[str]) -> Iterator[None]:
     Where no font of this machine has them, boxes are drawn, and one warning says so.
     """
     family = _family_with(frozenset(''.join(drawable(text, len(text)) for text in texts)) - set(string.printable))
-    fonts = {'text.parse_math': False}
+    fonts = {'text.parse_math': False, 'text.usetex': False}
     if family:
         fonts['font.family'] = [*rcParams['font.family'], family]  # the others' characters by matplotlib's fallback
         for generic in ('sans-serif', 'monospace'):  # the toolboxes' visualizers name these, which have no fallback

@@ -105,7 +105,7 @@ def draw(task, folder, paths, names, batch=None, **options):
     hook.before_test(runner)
     for number, path in enumerate(paths):
         sample = sample_of(len(names))
-        if batch is None:
+        if path != 'none':
             sample.set_metainfo(dict(img_path=str(path), ori_shape=(32, 32)))
         hook.after_test_iter(runner, number, batch, [sample])
     assert visualizer.dataset_meta is meta and '_draw_sem_seg' not in vars(visualizer)
@@ -127,6 +127,10 @@ def test_images_of_one_name_have_pictures_of_their_own(task, images, tmp_path):
     every = [f'{name}_{i}.png' for name in ('cat', 'dog') for i in range(4)]
     assert draw(task, tmp_path / 'all', images, ['one', 'two']) == every
     assert draw(task, tmp_path / 'some', images, ['one', 'two'], interval=3) == [every[0], every[3], every[6]]
+
+
+def test_an_image_that_is_there_twice_has_two_pictures(images, tmp_path):
+    assert draw('classification', tmp_path / 'all', images[:1] * 3, ['one']) == ['0.png', '0_.png', '0__.png']
 
 
 def test_names_of_pictures():
@@ -202,8 +206,10 @@ def test_images_without_a_file_are_drawn_from_the_batch(tmp_path):
     """In RGB, though the network turns BGR into it."""
     blue = torch.zeros(1, 3, 300, 300)
     blue[:, 0] = 255
-    draw('classification', tmp_path / 'out', ['none'], ['one'], batch=dict(inputs=blue))
-    assert mmcv.imread(str(tmp_path / 'out' / '0.png'))[-1, -1].tolist() == [255, 0, 0]
+    names = draw('classification', tmp_path / 'out', ['none', 'digit_7.png'], ['one'], batch=dict(inputs=blue))
+    assert names == ['0.png', 'digit_7.png']
+    for name in names:
+        assert mmcv.imread(str(tmp_path / 'out' / name))[-1, -1].tolist() == [255, 0, 0]
 
 
 def test_other_visualizers_and_intervals_are_refused():

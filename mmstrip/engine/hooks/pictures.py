@@ -63,15 +63,17 @@ class PredictionPicturesHook(Hook):
             for place, sample in enumerate(outputs):
                 if self.seen % self.interval == 0:
                     path = sample.get('img_path')
-                    name = self._free_name(
-                        self.names.get(path) or (_short(Path(path).stem) if path else str(self.seen))
-                    )
-                    image = mmcv.imread(path, channel_order='rgb') if path else _input(runner, data_batch, place)
+                    name = self._free_name(path or str(self.seen))
+                    stored = path and ('://' in path or os.path.isfile(path))  # not images that are made in memory
+                    in_memory = hasattr(runner.visualizer, 'visualize_cls') and not stored
+                    image = _input(runner, data_batch, place) if in_memory else mmcv.imread(path, channel_order='rgb')
                     _draw(runner.visualizer, name, image, sample, str(self.out_dir / f'{name}.png'))
                 self.seen += 1
 
-    def _free_name(self, name: str) -> str:
-        name = name if name not in self.taken else f'{name}_{self.seen}'
+    def _free_name(self, path: str) -> str:
+        name = self.names.get(path) or _short(Path(path).stem)
+        while name in self.taken:  # an image that is there twice, or of a dataset that does not tell its images
+            name += '_'
         self.taken.add(name)
         return name
 
@@ -98,9 +100,10 @@ def picture_names(paths: Iterable[str]) -> dict[str, str]:
     ):
         found = {path: name_of(path) for path in left}
         counts = Counter(name.casefold() for name in found.values())
-        left = [path for path, name in found.items() if counts[name.casefold()] > 1 or name.casefold() in taken]
-        names |= {path: name for path, name in found.items() if path not in set(left)}
-        taken = {name.casefold() for name in names.values()}
+        free = {p: name for p, name in found.items() if counts[name.casefold()] == 1 and name.casefold() not in taken}
+        names |= free
+        taken |= {name.casefold() for name in free.values()}
+        left = [path for path in left if path not in free]
     return names
 
 
