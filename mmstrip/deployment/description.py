@@ -161,6 +161,8 @@ def check_about(about: dict, path: str | Path) -> None:
         _check(step, needed, allowed, path, f'steps.{i}.')
         for name in set(step) - {'type', *needed, *allowed}:
             raise _error(path, f'steps.{i}.{name}', f'left out of {step["type"]}', step[name])
+        if step.get('backend') == 'pillow' and step.get('interpolation') == 'area':
+            raise _error(path, f'steps.{i}.interpolation', 'nearest, bilinear, bicubic or lanczos of pillow', 'area')
         if step['type'] == 'Resize' and step.get('scale') is None and step.get('scale_factor') is None:
             raise _error(path, f'steps.{i}.scale', 'given, or scale_factor', None)
     suffix = SUFFIXES[about['format']]

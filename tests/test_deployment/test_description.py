@@ -114,6 +114,10 @@ WRONG = [
     (dict(steps=dict(type='Resize')), 'steps must be a list'),
     (dict(steps=[dict(type='Resize', scale=[10**9, 8])]), 'steps.0.scale must be'),
     (dict(steps=[dict(type='Resize', scale=-1)]), 'steps.0.scale must be'),
+    (
+        dict(steps=[dict(type='Resize', scale=8, backend='pillow', interpolation='area')]),
+        'interpolation must be nearest',
+    ),
     (dict(steps=[dict(type='Resize')]), 'steps.0.scale must be given, or scale_factor, but it is None'),
     (
         dict(steps=[dict(type='Resize', scale=8, backend='turbojpeg')]),
