@@ -56,7 +56,6 @@ def classifier(tmp_path_factory, pictures):
         ('onnx', dict(half=True, normalize=True, scores=True, opset=20)),
         ('torch-export', dict(dynamic_batch=True, normalize=True, deploy=False)),
         ('openvino', dict(dynamic_batch=True, scores=True)),
-        ('openvino', dict(half=True)),
     ],
 )
 def test_classifiers_predict_as_in_mmpretrain(form, options, classifier, pictures, tmp_path):
