@@ -175,6 +175,8 @@ def check_about(about: dict, path: str | Path) -> None:
             raise _error(path, name, f'one number or {about["channels"]}, as the channels', about[name])
     if (about['mean'] is None) != (about['std'] is None):
         raise _error(path, 'std', 'there if mean is', about['std'])
+    if about['task'] == 'detector' and len(about['outputs']) > 2 and about['threshold'] is None:
+        raise _error(path, 'threshold', 'a number of a detector with masks', None)
     if about['scores'] and about['task'] != 'classifier':
         raise _error(path, 'scores', f'false of a {about["task"]}', True)
 
@@ -222,7 +224,7 @@ def outputs_fit(about: dict, shapes: Sequence[Shape]) -> bool:
     expected = {
         'classifier': [(None, count)],
         'segmentor': [(None, count, None, None)],
-        'detector': [(1, None, 5), (1, None), (1, None, None, None)][: len(about['outputs'])],
+        'detector': [(1, None, 5), (1, None), (1, None, None, None)][: max(2, len(about['outputs']))],
     }.get(task, [(None,) * 4] * len(about['outputs']))
     return len(shapes) == len(expected) and all(map(_agrees, shapes, expected))
 
