@@ -161,6 +161,8 @@ def check_about(about: dict, path: str | Path) -> None:
         _check(step, needed, allowed, path, f'steps.{i}.')
         for name in set(step) - {'type', *needed, *allowed}:
             raise _error(path, f'steps.{i}.{name}', f'left out of {step["type"]}', step[name])
+        if step.get('backend') == 'pillow' and step.get('interpolation') == 'area':
+            raise _error(path, f'steps.{i}.interpolation', 'nearest, bilinear, bicubic or lanczos of pillow', 'area')
         if step['type'] == 'Resize' and step.get('scale') is None and step.get('scale_factor') is None:
             raise _error(path, f'steps.{i}.scale', 'given, or scale_factor', None)
     suffix = SUFFIXES[about['format']]
@@ -173,6 +175,8 @@ def check_about(about: dict, path: str | Path) -> None:
             raise _error(path, name, f'one number or {about["channels"]}, as the channels', about[name])
     if (about['mean'] is None) != (about['std'] is None):
         raise _error(path, 'std', 'there if mean is', about['std'])
+    if about['task'] == 'detector' and len(about['outputs']) > 2 and about['threshold'] is None:
+        raise _error(path, 'threshold', 'a number of a detector with masks', None)
     if about['scores'] and about['task'] != 'classifier':
         raise _error(path, 'scores', f'false of a {about["task"]}', True)
 
@@ -220,7 +224,7 @@ def outputs_fit(about: dict, shapes: Sequence[Shape]) -> bool:
     expected = {
         'classifier': [(None, count)],
         'segmentor': [(None, count, None, None)],
-        'detector': [(1, None, 5), (1, None), (1, None, None, None)][: len(about['outputs'])],
+        'detector': [(1, None, 5), (1, None), (1, None, None, None)][: max(2, len(about['outputs']))],
     }.get(task, [(None,) * 4] * len(about['outputs']))
     return len(shapes) == len(expected) and all(map(_agrees, shapes, expected))
 

@@ -189,9 +189,10 @@ class Predictor:
     def _segmented(self, logits: Tensor, size: tuple[int, int]) -> np.ndarray:
         align = self.about['align_corners']
         logits = F.interpolate(logits[None], size=size, mode='bilinear', align_corners=align)[0]
-        if len(logits) > 1:
+        threshold = self.about['threshold']
+        if len(logits) > 1 or threshold is None:
             return logits.argmax(0).numpy()
-        return (logits[0].sigmoid() > self.about['threshold']).long().numpy()
+        return (logits[0].sigmoid() > threshold).long().numpy()
 
 
 def _read(image: Image) -> np.ndarray:

@@ -55,7 +55,7 @@ def open_session(path: str | Path, dtype: str = 'float32', trusted: bool = False
     """The same of an exported file of any format, in the runtime of its own: see :data:`.formats.SUFFIXES`.
 
     Raises:
-        ValueError: As of :func:`.formats.require_trust`; the format does not compute in that type, or the machine does not.
+        ValueError: The format or the machine does not compute in that type; see also :func:`.formats.require_trust`.
     """
     require_trust(path, trusted)
     form = next(form for form, suffix in SUFFIXES.items() if suffix == Path(path).suffix)

@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -121,3 +122,11 @@ def last_line(output: str) -> str:
 def blocks(page: Path, language: str) -> list[str]:
     """The blocks of code on a page."""
     return re.findall(rf'```{language}\n(.*?)```', page.read_text(), re.S)
+
+
+def table(page: Path, heading: str) -> list[list[str]]:
+    """The rows below the heading of a page's table whose first cell that is, each a list of cells."""
+    lines = page.read_text().split('\n')
+    start = next(i for i, line in enumerate(lines) if line.startswith(f'| {heading} |'))
+    rows = itertools.takewhile(lambda line: line.startswith('|'), lines[start + 2 :])
+    return [[cell.strip() for cell in row.strip('|').split('|')] for row in rows]

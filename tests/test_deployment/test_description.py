@@ -102,6 +102,8 @@ WRONG = [
     (dict(classes=['\ud800', 'a', 'b']), CLASSES_WORDS),
     (dict(classes=['a', 'b']), 'outputs must be those of its graph: 1 x 3, but it is'),
     (dict(task='segmentor'), 'outputs must be those of its graph: 1 x 3, but it is'),
+    (dict(task='detector'), 'outputs must be those of its graph: 1 x 3, but it is'),
+    (dict(task='detector', outputs=['a'] * 3), 'threshold must be a number of a detector with masks, but it is None'),
     (dict(task='poet'), 'task must be one of classifier, segmentor, detector, backbone, neck, but it is'),
     (dict(task=['classifier']), 'task must be one of'),
     (dict(format='openvino'), "format must be that of files that end in .onnx, but it is 'openvino'"),
@@ -114,6 +116,10 @@ WRONG = [
     (dict(steps=dict(type='Resize')), 'steps must be a list'),
     (dict(steps=[dict(type='Resize', scale=[10**9, 8])]), 'steps.0.scale must be'),
     (dict(steps=[dict(type='Resize', scale=-1)]), 'steps.0.scale must be'),
+    (
+        dict(steps=[dict(type='Resize', scale=8, backend='pillow', interpolation='area')]),
+        'interpolation must be nearest',
+    ),
     (dict(steps=[dict(type='Resize')]), 'steps.0.scale must be given, or scale_factor, but it is None'),
     (
         dict(steps=[dict(type='Resize', scale=8, backend='turbojpeg')]),

@@ -89,8 +89,8 @@ def test_segmentors_are_tested_at_the_sizes_of_their_pictures(tmp_path):
     from mmseg.structures import SegDataSample
 
     checkpoint = write_checkpoint(load_config(SCENES, SMALL_SCENES), tmp_path / 'weights.pth')
-    file = tmp_path / 'scenes.torchscript'
-    export_model(SCENES, checkpoint, file, Export('torchscript', shape=(64, 96)), SMALL_SCENES)
+    file = tmp_path / 'scenes.onnx'
+    export_model(SCENES, checkpoint, file, Export(shape=(64, 96)), SMALL_SCENES)
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     sizes = [(64, 96), (100, 150)]
     samples = [SegDataSample(metainfo=dict(ori_shape=size)) for size in sizes]
@@ -103,7 +103,9 @@ def test_segmentors_are_tested_at_the_sizes_of_their_pictures(tmp_path):
 def test_what_cannot_be_quantised_or_tested_is_said(folder, tmp_path):
     export_model(str(CONFIG), str(folder / 'weights.pth'), tmp_path / 'maps.pt2', Export('torch-export', 'backbone'))
     done = call_tool('deployment/quantize.py', tmp_path / 'maps.pt2', CONFIG, tmp_path / 'out.pt2', folder=tmp_path)
-    error = f'Error: files of onnx and openvino are quantised, but {tmp_path}/maps.pt2 is of torch-export'
-    assert last_line(done.stdout) == error
-    done = call_tool('test.py', CONFIG, tmp_path / 'maps.pt2', '--work-dir', tmp_path / 'test', folder=tmp_path)
+    assert last_line(done.stdout) == f'Error: files of onnx and openvino are quantised, but got {tmp_path}/maps.pt2'
+    arguments = [CONFIG, tmp_path / 'maps.pt2', '--work-dir', tmp_path / 'test']
+    done = call_tool('test.py', *arguments, folder=tmp_path)
+    assert f'{tmp_path}/maps.pt2 would run code when it is opened' in last_line(done.stdout)
+    done = call_tool('test.py', *arguments, '--trust-checkpoints', folder=tmp_path)
     assert f'the config tests a classifier, but {tmp_path}/maps.pt2 holds a backbone' in done.stdout
