@@ -7,25 +7,23 @@ import numpy as np
 from matplotlib.figure import Figure
 
 
-def plot_bars(panels: dict[str, dict[str, Sequence[float]]], y_label: str, path: Path) -> None:
-    """Means with error bars of one standard deviation, and the single values.
+def plot_differences(rows: dict[str, tuple[Sequence[float], float, float]], x_label: str, path: Path) -> None:
+    """Means with their intervals, one below the other, and the single values.
 
     Args:
-        panels: Title of each panel -> label of each place on its x axis -> the values there.
-        y_label: Shared label of the y axes.
+        rows: Label of each row -> its values, their mean, and half the width of the interval.
+        x_label: Label of the x axis.
         path: PNG file to write.
     """
-    figure = Figure(figsize=(1.5 + 0.9 * sum(len(places) for places in panels.values()), 4), layout='constrained')
-    widths = [len(places) for places in panels.values()]
-    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=widths)[0]
-    for axes, (title, places) in zip(grid, panels.items()):
-        for x, values in enumerate(places.values()):
-            axes.errorbar(x, np.mean(values), np.std(values, ddof=min(1, len(values) - 1)), marker='o', capsize=5)
-            axes.plot([x] * len(values), values, linestyle='', marker='.', color='grey', alpha=0.6)
-        axes.set(title=title.replace(' ', '\n', 1), xlim=(-0.5, len(places) - 0.5))  # panels may be narrow
-        axes.set_xticks(range(len(places)), list(places))
-        axes.grid(alpha=0.3, axis='y')
-    grid[0].set_ylabel(y_label)
+    figure = Figure(figsize=(8, 1.2 + 0.5 * len(rows)), layout='constrained')
+    axes = figure.subplots()
+    for y, (values, center, half_width) in enumerate(rows.values()):
+        axes.errorbar(center, y, xerr=half_width, marker='o', capsize=5, color='C0')
+        axes.plot(values, [y] * len(values), linestyle='', marker='.', color='grey', alpha=0.6)
+    axes.axvline(0, color='black', linewidth=1)
+    axes.set(xlabel=x_label, ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.grid(alpha=0.3, axis='x')
     figure.savefig(path, dpi=120)
 
 

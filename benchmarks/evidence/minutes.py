@@ -10,7 +10,7 @@ MINUTES = {
     'comparison/resnet50_1xb32_caltech101-64px.py': 2.8,
     'comparison/convnext-tiny_1xb32_caltech101-64px.py': 2.8,
     'comparison/swin-tiny_1xb32_caltech101-64px.py': 2.8,
-    'strip_mlp/strip-mlp-nano_1xb32_caltech101-64px.py': 1,
+    'strip_mlp/strip-mlp-pico_1xb128_cifar10-64px.py': 2.4,
     'strip_mlp/strip-mlp-tiny-light_1xb64_fashion-mnist-32px.py': 6,
     'strip_mlp/strip-mlp-nano_1xb64_fashion-mnist-64px.py': 6,
     'strip_mlp/strip-mlp-pico_1xb64_fashion-mnist-128px.py': 5,

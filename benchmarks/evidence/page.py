@@ -2,43 +2,45 @@
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev, variance
+from statistics import mean, stdev
 
 import mmcv
 import numpy as np
 
 from mmstrip.utils.plots import plot_curves
 
-from ..pictures import plot_bars
+from ..pictures import plot_differences
 from ..results import markdown_table, write_text
-from .experiments import CALTECH101, DIGIT_SCENES_TRIALS, SEEDS, TRANSFER, VARIANTS, transfer_name, variant_name
+from .experiments import ABLATIONS_SEEDS, CALTECH101, DIGIT_SCENES_TRIALS, SEEDS, TRANSFER, transfer_name
+from .paired import count_needed, half_width, interval, paired_differences
 from .run import Results, read_results
 
 MISSING, UNMEASURED = 'not yet run', 'not yet measured'
 _SHEET_WIDTH = 1400  # pixels, of pictures of predictions
-# The paper's top-1 on Caltech-101 at 224 px, 300 epochs; a difference where it gives only that.
-PAPER = {
-    ('channel patches', 'C/4'): '92.09',
-    ('channel patches', '1'): '90.93',
-    ('rows and columns', 'cascade'): '+0.48',
+# Variant -> its name in the table, what the paper claims of the shared network over it (None: it is no better), and the
+# paper's difference on Caltech-101 and CIFAR-100 at 224 px, 300 epochs.
+ABLATIONS = {
+    'channel-patches-1': ('channel patches: 1', 'C/4 channel patches are better than one', '+1.16, +1.47'),
+    'branches-lsmm': ('branches: LSMM alone', 'both branches are better than LSMM alone', 'clearly better'),
+    'branches-cgsmm': ('branches: CGSMM alone', 'both branches are better than CGSMM alone', 'clearly better'),
+    'rows-and-columns-parallel': (
+        'rows and columns: parallel',
+        'rows and columns in cascade are better than in parallel',
+        '+0.48, +0.61',
+    ),
+    'strip-width-1': ('strip width: 1', 'strips of width 3 are better than of width 1', 'better'),
+    'strip-width-7': ('strip width: 7', None, 'saturated'),
 }
-# What the paper finds better than what.
-DIRECTIONS = (
-    ('strip width', '3', '1'),
-    ('channel patches', 'C/4', '1'),
-    ('rows and columns', 'cascade', 'parallel'),
-    ('branches', 'both', 'CGSMM'),
-    ('branches', 'both', 'LSMM'),
-)
+PILOT = 'channel-patches-1', ABLATIONS_SEEDS[:3]
 # Pictures below a table, where they have been drawn.
 PICTURES = {
     'caltech101': (
         ('results_caltech101.png', 'Held-out accuracy over epochs and minutes, seed 0'),
         ('results_caltech101_confusion_matrix.png', 'Confusion matrix of the T* classifier'),
     ),
-    'ablations': (('results_ablations.png', 'Top-1 of each variant with the spread of its seeds'),),
+    'ablations': (('results_ablations.png', 'Paired differences and their 95 % intervals'),),
     'transfer': (
         ('results_transfer.png', 'Validation over the epochs'),
         ('results_bccd.jpg', 'BCCD: truth and, beside it, what the detector from the T* classifier finds'),
@@ -85,9 +87,9 @@ def write_page(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
     return [page, *filter(None, drawn)]
 
 
-def _seeds(results: Results, prefix: str) -> list[dict]:
+def _seeds(results: Results, prefix: str, seeds: Sequence[int] = SEEDS) -> list[dict]:
     """Results of one setting with several seeds."""
-    return [results[key] for seed in SEEDS if (key := f'{prefix}_seed{seed}') in results]
+    return [results[key] for seed in seeds if (key := f'{prefix}_seed{seed}') in results]
 
 
 def _mean(runs: list[dict]) -> str:
@@ -164,29 +166,51 @@ def _fashion_mnist_table(results: Results) -> str:
 
 
 def _ablations_table(results: Results) -> str:
-    rows = []
-    for table, labels in VARIANTS.items():
-        for label in labels:
-            runs = _seeds(results, f'ablations/{variant_name(table, label)}')
-            size = f'{runs[0]["params"] / 1e6:.2f} M' if runs else ''
-            rows.append([table, label, _mean(runs), len(runs) or '', size, PAPER.get((table, label), '')])
-    table = markdown_table(('what', 'variant', 'top-1, test', 'seeds', 'params', "the paper's"), rows)
-    verdicts = [f'- {verdict}' for direction in DIRECTIONS if (verdict := _verdict(results, *direction))]
-    return '\n'.join([table, '', *verdicts] if verdicts else [table])
+    shared = _by_seed(results, 'shared')
+    rows = [['shared', *_ablation_row(results, 'shared'), '', '']]
+    claims = []
+    for variant, (title, claim, paper) in ABLATIONS.items():
+        differences = paired_differences(shared, _by_seed(results, variant))
+        ours = '{:+.2f} ± {:.2f}'.format(*interval(differences)) if len(differences) > 1 else ''
+        rows.append([title, *_ablation_row(results, variant), ours, paper])
+        if claim and len(differences) == len(ABLATIONS_SEEDS):
+            claims.append(f'- {claim[0].upper()}{claim[1:]}: {_verdict(*interval(differences))}.')
+    head = ('network', 'top-1, test', 'seeds', 'params', 'shared over it, 95 %', "the paper's")
+    return '\n\n'.join(filter(None, [markdown_table(head, rows), _pilot(results), '\n'.join(claims)]))
 
 
-def _verdict(results: Results, table: str, better: str, worse: str) -> str | None:
-    """A sentence on whether one of the paper's directions holds, judged by two standard errors of the difference."""
-    values = [
-        [100 * run['top-1'] for run in _seeds(results, f'ablations/{variant_name(table, label)}')]
-        for label in (better, worse)
-    ]
-    if any(len(found) < 2 for found in values):
-        return None
-    gain = mean(values[0]) - mean(values[1])
-    error = sum(variance(found) / len(found) for found in values) ** 0.5
-    holds = 'holds' if gain > 2 * error else 'is reversed' if gain < -2 * error else 'is within the noise of the seeds'
-    return f"{table}, {better} over {worse}: {gain:+.2f} ± {error:.2f} points; the paper's direction {holds}."
+def _by_seed(results: Results, variant: str) -> dict[int, float]:
+    """Seed -> top-1 in %."""
+    keys = {seed: f'ablations/{variant}_seed{seed}' for seed in ABLATIONS_SEEDS}
+    return {seed: 100 * results[key]['top-1'] for seed, key in keys.items() if key in results}
+
+
+def _ablation_row(results: Results, variant: str) -> list:
+    runs = _seeds(results, f'ablations/{variant}', ABLATIONS_SEEDS)
+    return [_mean(runs), len(runs) or '', f'{runs[0]["params"] / 1e6:.2f} M' if runs else '']
+
+
+def _verdict(gain: float, error: float) -> str:
+    """What a 95 % interval of the difference says of a claim that it is above 0."""
+    return 'confirmed' if gain > error else 'contradicted' if gain < -error else 'not decided at this budget'
+
+
+def _pilot(results: Results) -> str:
+    """What the standard deviation of the pilot says of the seeds that are needed."""
+    variant, seeds = PILOT
+    shared, other = (_by_seed(results, name) for name in ('shared', variant))
+    if not all(seed in shared and seed in other for seed in seeds):
+        return ''
+    deviation = stdev(paired_differences({seed: shared[seed] for seed in seeds}, other))
+    few, all_seeds = len(seeds), len(ABLATIONS_SEEDS)
+    needed = ', '.join(
+        f'{count_needed(deviation, points) or "more than 16"} for {points}' for points in (1.0, 0.7, 0.5)
+    )
+    return (
+        f'Pilot: the differences of {few} seeds have a standard deviation of {deviation:.2f} points. With it the '
+        f'interval is ± {half_width(deviation, few):.2f} with {few} seeds and ± {half_width(deviation, all_seeds):.2f} '
+        f'with {all_seeds}; seeds needed for an interval of so many points on either side: {needed}.'
+    )
 
 
 def _transfer_table(results: Results) -> str:
@@ -257,17 +281,13 @@ def _plot_caltech101(results: Results, images: Path) -> Path | None:
 
 
 def _plot_ablations(results: Results, images: Path) -> Path | None:
-    panels = {}
-    for table, labels in VARIANTS.items():
-        values = {
-            label: [100 * run['top-1'] for run in _seeds(results, f'ablations/{variant_name(table, label)}')]
-            for label in labels
-        }
-        panels[table] = {label: found for label, found in values.items() if found}
-    if not all(panels.values()):
+    shared = _by_seed(results, 'shared')
+    differences = {title: paired_differences(shared, _by_seed(results, key)) for key, (title, *_) in ABLATIONS.items()}
+    rows = {title: (found, *interval(found)) for title, found in differences.items() if len(found) > 1}
+    if not rows:
         return None
     path = images / 'results_ablations.png'
-    plot_bars(panels, 'top-1 on the test images of Caltech-101, %', path)
+    plot_differences(rows, 'top-1 of the shared network minus that of the variant, points', path)
     return path
 
 

@@ -1,4 +1,4 @@
-# The network of the ablations: small enough for many trainings. As in the paper, a quarter as many channel patches as
+# Small enough for many trainings. As in the paper, a quarter as many channel patches as
 # channels.
 _base_ = ['./strip-mlp-tiny-light_1xb32_caltech101-64px.py']
 

@@ -4,7 +4,9 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from helpers import ROOT
 from helpers.runs import ForkedRun
 from PIL import Image
@@ -12,10 +14,12 @@ from PIL import Image
 from benchmarks import CONFIGS
 from benchmarks.evidence.experiments import EPOCHS, PARTS, RATE, RATES, TOP1, choose_rate, declared, with_rate
 from benchmarks.evidence.page import TABLES, write_page
+from benchmarks.evidence.paired import count_needed, half_width, interval, paired_differences
 from benchmarks.evidence.queue import Queue
-from benchmarks.evidence.run import Run, is_done, read_results
+from benchmarks.evidence.run import Run, is_done, place_data, read_results
 from benchmarks.results import write_json
 from mmstrip.datasets.digit_scenes import write_digit_scenes
+from mmstrip.engine.launch import build_runner
 from mmstrip.utils.config import load_config
 
 SPLITS = ('train', 'val', 'test')
@@ -144,7 +148,7 @@ def test_the_page_is_drawn_from_the_results(queue, tmp_path):
     accuracy = 100 * read_results(queue.results)[DIGITS.key]['top-1']
     (row,) = re.findall(rf'\| strip-mlp-tiny-light \| {accuracy:.2f} \| 1 \|.*', text)
     assert row.endswith('| not yet measured | not yet measured |')
-    assert '| resnet50 | not yet run |' in text and '| strip width | 7 | not yet run |' in text
+    assert '| resnet50 | not yet run |' in text and '| strip width: 7 | not yet run |' in text
     assert {file.name for file in files} >= {
         'results.md',
         'results_caltech101.png',
@@ -165,19 +169,79 @@ def test_the_page_is_drawn_from_the_results(queue, tmp_path):
         write_page(queue.results, page, queue.work_dir)
 
 
-def test_directions_are_judged_by_the_spread_of_the_seeds():
-    values = {'shared': (0.5, 0.51, 0.52), 'strip-width-1': (0.40, 0.42, 0.41), 'branches-lsmm': (0.49, 0.53, 0.50)}
-    values['rows-and-columns-parallel'] = (0.6, 0.61, 0.62)
-    results = {
-        f'ablations/{name}_seed{seed}': {'top-1': value, 'params': 1}
+def ablation_results(values):
+    return {
+        f'ablations/{name}_seed{seed}': {'top-1': value / 100, 'params': 1}
         for name, found in values.items()
         for seed, value in enumerate(found)
     }
+
+
+def test_paired_differences_and_their_intervals():
+    differences = paired_differences({0: 80.0, 1: 81.0, 2: 82.0, 5: 90.0}, {0: 79.0, 1: 79.0, 2: 79.0, 4: 1.0})
+    assert differences == [1.0, 2.0, 3.0]
+    # t = 4.303 with 2 degrees of freedom, a standard deviation of 1
+    assert interval(differences) == pytest.approx((2.0, 2.484), abs=1e-3)
+    assert half_width(1.0, 6) == pytest.approx(1.049, abs=1e-3)
+    assert [count_needed(0.5, points) for points in (0.7, 0.5, 0.01)] == [5, 7, None]
+
+
+def test_claims_are_judged_by_paired_differences_once_all_seeds_are_there(tmp_path):
+    shared = [80.0, 82.0, 84.0, 80.0, 82.0, 84.0]  # the spread of the seeds is paired away
+    values = {
+        'shared': shared,
+        'channel-patches-1': [value - shift for value, shift in zip(shared, (1, 2, 3, 1, 2, 3))],
+        'branches-lsmm': [value + shift for value, shift in zip(shared, (1, 2, 3, 1, 2, 3))],
+        'branches-cgsmm': [value + shift for value, shift in zip(shared, (1, -2, 3, -1, 2, -3))],
+        'strip-width-1': [70.0, 70.0, 70.0],
+    }
+    results = ablation_results(values)
     text = TABLES['ablations'](results)
-    assert "strip width, 3 over 1: +10.00 ± 0.82 points; the paper's direction holds." in text
-    assert re.search(r'cascade over parallel: -10\.00 .* is reversed\.', text)
-    assert re.search(r'both over LSMM: .* is within the noise of the seeds\.', text)
-    assert 'over CGSMM' not in text
+    assert '| channel patches: 1 | 80.00 ± 0.89 | 6 | 0.00 M | +2.00 ± 0.94 | +1.16, +1.47 |' in text
+    assert 'C/4 channel patches are better than one: confirmed.' in text
+    assert 'Both branches are better than LSMM alone: contradicted.' in text
+    assert 'Both branches are better than CGSMM alone: not decided at this budget.' in text
+    assert '| strip width: 1 | 70.00 ± 0.00 | 3 | 0.00 M | +12.00 ± 4.97 | better |' in text
+    assert 'width 1:' not in text.partition('Pilot')[2] and '| strip width: 7 | not yet run |' in text
+    # The pilot's first three seeds differ by 1, 2 and 3.
+    assert 'deviation of 1.00 points' in text and '± 2.48 with 3 seeds and ± 1.05 with 6' in text
+    assert '7 for 1.0, 11 for 0.7, more than 16 for 0.5.' in text
+    page = tmp_path / 'page.md'
+    page.write_text('<!-- results: ablations -->\n<!-- end -->')
+    for key, result in results.items():
+        write_json(tmp_path / 'results' / f'{key}.json', result)
+    write_page(tmp_path / 'results', page, tmp_path)
+    assert '![Paired differences' in page.read_text()
+    assert Image.open(tmp_path / 'images/results_ablations.png').width > 500
+
+
+def test_variants_of_an_ablation_see_the_same_samples(tmp_path):
+    """Each seed gives all variants the same batches and augmentations, so that their differences are paired."""
+    for number in range(64):
+        file = tmp_path / f'cifar10_jpeg/train/{number % 2}/{number}.jpg'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(noise).save(file)
+    runs = {run.name: run for run in declared(['ablations'], {})}
+
+    def batches(name):
+        run = runs[name]
+        small = {
+            'model.backbone.arch.depths': [1, 1, 1, 1],
+            'train_dataloader.batch_size': 8,
+            **{f'{split}_{part}': None for split in ('val', 'test') for part in ('dataloader', 'cfg', 'evaluator')},
+        }
+        config = load_config(str(CONFIGS / run.config), {**run.options, **small, 'randomness.seed': run.seed})
+        place_data(config, str(tmp_path))
+        config.work_dir = str(tmp_path / name)
+        runner = build_runner(config)
+        runner.train_loop.dataloader.sampler.set_epoch(1)
+        return torch.stack([image for batch in runner.train_loop.dataloader for image in batch['inputs']])
+
+    shared = batches('shared_seed3')
+    assert shared.shape == (56, 3, 64, 64)
+    assert torch.equal(shared, batches('branches-lsmm_seed3'))
+    assert not torch.equal(shared, batches('shared_seed4'))
 
 
 def test_a_run_without_its_data_fails_and_says_why(tmp_path, capsys):
