@@ -158,8 +158,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_strips(const Tensor& u,
   return {out, sums, average, hidden, weights};
 }
 
-// Gradients (2, C, taps) of the tall and the wide kernels as crosses, from those of each image's kernel (N, C, taps), with
-// which the paths have these weights, and those of the sums under the taps, which the sum of all paths sees.
+// Gradients (2, C, taps) of the tall and the wide kernels as crosses, from those of each image's kernel (N, C, taps),
+// with which the paths have these weights, and those of the sums under the taps, which the sum of all paths sees.
 Tensor cross_grads(const Tensor& grad_kernels, const Tensor& weights, const Tensor& grad_average, const Tensor& sums) {
   const int64_t images = weights.size(0), channels = weights.size(1), path = channels * CROSS_TAPS;
   const Tensor out = at::zeros({2, channels, CROSS_TAPS}, weights.options());
@@ -246,11 +246,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_strips_
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
-  library.def("local_strips(Tensor u, Tensor tall, Tensor wide, Tensor narrow, Tensor narrow_bias, Tensor broad,"
-              " Tensor broad_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  library.def("local_strips_backward(Tensor grad, Tensor u, Tensor tall, Tensor wide, Tensor narrow, Tensor broad,"
-              " Tensor sums, Tensor average, Tensor hidden, Tensor weights, bool[7] required)"
-              " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "local_strips(Tensor u, Tensor tall, Tensor wide, Tensor narrow, Tensor narrow_bias, Tensor broad,"
+      " Tensor broad_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "local_strips_backward(Tensor grad, Tensor u, Tensor tall, Tensor wide, Tensor narrow, Tensor broad,"
+      " Tensor sums, Tensor average, Tensor hidden, Tensor weights, bool[7] required)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {

@@ -163,8 +163,7 @@ struct Required {
 
 // Gradients of the parts, of the weight and of the bias.
 std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_backward(const Tensor& grad_out, at::TensorList parts,
-                                                                   const Tensor& weight,
-                                                                   const c10::List<bool>& mask) {
+                                                                   const Tensor& weight, const c10::List<bool>& mask) {
   const BelowAutograd guard;
   check_parts(parts);
   check_weight(weight, channels_of(parts));
@@ -181,8 +180,8 @@ void check_chunks(int64_t chunks, int64_t channels) {
   TORCH_CHECK(chunks > 0 && channels % chunks == 0, "chunks must divide the ", channels, " outputs, but is ", chunks);
 }
 
-// gelu(BN(pointwise(...))) in equal chunks of the channels; also the map before BN, without the bias, and the norm, for the
-// backward pass.
+// gelu(BN(pointwise(...))) in equal chunks of the channels; also the map before BN, without the bias, and the norm, for
+// the backward pass.
 std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_norm_gelu_forward(
     at::TensorList parts, const Tensor& weight, const OptionalTensor& bias, const Tensor& norm_weight,
     const Tensor& norm_bias, const Tensor& mean, const Tensor& variance, bool training, double momentum, double eps,
@@ -209,8 +208,8 @@ std::vector<Tensor> pointwise_norm_gelu(at::TensorList parts, const Tensor& weig
                                         const Tensor& variance, bool training, double momentum, double eps,
                                         int64_t chunks) {
   if (training) {
-    return std::get<0>(pointwise_norm_gelu_forward(parts, weight, bias, norm_weight, norm_bias, mean, variance, training,
-                                                   momentum, eps, chunks));
+    return std::get<0>(pointwise_norm_gelu_forward(parts, weight, bias, norm_weight, norm_bias, mean, variance,
+                                                   training, momentum, eps, chunks));
   }
   const BelowAutograd guard;
   check_parts(parts);
@@ -218,7 +217,8 @@ std::vector<Tensor> pointwise_norm_gelu(at::TensorList parts, const Tensor& weig
   check_chunks(chunks, weight.size(0));
   const auto norm =
       batch_norm({norm_weight, norm_bias, mean, variance, training, momentum, eps}, weight.size(0), {}, bias);
-  return PointwiseNormGELU(weight, channels_of(parts), parts[0].scalar_type(), norm, chunks).run(all_in_channels_last(parts));
+  return PointwiseNormGELU(weight, channels_of(parts), parts[0].scalar_type(), norm, chunks)
+      .run(all_in_channels_last(parts));
 }
 
 // Gradients of the parts, of the weight, of the bias, of the norm's weight and of its bias.
@@ -229,7 +229,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor, Tensor> pointwise_norm_g
   check_parts(parts);
   check_weight(weight, channels_of(parts));
   const Required required(mask, 4, parts.size());
-  const int64_t images = parts[0].size(0), channels = weight.size(0), height = parts[0].size(2), width = parts[0].size(3);
+  const int64_t images = parts[0].size(0), channels = weight.size(0), height = parts[0].size(2),
+                width = parts[0].size(3);
   check_map(input, "x", {images, channels, height, width});
   const auto norm = BatchNorm::saved(values, channels, training);
   const int64_t chunks = grads.size();
@@ -255,15 +256,19 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor, Tensor> pointwise_norm_g
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("takes_bfloat16() -> bool", takes_bfloat16);
   library.def("pointwise(Tensor[] parts, Tensor weight, Tensor? bias=None) -> Tensor");
-  library.def("pointwise_backward(Tensor grad, Tensor[] parts, Tensor weight, bool[] required)"
-              " -> (Tensor[], Tensor, Tensor)");
-  library.def("pointwise_norm_gelu(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
-              " Tensor(a!) mean, Tensor(b!) variance, bool training, float momentum, float eps, int chunks) -> Tensor[]");
-  library.def("pointwise_norm_gelu_forward(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
-              " Tensor(a!) mean, Tensor(b!) variance, bool training, float momentum, float eps, int chunks)"
-              " -> (Tensor[], Tensor, Tensor)");
-  library.def("pointwise_norm_gelu_backward(Tensor[] grads, Tensor[] parts, Tensor weight, Tensor x, Tensor norm,"
-              " bool training, bool[] required) -> (Tensor[], Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "pointwise_backward(Tensor grad, Tensor[] parts, Tensor weight, bool[] required)"
+      " -> (Tensor[], Tensor, Tensor)");
+  library.def(
+      "pointwise_norm_gelu(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
+      " Tensor(a!) mean, Tensor(b!) variance, bool training, float momentum, float eps, int chunks) -> Tensor[]");
+  library.def(
+      "pointwise_norm_gelu_forward(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
+      " Tensor(a!) mean, Tensor(b!) variance, bool training, float momentum, float eps, int chunks)"
+      " -> (Tensor[], Tensor, Tensor)");
+  library.def(
+      "pointwise_norm_gelu_backward(Tensor[] grads, Tensor[] parts, Tensor weight, Tensor x, Tensor norm,"
+      " bool training, bool[] required) -> (Tensor[], Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {

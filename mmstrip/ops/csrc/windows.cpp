@@ -22,13 +22,13 @@ struct Axis {
       : length(length), extent(extent), count(count), stride(stride) {
     TORCH_CHECK(extent >= 1 && extent <= length, "extent must be from 1 to ", length, ", the map's, but is ", extent);
     // The published rule rounds half to even: a map may have one window more than tokens.
-    TORCH_CHECK(count >= 1 && count - 1 <= length, "counts must be at least 1 and at most 1 more than the map's ", length,
-                " tokens, but is ", count);
+    TORCH_CHECK(count >= 1 && count - 1 <= length, "counts must be at least 1 and at most 1 more than the map's ",
+                length, " tokens, but is ", count);
     const int64_t rest = length - extent;
     const bool reaches = rest == 0 || (stride > 0 && stride <= extent && count - 1 >= divide_up(rest, stride));
     TORCH_CHECK(reaches && stride >= 0 && (stride <= extent || count == 1),
-                "counts and strides must be such that windows of ", extent, " tokens cover a map of ", length, ", but are ",
-                count, " and ", stride);
+                "counts and strides must be such that windows of ", extent, " tokens cover a map of ", length,
+                ", but are ", count, " and ", stride);
   }
 
   void place_windows() {
@@ -112,7 +112,8 @@ Tensor split_windows(const Tensor& input, at::IntArrayRef extent, at::IntArrayRe
   return out;
 }
 
-Tensor merge_windows(const Tensor& input, at::IntArrayRef size, at::IntArrayRef counts, at::IntArrayRef strides, bool mean) {
+Tensor merge_windows(const Tensor& input, at::IntArrayRef size, at::IntArrayRef counts, at::IntArrayRef strides,
+                     bool mean) {
   const BelowAutograd guard;
   check_map(input, "x");
   // So that there are no more windows than input, and no longer an axis than all of them reach.
