@@ -95,7 +95,7 @@ class Snapshot:
             for layer, kind, state in self.states:
                 if type(layer) is not kind or vars(layer) != state:
                     return False
-        except (RuntimeError, ValueError):  # another tensor or array, which compares element by element
+        except Exception:  # of another tensor or array, which compares element by element, or whatever was put there
             return False
         for tensor, kind, dtype, is_cpu in self.tensors:  # their .data may be another one
             if type(tensor) is not kind or tensor.dtype is not dtype or tensor.is_cpu is not is_cpu:

@@ -368,6 +368,15 @@ class TestAroundIt:
                 cgsmm.__class__ = type('Mine', (type(cgsmm),), dict(mix_window=lambda self, u: 2 * u))
             torch.testing.assert_close(cgsmm(u), cgsmm.fuse_column(torch.cat([u, 2 * u], dim=1)))
 
+    def test_attributes_that_cannot_be_compared(self, model):
+        class Stubborn:
+            def __eq__(self, other):
+                raise TypeError
+
+        for _ in range(2):
+            model.stages[0][0].channel_mixing.fc1.note = Stubborn()
+            assert operators(model) == EVERYTHING
+
     def test_folding_is_the_same_before_and_after(self, model):
         deployed = mmstrip.restore(copy.deepcopy(model))
         deployed.switch_to_deploy()
