@@ -18,7 +18,11 @@ _base_ = [
 classes = $classes
 size, epochs, batch_size = $size, $epochs, $batch_size
 
-backbone = dict($backbone)
+init = $init
+backbone = dict(
+    $backbone,
+    init_cfg=init,
+)
 model = dict(backbone=backbone, head=dict(num_classes=$num_classes, in_channels=$channels))
 data_preprocessor = dict(num_classes=$num_classes)
 
@@ -107,6 +111,7 @@ def write_classification(
         size=size,
         epochs=epochs or default_epochs,
         batch_size=batch_size,
+        init=backbone.init_cfg,
         backbone=backbone.arguments(**(dict(img_size=size) if size % MIN_SIDE == 0 else {})),
         num_classes=len(classes),
         channels=backbone.channels[-1],

@@ -25,9 +25,17 @@ _base_ = [__import__('mmstrip') and $base]
 classes = $classes
 size, epochs, batch_size = $size, $epochs, $batch_size
 
-backbone = dict($backbone)
+init = $init
+backbone = dict(
+    $backbone,
+    init_cfg=init,
+)
 neck = dict(in_channels=$channels)
-model = dict(backbone=backbone, neck=neck, $head)
+model = dict(
+    backbone=backbone,
+    neck=neck,
+    $head,
+)
 
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 if size != 800:  # of the short side
@@ -110,6 +118,7 @@ def write_detection(
         size=size or SHORT_SIDE,
         epochs=epochs,
         batch_size=batch_size,
+        init=backbone.init_cfg,
         backbone=backbone.arguments(**norm),
         channels=backbone.channels[stage:],
         head=head if model == 'dino' else dict(roi_head=head),

@@ -36,8 +36,16 @@ size, batch_size, iterations = $size, $batch_size, $iterations
 ignored = $ignored  # the number in label maps that is no class
 
 data_preprocessor = dict(size=(size, size), seg_pad_val=ignored)
-backbone = dict($backbone)
-model = dict(data_preprocessor=data_preprocessor, backbone=backbone, $heads)
+init = $init
+backbone = dict(
+    $backbone,
+    init_cfg=init,
+)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    backbone=backbone,
+    $heads,
+)
 
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 train_pipeline[2].scale = test_pipeline[1].scale = (4 * size, size)
@@ -145,6 +153,7 @@ def write_segmentation(
         batch_size=batch_size,
         iterations=max(2, (epochs or EPOCHS) * max(1, len(splits['train'].names) // batch_size)),
         ignored=ignored,
+        init=backbone.init_cfg,
         backbone=backbone.arguments(norm_cfg=dict(type='BN')),
         heads=_heads(model, backbone.channels, len(names), ignored),
         lr=2e-4 if init else 5e-4,

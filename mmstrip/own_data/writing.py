@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pprint import pformat
-from string import Template
 from typing import NamedTuple
 
 from mmengine.config import Config
@@ -81,7 +80,7 @@ class Backbone(NamedTuple):
     def arguments(self, **more) -> dict:
         """Its arguments in a config; those in ``more`` give way to what the checkpoint decides."""
         arch = self.arch if isinstance(self.arch, str) else dict(_delete_=True, **self.arch)  # the base has a name
-        return dict(arch=arch, **(more | self.others), init_cfg=self.init_cfg)
+        return dict(arch=arch, **(more | self.others))
 
 
 def choose_backbone(arch: str | None, init: str | Path | None) -> Backbone:
@@ -133,17 +132,23 @@ def python(value) -> str:
     if isinstance(value, str) and (SUBSTITUTED in value or not is_line(value)):
         raise ValueError(f'{value!r} has {SUBSTITUTED}, a line break or no UTF-8, which configs cannot hold; rename it')
     if isinstance(value, dict):
-        return f'dict({keywords(value)})'
+        return f'dict({", ".join(f"{name}={python(part)}" for name, part in value.items())})'
     if isinstance(value, list):
         [python(item) for item in value]
         return pformat(value, width=WIDTH, compact=True)
     return repr(value)
 
 
-def keywords(arguments: dict) -> str:
-    """Arguments as they stand within brackets."""
-    parts = [f'{name}={python(value)}' for name, value in arguments.items()]
-    return (', ' if sum(map(len, parts)) < WIDTH - 20 else ',\n        ').join(parts)
+def fill(template: str, values: dict) -> str:
+    """Put values in the place of ``$name``; where that has a line of its own, the parts of a dict, a line each."""
+
+    def text(match: re.Match) -> str:
+        indent, rows, name = match.groups()
+        if name:
+            return python(values[name])
+        return ''.join(f'{indent}{key}={python(value)},\n' for key, value in values[rows].items())
+
+    return re.sub(r'^( *)\$(\w+),\n|\$(\w+)', text, template, flags=re.MULTILINE)
 
 
 def write_config(
@@ -155,8 +160,7 @@ def write_config(
         path: The config.
         files: Lines or JSON of each file, by its name.
         places: The arguments of each split's dataset that say where its data are.
-        template: The config, with ``$loaders`` and ``$name`` in the place of each value; of dicts, what stands between
-            the brackets.
+        template: The config as :func:`fill` takes it, with ``$loaders`` for the three loaders.
         **values: The values. ``classes`` is written to a file where mmengine would change a name, in the config or in
             the dump of it in a work dir.
 
@@ -169,9 +173,8 @@ def write_config(
         values['classes'] = path.parent / 'class_names.txt'
     values |= {'test': places['val']} | places
     python(path)  # the Runner writes its name into the config
-    texts = {name: (keywords if isinstance(value, dict) else python)(value) for name, value in values.items()}
     contents = {name: json.dumps(part) if isinstance(part, dict) else lines(part) for name, part in files.items()}
-    contents[path.name] = Template(template.replace('$loaders', LOADERS)).substitute(texts)
+    contents[path.name] = fill(template.replace('$loaders', LOADERS), values)
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, text in contents.items():
         write_file(path.parent / name, lambda file, text=text: file.write(text.encode()))
