@@ -18,29 +18,19 @@ from ..utils.checkpoints import read_checkpoint, write_file
 from .folders import Folder, is_line
 
 WIDTH = 110
-LOADERS = """\
-train_dataloader = dict(
-    batch_size=batch_size,
+LOADER = """\
+{0}_dataloader = dict({2}
     dataset=dict(
-        $train,
-        pipeline=train_pipeline,
+        ${0},
+        pipeline={1}_pipeline,
         **data,
     ),
 )
-val_dataloader = dict(
-    dataset=dict(
-        $val,
-        pipeline=test_pipeline,
-        **data,
-    ),
+"""
+BATCH_SIZE = '\n    batch_size=batch_size,'
+LOADERS = LOADER.format('train', 'train', BATCH_SIZE) + ''.join(
+    LOADER.format(part, 'test', '') for part in ('val', 'test')
 )
-test_dataloader = dict(
-    dataset=dict(
-        $test,
-        pipeline=test_pipeline,
-        **data,
-    ),
-)"""
 SUBSTITUTED = '{{'  # mmengine replaces what follows, with values of the environment among others
 
 
@@ -143,17 +133,16 @@ def fill(template: str, values: dict) -> str:
     """Put values in the place of ``$name``; where that has a line of its own, the parts of a dict, a line each."""
 
     def text(match: re.Match) -> str:
-        indent, rows, name = match.groups()
-        if name:
-            return python(values[name])
-        return ''.join(f'{indent}{key}={python(value)},\n' for key, value in values[rows].items())
+        indent, line, name = match.groups()
+        value = values[line or name]
+        if line and isinstance(value, dict):
+            return ''.join(f'{indent}{key}={python(part)},\n' for key, part in value.items())
+        return f'{indent}{python(value)},\n' if line else python(value)
 
     return re.sub(r'^( *)\$(\w+),\n|\$(\w+)', text, template, flags=re.MULTILINE)
 
 
-def write_config(
-    path: Path, files: dict[str, list[str] | dict], places: dict[str, dict], template: str, **values
-) -> None:
+def write_config(path: Path, files: dict[str, Sequence | dict], places: dict[str, dict], template: str, **values):
     """Write a config and the files beside it, each atomically; nothing where a value cannot be kept.
 
     Args:
@@ -173,15 +162,12 @@ def write_config(
         values['classes'] = path.parent / 'class_names.txt'
     values |= {'test': places['val']} | places
     python(path)  # the Runner writes its name into the config
-    contents = {name: json.dumps(part) if isinstance(part, dict) else lines(part) for name, part in files.items()}
-    contents[path.name] = fill(template.replace('$loaders', LOADERS), values)
+    texts = {path.name: fill(template.replace('$loaders\n', LOADERS), values)}
+    for name, content in files.items():
+        texts[name] = json.dumps(content) if isinstance(content, dict) else ''.join(f'{line}\n' for line in content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for name, text in contents.items():
+    for name, text in texts.items():
         write_file(path.parent / name, lambda file, text=text: file.write(text.encode()))
-
-
-def lines(items: Sequence[str]) -> str:
-    return ''.join(f'{item}\n' for item in items)
 
 
 def compare(data: Folder, config: Path, found: dict[str, dict], read: Callable, unused: str = 'images') -> None:

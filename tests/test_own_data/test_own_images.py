@@ -147,9 +147,7 @@ def test_label_maps_of_another_size_are_not_decoded(tmp_path):
     write_picture(tmp_path / 'data/masks/3.png', Image.new('L', (3000, 2000)))
     loaded = []
     load = Image.Image.load
-    with mock.patch.object(Image.Image, 'load', lambda image: loaded.append(image.size) or load(image)):
-        with pytest.raises(
-            ValueError, match='masks/3.png must have the 64 x 48 pixels of its image, but has 3000 x 2000'
-        ):
-            write_segmentation('data')
+    watch = mock.patch.object(Image.Image, 'load', lambda image: loaded.append(image.size) or load(image))
+    with watch, pytest.raises(ValueError, match='masks/3.png must have the 64 x 48 pixels of its .* has 3000 x 2000'):
+        write_segmentation('data')
     assert (3000, 2000) not in loaded
