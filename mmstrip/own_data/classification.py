@@ -18,7 +18,11 @@ _base_ = [
 classes = $classes
 size, epochs, batch_size = $size, $epochs, $batch_size
 
-backbone = dict($backbone)
+init = $init
+backbone = dict(
+    $backbone,
+    init_cfg=init,
+)
 model = dict(backbone=backbone, head=dict(num_classes=$num_classes, in_channels=$channels))
 data_preprocessor = dict(num_classes=$num_classes)
 
@@ -99,7 +103,7 @@ def write_classification(
     recipe, default_epochs, warm_up = ('finetune_100e', 100, 5) if init else ('300e_1xb128', 300, 20)
     write_config(
         config,
-        {f'{split}.txt': [_line(data.path, *sample, classes) for sample in part] for split, part in splits.items()},
+        {f'{split}.txt': _lines(data.path, samples, classes) for split, samples in splits.items()},
         {split: dict(ann_file=out / f'{split}.txt') for split in splits},
         TEMPLATE,
         classes=classes,
@@ -107,6 +111,7 @@ def write_classification(
         size=size,
         epochs=epochs or default_epochs,
         batch_size=batch_size,
+        init=backbone.init_cfg,
         backbone=backbone.arguments(**(dict(img_size=size) if size % MIN_SIDE == 0 else {})),
         num_classes=len(classes),
         channels=backbone.channels[-1],
@@ -154,7 +159,8 @@ def _classes(data: Folder, roots: dict[str, Path], splits: dict[str, Samples]) -
     return names
 
 
-def _line(root: Path, image: Path, name: str, classes: list[str]) -> str:
-    """An image and its label in a list; mmpretrain strips lines."""
-    path = image.relative_to(root).as_posix()
-    return f'{"./" * (path != path.lstrip())}{path} {classes.index(name)}'
+def _lines(root: Path, samples: Samples, classes: list[str]) -> list[str]:
+    """Images and their labels; as mmpretrain strips lines, a path may not begin with a space."""
+    labels = {name: label for label, name in enumerate(classes)}
+    paths = [(image.relative_to(root).as_posix(), labels[name]) for image, name in samples]
+    return [f'{"./" * (path != path.lstrip())}{path} {label}' for path, label in paths]

@@ -25,9 +25,17 @@ _base_ = [__import__('mmstrip') and $base]
 classes = $classes
 size, epochs, batch_size = $size, $epochs, $batch_size
 
-backbone = dict($backbone)
+init = $init
+backbone = dict(
+    $backbone,
+    init_cfg=init,
+)
 neck = dict(in_channels=$channels)
-model = dict(backbone=backbone, neck=neck, $head)
+model = dict(
+    backbone=backbone,
+    neck=neck,
+    $head,
+)
 
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 if size != 800:  # of the short side
@@ -110,6 +118,7 @@ def write_detection(
         size=size or SHORT_SIDE,
         epochs=epochs,
         batch_size=batch_size,
+        init=backbone.init_cfg,
         backbone=backbone.arguments(**norm),
         channels=backbone.channels[stage:],
         head=head if model == 'dino' else dict(roi_head=head),
@@ -117,8 +126,11 @@ def write_detection(
         warm_up=min(WARM_UP, math.ceil(epochs * images / batch_size / 10)),
         milestones=[round(epochs * share) for share in drops],
     )
-    unused = f'images without boxes, or with a side of less than {LEAST_SIDE} pixels,'
-    compare(data, config, boxes, _boxes_of_sample, unused)
+
+    def read(sample: dict, names: Sequence[str]) -> Counter:
+        return Counter(names[box['bbox_label']] for box in sample['instances'] if not box['ignore_flag'])
+
+    compare(data, config, boxes, read, f'images without boxes, or with a side of less than {LEAST_SIDE} pixels,')
     sizes = [(image['width'], image['height']) for part in splits.values() for image in part.content['images']]
     counts = {split: len(part.content['images']) for split, part in splits.items()}
     numbers = Counter(name for images in boxes.values() for count in images.values() for name in count.elements())
@@ -160,21 +172,26 @@ def _why_not(box: dict, image: dict) -> str | None:
     return None
 
 
+def _rows(part: Split) -> list[tuple[dict, dict, str, str | None]]:
+    """Each box, its image, the name of its class, and why mmdet leaves it out, if it does."""
+    images = {image['id']: image for image in part.content['images']}
+    names = {row['id']: row['name'] for row in part.content['categories']}
+    boxes = [(box, images[box['image_id']], names[box['category_id']]) for box in part.content['annotations']]
+    return [(box, image, name, _why_not(box, image)) for box, image, name in boxes]
+
+
 def _classes(data: Folder, splits: dict[str, Split]) -> list[str]:
     """Names of the categories with boxes to train on, in their order; the other splits have the same."""
-    train = splits['train']
-    images = {image['id']: image for image in train.content['images']}
-    used = {box['category_id'] for box in train.content['annotations'] if not _why_not(box, images[box['image_id']])}
-    names = {row['id']: row['name'] for row in train.content['categories']}
+    rows = _rows(splits['train'])
+    used = {name for _, _, name, reason in rows if not reason}
     if not used:
-        count = len(train.content['annotations'])
-        raise ValueError(f'no training image has a box to train on: all {count} are crowds, difficult or without area')
-    classes = [name for number, name in names.items() if number in used]
-    check_names(classes, train.file or data.path)
-    empty = [name for number, name in names.items() if number not in used]
-    data.note_items('left out, as classes without a training box', empty)
+        raise ValueError(f'no training image has a box to train on: all {len(rows)} are left out')
+    names = {split: [row['name'] for row in part.content['categories']] for split, part in splits.items()}
+    classes = [name for name in names['train'] if name in used]
+    check_names(classes, splits['train'].file or data.path)
+    data.note_items('left out, as classes without a training box', sorted(set(names['train']) - used))
     for split, part in splits.items():
-        own = [row['name'] for row in part.content['categories'] if row['name'] in classes]
+        own = [name for name in names[split] if name in used]
         if own != classes:
             raise ValueError(
                 f'{part.file or split} must have the categories of the training images in their order, '
@@ -185,24 +202,18 @@ def _classes(data: Folder, splits: dict[str, Split]) -> list[str]:
 
 def _count(data: Folder, split: str, part: Split, classes: list[str]) -> dict[Path, Counter]:
     """Boxes of each class on each image that are used; what is odd about others is noted."""
-    images = {image['id']: image for image in part.content['images']}
-    names = {row['id']: row['name'] for row in part.content['categories']}
-    counts = {number: Counter() for number in images}
+    counts = {image['file_name']: Counter() for image in part.content['images']}
     odd = defaultdict(list)
-    for box in part.content['annotations']:
-        image, name = images[box['image_id']], names[box['category_id']]
-        reason = _why_not(box, image) or (None if name in classes else 'of classes that are left out')
+    for box, image, name, reason in _rows(part):
+        if not reason and name not in classes:
+            reason = 'of classes that are left out'
         if reason:
             odd[f'boxes {reason} are not trained on'].append(image['file_name'])
             continue
-        counts[image['id']][name] += 1
+        counts[image['file_name']][name] += 1
         x, y, width, height = box['bbox']
         if x < -1 or y < -1 or x + width > image['width'] + 1 or y + height > image['height'] + 1:
             odd['boxes reach out of their image'].append(image['file_name'])
     for words, files in odd.items():
         data.notes.append(f'{split}: {len(files)} {words}, in {listed(dict.fromkeys(files))}')
-    return {part.root / images[number]['file_name']: count for number, count in counts.items()}
-
-
-def _boxes_of_sample(sample: dict, names: Sequence[str]) -> Counter:
-    return Counter(names[box['bbox_label']] for box in sample['instances'] if not box['ignore_flag'])
+    return {part.root / name: count for name, count in counts.items()}

@@ -36,15 +36,7 @@ Sample = TypeVar('Sample')
 class Folder:
     """A user's folder, in which each file is found once, however many links lead to it.
 
-    Args:
-        path: The folder.
-        out: Where the config will be written, which is no part of the data.
-
-    Attributes:
-        notes: What a user must know of the folder, a sentence each.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
+    ``notes`` take what a user must know of it, a sentence each; ``out``, where the config will be, is no part of it.
     """
 
     def __init__(self, path: str | Path, out: str | Path | None = None):

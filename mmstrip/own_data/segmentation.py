@@ -1,6 +1,7 @@
 """Segmentation from images and label maps."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from os.path import commonprefix
 from pathlib import Path
@@ -11,16 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..utils.samples import IGNORED
-from .folders import (
-    IMAGE_FOLDERS,
-    VAL_SHARE,
-    Folder,
-    check_names,
-    hold_out,
-    listed,
-    progress,
-    read_lines,
-)
+from .folders import IMAGE_FOLDERS, VAL_SHARE, Folder, check_names, hold_out, listed, progress, read_lines
 from .writing import Written, check_positive, choose_backbone, compare, output_folder, write_config
 
 MODELS = {'fpn': '8xb2-80k', 'upernet': '8xb2-160k', 'segformer': '8xb2-160k'}  # and the configs of theirs
@@ -36,8 +28,16 @@ size, batch_size, iterations = $size, $batch_size, $iterations
 ignored = $ignored  # the number in label maps that is no class
 
 data_preprocessor = dict(size=(size, size), seg_pad_val=ignored)
-backbone = dict($backbone)
-model = dict(data_preprocessor=data_preprocessor, backbone=backbone, $heads)
+init = $init
+backbone = dict(
+    $backbone,
+    init_cfg=init,
+)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    backbone=backbone,
+    $heads,
+)
 
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 train_pipeline[2].scale = test_pipeline[1].scale = (4 * size, size)
@@ -145,6 +145,7 @@ def write_segmentation(
         batch_size=batch_size,
         iterations=max(2, (epochs or EPOCHS) * max(1, len(splits['train'].names) // batch_size)),
         ignored=ignored,
+        init=backbone.init_cfg,
         backbone=backbone.arguments(norm_cfg=dict(type='BN')),
         heads=_heads(model, backbone.channels, len(names), ignored),
         lr=2e-4 if init else 5e-4,
@@ -241,18 +242,9 @@ def _pairs(data: Folder, *sides: tuple[Path, list[Path]]) -> Split:
 def _endings(stems: Sequence[str]) -> list[str]:
     """What all names may end in, from where a word or number begins, the longest first and nothing last."""
     shared = len(commonprefix([stem[::-1] for stem in stems]))  # noqa: RUF071, of letters
-    return [
-        *(stems[0][-n:] for n in range(shared, 0, -1) if all(_begins(stem, len(stem) - n) for stem in stems)),
-        '',
-    ]
-
-
-def _begins(stem: str, place: int) -> bool:
-    """Whether a word, a number or another sign begins at a place that is not the first."""
-    kinds = [
-        'a' if letter.isalpha() else '1' if letter.isdigit() else letter for letter in stem[:place][-1:] + stem[place]
-    ]
-    return len(set(kinds)) == 2
+    parts = [{len(stem) - part.start() for part in re.finditer(r'[^\W\d_]+|\d+|.', stem)} for stem in stems]
+    lengths = {length for length in set.intersection(*parts) if length <= shared} - set(map(len, stems))
+    return [stems[0][-length:] for length in sorted(lengths, reverse=True)] + ['']
 
 
 def _values(splits: dict[str, Split], sizes: dict[Path, tuple[int, int]]) -> dict[int, Path]:
@@ -299,23 +291,17 @@ def _classes(data: Folder, classes: str | Path | None, values: dict[int, Path]) 
             f'{values[IGNORED]} must hold class numbers, but is a mask of 0 and 255, and 255 stands for ignored '
             'pixels; write 1 for 255'
         )
-    if files:
-        data.note_items(f'names of classes from {files[0]}, not', files[1:])
-        return _named(data, files[0], numbers, values)
-    if numbers != list(range(len(numbers))):
-        raise ValueError(
-            f'{values[numbers[-1]]} must hold class numbers from 0 without gaps, but the label maps have '
-            f'{listed(numbers, 10)}; a file of names, classes.txt, allows gaps'
-        )
-    if len(numbers) < 2:
-        raise ValueError(
-            f'{values[0]} must hold at least two classes, as all label maps together, but all pixels are 0'
-        )
-    return [str(number) for number in numbers], IGNORED
-
-
-def _named(data: Folder, file: Path, numbers: list[int], values: dict[int, Path]) -> tuple[list[str], int]:
-    names = read_lines(file)
+    if not files:
+        if numbers != list(range(len(numbers))):
+            raise ValueError(
+                f'{values[numbers[-1]]} must hold class numbers from 0 without gaps, but the label maps have '
+                f'{listed(numbers, 10)}; a file of names, classes.txt, allows gaps'
+            )
+        if len(numbers) < 2:
+            raise ValueError(f'{values[0]} must hold at least two classes, as all label maps together, but all are 0')
+        return [str(number) for number in numbers], IGNORED
+    file, names = files[0], read_lines(files[0])
+    data.note_items(f'names of classes from {file}, not', files[1:])
     if names[:1] == [LABELME_IGNORED]:
         data.notes.append(f'{file} begins with {LABELME_IGNORED}, which is no class')
         del names[0]

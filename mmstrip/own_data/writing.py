@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pprint import pformat
-from string import Template
 from typing import NamedTuple
 
 from mmengine.config import Config
@@ -20,29 +19,19 @@ from ..utils.files import write_file
 from .folders import Folder, is_line
 
 WIDTH = 110
-LOADERS = """\
-train_dataloader = dict(
-    batch_size=batch_size,
+LOADER = """\
+{0}_dataloader = dict({2}
     dataset=dict(
-        $train,
-        pipeline=train_pipeline,
+        ${0},
+        pipeline={1}_pipeline,
         **data,
     ),
 )
-val_dataloader = dict(
-    dataset=dict(
-        $val,
-        pipeline=test_pipeline,
-        **data,
-    ),
+"""
+BATCH_SIZE = '\n    batch_size=batch_size,'
+LOADERS = LOADER.format('train', 'train', BATCH_SIZE) + ''.join(
+    LOADER.format(part, 'test', '') for part in ('val', 'test')
 )
-test_dataloader = dict(
-    dataset=dict(
-        $test,
-        pipeline=test_pipeline,
-        **data,
-    ),
-)"""
 SUBSTITUTED = '{{'  # mmengine replaces what follows, with values of the environment among others
 
 
@@ -82,7 +71,7 @@ class Backbone(NamedTuple):
     def arguments(self, **more) -> dict:
         """Its arguments in a config; those in ``more`` give way to what the checkpoint decides."""
         arch = self.arch if isinstance(self.arch, str) else dict(_delete_=True, **self.arch)  # the base has a name
-        return dict(arch=arch, **(more | self.others), init_cfg=self.init_cfg)
+        return dict(arch=arch, **(more | self.others))
 
 
 def choose_backbone(arch: str | None, init: str | Path | None) -> Backbone:
@@ -134,30 +123,34 @@ def python(value) -> str:
     if isinstance(value, str) and (SUBSTITUTED in value or not is_line(value)):
         raise ValueError(f'{value!r} has {SUBSTITUTED}, a line break or no UTF-8, which configs cannot hold; rename it')
     if isinstance(value, dict):
-        return f'dict({keywords(value)})'
+        return f'dict({", ".join(f"{name}={python(part)}" for name, part in value.items())})'
     if isinstance(value, list):
         [python(item) for item in value]
         return pformat(value, width=WIDTH, compact=True)
     return repr(value)
 
 
-def keywords(arguments: dict) -> str:
-    """Arguments as they stand within brackets."""
-    parts = [f'{name}={python(value)}' for name, value in arguments.items()]
-    return (', ' if sum(map(len, parts)) < WIDTH - 20 else ',\n        ').join(parts)
+def fill(template: str, values: dict) -> str:
+    """Put values in the place of ``$name``; where that has a line of its own, the parts of a dict, a line each."""
+
+    def text(match: re.Match) -> str:
+        indent, line, name = match.groups()
+        value = values[line or name]
+        if line and isinstance(value, dict):
+            return ''.join(f'{indent}{key}={python(part)},\n' for key, part in value.items())
+        return f'{indent}{python(value)},\n' if line else python(value)
+
+    return re.sub(r'^( *)\$(\w+),\n|\$(\w+)', text, template, flags=re.MULTILINE)
 
 
-def write_config(
-    path: Path, files: dict[str, list[str] | dict], places: dict[str, dict], template: str, **values
-) -> None:
+def write_config(path: Path, files: dict[str, Sequence | dict], places: dict[str, dict], template: str, **values):
     """Write a config and the files beside it, each atomically; nothing where a value cannot be kept.
 
     Args:
         path: The config.
         files: Lines or JSON of each file, by its name.
         places: The arguments of each split's dataset that say where its data are.
-        template: The config, with ``$loaders`` and ``$name`` in the place of each value; of dicts, what stands between
-            the brackets.
+        template: The config as :func:`fill` takes it, with ``$loaders`` for the three loaders.
         **values: The values. ``classes`` is written to a file where mmengine would change a name, in the config or in
             the dump of it in a work dir.
 
@@ -170,16 +163,12 @@ def write_config(
         values['classes'] = path.parent / 'class_names.txt'
     values |= {'test': places['val']} | places
     python(path)  # the Runner writes its name into the config
-    texts = {name: (keywords if isinstance(value, dict) else python)(value) for name, value in values.items()}
-    contents = {name: json.dumps(part) if isinstance(part, dict) else lines(part) for name, part in files.items()}
-    contents[path.name] = Template(template.replace('$loaders', LOADERS)).substitute(texts)
+    texts = {path.name: fill(template.replace('$loaders\n', LOADERS), values)}
+    for name, content in files.items():
+        texts[name] = json.dumps(content) if isinstance(content, dict) else ''.join(f'{line}\n' for line in content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for name, text in contents.items():
+    for name, text in texts.items():
         write_file(path.parent / name, lambda file, text=text: file.write(text.encode()))
-
-
-def lines(items: Sequence[str]) -> str:
-    return ''.join(f'{item}\n' for item in items)
 
 
 def compare(data: Folder, config: Path, found: dict[str, dict], read: Callable, unused: str = 'images') -> None:

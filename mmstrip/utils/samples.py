@@ -70,7 +70,7 @@ def _is_as_stored(image: Image.Image, file: BinaryIO) -> bool:
 
 
 def _names_sides_once(content: bytes) -> bool:
-    """Whether a TIFF names width and height once: of two, Pillow, which limits them, takes the last, OpenCV the first."""
+    """Whether a TIFF has one width and height; of two, Pillow, which checks them, takes the last, OpenCV the first."""
     order, big = '<' if content[:2] == b'II' else '>', 43 in content[2:4]
     start = struct.unpack_from(order + ('Q' if big else 'I'), content, 8 if big else 4)[0]
     count = struct.unpack_from(order + ('Q' if big else 'H'), content, start)[0]

@@ -1,4 +1,4 @@
-"""Boxes of COCO and PASCAL VOC: what cannot be trained on is named by file, row and field; what is counted is trained on."""
+"""Boxes of COCO and PASCAL VOC: faults are named by file, row and field, and what is counted is trained on."""
 
 import json
 from collections import Counter
@@ -59,15 +59,15 @@ NUMBERS = 'annotations[1].bbox must be four finite numbers, but is '
         (set_in('annotations', 1, bbox=[1, 2, 3, 10**400]), NUMBERS),
         (set_in('annotations', 1, bbox=[1, 2, 3, True]), NUMBERS),
         (set_in('annotations', 1, bbox={'x': 1}), NUMBERS),
-        (set_in('annotations', 1, image_id='2'), 'annotations[1].image_id must be a whole number, but is \'2\''),
+        (set_in('annotations', 1, image_id='2'), "annotations[1].image_id must be a whole number, but is '2'"),
         (set_in('annotations', 1, image_id=9), 'annotations[1] has the image_id 9, which no image has'),
         (set_in('annotations', 1, category_id=[1]), 'annotations[1].category_id must be a whole number, but is [1]'),
         (set_in('annotations', 1, category_id=2), 'annotations[1] has the category_id 2, which no category has'),
-        (set_in('annotations', 1, iscrowd='0'), 'annotations[1].iscrowd must be 0 or 1, but is \'0\''),
+        (set_in('annotations', 1, iscrowd='0'), "annotations[1].iscrowd must be 0 or 1, but is '0'"),
         (set_in('annotations', 1, ignore='no'), 'annotations[1].ignore must be 0 or 1'),
         (set_in('images', 1, id=None), 'images[1].id must be a whole number, but is None'),
         (set_in('images', 1, id=1.5), 'images[1].id must be a whole number, but is 1.5'),
-        (set_in('images', 1, width='64'), 'images[1].width must be a positive number, but is \'64\''),
+        (set_in('images', 1, width='64'), "images[1].width must be a positive number, but is '64'"),
         (set_in('images', 1, height=0), 'images[1].height must be a positive number, but is 0'),
         (set_in('images', 1, file_name=None), 'images[1].file_name must be a name in one line, but is None'),
         (set_in('images', 1, file_name=['2.jpg']), 'images[1].file_name must be a name in one line'),
@@ -75,7 +75,10 @@ NUMBERS = 'annotations[1].bbox must be four finite numbers, but is '
         (without('images', 'id', 1), 'must have id in each of its images, but images[1] has none'),
         (without('categories', 'id'), 'must have id in each of its categories, but categories[0] has none'),
         (without('categories', 'name'), 'must have name in each of its categories'),
-        (without('annotations', 'image_id', 3), 'must have image_id in each of its annotations, but annotations[3] has'),
+        (
+            without('annotations', 'image_id', 3),
+            'must have image_id in each of its annotations, but annotations[3] has',
+        ),
         (without('annotations', 'bbox', 3), 'must have bbox in each of its annotations, but annotations[3] has none'),
         (lambda content: content.update(images={'1': {}}), ': images must be a list of objects'),
         (lambda content: content['annotations'].append(None), ': annotations must be a list of objects'),
@@ -105,7 +108,9 @@ def test_wrong_rows(split, edit, words, tmp_path):
 def test_files_of_other_things(text, tmp_path):
     write_coco(tmp_path / 'data')
     (tmp_path / 'data/b.json').write_bytes(text.encode('utf-8', 'surrogateescape'))
-    with pytest.raises(ValueError, match=r'data/b.json( is not JSON|: annotations must be|.* has no categories)') as error:
+    with pytest.raises(
+        ValueError, match=r'data/b.json( is not JSON|: annotations must be|.* has no categories)'
+    ) as error:
         write_detection('data')
     assert '\n' not in str(error.value)
 
@@ -130,7 +135,9 @@ def test_what_can_be_completed(edit, anew, tmp_path):
     for split in ('train', 'val'):
         write_coco(tmp_path / 'data' / split, edit=edit)
     written = write_detection('data')
-    assert any(f'{split}/a.json is written anew: {anew}' in line for line in written.found for split in ('train', 'val'))
+    assert any(
+        f'{split}/a.json is written anew: {anew}' in line for line in written.found for split in ('train', 'val')
+    )
     assert boxes_of(written) == {'cell': 8} and 'boxes of 1 classes: 8 cell' in written.found
     for split in ('train', 'val'):
         content = json.loads((written.config.parent / f'{split}.json').read_text())
@@ -145,7 +152,7 @@ def test_two_categories_of_one_name_with_boxes(tmp_path):
         content['annotations'][0]['category_id'] = 2
 
     write_coco(tmp_path / 'data', edit=split_in_two)
-    with pytest.raises(ValueError, match='data.* must name each class once, but has \'cell\' 2 times'):
+    with pytest.raises(ValueError, match="data.* must name each class once, but has 'cell' 2 times"):
         write_detection('data')
 
 
@@ -229,7 +236,10 @@ def test_voc_boxes_that_are_not_trained_on(tmp_path):
     write_text(tmp_path / 'data/ImageSets/Main/val.txt', '0\n1')
     written = write_detection('data')
     assert boxes_of(written) == {'c': 1} and 'boxes of 1 classes: 1 c' in written.found
-    assert 'train: 2 boxes of crowds, or marked as difficult or ignored, are not trained on, in 2.jpg, 4.jpg' in written.found
+    assert (
+        'train: 2 boxes of crowds, or marked as difficult or ignored, are not trained on, in 2.jpg, 4.jpg'
+        in written.found
+    )
 
 
 def test_voc_images_without_annotations(tmp_path):

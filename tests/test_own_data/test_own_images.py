@@ -78,7 +78,9 @@ def test_files_that_are_cut_short(form, tmp_path):
         content = with_exif(content, 7, b'\xff\xd9\0\0')  # the end of a preview
     broken.write_bytes(content[: len(content) * 2 // 3])
     written = write_classification('data')
-    assert any(re.match(rf'left out, as they cannot be read: {broken.relative_to(tmp_path)}', line) for line in written.found)
+    assert any(
+        re.match(rf'left out, as they cannot be read: {broken.relative_to(tmp_path)}', line) for line in written.found
+    )
     write_voc(tmp_path / 'boxes', {'0': ('c', 1, 2, 30, 40)}, suffix='.png')
     broken.rename(tmp_path / f'boxes/JPEGImages/1{broken.suffix}')
     (tmp_path / 'boxes/Annotations/1.xml').write_bytes((tmp_path / 'boxes/Annotations/0.xml').read_bytes())
@@ -100,7 +102,10 @@ def test_pictures_of_more_than_8_bits(tmp_path):
     write_picture(tmp_path / 'data/a/y.tif', Image.fromarray(deep))
     write_picture(tmp_path / 'data/b/z.tif', Image.fromarray(deep.astype(np.float32)))
     found = write_classification('data').found
-    assert '2 images of more than 8 bits, loaded as 8 (a 12-bit image as values to 15): data/a/x.png, data/a/y.tif' in found
+    assert (
+        '2 images of more than 8 bits, loaded as 8 (a 12-bit image as values to 15): data/a/x.png, data/a/y.tif'
+        in found
+    )
     assert 'left out, as they cannot be read: data/b/z.tif' in found
     assert mmcv.imread('data/a/x.png').max() == 15
 
@@ -124,11 +129,16 @@ def test_tiffs_with_two_sizes_are_not_decoded(big, tmp_path):
     first = bytearray(tags[:step])
     struct.pack_into('<H', first, step - (8 if big else 4), 20000)
     content += struct.pack('<Q' if big else '<H', count + 1) + first + tags + bytes(8)
-    struct.pack_into('<Q' if big else '<I', content, 8 if big else 4, len(content) - len(first + tags) - (16 if big else 10))
+    struct.pack_into(
+        '<Q' if big else '<I', content, 8 if big else 4, len(content) - len(first + tags) - (16 if big else 10)
+    )
     (tmp_path / 'a.tif').write_bytes(content)
     with Image.open(tmp_path / 'a.tif') as image:
         assert image.size == (64, 48)
-    with mock.patch('mmcv.imfrombytes', side_effect=AssertionError), pytest.raises(ValueError, match='more than one width'):
+    with (
+        mock.patch('mmcv.imfrombytes', side_effect=AssertionError),
+        pytest.raises(ValueError, match='more than one width'),
+    ):
         inspect_image(tmp_path / 'a.tif')
 
 
@@ -137,7 +147,7 @@ def test_label_maps_of_another_size_are_not_decoded(tmp_path):
     write_picture(tmp_path / 'data/masks/3.png', Image.new('L', (3000, 2000)))
     loaded = []
     load = Image.Image.load
-    with mock.patch.object(Image.Image, 'load', lambda image: loaded.append(image.size) or load(image)):
-        with pytest.raises(ValueError, match='masks/3.png must have the 64 x 48 pixels of its image, but has 3000 x 2000'):
-            write_segmentation('data')
+    watch = mock.patch.object(Image.Image, 'load', lambda image: loaded.append(image.size) or load(image))
+    with watch, pytest.raises(ValueError, match='masks/3.png must have the 64 x 48 pixels of its .* has 3000 x 2000'):
+        write_segmentation('data')
     assert (3000, 2000) not in loaded

@@ -1,4 +1,4 @@
-"""Names of classes, files and folders are data: they come back as they were, and nothing in them runs or is replaced."""
+"""Names of classes, files and folders are data: they come back as they were, and nothing in them runs."""
 
 import os
 from pathlib import Path
@@ -140,7 +140,9 @@ def test_home_is_no_folder_of_images(tmp_path):
     """mmpretrain replaces a leading ~."""
     os.rename(write_classes(tmp_path / 'data', 'ab'), tmp_path / '~')
     written = write_classification('~', 'out')
-    assert written.found[2:] == ["val: 20% of each class, held out"] and len(read_splits(written.config)['train'][1]) == 6
+    assert (
+        written.found[2:] == ['val: 20% of each class, held out'] and len(read_splits(written.config)['train'][1]) == 6
+    )
     os.rename(tmp_path / '~', tmp_path / 'data')
 
 

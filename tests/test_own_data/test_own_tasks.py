@@ -90,7 +90,7 @@ def train(config, folder, *options):
 
 
 def test_classification(digits, init, tmp_path, monkeypatch):
-    """By the commands that are printed; also as the training's work dir has the config, with a name that mmengine would replace."""
+    """By the commands that are printed, and from the dump of the config, with a name that mmengine would replace."""
     from mmpretrain import ImageClassificationInferencer
 
     root = shutil.copytree(digits, tmp_path / 'disk' / 'my digits')
