@@ -169,8 +169,8 @@ def set_train_amp(config: Config, name: str | None) -> None:
         raise ValueError(f"--amp needs optim_wrapper.type 'OptimWrapper', but got {wrapper!r}")
     if dtype and torch.cuda.is_available():
         config.optim_wrapper.update(type='AmpOptimWrapper', dtype=dtype)
-        # bfloat16 has the range of float32, so that its gradients need no scaling.
-        config.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'float16' else 1.0)
+        # bfloat16 has the range of float32, so that its gradients need no scaler, which would wait for the GPU.
+        config.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'float16' else dict(enabled=False))
         return
     for key in ('dtype', 'loss_scale', 'use_fsdp'):  # arguments of AmpOptimWrapper alone
         config.optim_wrapper.pop(key, None)

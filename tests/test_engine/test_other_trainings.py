@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from benchmarks.evidence.clock import ClockHook
 from mmstrip.datasets.digit_scenes import write_digit_scenes
-from mmstrip.engine.hooks import ClockHook
 from mmstrip.engine.launch import build_runner
 from mmstrip.engine.precision import set_train_amp
 from mmstrip.engine.runner import careful_runner

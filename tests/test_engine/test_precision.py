@@ -149,7 +149,7 @@ def test_float16_needs_a_gpu(without_gpu):
         amp_dtype('float16')
 
 
-@pytest.mark.parametrize(('dtype', 'scale'), [('float16', 'dynamic'), ('bfloat16', 1.0)])
+@pytest.mark.parametrize(('dtype', 'scale'), [('float16', 'dynamic'), ('bfloat16', dict(enabled=False))])
 def test_gpus_scale_the_loss_of_float16_only(dtype, scale, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     config = Config(dict(optim_wrapper=dict(type='OptimWrapper')))

@@ -155,7 +155,7 @@ def _schedulers(schedulers) -> dict[str, object]:
 
 def _other_schedules(runner: Runner, checkpoint: dict) -> str:
     own, saved = _schedulers(runner.param_schedulers), _schedulers(checkpoint.get('param_schedulers'))
-    if own.keys() != saved.keys():
+    if own and own.keys() != saved.keys():
         return f'it has {len(saved)} param_schedulers, the config has {len(own)}'
     for key, scheduler in own.items():
         own_state, state = to_plain(scheduler.state_dict())[0], saved[key]
@@ -241,6 +241,8 @@ def _changes(runner: Runner, checkpoint: dict) -> Iterator[str]:
     if None not in (before, end) and before != end:
         goes_on = 'the training goes on to that, by the schedule of the checkpoint'
         yield f'{name} was {before} and is {end}: {goes_on if end > done else "nothing is left to do"}'
+    if checkpoint.get('param_schedulers') and not runner.param_schedulers:
+        yield 'the config has no param_scheduler: learning rates stay where the schedule of the checkpoint left them'
     if any(isinstance(hook, EMAHook) for hook in runner.hooks) and 'ema_state_dict' not in checkpoint:
         yield 'the checkpoint has no averaged weights: the average (EMA) starts from its weights'
 
