@@ -150,7 +150,8 @@ def test_a_student_and_its_teacher_train(train, tmp_path):
     )
     runner = train(SOFT_TEACHER.format(base=base, root=str(tmp_path / 'data')), 'bfloat16', **options)
     assert runner.iter == 2 and runner.message_hub.get_scalar('train/unsup_loss_cls').current() > 0
-    rates = {id(group['params'][0]): group['lr'] for group in runner.optim_wrapper.optimizer.param_groups}
+    groups = runner.optim_wrapper.optimizer.param_groups
+    rates = {id(parameter): group['lr'] for group in groups for parameter in group['params']}
     backbone = runner.model.student.backbone
     # One patch embedding, 4 blocks and what follows them.
     found = [rates[id(part.weight)] for part in (backbone.patch_embed, backbone.merging[0], backbone.merging[2])]
