@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.own_data import read_splits, write_classes, write_coco, write_pairs, write_picture, write_text, write_voc
 from mmengine.config import Config
 
+from mmstrip.models import StripMLP
 from mmstrip.own_data import write_classification, write_detection, write_segmentation
 
 NAMES = sorted(
@@ -161,3 +163,26 @@ def test_categories_of_several_lines_or_of_no_text(name, tmp_path):
     with pytest.raises(ValueError, match=r'a.json: categories\[0\].name must be a name in one line, but is') as error:
         write_detection('data')
     assert '\n' not in str(error.value)
+
+
+def test_checkpoints_that_configs_cannot_hold(tmp_path):
+    """Their path, and what stands before the names of their weights."""
+    write_classes(tmp_path / 'data', 'ab')
+    weights = StripMLP(dict(embed_dims=8, depths=(1, 1, 1, 1)), img_size=32).state_dict()
+    for name, prefix in (('{{$HOME:x}}', ''), ('fine', '{{$HOME:x}}')):
+        path = tmp_path / 'data' / f'{name}.pth'
+        torch.save({prefix + key: value for key, value in weights.items()}, path)
+        with pytest.raises(ValueError, match=r'\{\{\$HOME:x\}\}.* has \{\{, a line break or no UTF-8'):
+            write_classification('data', init=path)
+    assert not (tmp_path / 'own_data').exists()
+
+
+def test_parts_of_paths_that_configs_cannot_hold(tmp_path):
+    """The folder of the images of a COCO file, and the ending of all names of images."""
+    write_coco(tmp_path / 'data' / '{{$HOME:x}}')
+    with pytest.raises(ValueError, match='rename it'):
+        write_detection('data')
+    write_pairs(tmp_path / 'data', [f'{i}_{{{{x}}}}' for i in range(3)], [f'{i}_m' for i in range(3)])
+    with pytest.raises(ValueError, match='rename it'):
+        write_segmentation('data')
+    assert not (tmp_path / 'own_data').exists()
