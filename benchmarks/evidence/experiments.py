@@ -35,7 +35,7 @@ FASHION_MNIST_CHOOSING_EPOCHS = 1
 
 ABLATIONS = 'strip_mlp/strip-mlp-pico_1xb128_cifar10-64px.py'
 ABLATIONS_EPOCHS, ABLATIONS_CHOOSING_EPOCHS = 5, 1
-ABLATIONS_RATES = (1e-3, 2e-3, 4e-3)
+ABLATIONS_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 ABLATIONS_SEEDS = tuple(range(6))
 # Variant -> arguments of the backbone. First the network that the others vary, then these in the order of their worth;
 # the first two with the first three seeds are the pilot.
