@@ -193,8 +193,8 @@ def test_plots_draw_any_names(tmp_path, said, font):
         warnings.simplefilter('error', UserWarning)
         plots.plot_curves({name: dict.fromkeys(NAMES, curve) for name in NAMES[:3]}, '$', tmp_path / '1.png')
         plots.plot_confusion(np.arange(10), np.arange(10), NAMES, tmp_path / '2.png')
-        plots.plot_confusion(np.arange(40), np.arange(40), NAMES * 4, tmp_path / '4.png')
-        plots.plot_predictions([(image, a, b) for a in NAMES for b in NAMES[:2]], '$_$' * 99, tmp_path / '5.png')
+        plots.plot_confusion(np.arange(40), np.arange(40), NAMES * 4, tmp_path / '3.png')
+        plots.plot_predictions([(image, a, b) for a in NAMES for b in NAMES[:2]], '$_$' * 99, tmp_path / '4.png')
         field = np.ones((4, 4)), (2.0, 2.0), (1.0, 2.0)
         plots.plot_fields(dict.fromkeys(NAMES, field), tmp_path / '5.png')
     assert len(list(tmp_path.glob('*.png'))) == 5 and not said
