@@ -18,8 +18,8 @@ from ..utils.checkpoints import load_plain_weights_only
 from ..utils.config import dataset_class, leaf_datasets
 from .resumable import make_resumable
 from .resume import choose_checkpoint
-from .runner import careful_runner
-from .work_dir import hold_work_dir, release_work_dirs
+from .runner import runner_class
+from .work_dir import lock_work_dir, unlock_work_dirs
 
 _RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 LAUNCHERS = ('none', *_RANKS)
@@ -115,7 +115,7 @@ def build_runner(
     elif launcher == 'pytorch' and _restarts() and not torch.distributed.is_initialized():
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         _join_group('nccl', config)
-    runner = careful_runner(config.get('runner_type'), config.get('default_scope')).from_cfg(config)
+    runner = runner_class(config.get('runner_type'), config.get('default_scope')).from_cfg(config)
     # Not in the config, which the run has dumped: it is for other runs too.
     runner._resume = resumed is not None
     runner._load_from = resumed or config.get('load_from')
@@ -160,12 +160,12 @@ def train(config: Config, launcher: str = 'none', trust_checkpoints: bool = Fals
         RuntimeError: Another training runs in the work dir.
     """
     if launcher == 'none' or int(os.environ.get(_RANKS[launcher], 0)) == 0:  # the process that writes there
-        hold_work_dir(config.work_dir)
+        lock_work_dir(config.work_dir)
     try:
         runner = build_runner(config, launcher, trust_checkpoints, accelerate)
         runner.train()
     finally:
-        release_work_dirs()
+        unlock_work_dirs()
     return runner
 
 

@@ -15,8 +15,8 @@ from .loops import check_batches
 from .precision import BFloat16OptimWrapper
 
 
-def careful_runner(name: str | None = None, scope: str | None = None) -> type[Runner]:
-    """A class of runners with :class:`_Careful` in it.
+def runner_class(name: str | None = None, scope: str | None = None) -> type[Runner]:
+    """A class of runners with :class:`_CheckedRunner` in it.
 
     Args:
         name: Registered name of a Runner. Defaults to mmengine's own.
@@ -28,10 +28,10 @@ def careful_runner(name: str | None = None, scope: str | None = None) -> type[Ru
             kind = registry.get(name)
         if kind is None:
             raise KeyError(f'runner_type: no runner {name!r} is registered')
-    return type(kind.__name__, (_Careful, kind), {})
+    return type(kind.__name__, (_CheckedRunner, kind), {})
 
 
-class _Careful:
+class _CheckedRunner:
     """Of a Runner.
 
     - On CPUs, several processes train with any wrapper around the model, and with BN in place of SyncBN.

@@ -16,8 +16,8 @@ if hasattr(os, 'register_at_fork'):  # not on Windows
     os.register_at_fork(after_in_child=_held.clear)  # the locks are the parent's
 
 
-def hold_work_dir(folder: str | Path) -> None:
-    """Keep other trainings out of a folder as long as this process lives, or until :func:`release_work_dirs`.
+def lock_work_dir(folder: str | Path) -> None:
+    """Keep other trainings out of a folder as long as this process lives, or until :func:`unlock_work_dirs`.
 
     Args:
         folder: It is made if it is not there. Its file ``.mmstrip.lock`` names the process; it stays, and the lock on
@@ -51,7 +51,7 @@ def hold_work_dir(folder: str | Path) -> None:
     _held.append(file)
 
 
-def release_work_dirs() -> None:
+def unlock_work_dirs() -> None:
     """Let other processes train in the folders that this one holds."""
     while _held:
         _held.pop().close()

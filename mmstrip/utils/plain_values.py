@@ -9,22 +9,22 @@ from torch import Tensor, nn
 
 _PLAIN = (str, bytes, int, float, bool, type(None), torch.Size, torch.dtype)
 _HISTORY = {'history', 'counts', 'max_length'}
-_TYPES = 'restored_types'
+_MARKS = {'mmstrip.array': lambda value: value.cpu().numpy(), 'mmstrip.set': set, 'mmstrip.frozenset': frozenset}
 _DEPTH = 50
 
 
 def to_plain(content: dict) -> tuple[dict, dict[str, str]]:
     """A copy of plain values: tensors, numbers, strings, dicts, lists and tuples; :func:`from_plain` undoes it.
 
-    NumPy arrays become tensors, sets become lists, and histories become dicts of tensors.
+    Arrays of NumPy become tensors, and sets lists, each in a dict whose only key says so; histories become dicts of
+    tensors.
 
     Returns:
-        The copy, which also notes what is an array or a set; and dotted keys with what is wrong there, to come after
-        the key: a value that is left out as it is none of these, or one that comes back as another type.
+        The copy; and dotted keys with what is wrong there, to come after the key: a value that is left out as it is
+        none of these, or one that comes back as another type.
     """
     copy = _Copy()
-    plain = copy.of(content, ())
-    return plain | ({_TYPES: copy.types} if copy.types else {}), copy.remarks
+    return copy.of(content, ()), copy.remarks
 
 
 class _LeftOut:
@@ -35,12 +35,10 @@ class _Copy:
     """A walk through nested values.
 
     Attributes:
-        types: Keys that lead to an array or a set -> which of them it is.
         remarks: See :func:`to_plain`.
     """
 
     def __init__(self):
-        self.types: dict[tuple, str] = {}
         self.remarks: dict[str, str] = {}
 
     def of(self, value, place: tuple):
@@ -71,11 +69,9 @@ class _Copy:
 
     def _array(self, value: np.ndarray, place: tuple):
         try:
-            tensor = torch.from_numpy(value.copy())
+            return {'mmstrip.array': torch.from_numpy(value.copy())}
         except (TypeError, ValueError):  # strings, objects, dates, another byte order
             return self._left_out(value, place)
-        self.types[place] = 'array'
-        return tensor
 
     def _dict(self, value: dict, place: tuple) -> dict:
         if isinstance(value, OrderedDict) and all(type(part) in (Tensor, nn.Parameter) for part in value.values()):
@@ -101,7 +97,7 @@ class _Copy:
         if type(value) is not kind:
             self._remark(place, f'is {_name(value)} and will come back as a {kind.__name__}')
         if kind in (set, frozenset):
-            self.types[place] = kind.__name__
+            return {f'mmstrip.{kind.__name__}': parts}
         return tuple(parts) if kind is tuple else parts
 
 
@@ -114,28 +110,22 @@ def _is_plain_key(key) -> bool:
     return type(key) in _PLAIN or (type(key) is tuple and all(map(_is_plain_key, key)))
 
 
-def from_plain(content):
-    """The values that :func:`to_plain` was given, in place; histories also in files that do not note types.
+def from_plain(value):
+    """The values that :func:`to_plain` was given; dicts and lists are changed in place.
 
     Raises:
         Exception: Any, where the content was not made by it.
     """
-    types = content.pop(_TYPES, {}) if isinstance(content, dict) else {}
-    return _restore(content, (), types)
-
-
-def _restore(value, place: tuple, types: dict):
     if isinstance(value, dict):
         if set(value) == _HISTORY and isinstance(value['history'], Tensor):
             history, counts = (value[name].cpu().numpy() for name in ('history', 'counts'))
             return HistoryBuffer(history, counts, value['max_length'])
         for key, part in value.items():
-            value[key] = _restore(part, (*place, key), types)
+            value[key] = from_plain(part)
+        if len(value) == 1 and (mark := next(iter(value))) in _MARKS:
+            return _MARKS[mark](value[mark])
     elif isinstance(value, list):
-        value[:] = [_restore(part, (*place, index), types) for index, part in enumerate(value)]
+        value[:] = map(from_plain, value)
     elif type(value) is tuple:
-        value = tuple(_restore(part, (*place, index), types) for index, part in enumerate(value))
-    kind = types.get(place)
-    if kind == 'array':
-        return value.cpu().numpy()
-    return {'set': set, 'frozenset': frozenset}[kind](value) if kind else value
+        value = tuple(map(from_plain, value))
+    return value

@@ -17,7 +17,7 @@ from benchmarks.evidence.clock import ClockHook
 from mmstrip.datasets.digit_scenes import write_digit_scenes
 from mmstrip.engine.launch import build_runner
 from mmstrip.engine.precision import set_train_amp
-from mmstrip.engine.runner import careful_runner
+from mmstrip.engine.runner import runner_class
 from mmstrip.utils.config import load_config
 from mmstrip.utils.samples import image_files
 
@@ -162,7 +162,7 @@ def test_a_student_and_its_teacher_train(train, tmp_path):
 
 def wrap(model: nn.Module, wrapper: dict | None, **config) -> nn.Module:
     """A model as a Runner of several processes without GPUs wraps it."""
-    kind = careful_runner()
+    kind = runner_class()
     runner = kind.__new__(kind)
     runner._distributed, runner.cfg = True, Config(config)
     wrapped = runner.wrap_model(wrapper, model)
@@ -296,7 +296,7 @@ def test_a_schedule_that_ignores_the_scaling_is_named(train, monkeypatch):
 
 
 def test_a_runner_of_ones_own():
-    assert issubclass(careful_runner('FlexibleRunner'), careful_runner('FlexibleRunner').__mro__[2])
-    assert issubclass(careful_runner(), Runner) and careful_runner().__name__ == 'Runner'
+    assert issubclass(runner_class('FlexibleRunner'), runner_class('FlexibleRunner').__mro__[2])
+    assert issubclass(runner_class(), Runner) and runner_class().__name__ == 'Runner'
     with pytest.raises(KeyError, match="no runner 'MyRunner' is registered"):
-        careful_runner('MyRunner')
+        runner_class('MyRunner')

@@ -140,7 +140,7 @@ def test_names_of_pictures():
         'a/1.jpg': 'a_1',
         'b/1.jpg': '1_1',  # b_1 is the name of another image
         'a/2.jpg': '2',
-        'c/A/3.jpg': '3_3',
+        'c/A/3.jpg': 'A_3',
         'd/a/3.PNG': '3_4',
         'e/A/3.png': '3_5',
         'a/x.jpg': 'a_x',

@@ -10,7 +10,6 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop
 
-from mmstrip.engine.loops import explained_worker_death
 from mmstrip.engine.resumable import make_resumable
 from mmstrip.engine.resume import choose_checkpoint
 
@@ -127,22 +126,6 @@ def test_older_checkpoints_of_other_names(tmp_path):
     assert choose_checkpoint(config) == str(tmp_path / 'ep_01.pth')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'ep_02.pth'))
     assert choose_checkpoint(config) == str(tmp_path / 'ep_01.pth')
-
-
-@pytest.mark.parametrize(
-    'error, killed',
-    [
-        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), True),
-        (RuntimeError('DataLoader worker (pid(s) 7, 8) exited unexpectedly'), True),
-        (ConnectionResetError('Connection reset by peer'), True),
-        (RuntimeError('Caught RuntimeError in DataLoader worker process 0.\nstack expects equal sizes'), False),
-        (EOFError('Caught EOFError in DataLoader worker process 0.'), False),
-    ],
-)
-def test_death_of_workers_is_told_from_their_errors(error, killed):
-    with pytest.raises(Exception) as raised, explained_worker_death(2):
-        raise error
-    assert ('was killed' in str(raised.value)) == killed and (raised.value is error) != killed
 
 
 def test_names_that_cannot_be_checkpoints_are_passed_over(tmp_path):

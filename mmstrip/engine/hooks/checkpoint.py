@@ -16,7 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from ...registry import HOOKS
 from ...utils.files import remove_unfinished, write_file
 from ..host_copy import HostCopy
-from ..work_dir import hold_work_dir, release_work_dirs
+from ..work_dir import lock_work_dir, unlock_work_dirs
 
 INTERRUPTED = 'interrupted.pth'
 BACKEND = 'mmstrip.atomic'
@@ -46,23 +46,23 @@ class AtomicBackend(LocalBackend):
 _forking = threading.local()  # mask: the signals that a thread blocks when it does not fork
 
 
-def _hold_sigterm() -> None:
+def _block_sigterm() -> None:
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 
-def _heed_sigterm() -> None:
+def _unblock_sigterm() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
-def _end_on_sigterm() -> None:
+def _restore_sigterm() -> None:
     """In a process forked from a training: the signal ends it again, or a pool that it belongs to never would."""
     if isinstance(getattr(signal.getsignal(signal.SIGTERM), '__self__', None), SafeCheckpointHook):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _heed_sigterm()
+    _unblock_sigterm()
 
 
 if hasattr(os, 'register_at_fork'):  # not on Windows; held, as Python drops what comes before the handler is set
-    os.register_at_fork(before=_hold_sigterm, after_in_parent=_heed_sigterm, after_in_child=_end_on_sigterm)
+    os.register_at_fork(before=_block_sigterm, after_in_parent=_unblock_sigterm, after_in_child=_restore_sigterm)
 
 
 @HOOKS.register_module()
@@ -101,7 +101,7 @@ class SafeCheckpointHook(CheckpointHook):
         self.local = local
         if is_main_process() and local:
             for folder in (self.out_dir, runner.work_dir):
-                hold_work_dir(folder)
+                lock_work_dir(folder)
                 remove_unfinished(folder)
         if self.save_best is not None:
             self._forget_foreign_bests()
@@ -172,7 +172,7 @@ class SafeCheckpointHook(CheckpointHook):
         super().after_train(runner)
         if self.previous_handler is not None:
             signal.signal(signal.SIGTERM, self.previous_handler)
-        release_work_dirs()
+        unlock_work_dirs()
 
     def _note_stop(self, *_) -> None:
         self.stop = True

@@ -60,7 +60,7 @@ class CheckpointFitHook(Hook):
                 self.foreign = f"holds none of the model's {len(model.state_dict())} tensors{first}"
             return
         checkpoint['meta'].pop('config', None)  # text that mmengine would run
-        problem = _misfit(runner, checkpoint)
+        problem = _mismatch(runner, checkpoint)
         if problem:
             raise ValueError(
                 f'{runner._load_from} cannot be resumed with this config: {problem}. To start a new training from its '
@@ -103,7 +103,7 @@ def _saved_training(checkpoint: dict) -> dict:
     return training if isinstance(training, dict) else {}
 
 
-def _misfit(runner: Runner, checkpoint: dict) -> str:
+def _mismatch(runner: Runner, checkpoint: dict) -> str:
     """What of a checkpoint does not fit the run, as a sentence; '' if nothing."""
     own, averages = unwrap_model(runner.model).state_dict(), checkpoint.get('ema_state_dict')
     problem = _other_tensors(own, checkpoint['state_dict']) or _other_classes(runner, checkpoint['meta'])

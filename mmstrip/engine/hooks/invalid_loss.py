@@ -51,18 +51,11 @@ class InvalidLossHook(Hook):
         while self._steps and self._steps[0].values.arrived():
             self._check(runner, self._steps.popleft())
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        self._check_all(runner)
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        self._check_all(runner)
-
-    def after_train(self, runner: Runner) -> None:
-        self._check_all(runner)
-
-    def _check_all(self, runner: Runner) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict | None = None) -> None:
         while self._steps:
             self._check(runner, self._steps.popleft())
+
+    after_train_epoch = after_train = before_save_checkpoint
 
     def _check(self, runner: Runner, step: _Step) -> None:
         bad = [(name, value) for name, value in zip(step.names, step.values.read()) if not math.isfinite(value)]

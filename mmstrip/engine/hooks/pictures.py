@@ -88,22 +88,21 @@ def picture_names(paths: Iterable[str]) -> dict[str, str]:
     """A name for the picture of each image, without suffix, that no other has, on file systems without case too.
 
     Returns:
-        Path -> the image's own name; with its folder's, and a number, where several have that.
+        Path -> the image's own name; where several have that, with its folder's, or else with a number.
     """
-    names, taken, left = {}, set(), list(dict.fromkeys(paths))
-    numbers = {path: number for number, path in enumerate(left)}
-    for name_of in (
-        lambda path: _short(Path(path).stem),
-        lambda path: f'{_short(Path(path).parent.name, 70)}_{_short(Path(path).stem)}',
-        lambda path: f'{_short(Path(path).stem)}_{numbers[path]}',
-        lambda path: f'{_short(Path(path).stem)}_{numbers[path]}_of_{len(numbers)}',
-    ):
-        found = {path: name_of(path) for path in left}
-        counts = Counter(name.casefold() for name in found.values())
-        free = {p: name for p, name in found.items() if counts[name.casefold()] == 1 and name.casefold() not in taken}
-        names |= free
-        taken |= {name.casefold() for name in free.values()}
-        left = [path for path in left if path not in free]
+    stems = {path: _short(Path(path).stem) for path in paths}
+    counts = Counter(stem.casefold() for stem in stems.values())
+    names, taken = {}, {stem for stem, count in counts.items() if count == 1}
+    for number, (path, stem) in enumerate(stems.items()):
+        if counts[stem.casefold()] > 1:
+            name = f'{_short(Path(path).parent.name, 70)}_{stem}'
+            if name.casefold() in taken:
+                name = f'{stem}_{number}'
+            while name.casefold() in taken:
+                name += '_'
+            taken.add(name.casefold())
+            stem = name
+        names[path] = stem
     return names
 
 
