@@ -41,7 +41,7 @@ class Export:
         shape: Height and width, pixels; None: those of the test pipeline's crop or fixed size, of detectors its scale,
             of segmentors else the ``size`` of their ``data_preprocessor``, else 224.
         dynamic_batch, dynamic_size: As of :func:`.formats.trace`. Without them the batch is 1.
-        opset, half: As of :func:`.formats.to_onnx`.
+        opset, half: As of :func:`.formats.to_onnx` and :func:`.formats.halve`.
         normalize: Take pixels, BGR in uint8, and normalise them in the graph.
         scores: Give a classifier's scores instead of logits.
     """

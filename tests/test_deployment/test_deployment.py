@@ -18,7 +18,7 @@ from PIL import Image
 from mmstrip.deployment import Export, Predictor, any_size, export_model, load
 from mmstrip.deployment.export import channels_of, check
 from mmstrip.deployment.formats import SUFFIXES, publish, quietly, to_onnx, trace
-from mmstrip.deployment.runtimes import start_session
+from mmstrip.deployment.runtimes import RUNTIMES
 from mmstrip.models.windows import _run_in_any_windows, run_in_windows
 from mmstrip.utils.config import load_config
 
@@ -164,9 +164,9 @@ def test_heads_of_segmentors_at_any_size(kind, options):
     """The maps before them are tested below."""
     model = randomise(Headed(kind, **options).eval().requires_grad_(False))
     any_size.prepare(model)
-    content = to_onnx(trace(model, torch.randn(2, 3, 96, 128), dynamic_batch=True, dynamic_size=True))
-    for runtime in ('onnxruntime', 'openvino'):
-        run = start_session(runtime, content)
+    traced = to_onnx(trace(model, torch.randn(2, 3, 96, 128), dynamic_batch=True, dynamic_size=True))
+    for start in RUNTIMES.values():
+        run = start(traced.SerializeToString(), 'float32')
         for shape in ((2, 3, 96, 128), (1, 3, 64, 224), (3, 3, 160, 96)):
             images = torch.randn(shape)
             (expected,) = model(images)

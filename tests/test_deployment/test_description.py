@@ -19,7 +19,7 @@ from PIL import Image
 
 from mmstrip.deployment import load
 from mmstrip.deployment.description import read_about
-from mmstrip.deployment.formats import KEY, _save
+from mmstrip.deployment.formats import KEY, store, to_openvino
 from mmstrip.deployment.preprocessing import read_picture, run_steps
 from mmstrip.deployment.runtimes import open_session
 
@@ -44,7 +44,7 @@ ABOUT = dict(
 )
 
 
-def model_of(text, more=(), functions=()):
+def model_of(text='', more=(), functions=()):
     """Means of the channels, (1, 3), of images (1, 3, 8, 8); further constants."""
     nodes = [helper.make_node('ReduceMean', ['images', 'axes'], ['logits'], keepdims=0)]
     images, logits = (
@@ -61,13 +61,7 @@ def model_of(text, more=(), functions=()):
 
 def write(folder, about, suffix='.onnx'):
     path, text = folder / f'model{suffix}', about if isinstance(about, str) else json.dumps(about)
-    _save(
-        path,
-        model_of(text).SerializeToString(),
-        dict(zip(('.onnx', '.xml'), ('onnx', 'openvino')))[suffix],
-        text,
-        False,
-    )
+    store(model_of() if suffix == '.onnx' else to_openvino(model_of()), path, text)
     return path
 
 
