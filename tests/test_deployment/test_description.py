@@ -266,6 +266,22 @@ def tiff(entries, data):
 GRAY = [(258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1)]
 
 
+def test_what_pixels_and_pictures_are_taken(tmp_path):
+    predict = load(write(tmp_path, ABOUT))
+    for wrong in (np.zeros((1, 1, 8, 8), np.uint8), np.zeros((1, 3, 8, 8), np.float32), np.zeros((3, 8, 8), np.uint8)):
+        with pytest.raises(ValueError, match=r'takes pixels \(N, 3, H, W\) in uint8, but got'):
+            predict.run(wrong)
+    with pytest.raises(ValueError, match='batch_size must be a whole number from 1 to 65535, but got 0'):
+        predict([], batch_size=0)
+    with pytest.raises(TypeError, match=r'pictures are paths or arrays \(H, W, 3\) in BGR, but got Image'):
+        predict(Image.new('RGB', (8, 8)))
+    with pytest.raises(ValueError, match=r'pictures are arrays \(H, W, 3\) in uint8, but got \(0, 8, 3\)'):
+        predict(np.zeros((0, 8, 3), np.uint8))
+    predict.about['channels'] = 1
+    with pytest.raises(ValueError, match='takes images of 1 channels, but pictures have 3'):
+        predict(np.zeros((8, 8, 3), np.uint8))
+
+
 def test_pictures_are_as_large_as_they_say(tmp_path, monkeypatch):
     strip = zlib.compress(bytes(20_000 * 2000), 9)
     twice = [(256, 4, 1, 20_000), (256, 4, 1, 8), (257, 4, 1, 2000), (257, 4, 1, 8), *GRAY]
@@ -280,8 +296,13 @@ def test_pictures_are_as_large_as_they_say(tmp_path, monkeypatch):
     for name, options in (('plain.tif', {}), ('big.tif', dict(big_tiff=True)), ('tiled.tif', dict(tile=(16, 16)))):
         Image.fromarray(picture).save(tmp_path / name, **options)
         np.testing.assert_array_equal(read_picture(tmp_path / name), picture[..., ::-1])
+    Image.fromarray(picture).save(tmp_path / 'whole.jpg')
+    (tmp_path / 'cut.jpg').write_bytes((tmp_path / 'whole.jpg').read_bytes()[:-300])  # OpenCV fills it up
+    (tmp_path / 'empty.png').touch()
     predict = load(write(tmp_path, ABOUT))
     for name, words in (
+        ('cut.jpg', 'cut.jpg cannot be read as a picture: image file is truncated'),
+        ('empty.png', 'empty.png cannot be read as a picture'),
         ('twice.tif', 'twice.tif cannot be read as a picture: its header names a field twice'),
         ('tiles.tif', 'tiles.tif cannot be read as a picture: its tiles have 16000 x 16000 pixels'),
         ('model.onnx', 'model.onnx cannot be read as a picture: cannot identify image file'),
