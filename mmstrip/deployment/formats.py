@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -244,21 +245,22 @@ def files_of(path: str | Path) -> list[Path]:
 def publish(source: str | Path, out: str | Path) -> None:
     """Copy an export to its place, each file atomically.
 
+    The one that is opened is written first and takes its place last, so that no old one lies beside new ones.
+
     Raises:
         OSError: It cannot be written; older files are still there.
     """
-    _publish(list(zip(files_of(source), files_of(out))))
-
-
-def _publish(files: list[tuple[Path, Path]]) -> None:
-    """The last one is written first and takes its place last, so that no old one lies beside new ones."""
-    *others, (made, path) = files
+    *others, (opened, path) = zip(files_of(source), files_of(out))
 
     def write(file) -> None:
-        with made.open('rb') as content:
-            shutil.copyfileobj(content, file)
+        _copy(opened, file)
         file.flush()
-        if others:
-            _publish(others)
+        for made, other in others:
+            write_file(other, partial(_copy, made))
 
     write_file(path, write)
+
+
+def _copy(path: Path, file) -> None:
+    with path.open('rb') as content:
+        shutil.copyfileobj(content, file)

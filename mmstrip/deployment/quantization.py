@@ -64,7 +64,12 @@ def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) ->
     if Path(path).suffix == SUFFIXES['torch-export']:
         raise ValueError(f'files of {" and ".join(HALVED)} are quantised, but got {path}')
     about = read_about(path)
-    _check(about, path, out)
+    if about['task'] == 'detector':
+        raise ValueError(f'classifiers, segmentors, backbones and necks are quantised, but {path} holds a detector')
+    check_format(about['format'], out)
+    check_packages('int8')
+    if about['half'] or about.get('int8'):
+        raise ValueError(f'{path} must have weights in float32 to be quantised')
     before = Predictor(path)
     inputs = [before.inputs(image[None]) for image in pixels]
     with tempfile.TemporaryDirectory() as folder:
@@ -75,15 +80,6 @@ def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) ->
         error = _distance([(after.run(image[None])[0], before.run(image[None])[0]) for image in some])
         publish(made, out)
     return error
-
-
-def _check(about: dict, path: str | Path, out: str | Path) -> None:
-    if about['task'] == 'detector':
-        raise ValueError(f'classifiers, segmentors, backbones and necks are quantised, but {path} holds a detector')
-    check_format(about['format'], out)
-    check_packages('int8')
-    if about['half'] or about.get('int8'):
-        raise ValueError(f'{path} must have weights in float32 to be quantised')
 
 
 def write_int8(path: str | Path, out: Path, inputs: Sequence[np.ndarray], about: str = '') -> None:
