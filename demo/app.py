@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import gradio as gr
-import mmcv
 import numpy as np
 from mmengine.utils.dl_utils import is_norm
 from PIL import Image, ImageDraw
@@ -30,7 +29,7 @@ from mmstrip.deployment import load
 from mmstrip.deployment.detections import values_of
 from mmstrip.deployment.export import task_of
 from mmstrip.deployment.formats import SUFFIXES
-from mmstrip.deployment.preprocessing import open_picture, size_of
+from mmstrip.deployment.preprocessing import read_picture, size_of
 from mmstrip.utils.checkpoints import fill_model, load_plain_weights_only
 from mmstrip.utils.config import load_config
 
@@ -167,23 +166,15 @@ class Page(gr.Interface):
         return list(map(uploaded, inputs[:1] or [None]))
 
 
-def read_picture(path: str) -> Image.Image:
-    """A picture in RGB, read as the toolboxes do; what is wrong with it is said on the page."""
+def open_picture(path: str) -> Image.Image:
+    """A picture in RGB, shrunk to :data:`MAX_SIDE`; what is wrong with it is said on the page."""
     try:
-        with open_picture(path) as file:
-            file.load()  # says better what is wrong
-        pixels = mmcv.imread(path)
-        if pixels is None:
-            raise ValueError(f'OpenCV knows no pixels of the mode {file.mode}')
-        picture = Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))
-    except Exception as error:  # each decoder has its own
-        raise gr.Error(f'This file cannot be read as a picture: {error}', print_exception=False) from error
+        pixels = read_picture(path)
+    except ValueError as error:
+        raise gr.Error(f'This file cannot be read as a picture: {error.__cause__}', print_exception=False) from error
+    picture = Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     return picture
-
-
-def to_bgr(picture: Image.Image) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(picture)[..., ::-1])
 
 
 def name_of(label: int, classes: list[str] | None) -> str:
@@ -221,9 +212,9 @@ SHOWN = dict(classifier=show_classes, segmentor=show_masks, detector=show_boxes)
 def show(task: str, predict: Predict, classes: list[str] | None, path: str | None):
     if path is None:
         return (None, None) if task == 'classifier' else None
-    picture = read_picture(path)
+    picture = open_picture(path)
     try:
-        return SHOWN[task](picture, predict(to_bgr(picture)), classes)
+        return SHOWN[task](picture, predict(np.asarray(picture)[..., ::-1].copy()), classes)
     except Exception as error:  # of any model
         raise gr.Error(f'This picture cannot be predicted: {error}', print_exception=False) from error
 

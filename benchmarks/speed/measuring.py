@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from mmstrip import accelerate
 from mmstrip.analysis.complexity import TensorForward, analyze_complexity, data_samples
-from mmstrip.deployment.formats import SUFFIXES, halved, to_onnx, trace
+from mmstrip.deployment.formats import SUFFIXES, check_packages, halve, to_onnx, trace
 from mmstrip.deployment.quantization import write_int8
-from mmstrip.deployment.runtimes import RUNTIMES, Session, check_runtime, start_session
+from mmstrip.deployment.runtimes import RUNTIMES, Session
 from mmstrip.models import StripMLP
 
 from .specs import Spec
@@ -28,7 +29,8 @@ MODES = ('inference', 'train')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 TOLERANCES = {'float32': 1e-3, 'lower': 5e-2, 'int8': 0.5}  # of outputs; lower: of products, or of stored weights
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else PyTorch's profiler prints two lines a measurement
-_exported: dict[str, bytes] = {}  # shared by the runtimes
+_exported: dict[str, object] = {}  # models of ONNX, shared by the runtimes
+_FORMATS = {'onnxruntime': 'onnx', 'openvino': 'openvino'}  # what each reads in int8
 _CEILING_SIDES = {'cpu': (256, 512, 1024, 2048), 'cuda': (8192,)}
 _CEILING_SECONDS = 0.2
 _COPIED_MIB = {'cpu': 64, 'cuda': 2048}
@@ -66,7 +68,7 @@ class Candidate:
         self.dtype = 'bfloat16' if {'autocast', 'bfloat16'} & set(spec.forms) else settings.dtype
         self.runtime = next((form for form in spec.forms if form in RUNTIMES), None)
         if self.runtime:
-            check_runtime(self.runtime, self.dtype, settings.device, settings.modes)
+            self._check_runtime()
         if 'cudagraphs' in spec.forms and not settings.device.startswith('cuda'):
             raise ValueError(f'{spec.label}: CUDA graphs need CUDA, but the device is {settings.device}')
         self._graph_peaks: dict[tuple, int] = {}
@@ -85,6 +87,16 @@ class Candidate:
         if 'compile' in spec.forms:
             mode = 'reduce-overhead' if 'cudagraphs' in spec.forms else None
             self.call = torch.compile(self.model, dynamic=True if 'dynamic' in spec.forms else None, mode=mode)
+
+    def _check_runtime(self) -> None:
+        runtime, settings = self.runtime, self.settings
+        check_packages(_FORMATS[runtime])
+        if list(settings.modes) != ['inference']:
+            raise ValueError(f'{runtime} runs inference alone, but the modes are {", ".join(settings.modes)}')
+        if settings.device != 'cpu':
+            raise ValueError(f'{runtime} is measured on CPUs alone, but the device is {settings.device}')
+        if self.dtype == 'float16' or (runtime, self.dtype) == ('onnxruntime', 'bfloat16'):
+            raise ValueError(f'{runtime} does not compute in {self.dtype} on CPUs')
 
     def step(self, mode: str, shape: tuple[int, int]) -> Callable:
         """A forward pass that gives its outputs, or in training with the backward pass of a sum, on fixed images."""
@@ -181,15 +193,18 @@ class Candidate:
         key = str((network, self.settings.batch, self.settings.channels, shape))
         if key not in _exported:
             _exported[key] = to_onnx(trace(self._function(shape), self._images(shape)))
+        model, start = _exported[key], RUNTIMES[self.runtime]
+        if 'half' in self.spec.forms:
+            model = deepcopy(model)
+            halve(model)
         if 'int8' not in self.spec.forms:
-            exported = halved(_exported[key]) if 'half' in self.spec.forms else _exported[key]
-            return start_session(self.runtime, exported, self.dtype)
+            return start(model.SerializeToString(), self.dtype)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / 'float32.onnx'
-            path.write_bytes(_exported[key])
-            made = path.with_name('int8').with_suffix(SUFFIXES['onnx' if self.runtime == 'onnxruntime' else 'openvino'])
+            path.write_bytes(model.SerializeToString())
+            made = path.with_name('int8').with_suffix(SUFFIXES[_FORMATS[self.runtime]])
             write_int8(path, made, [self._images(shape).numpy()])
-            return start_session(self.runtime, str(made), self.dtype)
+            return start(str(made), self.dtype)
 
     def _freezing(self):
         if 'freezing' not in self.spec.forms:

@@ -1,7 +1,6 @@
 """What an exported file says of itself: read as data and checked whole, as files may come from anybody."""
 
 import json
-import math
 import reprlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .formats import DYNAMIC_SIDES, EXTRA, KEY, SUFFIXES, files_of, require_trust
-from .preprocessing import EDGES, MAX_PIXELS
 
 Shape = Sequence[int | None] | None  # None for what a graph leaves open
 Rule = tuple[str, Callable[[object], bool]]  # what is allowed, in words, and whether a value is that
@@ -18,12 +16,7 @@ _LONGEST = 2**24  # bytes of a description
 
 @dataclass
 class Content:
-    """What is read from a file: its description, JSON, and the input and outputs of its graph.
-
-    Attributes:
-        text: '' if there is none.
-        dtype: Of the input, None if unknown; so are the shapes.
-    """
+    """What is read from a file: its description, JSON or '', and the input and outputs of its graph, where known."""
 
     text: str
     dtype: str | None = None
@@ -98,7 +91,7 @@ def _is_text(value) -> bool:
 _NONE: Rule = ('null', lambda value: value is None)
 _BOOL = _one_of(True, False)
 _TEXT: Rule = ('text of up to 1000 characters', _is_text)
-_SIDE = _whole(1, DYNAMIC_SIDES[1])
+_SIDE = _whole(1, DYNAMIC_SIDES[1])  # so that no shape has more than MAX_PIXELS
 _SIDES = _either(_SIDE, _list_of(_SIDE, 2, 2))
 _FACTOR = _number(0.01, 100)
 _RESIZED = dict(
@@ -106,7 +99,7 @@ _RESIZED = dict(
     backend=_one_of('cv2', 'pillow'),
     clip_object_border=_BOOL,
 )
-# Of the steps of a test pipeline: what each needs, and what it may have.
+# Of the steps of a test pipeline, and of a whole description: what each needs, and what it may have.
 STEPS: dict[str, tuple[dict[str, Rule], dict[str, Rule]]] = {
     'Resize': (
         {},
@@ -117,31 +110,26 @@ STEPS: dict[str, tuple[dict[str, Rule], dict[str, Rule]]] = {
             keep_ratio=_BOOL,
         ),
     ),
-    'ResizeEdge': (dict(scale=_SIDE), dict(_RESIZED, edge=_one_of(*EDGES))),
+    'ResizeEdge': (dict(scale=_SIDE), dict(_RESIZED, edge=_one_of('short', 'long', 'width', 'height'))),
     'CenterCrop': (dict(crop_size=_SIDES), dict(auto_pad=_BOOL, clip_object_border=_BOOL)),
 }
 _STEP: Rule = (f'a step of {", ".join(STEPS)}', lambda value: type(value) is dict and value.get('type') in list(STEPS))
-NEEDED: dict[str, Rule] = dict(
-    format=_one_of(*SUFFIXES),
-    task=_one_of('classifier', 'segmentor', 'detector', 'backbone', 'neck'),
-    classes=_either(_NONE, _list_of(_TEXT, 100_000, 1)),
-    channels=_whole(1, 1024),
-    shape=_list_of(_SIDE, 2, 2),
-    steps=_list_of(_STEP, 10),
-    mean=_either(_NONE, _list_of(_number(-1e6, 1e6), 1024, 1)),
-    std=_either(_NONE, _list_of(_number(1e-6, 1e6), 1024, 1)),
-    outputs=_list_of(_TEXT, 100, 1),
-    align_corners=_either(_BOOL, _NONE),
-    threshold=_either(_number(0, 1), _NONE),
-    **dict.fromkeys(('scores', 'flip', 'normalize', 'dynamic_batch', 'dynamic_size', 'half'), _BOOL),
-)
-OPTIONAL: dict[str, Rule] = dict(
-    pad_value=_either(_number(-1e6, 1e6), _NONE),
-    int8=_BOOL,
-    deploy=_BOOL,
-    part=_one_of('whole', 'backbone', 'neck'),
-    opset=_either(_whole(1, 100), _NONE),
-    version=_TEXT,
+ABOUT: tuple[dict[str, Rule], dict[str, Rule]] = (
+    dict(
+        format=_one_of(*SUFFIXES),
+        task=_one_of('classifier', 'segmentor', 'detector', 'backbone', 'neck'),
+        classes=_either(_NONE, _list_of(_TEXT, 100_000, 1)),
+        channels=_whole(1, 1024),
+        shape=_list_of(_SIDE, 2, 2),
+        steps=_list_of(_STEP, 10),
+        mean=_either(_NONE, _list_of(_number(-1e6, 1e6), 1024, 1)),
+        std=_either(_NONE, _list_of(_number(1e-6, 1e6), 1024, 1)),
+        outputs=_list_of(_TEXT, 100, 1),
+        align_corners=_either(_BOOL, _NONE),
+        threshold=_either(_number(0, 1), _NONE),
+        **dict.fromkeys(('scores', 'flip', 'normalize', 'dynamic_batch', 'dynamic_size', 'half'), _BOOL),
+    ),
+    dict(pad_value=_either(_number(-1e6, 1e6), _NONE), int8=_BOOL),
 )
 
 
@@ -155,39 +143,42 @@ def check_about(about: dict, path: str | Path) -> None:
     Raises:
         ValueError: It cannot; the error names the file and the field.
     """
-    _check(about, NEEDED, OPTIONAL, path)
+    _check(about, ABOUT, path)
     for i, step in enumerate(about['steps']):
-        needed, allowed = STEPS[step['type']]
-        _check(step, needed, allowed, path, f'steps.{i}.')
-        for name in set(step) - {'type', *needed, *allowed}:
-            raise _error(path, f'steps.{i}.{name}', f'left out of {step["type"]}', step[name])
-        if step.get('backend') == 'pillow' and step.get('interpolation') == 'area':
-            raise _error(path, f'steps.{i}.interpolation', 'nearest, bilinear, bicubic or lanczos of pillow', 'area')
-        if step['type'] == 'Resize' and step.get('scale') is None and step.get('scale_factor') is None:
-            raise _error(path, f'steps.{i}.scale', 'given, or scale_factor', None)
-    suffix = SUFFIXES[about['format']]
-    if Path(path).suffix != suffix:
-        raise _error(path, 'format', f'that of files that end in {Path(path).suffix}', about['format'])
-    if math.prod(about['shape']) > MAX_PIXELS:
-        raise _error(path, 'shape', f'of at most {MAX_PIXELS} pixels', about['shape'])
-    for name in ('mean', 'std'):
-        if about[name] and len(about[name]) not in (1, about['channels']):
-            raise _error(path, name, f'one number or {about["channels"]}, as the channels', about[name])
-    if (about['mean'] is None) != (about['std'] is None):
-        raise _error(path, 'std', 'there if mean is', about['std'])
-    if about['task'] == 'detector' and len(about['outputs']) > 2 and about['threshold'] is None:
-        raise _error(path, 'threshold', 'a number of a detector with masks', None)
-    if about['scores'] and about['task'] != 'classifier':
-        raise _error(path, 'scores', f'false of a {about["task"]}', True)
+        _check_step(step, path, f'steps.{i}.')
+    task, channels, suffix = about['task'], about['channels'], Path(path).suffix
+    has_masks = task == 'detector' and len(about['outputs']) > 2
+    counts = {name: len(about[name]) if about[name] else 1 for name in ('mean', 'std')}
+    for field, words, holds in (
+        ('format', f'that of files that end in {suffix}', SUFFIXES[about['format']] == suffix),
+        ('mean', f'one number or {channels}, as the channels', counts['mean'] in (1, channels)),
+        ('std', f'one number or {channels}, as the channels', counts['std'] in (1, channels)),
+        ('std', 'there if mean is', (about['mean'] is None) == (about['std'] is None)),
+        ('threshold', 'a number of a detector with masks', about['threshold'] is not None or not has_masks),
+        ('scores', f'false of a {task}', task == 'classifier' or not about['scores']),
+    ):
+        if not holds:
+            raise _error(path, field, words, about[field])
 
 
-def _check(values: dict, needed: dict, optional: dict, path: str | Path, start: str = '') -> None:
-    for name in needed:
-        if name not in values:
-            raise ValueError(f'{path} does not say its {start}{name}: write it by tools/deployment/export.py')
+def _check_step(step: dict, path: str | Path, start: str) -> None:
+    needed, optional = STEPS[step['type']]
+    _check(step, (needed, optional), path, start)
+    for name in step.keys() - {'type', *needed, *optional}:
+        raise _error(path, start + name, f'left out of {step["type"]}', step[name])
+    if step.get('backend') == 'pillow' and step.get('interpolation') == 'area':
+        raise _error(path, f'{start}interpolation', 'nearest, bilinear, bicubic or lanczos of pillow', 'area')
+    if step['type'] == 'Resize' and step.get('scale') is None and step.get('scale_factor') is None:
+        raise _error(path, f'{start}scale', 'given, or scale_factor', None)
+
+
+def _check(values: dict, fields: tuple[dict[str, Rule], dict[str, Rule]], path: str | Path, start: str = '') -> None:
+    needed, optional = fields
     for name, (words, holds) in {**needed, **optional}.items():
         if name in values and not holds(values[name]):
             raise _error(path, start + name, words, values[name])
+        if name in needed and name not in values:
+            raise ValueError(f'{path} does not say its {start}{name}: write it by tools/deployment/export.py')
 
 
 def _error(path: str | Path, field: str, words: str, value) -> ValueError:

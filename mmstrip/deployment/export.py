@@ -41,7 +41,7 @@ class Export:
         shape: Height and width, pixels; None: those of the test pipeline's crop or fixed size, of detectors its scale,
             of segmentors else the ``size`` of their ``data_preprocessor``, else 224.
         dynamic_batch, dynamic_size: As of :func:`.formats.trace`. Without them the batch is 1.
-        opset, half: As of :func:`.formats.to_onnx`.
+        opset, half: As of :func:`.formats.to_onnx` and :func:`.formats.halve`.
         normalize: Take pixels, BGR in uint8, and normalise them in the graph.
         scores: Give a classifier's scores instead of logits.
     """
@@ -344,16 +344,12 @@ def check(network: nn.Module, session: Session, about: dict) -> float | None:
     """
     if about['task'] == 'detector':
         return _check_detector(network, session, about)
-    height, width = about['shape']
+    (height, width), least = about['shape'], DYNAMIC_SIDES[0]
     batches = (1, 2, 3) if about['dynamic_batch'] else (1,)
-    shapes = [(height, width)]
+    cases = [(batch, (height, width)) for batch in batches]
     if about['dynamic_size']:
-        shapes += [
-            (height + 32, width),
-            (max(height // 2, DYNAMIC_SIDES[0]), width + 45),
-            (DYNAMIC_SIDES[0], 2 * width),
-        ]
-    cases = [*((batch, shapes[0]) for batch in batches), *((batches[-1], shape) for shape in shapes[1:])]
+        for shape in ((height + 32, width), (max(height // 2, least), width + 45), (least, 2 * width)):
+            cases.append((batches[-1], shape))
     errors = []
     for batch, shape in cases:
         images = _images(about, batch, shape)

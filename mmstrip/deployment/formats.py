@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,9 +17,13 @@ from torch.export import Dim, ExportedProgram
 from ..utils.files import write_file
 from .mmdeploy import check_installed
 
-# How the files of each format end, and what they need beside PyTorch.
+# How the files of each format end, and what they and int8 need beside PyTorch.
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2', 'openvino': '.xml'}
-PACKAGES = {'onnx': ('onnx', 'onnxscript', 'onnxruntime'), 'openvino': ('onnx', 'onnxscript', 'openvino')}
+PACKAGES = {
+    'onnx': ('onnx', 'onnxscript', 'onnxruntime'),
+    'openvino': ('onnx', 'onnxscript', 'openvino'),
+    'int8': ('nncf',),
+}
 HALVED = ('onnx', 'openvino')  # formats whose weights can be stored in float16
 KEY = 'mmstrip'  # of the description, JSON
 EXTRA = f'{KEY}.json'  # the same of .pt2, a file in it
@@ -53,13 +58,18 @@ def check_format(form: str, out: str | Path, half: bool = False, opset: int | No
         raise ValueError(f'files of {form} end in {SUFFIXES[form]}, but got {out}')
     if not Path(out).absolute().parent.is_dir():
         raise FileNotFoundError(f'{out}: there is no folder {Path(out).parent}')
-    missing = [name for name in PACKAGES.get(form, ()) if find_spec(name) is None]
-    if missing:
-        raise ValueError(f'{form} needs what is not installed here: pip install {" ".join(missing)}')
+    check_packages(form)
     if half and form not in HALVED:
         raise ValueError(f'weights in float16 are for {" and ".join(HALVED)}, but the format is {form}')
     if opset is not None and form not in HALVED:
         raise ValueError(f'--opset is for {" and ".join(HALVED)}, but the format is {form}')
+
+
+def check_packages(form: str) -> None:
+    """Raises ValueError if what a format needs is not installed; see :data:`PACKAGES`."""
+    missing = [name for name in PACKAGES.get(form, ()) if find_spec(name) is None]
+    if missing:
+        raise ValueError(f'{form} needs what is not installed here: pip install {" ".join(missing)}')
 
 
 def check_detector(form: str, dynamic: bool) -> None:
@@ -116,22 +126,13 @@ def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic
         )
 
 
-def to_onnx(
-    program: ExportedProgram,
-    names: Sequence[str] = (),
-    opset: int | None = None,
-    half: bool = False,
-    about: str = '',
-    optimize: bool = True,
-) -> bytes:
-    """A traced model as ONNX.
+def to_onnx(program: ExportedProgram, names: Sequence[str] = (), opset: int | None = None, optimize: bool = True):
+    """A traced model as one of ONNX.
 
     Args:
         program: As of :func:`trace`.
         names: Of its outputs. Defaults to PyTorch's.
         opset: Version of ONNX's operators. Defaults to PyTorch's choice.
-        half: Store weights in float16; they are computed with in float32. Defaults to False.
-        about: Description, as JSON. Defaults to none.
         optimize: Simplify the graph, a third of the time. ONNX Runtime takes 1.6 times as long without, OpenVINO not.
             Defaults to True.
 
@@ -152,27 +153,7 @@ def to_onnx(
     written = next(item.version for item in model.opset_import if not item.domain)
     if opset not in (None, written):  # of which PyTorch only warns
         raise ValueError(f'opset must be one in which PyTorch can write the model, but got {opset}: it wrote {written}')
-    return _finish(model, half, about)
-
-
-def _finish(model, half: bool, about: str) -> bytes:
-    import onnx
-
-    _drop_traces(model)
-    if half:
-        _halve(model)
-    if about:
-        onnx.helper.set_model_props(model, {KEY: about})
-    return model.SerializeToString()
-
-
-def halved(content: bytes) -> bytes:
-    """ONNX with its weights in float16, as of :func:`to_onnx`."""
-    import onnx
-
-    model = onnx.load_model_from_string(content)
-    _halve(model)
-    return model.SerializeToString()
+    return model
 
 
 def _drop_traces(model) -> None:
@@ -185,7 +166,8 @@ def _drop_traces(model) -> None:
         del item.metadata_props[:]
 
 
-def _halve(model) -> None:
+def halve(model) -> None:
+    """Store an ONNX model's weights in float16; they are computed with in float32."""
     from onnx import TensorProto, helper, numpy_helper
 
     casts = []
@@ -201,6 +183,18 @@ def _halve(model) -> None:
     model.graph.node.extend(nodes)
 
 
+def to_openvino(model):
+    """A model of ONNX as one of OpenVINO."""
+    import openvino
+    from openvino.passes import ConstantFolding, Manager
+
+    parsed = openvino.Core().read_model(model.SerializeToString())
+    passes = Manager()
+    passes.register_pass(ConstantFolding())
+    passes.run_passes(parsed)
+    return parsed
+
+
 def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> None:
     """Trace a model and write it as a file; of OpenVINO two, .xml and .bin.
 
@@ -209,43 +203,37 @@ def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> No
         model, images: As of :func:`trace`.
         about: Description, of plain values, with the attributes of :class:`.export.Export` and the names of 'outputs'.
     """
-    form, half, text = about['format'], about['half'], json.dumps(about)
-    if form == 'torchscript':
-        with quietly(), torch.no_grad():
-            traced = torch.jit.trace(model, images, check_trace=False)
-            torch.jit.save(traced, str(path), _extra_files={EXTRA: text})
-        return
+    form, text = about['format'], json.dumps(about)
     if about['task'] == 'detector':
         from .mmdeploy.rewriters import trace_detector
 
         with quietly():
-            traced = trace_detector(model, images, about['outputs'], about['opset'])
-            content = _finish(traced, half and form == 'onnx', text)
-        return _save(path, content, form, text, half)
-    program = trace(model, images, about['dynamic_batch'], about['dynamic_size'])
-    if form == 'torch-export':
-        with quietly():
-            torch.export.save(program, str(path), extra_files={EXTRA: text})
-        return
-    plain = form == 'onnx'
-    content = to_onnx(program, about['outputs'], about['opset'], half and plain, text, optimize=plain)
-    _save(path, content, form, text, half)
+            written = trace_detector(model, images, about['outputs'], about['opset'])
+    else:
+        program = trace(model, images, about['dynamic_batch'], about['dynamic_size'])
+        if form == 'torch-export':
+            with quietly():
+                torch.export.save(program, str(path), extra_files={EXTRA: text})
+            return
+        written = to_onnx(program, about['outputs'], about['opset'], optimize=form == 'onnx')
+    _drop_traces(written)
+    if form == 'onnx' and about['half']:
+        halve(written)
+    store(written if form == 'onnx' else to_openvino(written), path, text, about['half'])
 
 
-def _save(path: str | Path, content: bytes, form: str, text: str, half: bool) -> None:
-    """ONNX as a file of 'onnx' or 'openvino'."""
-    if form == 'onnx':
-        Path(path).write_bytes(content)
-        return
-    import openvino
-    from openvino.passes import ConstantFolding, Manager
+def store(model, path: str | Path, about: str, half: bool = False) -> None:
+    """Write a model of ONNX, or of OpenVINO by the path's ending, with its description; of OpenVINO in float16."""
+    if Path(path).suffix == SUFFIXES['onnx']:
+        import onnx
 
-    parsed = openvino.Core().read_model(content)
-    passes = Manager()
-    passes.register_pass(ConstantFolding())
-    passes.run_passes(parsed)
-    parsed.set_rt_info(text, [KEY])
-    openvino.save_model(parsed, path, compress_to_fp16=half)
+        onnx.helper.set_model_props(model, {KEY: about})
+        onnx.save(model, path)
+    else:
+        import openvino
+
+        model.set_rt_info(about, [KEY])
+        openvino.save_model(model, path, compress_to_fp16=half)
 
 
 def files_of(path: str | Path) -> list[Path]:
@@ -257,21 +245,22 @@ def files_of(path: str | Path) -> list[Path]:
 def publish(source: str | Path, out: str | Path) -> None:
     """Copy an export to its place, each file atomically.
 
+    The one that is opened is written first and takes its place last, so that no old one lies beside new ones.
+
     Raises:
         OSError: It cannot be written; older files are still there.
     """
-    _publish(list(zip(files_of(source), files_of(out))))
-
-
-def _publish(files: list[tuple[Path, Path]]) -> None:
-    """The last one is written first and takes its place last, so that no old one lies beside new ones."""
-    *others, (made, path) = files
+    *others, (opened, path) = zip(files_of(source), files_of(out))
 
     def write(file) -> None:
-        with made.open('rb') as content:
-            shutil.copyfileobj(content, file)
+        _copy(opened, file)
         file.flush()
-        if others:
-            _publish(others)
+        for made, other in others:
+            write_file(other, partial(_copy, made))
 
     write_file(path, write)
+
+
+def _copy(path: Path, file) -> None:
+    with path.open('rb') as content:
+        shutil.copyfileobj(content, file)

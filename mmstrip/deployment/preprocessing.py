@@ -14,7 +14,6 @@ from PIL import Image
 from ..utils.config import name_of
 
 MAX_PIXELS = 2**26  # of what a picture is resized to, 8192 x 8192
-EDGES = ('short', 'long', 'width', 'height')
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')  # of pictures
 # Of LoadImageFromFile: what predictions read pictures by.
 _LOADING = dict(to_float32=False, color_type='color', imdecode_backend='cv2')
@@ -28,27 +27,20 @@ def read_picture(path: str | Path) -> np.ndarray:
         ValueError: It is cut short, another kind of file, or larger than twice ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     try:
-        with open_picture(path) as file:
-            mode = file.mode
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of half the limit
+            file = Image.open(path, formats=FORMATS)
+        with file:
+            # Pillow counts what OpenCV decodes, so both must read the same size.
+            if file.format == 'TIFF':
+                _check_tiff(file, path)
+            file.load()  # OpenCV takes what is cut short
         pixels = mmcv.imread(str(path))
         if pixels is None:
-            raise ValueError(f'OpenCV cannot decode its pixels, of the mode {mode}')
+            raise ValueError(f'OpenCV cannot decode its pixels, of the mode {file.mode}')
     except Exception as error:  # each decoder has its own
         raise ValueError(f'{path} cannot be read as a picture: {error}') from error
     return pixels
-
-
-def open_picture(path: str | Path) -> Image.Image:
-    """A picture whose size is known, but not its pixels.
-
-    Pillow counts what OpenCV decodes, so both must read the same size: headers that name it twice are refused.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of half the limit
-        file = Image.open(path, formats=FORMATS)
-    if file.format == 'TIFF':
-        _check_tiff(file, path)
-    return file
 
 
 def _check_tiff(file: Image.Image, path: str | Path) -> None:
@@ -80,7 +72,12 @@ def steps_of(pipeline: Sequence[dict]) -> list[dict]:
     for step in pipeline:
         kind = name_of(step['type']).rpartition('.')[2]
         if kind == 'LoadImageFromFile':
-            _check_loading(step)
+            for name, value in _LOADING.items():
+                if step.get(name, value) != value:
+                    raise ValueError(
+                        f"LoadImageFromFile's {name} must be {value!r} in the test pipeline to be exported, "
+                        f'but got {step[name]!r}'
+                    )
         if kind == 'LoadImageFromFile' or kind.endswith('Annotations') or kind.startswith('Pack'):
             continue  # what predictions do themselves, or without
         if kind not in _STEPS:
@@ -88,15 +85,6 @@ def steps_of(pipeline: Sequence[dict]) -> list[dict]:
         options = {key: value for key, value in step.items() if key not in ('type', '_scope_')}
         steps.append(dict(type=kind, **options))
     return steps
-
-
-def _check_loading(step: dict) -> None:
-    for name, value in _LOADING.items():
-        if step.get(name, value) != value:
-            raise ValueError(
-                f"LoadImageFromFile's {name} must be {value!r} in the test pipeline to be exported, "
-                f'but got {step[name]!r}'
-            )
 
 
 def size_of(steps: Sequence[dict], largest: bool = False) -> tuple[int, int] | None:

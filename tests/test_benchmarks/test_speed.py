@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.speed.measuring import Candidate, Settings, peak_memory
 from benchmarks.speed.rounds import run_benchmark
 from benchmarks.speed.specs import Spec
-from mmstrip.deployment import runtimes
+from mmstrip.deployment import formats
 
 BENCHMARK = 'benchmarks.speed'
 STRIP = 'mmstrip.StripMLP:arch=tiny-light,img_size=32'
@@ -88,7 +88,7 @@ def test_runtimes_say_what_they_cannot_do(forms, settings, words):
 
 
 def test_runtimes_that_are_not_installed(monkeypatch):
-    monkeypatch.setattr(runtimes, 'find_spec', lambda name: None if name == 'openvino' else name)
+    monkeypatch.setattr(formats, 'find_spec', lambda name: None if name == 'openvino' else name)
     with pytest.raises(ValueError, match='openvino needs what is not installed here: pip install openvino'):
         Candidate(Spec.parse(f'{STRIP}@openvino'), Settings())
 

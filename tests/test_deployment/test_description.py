@@ -19,7 +19,7 @@ from PIL import Image
 
 from mmstrip.deployment import load
 from mmstrip.deployment.description import read_about
-from mmstrip.deployment.formats import KEY, _save
+from mmstrip.deployment.formats import KEY, store, to_openvino
 from mmstrip.deployment.preprocessing import read_picture, run_steps
 from mmstrip.deployment.runtimes import open_session
 
@@ -44,7 +44,7 @@ ABOUT = dict(
 )
 
 
-def model_of(text, more=(), functions=()):
+def model_of(text='', more=(), functions=()):
     """Means of the channels, (1, 3), of images (1, 3, 8, 8); further constants."""
     nodes = [helper.make_node('ReduceMean', ['images', 'axes'], ['logits'], keepdims=0)]
     images, logits = (
@@ -61,13 +61,7 @@ def model_of(text, more=(), functions=()):
 
 def write(folder, about, suffix='.onnx'):
     path, text = folder / f'model{suffix}', about if isinstance(about, str) else json.dumps(about)
-    _save(
-        path,
-        model_of(text).SerializeToString(),
-        dict(zip(('.onnx', '.xml'), ('onnx', 'openvino')))[suffix],
-        text,
-        False,
-    )
+    store(model_of() if suffix == '.onnx' else to_openvino(model_of()), path, text)
     return path
 
 
@@ -91,7 +85,6 @@ WRONG = [
     (dict(mean=None), r'std must be there if mean is, but it is \[1.0, 1.0, 1.0\]'),
     (dict(shape=[10**9, 10**9]), 'shape must be a list of 2, each a whole number from 1 to 8192, but it is'),
     (dict(shape=[8.0, 8]), 'shape must be'),
-    (dict(shape=8), 'shape must be'),
     (dict(shape=[16, 8]), 'shape must be that of its graph, whose input is float32 1 x 3 x 8 x 8, but it is'),
     (dict(channels=4, mean=None, std=None), 'shape must be that of its graph'),
     (dict(channels=True), 'channels must be a whole number from 1 to 1024, but it is True'),
@@ -113,9 +106,7 @@ WRONG = [
         'steps must be a list of 0 to 10, each a step of Resize, ResizeEdge, ',
     ),
     (dict(steps=[['Resize']]), 'steps must be a list'),
-    (dict(steps=dict(type='Resize')), 'steps must be a list'),
     (dict(steps=[dict(type='Resize', scale=[10**9, 8])]), 'steps.0.scale must be'),
-    (dict(steps=[dict(type='Resize', scale=-1)]), 'steps.0.scale must be'),
     (
         dict(steps=[dict(type='Resize', scale=8, backend='pillow', interpolation='area')]),
         'interpolation must be nearest',
@@ -137,7 +128,6 @@ WRONG = [
     ('{', 'is damaged or another kind of file'),
     ('[' * 100_000, 'is damaged or another kind of file'),
     ('[]', 'does not say how it was exported: write it by tools/deployment/export.py'),
-    ('7', 'does not say how it was exported'),
     ('', 'does not say how it was exported'),
 ]
 
@@ -156,38 +146,17 @@ def test_a_missing_field_is_named(tmp_path):
             read_about(write(tmp_path, {key: value for key, value in ABOUT.items() if key != name}))
 
 
-STRANGE = (
-    None,
-    True,
-    0,
-    -1,
-    1e308,
-    2**70,
-    float('nan'),
-    '',
-    'a' * 2000,
-    '../x',
-    [],
-    [[]],
-    {},
-    {'type': {}},
-    [None] * 3,
-)
+STRANGE = [None, True, 0, -1, 1e308, 2**70, float('nan'), '', 'a' * 2000, [], [[]], {}, {'type': {}}, [None] * 3]
 
 
 def test_any_change_of_a_description_is_refused_or_harmless(tmp_path):
     generator, refused, taken = random.Random(0), 0, 0
     step = dict(type='Resize', scale=[8, 8], scale_factor=None, keep_ratio=False, backend='cv2', interpolation='area')
     for _ in range(400):
-        about = json.loads(json.dumps(dict(ABOUT, steps=[step])))
-        for _ in range(generator.randint(1, 2)):
-            place = about['steps'][0] if generator.random() < 0.4 and type(about['steps']) is list else about
-            if not isinstance(place, dict) or not place:
-                continue
-            key = generator.choice(list(place))
-            place[key] = generator.choice([*STRANGE, [place[key]], list(ABOUT.values())[generator.randrange(17)]])
-            if not isinstance(about.get('steps'), list) or not about['steps']:
-                break
+        about = dict(ABOUT, steps=[dict(step)])
+        place = generator.choice([about, about['steps'][0]])
+        key = generator.choice(list(place))
+        place[key] = generator.choice([*STRANGE, [place[key]], *ABOUT.values()])
         try:
             load(write(tmp_path, about))(np.zeros((5, 9, 3), np.uint8))
             taken += 1
@@ -272,6 +241,22 @@ def tiff(entries, data):
 GRAY = [(258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1)]
 
 
+def test_what_pixels_and_pictures_are_taken(tmp_path):
+    predict = load(write(tmp_path, ABOUT))
+    for wrong in (np.zeros((1, 1, 8, 8), np.uint8), np.zeros((1, 3, 8, 8), np.float32), np.zeros((3, 8, 8), np.uint8)):
+        with pytest.raises(ValueError, match=r'takes pixels \(N, 3, H, W\) in uint8, but got'):
+            predict.run(wrong)
+    with pytest.raises(ValueError, match='batch_size must be a whole number from 1 to 65535, but got 0'):
+        predict([], batch_size=0)
+    with pytest.raises(TypeError, match=r'pictures are paths or arrays \(H, W, 3\) in BGR, but got Image'):
+        predict(Image.new('RGB', (8, 8)))
+    with pytest.raises(ValueError, match=r'pictures are arrays \(H, W, 3\) in uint8, but got \(0, 8, 3\)'):
+        predict(np.zeros((0, 8, 3), np.uint8))
+    predict.about['channels'] = 1
+    with pytest.raises(ValueError, match='takes images of 1 channels, but pictures have 3'):
+        predict(np.zeros((8, 8, 3), np.uint8))
+
+
 def test_pictures_are_as_large_as_they_say(tmp_path, monkeypatch):
     strip = zlib.compress(bytes(20_000 * 2000), 9)
     twice = [(256, 4, 1, 20_000), (256, 4, 1, 8), (257, 4, 1, 2000), (257, 4, 1, 8), *GRAY]
@@ -286,8 +271,13 @@ def test_pictures_are_as_large_as_they_say(tmp_path, monkeypatch):
     for name, options in (('plain.tif', {}), ('big.tif', dict(big_tiff=True)), ('tiled.tif', dict(tile=(16, 16)))):
         Image.fromarray(picture).save(tmp_path / name, **options)
         np.testing.assert_array_equal(read_picture(tmp_path / name), picture[..., ::-1])
+    Image.fromarray(picture).save(tmp_path / 'whole.jpg')
+    (tmp_path / 'cut.jpg').write_bytes((tmp_path / 'whole.jpg').read_bytes()[:-300])  # OpenCV fills it up
+    (tmp_path / 'empty.png').touch()
     predict = load(write(tmp_path, ABOUT))
     for name, words in (
+        ('cut.jpg', 'cut.jpg cannot be read as a picture: image file is truncated'),
+        ('empty.png', 'empty.png cannot be read as a picture'),
         ('twice.tif', 'twice.tif cannot be read as a picture: its header names a field twice'),
         ('tiles.tif', 'tiles.tif cannot be read as a picture: its tiles have 16000 x 16000 pixels'),
         ('model.onnx', 'model.onnx cannot be read as a picture: cannot identify image file'),
