@@ -51,7 +51,7 @@ def make_resumable(config: Config) -> None:
         _replace_loop(config.train_cfg)
         others = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in (*_HOOKS, _BAD_IMAGES_HOOK)]
         config.custom_hooks = others + hooks
-        _merge_groups(config.optim_wrapper)
+        _merge_groups(config.get('optim_wrapper') or {})
     default_hooks = dict(config.get('default_hooks') or {})
     checkpoint = default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if checkpoint and name_of(checkpoint.get('type', '')) == 'CheckpointHook':
