@@ -245,7 +245,7 @@ def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam:
         live=True,
         flagging_mode='never',
         analytics_enabled=False,
-        delete_cache=(60, 60),  # seconds: how often to look for files, and how old they may be
+        delete_cache=(60, 600),  # seconds: how often to look for files, and how old they may be; some wait that long
     )
 
 
