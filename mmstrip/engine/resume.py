@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+from torch import Tensor
 
 from ..utils.checkpoints import read_checkpoint
 
@@ -112,11 +113,27 @@ def _problem(checkpoint) -> str:
         return f'its message_hub must have {", ".join(parts)}'
     if not isinstance(checkpoint.get('param_schedulers', []), (list, dict)):
         return 'its param_schedulers must be a list or a dict'
-    return ''
+    done, stopping, seed = meta.get('batches_done') or {}, meta.get('early_stopping', []), meta.get('seed')
+    if not isinstance(done, dict) or (done and set(done) != {'done', 'of'}) or not all(map(_is_count, done.values())):
+        return f"its meta['batches_done'] must be counts 'done' and 'of', but is {str(done)[:80]}"
+    if not isinstance(stopping, list) or not all(map(_is_count_and_score, stopping)):
+        return f"its meta['early_stopping'] must be pairs of a count and a score, but is {str(stopping)[:80]}"
+    scores = {key: value for key, value in messages['runtime_info'].items() if str(key).startswith('best_score')}
+    if not all(map(_is_score, scores.values())):
+        return f'its best_score must be a number, but is {str(scores)[:80]}'
+    return '' if seed is None or _is_count(seed) else f"its meta['seed'] must be a count, but is {str(seed)[:80]}"
 
 
 def _is_count(value) -> bool:
     return type(value) is int and value >= 0
+
+
+def _is_score(value) -> bool:
+    return value is None or isinstance(value, (int, float, Tensor))
+
+
+def _is_count_and_score(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and _is_score(value[1])
 
 
 def _last_checkpoint(folder: Path) -> str:

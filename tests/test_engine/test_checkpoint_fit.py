@@ -92,6 +92,12 @@ INCOMPLETE = {
     'it does not say at which epoch': lambda c: c.update(meta='none'),
     'its message_hub must have log_scalars, runtime_info, resumed_keys': lambda c: c['message_hub'].clear(),
     'its param_schedulers must be a list or a dict': lambda c: c.update(param_schedulers=3),
+    "its meta['batches_done'] must be counts": lambda c: c['meta'].update(batches_done=[3]),
+    "its meta['batches_done'] must be counts 'done' and 'of'": lambda c: c['meta'].update(batches_done=dict(done=3)),
+    "its meta['early_stopping'] must be pairs": lambda c: c['meta'].update(early_stopping=[1]),
+    "its meta['early_stopping'] must be pairs of a count": lambda c: c['meta'].update(early_stopping=[['a', 1.0]]),
+    'its best_score must be a number': lambda c: c['message_hub']['runtime_info'].update(best_score_map='high'),
+    "its meta['seed'] must be a count": lambda c: c['meta'].update(seed='a'),
 }
 
 
