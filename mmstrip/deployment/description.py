@@ -247,7 +247,7 @@ def _tensors(message) -> Iterator:
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
-        for part in value if field.is_repeated else [value]:
+        for part in [value] if hasattr(value, 'ListFields') else value:  # protobuf < 6.31 has no is_repeated
             if field.message_type.name == 'TensorProto':
                 yield part
             else:

@@ -214,6 +214,9 @@ def _read_voc(data: Folder, images: list[Path], others: list[Path]) -> dict[str,
     stems = {split: _listed_stems(file, by_stem) for split, file in chosen.items() if file} or {'train': sorted(files)}
     if 'train' not in stems:
         raise ValueError(f'{data.path}/ImageSets/Main must have train.txt or trainval.txt, but has {listed(lists)}')
+    for split, members in stems.items():
+        if not members:
+            raise ValueError(f'{chosen[split] or annotations} must name at least one image, but is empty')
     wanted = dict.fromkeys(name for names in stems.values() for name in names)
     for name in wanted:
         if name not in by_stem:
@@ -263,5 +266,5 @@ def _voc_objects(file: Path) -> list[tuple[str, list[float], int]]:
                 raise ValueError(f'corners must be finite, but are {corners}')
             found.append((node.find('name').text.strip(), corners, int(bool(int(node.findtext('difficult') or 0)))))
         return found
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f'{file} is not an annotation file as PASCAL VOC has them: {error}') from error

@@ -297,8 +297,7 @@ def _classes(data: Folder, classes: str | Path | None, values: dict[int, Path]) 
                 f'{values[numbers[-1]]} must hold class numbers from 0 without gaps, but the label maps have '
                 f'{listed(numbers, 10)}; a file of names, classes.txt, allows gaps'
             )
-        if len(numbers) < 2:
-            raise ValueError(f'{values[0]} must hold at least two classes, as all label maps together, but all are 0')
+        _check_several(numbers, values)
         return [str(number) for number in numbers], IGNORED
     file, names = files[0], read_lines(files[0])
     data.note_items(f'names of classes from {file}, not', files[1:])
@@ -314,4 +313,13 @@ def _classes(data: Folder, classes: str | Path | None, values: dict[int, Path]) 
             f'{values[above[-1]]} must hold numbers from 0 to {len(names) - 1} as {file} names {len(names)} '
             f'classes, and at most one more, to be ignored, but has {listed(above, 5)}'
         )
+    _check_several([number for number in numbers if number not in above], values)
     return names, above[0] if above else IGNORED
+
+
+def _check_several(numbers: Sequence[int], values: dict[int, Path]) -> None:
+    if len(numbers) < 2:
+        raise ValueError(
+            f'{next(iter(values.values()))} must hold at least two classes, as all label maps together, but they have '
+            f'{listed(sorted(values))}' + ', one of them to be ignored' * (len(values) > len(numbers) > 0)
+        )

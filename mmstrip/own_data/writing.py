@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS
 
 from ..models import StripMLP
 from ..models.state_dict import recognise_backbone
-from ..utils.checkpoints import read_checkpoint
+from ..utils.checkpoints import read_checkpoint, weights_in
 from ..utils.files import write_file
 from .folders import Folder, is_line
 
@@ -86,11 +86,13 @@ def choose_backbone(arch: str | None, init: str | Path | None) -> Backbone:
     if init is None:
         name = arch or 'tiny-light'
         return Backbone(name, name, {}, None)
-    checkpoint = read_checkpoint(init)
+    weights = weights_in(read_checkpoint(init))
     try:
-        prefix, settings, others = recognise_backbone(checkpoint.get('state_dict', checkpoint))
+        prefix, settings, others = recognise_backbone(weights)
     except ValueError as error:
         raise ValueError(f'init: {init}: {error}') from error
+    except (ArithmeticError, AttributeError, LookupError) as error:
+        raise ValueError(f'init: {init}: it has no whole Strip-MLP: {error!r}') from error
     name = next((name for name, known in StripMLP.arch_zoo.items() if known == settings), None)
     if arch not in (None, name):
         raise ValueError(f'init: {init} is of arch {name or settings}, but {arch} is asked for')

@@ -196,22 +196,21 @@ def _download(address: str) -> Path:
 
 
 def _unwrap(checkpoint: dict) -> dict:
-    """As mmengine expects it: ``{'model': weights}`` of other projects, and the keys of a model that was compiled."""
+    """As mmengine expects it, with the weights of :func:`weights_in`."""
     weights = weights_in(checkpoint)
-    compiled = re.compile(r'(module\.)?_orig_mod\.')
-    if weights and all(compiled.match(str(key)) for key in weights):
-        weights = OrderedDict((compiled.sub('', key, count=1), value) for key, value in weights.items())
     if weights is checkpoint:
         return checkpoint
     return dict({} if _is_state_dict(checkpoint) else checkpoint, state_dict=weights)
 
 
 def weights_in(checkpoint) -> dict:
-    """The state dict in a checkpoint: under 'state_dict' or 'model', or the checkpoint itself."""
-    for key in ('state_dict', 'model'):
-        if isinstance(checkpoint, dict) and _is_state_dict(checkpoint.get(key)):
-            return checkpoint[key]
-    return checkpoint if _is_state_dict(checkpoint) else {}
+    """The state dict under 'state_dict' or 'model', or the checkpoint itself; keys as before torch.compile."""
+    parts = [checkpoint.get(key) for key in ('state_dict', 'model')] if isinstance(checkpoint, dict) else []
+    weights = next(filter(_is_state_dict, [*parts, checkpoint]), {})
+    compiled = re.compile(r'(module\.)?_orig_mod\.')
+    if weights and all(map(compiled.match, weights)):
+        return OrderedDict((compiled.sub('', key, count=1), value) for key, value in weights.items())
+    return weights
 
 
 def _is_state_dict(value) -> bool:

@@ -249,6 +249,9 @@ def test_voc_images_without_annotations(tmp_path):
     write_text(tmp_path / 'data/ImageSets/Main/train.txt', '0\n1\n2\n3')
     found = write_detection('data').found
     assert 'left out, as images in no list: data/JPEGImages/4.jpg, data/JPEGImages/more.jpg' in found
+    write_text(tmp_path / 'data/ImageSets/Main/val.txt', '\n')
+    with pytest.raises(ValueError, match='data/ImageSets/Main/val.txt must name at least one image, but is empty'):
+        write_detection('data')
     write_text(tmp_path / 'data/ImageSets/Main/val.txt', 'more')
     with pytest.raises(FileNotFoundError, match='no annotation file data/Annotations/more.xml'):
         write_detection('data')
@@ -285,6 +288,7 @@ BOMB = ''.join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip('abcdefgh', 'b
         f'<!DOCTYPE x [<!ENTITY a "a">{BOMB}]><annotation><object><name>&i;</name></object></annotation>',
         '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/hostname">]><annotation><object><name>&a;</name></object></annotation>',
         '<a>' * 1000000,
+        '<?xml version="1.0" encoding="none"?><annotation/>',
         '<annotation><object><name>größe</name></object></annotation>',
         '<annotation><object><name>c</name></object></annotation>',
         *(

@@ -383,6 +383,9 @@ def maps(values, size=(8, 8), mode=None, classes=None):
         (write_segmentation, maps([0, 1], size=(9, 8)), {}, 'must have the 8 x 8 pixels of its image, but has 8 x 9'),
         (write_segmentation, maps([0, 1, 256]), {}, 'must hold numbers from 0 to 255, but has 256'),
         (write_segmentation, maps([0, 0]), {}, 'at least two classes, as all label maps together'),
+        (write_segmentation, maps([255, 255]), {}, 'at least two classes, as all label maps together, .* have 255$'),
+        (write_segmentation, maps([0, 128], classes=['a', 'b']), {}, 'have 0, 128, one of them to be ignored$'),
+        (write_segmentation, maps([1, 255], classes=['a', 'b']), {}, 'have 1, 255, one of them to be ignored$'),
         (write_segmentation, maps([0, 1], classes=['a']), {}, 'at least two classes, the background among them'),
         (write_segmentation, maps([0, 1], mode='RGB'), {}, r'has colours \(mode RGB\)'),
         (write_segmentation, maps([0, 1]), dict(arch='huge'), "arch must be one of .* but got 'huge'"),
@@ -416,10 +419,28 @@ def test_checkpoints_of_any_arch(arguments, digits, tmp_path):
     StripMLP(**settings).load_state_dict(torch.load(tmp_path / 'weights.pth'))
 
 
+@pytest.mark.parametrize('prefix', ['', '_orig_mod.'])
+def test_checkpoints_of_other_projects_and_compiled_models(prefix, digits, tmp_path):
+    model = StripMLP(dict(embed_dims=16, depths=(1, 1, 1, 1)), img_size=32)
+    weights = {f'{prefix}backbone.{key}': value for key, value in model.state_dict().items()}
+    torch.save(dict(model=weights), tmp_path / 'weights.pth')
+    config = Config.fromfile(write_classification(digits, tmp_path / 'out', init=tmp_path / 'weights.pth').config)
+    init = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'), prefix='backbone.')
+    assert config.model.backbone.init_cfg == init
+
+
 def test_checkpoints_of_others(digits, tmp_path):
     weights = tmp_path / 'resnet.pth'
     torch.save(dict(state_dict={'conv1.weight': torch.zeros(1)}), weights)
     with pytest.raises(ValueError, match=r'resnet.pth: it holds no Strip-MLP .* conv1.weight'):
+        write_classification(digits, tmp_path / 'out', init=weights)
+    torch.save([1], weights)
+    with pytest.raises(ValueError, match='resnet.pth: it holds no Strip-MLP'):
+        write_classification(digits, tmp_path / 'out', init=weights)
+    part = StripMLP(dict(embed_dims=16, depths=(1, 1, 1, 1)), img_size=32).state_dict()
+    part.pop('stages.0.0.channel_mixing.fc1.weight')
+    torch.save(part, weights)
+    with pytest.raises(ValueError, match='resnet.pth: it has no whole Strip-MLP: KeyError.*fc1.weight'):
         write_classification(digits, tmp_path / 'out', init=weights)
     short = tmp_path / 'short.pth'
     torch.save(StripMLP(dict(embed_dims=16, depths=(1, 1, 1, 1)), img_size=32, out_indices=(1, 2)).state_dict(), short)
