@@ -1,6 +1,5 @@
 """From a picture to the pixels that a network takes, by the steps of a config's test pipeline."""
 
-import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from mmcv.transforms import CenterCrop
 from PIL import Image
 
 from ..utils.config import name_of
+from ..utils.samples import tiff_tags
 
 MAX_PIXELS = 2**26  # of what a picture is resized to, 8192 x 8192
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')  # of pictures
@@ -45,14 +45,8 @@ def read_picture(path: str | Path) -> np.ndarray:
 
 def _check_tiff(file: Image.Image, path: str | Path) -> None:
     """libtiff takes the first of several tags of a kind, Pillow the last; it decodes whole tiles."""
-    with open(path, 'rb') as content:
-        head = content.read(16)
-        order, is_big = '<' if head[:1] == b'I' else '>', 43 in head[2:4]
-        content.seek(struct.unpack_from(f'{order}Q' if is_big else f'{order}I', head, 8 if is_big else 4)[0])
-        (count,) = struct.unpack(f'{order}Q' if is_big else f'{order}H', content.read(8 if is_big else 2))
-        size = 20 if is_big else 12
-        tags = np.frombuffer(content.read(size * min(count, 2**16)), f'{order}u2')[:: size // 2]
-    if len(set(tags.tolist())) < len(tags):
+    tags = tiff_tags(path)
+    if len(set(tags)) < len(tags):
         raise ValueError('its header names a field twice')
     tile = [file.tag_v2.get(tag, 0) for tag in _TILE]
     if Image.MAX_IMAGE_PIXELS and tile[0] * tile[1] > 2 * Image.MAX_IMAGE_PIXELS:
