@@ -46,11 +46,11 @@ demo: $(CLASSIFICATION)
 		--work-dir $(DEMO_DIR)/test --out $(DEMO_DIR)/test/predictions.pkl --show-dir $(DEMO_DIR)/test/pictures --interval 20
 
 transfer: install
-	$(BIN)/python tools/transfer.py
+	$(BIN)/python -m benchmarks.transfer
 
 # Hours in all, on data sets that docs/results.md names; either resumes where it was stopped.
 evidence: install
-	$(BIN)/python tools/evidence.py --jobs 2
+	$(BIN)/python -m benchmarks.evidence --jobs 2
 
 # Training steps of the compared models in turns: what minutes in docs/results.md are counted by. For a quiet machine.
 COMPARED_AT := _1xb32_caltech101-64px.py
@@ -58,26 +58,26 @@ COMPARED := strip-mlp-tiny-light=configs/strip_mlp/strip-mlp-tiny-light$(COMPARE
 	$(foreach model,resnet18 resnet50 swin-tiny,$(model)=configs/comparison/$(model)$(COMPARED_AT)) \
 	convnext-tiny=configs/comparison/convnext-tiny$(COMPARED_AT)@channels_last
 speed: install
-	OMP_NUM_THREADS=1 $(BIN)/python tools/analysis_tools/benchmark.py $(COMPARED) \
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed $(COMPARED) \
 		--modes train --batch 32 --shapes 64 --rounds 20 --out docs/results/speed
 
 ablations: install
-	$(BIN)/python tools/evidence.py --jobs 2 --parts ablations
+	$(BIN)/python -m benchmarks.evidence --jobs 2 --parts ablations
 
 benchmark: install
-	$(BIN)/python tools/analysis_tools/benchmark.py $(PEERS) $(STRIP) $(STRIP)@deploy $(STRIP)@reference $(BFLOAT16) \
+	$(BIN)/python -m benchmarks.speed $(PEERS) $(STRIP) $(STRIP)@deploy $(STRIP)@reference $(BFLOAT16) \
 		--modes inference train --rounds 8 --out work_dirs/benchmark/224
-	$(BIN)/python tools/analysis_tools/benchmark.py $(STRIP) $(STRIP)@deploy \
+	$(BIN)/python -m benchmarks.speed $(STRIP) $(STRIP)@deploy \
 		--batch 2 --shapes 224 448 800x1216 --rounds 5 --out work_dirs/benchmark/dense
 
 # Exports and compiles for some five minutes first.
 benchmark-forms: install
-	$(BIN)/python tools/analysis_tools/benchmark.py $(FORMS) --out work_dirs/benchmark/forms
+	$(BIN)/python -m benchmarks.speed $(FORMS) --out work_dirs/benchmark/forms
 
 # The table of docs/deployment.md: milliseconds of one image and of eight.
 benchmark-files: install
 	for batch in 1 8; do \
-		$(BIN)/python tools/analysis_tools/benchmark.py $(FILES) --batch $$batch --out work_dirs/benchmark/files-$$batch || exit 1; \
+		$(BIN)/python -m benchmarks.speed $(FILES) --batch $$batch --out work_dirs/benchmark/files-$$batch || exit 1; \
 	done
 
 # And its accuracy and size: make files CONFIG=... CHECKPOINT=... exports a classifier in every way and tests each file.
@@ -98,7 +98,7 @@ files: install
 
 # On a machine with a GPU; what is there already is not measured again.
 gpu: install
-	$(BIN)/python tools/analysis_tools/gpu_report.py
+	$(BIN)/python -m benchmarks.gpu
 
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py

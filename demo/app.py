@@ -3,29 +3,33 @@
   python demo/app.py model.onnx                 an exported file (tools/deployment/export.py)
   python demo/app.py checkpoint.pth config.py   a checkpoint; of classifiers with Grad-CAM
 
-Nothing leaves the machine, and no network is needed.
+Nothing leaves the machine, and no network is needed. Pictures are read from the page's own folder alone.
 """
 
 import argparse
+import ctypes
+import os
+import signal
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import gradio as gr
-import mmcv
 import numpy as np
 from mmengine.utils.dl_utils import is_norm
 from PIL import Image, ImageDraw
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
 
+import mmstrip
 from mmstrip.deployment import load
 from mmstrip.deployment.detections import values_of
 from mmstrip.deployment.export import task_of
 from mmstrip.deployment.formats import SUFFIXES
-from mmstrip.deployment.preprocessing import size_of
+from mmstrip.deployment.preprocessing import read_picture, size_of
 from mmstrip.utils.checkpoints import fill_model, load_plain_weights_only
 from mmstrip.utils.config import load_config
 
@@ -35,7 +39,6 @@ MAX_SIDE = 1024  # larger pictures are shrunk before they are looked at
 SIDE = 320  # of pictures on the page
 MIN_SCORE = 0.3  # of boxes that are shown, as in mmdet's inferencer
 MAX_WAITING = 16  # requests; one is served at a time
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 Predict = Callable[[np.ndarray], object]
 
 
@@ -94,6 +97,7 @@ def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, lis
     if layer and task != 'classifier':
         raise ValueError(f'--layer is for classifiers, but {config} is of a {task}')
     fill_model(inferencer.model, config, path)
+    mmstrip.accelerate(inferencer.model)
     return task, classes, predict
 
 
@@ -116,48 +120,79 @@ def explain(inferencer, layer, image: np.ndarray) -> dict:
     return dict(pred_scores=scores, overlay=Image.fromarray(overlay).resize((SIDE, SIDE * len(seen) // len(seen[0]))))
 
 
-def read_picture(path: str) -> Image.Image:
-    """A picture in RGB, read as the toolboxes do; what is wrong with it is said on the page."""
+def stay_local(host: str, port: int) -> None:
+    """Let this process connect to nothing but the page itself, as Gradio fetches the addresses that it is sent."""
+    own = {host, None, '', 'localhost', '127.0.0.1', '::1', '0.0.0.0', '::'}
+
+    def check(event: str, values: tuple) -> None:
+        if event == 'socket.getaddrinfo' and values[0] not in own:
+            raise PermissionError(f'the page asks no network for {values[0]}')
+        if event == 'socket.connect' and isinstance(values[1], tuple) and values[1][1] != port:
+            raise PermissionError(f'the page connects to nothing, but was asked for {values[1]}')
+
+    sys.addaudithook(check)
+
+
+def return_memory() -> None:
+    """Let glibc give large blocks back at once; it would keep some hundred MB for each burst of requests."""
+    libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
+    if hasattr(libc, 'mallopt'):
+        libc.mallopt(-3, 2**20)  # M_MMAP_THRESHOLD, bytes
+
+
+def uploaded(payload: object) -> str | None:
+    """Path of a picture that was uploaded, from what a request says.
+
+    Raises:
+        gr.Error: It lies outside of the page's folder, or nowhere, which is not told apart.
+    """
+    if payload is None:
+        return None
     try:
-        with Image.open(path, formats=FORMATS) as file:
-            file.load()  # says better what is wrong
-        pixels = mmcv.imread(path)
-        if pixels is None:
-            raise ValueError(f'OpenCV knows no pixels of the mode {file.mode}')
-        picture = Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))
-    except Exception as error:  # each decoder has its own
-        raise gr.Error(f'This file cannot be read as a picture: {error}', print_exception=False) from error
+        path = Path(payload['path']).resolve()
+        if path.is_relative_to(Path(gr.utils.get_upload_folder()).resolve()) and path.is_file():
+            return str(path)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError):  # of what is no path
+        pass
+    raise gr.Error('Only pictures that were uploaded to this page are read: upload it again', print_exception=False)
+
+
+class Page(gr.Interface):
+    """Takes uploaded pictures alone, where Gradio reads and fetches paths and addresses that it is sent."""
+
+    async def preprocess_data(self, block_fn, inputs: list, *args, **options) -> list:
+        if block_fn.inputs != self.input_components:
+            return await super().preprocess_data(block_fn, inputs, *args, **options)
+        return list(map(uploaded, inputs[:1] or [None]))
+
+
+def open_picture(path: str) -> Image.Image:
+    """A picture in RGB, shrunk to :data:`MAX_SIDE`; what is wrong with it is said on the page."""
+    try:
+        pixels = read_picture(path)
+    except ValueError as error:
+        raise gr.Error(f'This file cannot be read as a picture: {error.__cause__}', print_exception=False) from error
+    picture = Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     return picture
 
 
-def to_bgr(picture: Image.Image) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(picture)[..., ::-1])
+def name_of(label: int, classes: list[str] | None) -> str:
+    return classes[label] if classes and label < len(classes) else str(label)
 
 
-def show_classes(predict: Predict, classes: list[str] | None, path: str | None):
-    if path is None:
-        return None, None
-    result = predict(to_bgr(read_picture(path)))
+def show_classes(picture: Image.Image, result: dict, classes: list[str] | None):
     scores = enumerate(result['pred_scores'].tolist())
-    return {classes[i] if classes else str(i): score for i, score in scores}, result.get('overlay')
+    return {name_of(i, classes): score for i, score in scores}, result.get('overlay')
 
 
-def show_masks(predict: Predict, classes: list[str] | None, path: str | None):
-    if path is None:
-        return None
-    picture = read_picture(path)
-    labels = predict(to_bgr(picture))
+def show_masks(picture: Image.Image, labels: np.ndarray, classes: list[str] | None):
     found = np.unique(labels).tolist()
-    return picture, [((labels == i).astype(float), classes[i] if classes else str(i)) for i in found]
+    return picture, [((labels == i).astype(float), name_of(i, classes)) for i in found]
 
 
-def show_boxes(predict: Predict, classes: list[str] | None, path: str | None):
+def show_boxes(picture: Image.Image, found: dict, classes: list[str] | None):
     """Those of a class together, with how many they are."""
-    if path is None:
-        return None
-    picture = read_picture(path)
-    found = predict(to_bgr(picture))
     labels = np.where(found['scores'] < MIN_SCORE, -1, found['labels'])
     shown = []
     for i in np.unique(labels[labels >= 0]).tolist():
@@ -167,23 +202,33 @@ def show_boxes(predict: Predict, classes: list[str] | None, path: str | None):
         pen = ImageDraw.Draw(drawn)
         for box in found['bboxes'][mine]:
             pen.rectangle(box.tolist(), outline=255, width=2)
-        shown.append((np.asarray(drawn) / 255, f'{classes[i] if classes else i}: {mine.sum()}'))
+        shown.append((np.asarray(drawn) / 255, f'{name_of(i, classes)}: {mine.sum()}'))
     return picture, shown
 
 
 SHOWN = dict(classifier=show_classes, segmentor=show_masks, detector=show_boxes)
 
 
+def show(task: str, predict: Predict, classes: list[str] | None, path: str | None):
+    if path is None:
+        return (None, None) if task == 'classifier' else None
+    picture = open_picture(path)
+    try:
+        return SHOWN[task](picture, predict(np.asarray(picture)[..., ::-1].copy()), classes)
+    except Exception as error:  # of any model
+        raise gr.Error(f'This picture cannot be predicted: {error}', print_exception=False) from error
+
+
 def distinct(classes: list[str]) -> list[str]:
     """Names of classes, those that several have with their numbers: ImageNet has two of the name 'crane'."""
     counts = Counter(classes)
-    return [f'{name} ({i})' if counts[name] > 1 else name for i, name in enumerate(classes)]
+    names = [f'{name} ({i})' if counts[name] > 1 else name for i, name in enumerate(classes)]
+    return names if len(set(names)) == len(names) else [f'{name} ({i})' for i, name in enumerate(classes)]
 
 
-def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam: bool) -> gr.Interface:
+def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam: bool) -> Page:
     classes = classes and distinct(classes)
     picture = gr.Image(type='filepath', sources=['upload', 'clipboard'], label='Picture', height=SIDE)
-    picture.preprocess = lambda file: file and file.path  # else Gradio opens it, and says errors in its own way
     if task == 'classifier':
         shown = [
             gr.Label(num_top_classes=5, label='Classes'),
@@ -191,8 +236,8 @@ def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam:
         ]
     else:
         shown = gr.AnnotatedImage(label='Segmentation' if task == 'segmentor' else 'Objects')
-    return gr.Interface(
-        partial(SHOWN[task], predict, classes),
+    return Page(
+        partial(show, task, predict, classes),
         picture,
         shown,
         title=f'{task.capitalize()} of {len(classes)} classes' if classes else task.capitalize(),
@@ -200,7 +245,7 @@ def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam:
         live=True,
         flagging_mode='never',
         analytics_enabled=False,
-        delete_cache=(60, 60),  # seconds: how often to look for files, and how old they may be
+        delete_cache=(60, 600),  # seconds: how often to look for files, and how old they may be; some wait that long
     )
 
 
@@ -209,6 +254,8 @@ def main() -> None:
     if args.port not in range(1, 65536):
         sys.exit(f'Error: --port must be from 1 to 65535, but got {args.port}')
     is_exported = Path(args.model).suffix in SUFFIXES.values()
+    if Path(args.model).suffix == SUFFIXES['torch-export']:
+        sys.exit(f'Error: the page shows .onnx and .xml, as .pt2 files run code, but got {args.model}')
     if is_exported == bool(args.config):
         needed = (
             'exported files have no config beside them' if is_exported else 'a checkpoint needs its config after it'
@@ -216,10 +263,19 @@ def main() -> None:
         sys.exit(f'Error: {needed}, but got {args.model} and {args.config}')
     if args.layer and is_exported:
         sys.exit(f'Error: --layer is for checkpoints, but got {args.model}')
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above it, and refuses twice as many
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many
+    return_memory()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder is removed
+    with tempfile.TemporaryDirectory(prefix='mmstrip-page-') as folder:
+        os.environ['GRADIO_TEMP_DIR'] = folder
+        serve(args)
+
+
+def serve(args: argparse.Namespace) -> None:
     try:
         opened = open_checkpoint(args.model, args.config, args.layer) if args.config else open_exported(args.model)
         opened[2](np.zeros((256, 256, 3), np.uint8))  # what cannot be is said here, not on the page
+        stay_local(args.host, args.port)
         page = build_page(*opened, with_cam=bool(args.config)).queue(max_size=MAX_WAITING, default_concurrency_limit=1)
         page.launch(
             server_name=args.host,

@@ -5,7 +5,7 @@ from importlib import import_module, metadata
 
 from .version import __version__
 
-__all__ = ['__version__']
+__all__ = ['__version__', 'accelerate', 'restore']
 
 # Oldest versions that work, and what to install where none is there.
 _REQUIRED = {
@@ -56,6 +56,15 @@ def _is_distribution(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def __getattr__(name: str):
+    """``mmstrip.accelerate``, ``mmstrip.restore`` and ``mmstrip.ops``, which import PyTorch."""
+    if name == 'ops':
+        return import_module('mmstrip.ops')
+    if name in ('accelerate', 'restore'):
+        return getattr(import_module('mmstrip.ops'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 _check_requirements()

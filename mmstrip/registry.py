@@ -36,8 +36,8 @@ HOOKS = _child('HOOKS', 'mmstrip.engine')
 LOOPS = _child('LOOPS', 'mmstrip.engine')
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'mmstrip.engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', 'mmstrip.engine')
-DATA_SAMPLERS = _child('DATA_SAMPLERS', 'mmstrip.utils.seeding')
-FUNCTIONS = _child('FUNCTIONS', 'mmstrip.utils.seeding')
+DATA_SAMPLERS = _child('DATA_SAMPLERS', 'mmstrip.engine')
+FUNCTIONS = _child('FUNCTIONS', 'mmstrip.engine')
 
 # What else mmengine builds from configs that inherit ours, as it gives them our scope; else it warns.
 for _name in (

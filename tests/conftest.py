@@ -10,7 +10,8 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]  # helpers; benchmarks
 
 # Timings vary between machines; examples are fixed, so that a failure comes back.
 hypothesis.settings.register_profile('tests', deadline=None, derandomize=True)

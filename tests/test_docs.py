@@ -1,10 +1,13 @@
 """What the documentation says can be done: commands, options, files, links and code of all pages."""
 
 import argparse
+import contextlib
 import functools
+import io
 import re
 import runpy
 import shlex
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -18,8 +21,11 @@ from PIL import Image
 
 from mmstrip.utils.config import load_config
 
-PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('configs/*/README.md')])
-TOOLS = sorted(path for path in [*ROOT.glob('tools/**/*.py'), ROOT / 'demo' / 'app.py'] if path.name != 'torchrun.py')
+PAGES = sorted(
+    [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('benchmarks/*.md'), *ROOT.glob('configs/*/README.md')]
+)
+TOOLS = [str(path.relative_to(ROOT)) for path in ROOT.glob('tools/**/*.py') if path.name != 'torchrun.py']
+TOOLS += ['demo/app.py', *(f'benchmarks.{name}' for name in ('evidence', 'gpu', 'speed', 'transfer'))]
 # Where a script of the shell puts the arguments of the tool that it starts.
 SCRIPTS = {'dist_train.sh': ('train.py', 2), 'dist_test.sh': ('test.py', 3), 'slurm_train.sh': ('train.py', 4)}
 FOREIGN_OPTIONS = {
@@ -27,6 +33,7 @@ FOREIGN_OPTIONS = {
     # The toolboxes' tools.
     *('--fuse-conv-bn', '--method', '--save-path', '--style', '--target-category', '--target-layers'),
 }
+TASKS = ('classification', 'detection', 'segmentation')
 NUMBERS = {'SIZE': '224', 'H': '224', 'W': '224'}
 CONFIGS = (
     'strip_mlp/strip-mlp-tiny_8xb128_in1k',
@@ -60,40 +67,28 @@ def commands(page: Path) -> list[list[str]]:
 
 
 @functools.cache
-def tool(path: Path) -> dict:
-    return runpy.run_path(str(path))
+def tool(name: str) -> dict:
+    """The names in a tool: a script by its path, or a module of benchmarks/ by its name."""
+    if name.endswith('.py'):
+        return runpy.run_path(str(ROOT / name))
+    module = import_module(name)
+    return vars(import_module(f'{name}.__main__') if hasattr(module, '__path__') else module)
 
 
-def parse(path: Path, arguments: list[str]) -> argparse.Namespace:
+def parse(name: str, arguments: list[str]) -> argparse.Namespace:
     """What a tool reads from a command line; an option that it does not have ends in SystemExit."""
-    read = argparse.ArgumentParser.parse_args
-
-    def stop(self, *_):
-        raise StopIteration(read(self))
-
-    with (
-        mock.patch('argparse.ArgumentParser.parse_args', stop),
-        mock.patch('sys.argv', [str(path), *arguments]),
-        pytest.raises(StopIteration) as parsed,
-    ):
-        (tool(path).get('parse_args') or tool(path)['main'])()
-    return parsed.value.value
+    with mock.patch('sys.argv', [name, *arguments]):
+        return tool(name)['parse_args']()
 
 
 @functools.cache
 def options() -> set[str]:
-    """All options of all tools."""
+    """All options of all tools, as their help has them."""
     found = set(FOREIGN_OPTIONS)
-    add = argparse._ActionsContainer.add_argument
-
-    def note(self, *names, **settings):
-        found.update(names)
-        return add(self, *names, **settings)
-
-    with mock.patch('argparse._ActionsContainer.add_argument', note):
-        for path in TOOLS:
-            with pytest.raises(SystemExit):
-                parse(path, ['--help'])
+    for name, *command in [*([name] for name in TOOLS), *(['tools/misc/own_data.py', task] for task in TASKS)]:
+        with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as printed:
+            parse(name, [*command, '--help'])
+        found.update(re.findall(r'(?<![\w-])--[a-z][\w-]*', printed.getvalue()))
     return found
 
 
@@ -120,15 +115,15 @@ def test_commands(page, capsys):
             assert all('=' in word or word in targets for word in arguments), words
         elif program.endswith('python') and arguments[0] == '-c':
             exec(arguments[1], {})
-        elif program.endswith('python') and arguments[0] != '-m':
-            path = ROOT / arguments[0]
-            assert path.is_file(), words
-            if path in TOOLS and arguments[1:]:
-                parse(path, [NUMBERS.get(word, word) for word in arguments[1:]])
+        elif program.endswith('python'):
+            name, *rest = arguments[1:] if arguments[0] == '-m' else arguments
+            assert name in TOOLS if name.startswith('benchmarks.') else arguments[0] == '-m' or (ROOT / name).is_file()
+            if name in TOOLS and rest:
+                parse(name, [NUMBERS.get(word, word) for word in rest])
         elif program.endswith('.sh'):
             name, start = SCRIPTS[Path(program).name]
             config = start - 2 if 'slurm' in program else 0
-            parse(ROOT / 'tools' / name, ['CONFIG', *(['CHECKPOINT'] * (name == 'test.py')), *arguments[start:]])
+            parse(f'tools/{name}', ['CONFIG', *(['CHECKPOINT'] * (name == 'test.py')), *arguments[start:]])
             assert len(arguments) >= start and (ROOT / program).stat().st_mode & 0o100
             assert arguments[config] in ('CONFIG', '$CONFIG') or (ROOT / arguments[config]).is_file(), words
 
@@ -147,7 +142,7 @@ def test_options_and_keys(page):
 @by_page
 def test_files(page):
     """Also those of a pattern, such as strip-mlp-{arch}_8xb128_in1k.py."""
-    folders = '|'.join(('configs', 'demo', 'docs', 'tools', 'tests', 'mmstrip', 'requirements'))
+    folders = '|'.join(('benchmarks', 'configs', 'demo', 'docs', 'tools', 'tests', 'mmstrip', 'requirements'))
     for text in [*inline(page), *blocks(page, 'bash')]:
         text = re.sub(r'\{[^}]*\}|\bNAME\b', '*', text)
         for name in re.findall(rf'(?<![\w./-])(?:{folders})/[\w./*-]*[\w*]', text):

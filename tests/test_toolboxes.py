@@ -1,12 +1,13 @@
 """At home in the toolboxes: their functions, inferencers and tools take our configs, also inherited ones."""
 
+import re
 import sys
 from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
-from helpers import DATA, ROOT, blocks, run
+from helpers import DATA, ROOT, blocks, run, table
 from helpers.configs import build_model
 from helpers.runs import call_tool, finish
 from mmengine.config import Config
@@ -89,21 +90,71 @@ def write_config(path, toolbox, scenes):
     return path
 
 
+BROWSED = """
+_base_ = ['mine.py']
+visualizer = dict(_delete_=True, type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+"""
+TESTED = '`train.py`, `test.py`, and `test.py` with `--tta`'
+# Rows of the page's table of tools: command lines below a toolbox's tools.
+ROWS = {
+    '`print_config`, `get_flops`': dict(
+        mmpretrain=['misc/print_config.py {config}', 'analysis_tools/get_flops.py {config} --shape 32'],
+        mmdet=['misc/print_config.py {config}', 'analysis_tools/get_flops.py {config} --num-images 1'],
+        mmseg=['misc/print_config.py {config}', 'analysis_tools/get_flops.py {config} --shape 64 64'],
+    ),
+    '`browse_dataset`': dict(
+        mmpretrain=['visualization/browse_dataset.py {browsed} -m original -n 2 --not-show -o browsed'],
+        mmdet=['analysis_tools/browse_dataset.py {config} --not-show --output-dir browsed'],
+        mmseg=['analysis_tools/browse_dataset.py {config} --not-show --output-dir browsed'],
+    ),
+    '`confusion_matrix`': dict(
+        mmpretrain=['analysis_tools/confusion_matrix.py {config} {checkpoint} --out matrix.pkl'],
+        mmdet=['analysis_tools/confusion_matrix.py {config} {results} matrix'],
+        mmseg=['analysis_tools/confusion_matrix.py {config} {results} matrix'],
+    ),
+    '`analyze_results`': dict(
+        mmpretrain=['analysis_tools/analyze_results.py {config} {results} --out-dir analyzed --topk 1'],
+        mmdet=['analysis_tools/analyze_results.py {config} {results} analyzed --topk 1'],
+    ),
+    '`vis_scheduler`': dict(mmpretrain=['visualization/vis_scheduler.py {config} --not-show -d 128 -s rates.png']),
+}
+# Tested below, and by hand: a tool of mim's, logs of longer trainings, photographs, a GPU.
+OTHERS = {TESTED, '`mim train PACKAGE CONFIG`', '`analyze_logs`', 'Grad-CAM', '`benchmark`'}
+
+
+def test_every_tool_of_the_page_is_run():
+    assert {row[0] for row in table(ROOT / 'docs' / 'toolboxes.md', 'tool')} == {*ROWS, *OTHERS}
+
+
 OPEN = dict(mmpretrain='get_model', mmdet='init_detector', mmseg='init_model')
 
 
 @pytest.mark.parametrize('toolbox', OPEN)
-def test_their_own_tools_train_and_test_inherited_configs(toolbox, scenes, tmp_path):
-    """The models that their functions open then have the averaged weights."""
+def test_their_own_tools_take_inherited_configs(toolbox, scenes, tmp_path):
+    """Those of the page's table; the models that their functions open then have the averaged weights."""
     config = write_config(tmp_path / 'mine.py', toolbox, scenes)
     tools = next(iter(import_module(toolbox).__path__)) + '/.mim/tools'
     work_dir = ['--work-dir', tmp_path / 'work']
     checkpoint = tmp_path / 'work' / 'epoch_1.pth'
     done = call_tool(f'{tools}/train.py', config, *work_dir, folder=tmp_path)
     assert done.returncode == 0 and checkpoint.is_file(), done.stdout
-    for options in ([], ['--tta']):
+    assert re.search(r'Strip-MLP: (\d) of \1 blocks', done.stdout)
+    results = tmp_path / ('results' if toolbox == 'mmseg' else 'results.pkl')  # a folder of label maps
+    for options in (['--out', results], ['--tta']):
         done = call_tool(f'{tools}/test.py', config, checkpoint, *work_dir, *options, folder=tmp_path)
         assert done.returncode == 0, done.stdout
+    (tmp_path / 'browse.py').write_text(BROWSED)
+    words = dict(
+        config=config,
+        checkpoint=checkpoint,
+        browsed=tmp_path / 'browse.py',
+        results=results,
+    )
+    for lines in ROWS.values():
+        for line in lines.get(toolbox, []):
+            tool, *arguments = (word.format(**words) for word in line.split())
+            done = call_tool(f'{tools}/{tool}', *arguments, folder=tmp_path, cwd=tmp_path)
+            assert done.returncode == 0, (line, done.stdout)
     weights = getattr(import_module(f'{toolbox}.apis'), OPEN[toolbox])(
         str(config), str(checkpoint), device='cpu'
     ).state_dict()

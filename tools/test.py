@@ -53,7 +53,7 @@ def apply_args(config, args: argparse.Namespace) -> None:
             raise ValueError(
                 f'--launcher must be none for exported files, which are tested in one process, but got {args.launcher}'
             )
-        return use_exported(config, args.checkpoint, args.amp)
+        return use_exported(config, args.checkpoint, args.amp, args.trust_checkpoints)
     config.load_from, config.resume = args.checkpoint, False
     add_hook(config, dict(type='mmstrip.CompleteCheckpointHook'))
     set_test_amp(config, args.amp)
@@ -72,13 +72,6 @@ def save_predictions(config, path: str) -> None:
 
 
 def draw_predictions(config, folder: str, interval: int) -> None:
-    """Classifiers' predictions are drawn by mmpretrain's own hook, those of detectors and segmentors by one of ours."""
-    if config.get('default_scope') == 'mmpretrain':
-        hook = config.get('default_hooks', {}).get('visualization')
-        if hook is None:
-            raise ValueError('--show-dir: the config has no default_hooks.visualization')
-        hook.update(enable=True, interval=interval, out_dir=folder)
-        return
     if not config.get('visualizer'):
         raise ValueError('--show-dir: the config has no visualizer')
     add_hook(config, dict(type='mmstrip.PredictionPicturesHook', out_dir=folder, interval=interval))
@@ -129,7 +122,7 @@ def main() -> None:
     config = load_config(args.config, args.cfg_options)
     apply_args(config, args)
     check_data(config, ['test_dataloader'])
-    build_runner(config, args.launcher, args.trust_checkpoints).test()
+    build_runner(config, args.launcher, args.trust_checkpoints, not args.no_accelerate).test()
     leave_group()
 
 

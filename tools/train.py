@@ -5,7 +5,7 @@ import os
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from mmstrip.engine.launch import build_runner, check_data, leave_group, parse_with_launcher, set_work_dir
+from mmstrip.engine.launch import check_data, leave_group, parse_with_launcher, set_work_dir, train
 from mmstrip.engine.precision import add_amp_option, set_train_amp
 from mmstrip.utils.config import load_config
 
@@ -61,7 +61,7 @@ def main() -> None:
     config = load_config(args.config, args.cfg_options)
     apply_args(config, args)
     check_data(config, ['train_dataloader', 'val_dataloader'])
-    build_runner(config, args.launcher, args.trust_checkpoints).train()
+    train(config, args.launcher, args.trust_checkpoints, not args.no_accelerate)
     leave_group()
 
 

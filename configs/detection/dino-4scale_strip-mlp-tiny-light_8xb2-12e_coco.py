@@ -1,15 +1,9 @@
 # mmdet's DINO on strides 8, 16 and 32, with frozen BN (as MLP-DINO's config, IJCAI 2024, has it; its code trains BN).
-_base_ = ['mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py']
+_base_ = ['mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', '../_base_/models/strip-mlp_detection.py']
 
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='mmstrip.StripMLP',
-        arch='tiny-light',
-        out_indices=(1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=False),
-        norm_eval=True,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
+        _base_.strip_mlp, _delete_=True, out_indices=(1, 2, 3), norm_cfg=dict(type='BN', requires_grad=False)
     ),
     neck=dict(in_channels=[160, 320, 640]),
 )

@@ -25,8 +25,6 @@ param_scheduler = [dict(type='OneCycleLR', eta_max=2e-3, by_epoch=True, total_st
 
 train_cfg = dict(max_epochs=12, val_interval=4)
 
-default_hooks = dict(
-    logger=dict(interval=5), checkpoint=dict(save_best=None, max_keep_ckpts=1), visualization=dict(rescale_factor=4)
-)
+default_hooks = dict(logger=dict(interval=5), checkpoint=dict(save_best=None, max_keep_ckpts=1))
 
 randomness = dict(seed=0)

@@ -13,5 +13,3 @@ tta_pipeline = [enlarge, *_base_.tta_pipeline]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-
-default_hooks = dict(visualization=dict(rescale_factor=4))

@@ -18,5 +18,3 @@ test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 
 train_cfg = dict(max_epochs=32)
-
-default_hooks = dict(visualization=dict(rescale_factor=2))

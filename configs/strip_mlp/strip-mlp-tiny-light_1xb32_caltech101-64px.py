@@ -8,6 +8,6 @@ _base_ = [
 # Neither mixed images nor drop path help in so few epochs.
 model = dict(backbone=dict(img_size=64, drop_path_rate=0.0), head=dict(num_classes=101), train_cfg=None)
 
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1), visualization=dict(rescale_factor=4))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))
 
 randomness = dict(seed=0)

@@ -8,8 +8,6 @@ _base_ = [
 # Mixing images of digits makes a short training longer, not better.
 model = dict(backbone=dict(img_size=32), head=dict(num_classes=10), train_cfg=None)
 
-default_hooks = dict(
-    logger=dict(interval=5), checkpoint=dict(save_best=None, max_keep_ckpts=1), visualization=dict(rescale_factor=8)
-)
+default_hooks = dict(logger=dict(interval=5), checkpoint=dict(save_best=None, max_keep_ckpts=1))
 
 randomness = dict(seed=0)

@@ -15,6 +15,6 @@ train_cfg = dict(max_epochs=2)
 
 auto_scale_lr = dict(base_batch_size=64)
 
-default_hooks = dict(logger=dict(interval=100), checkpoint=dict(max_keep_ckpts=1), visualization=dict(rescale_factor=4))
+default_hooks = dict(logger=dict(interval=100), checkpoint=dict(max_keep_ckpts=1))
 
 randomness = dict(seed=0)

@@ -17,11 +17,12 @@ import torch
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ..utils.checkpoints import load_whole, read_checkpoint, write_file
+from ..utils.checkpoints import load_whole, read_checkpoint
 from ..utils.config import load_config
+from ..utils.files import write_file
 from ..utils.plots import plot_fields
 from ..utils.samples import IMAGE_SUFFIXES
-from .specs import Spec, random_model
+from .specs import ModelSpec, random_model
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
 _BATCH = 8
@@ -147,18 +148,16 @@ def load_subject(text: str, checkpoint: str | None = None, stage: int | None = N
     """Build a backbone and fill it.
 
     Args:
-        text: ``[LABEL=]CONFIG.py`` or ``[LABEL=]TYPE[:KEY=VALUE,...]``, as of :class:`Spec`, without forms.
+        text: ``[LABEL=]CONFIG.py`` or ``[LABEL=]TYPE[:KEY=VALUE,...]``, as of :class:`.specs.ModelSpec`.
         checkpoint: File with its weights, of a model or of the backbone alone; None for random ones.
         stage: Index of the stage whose map is looked at, from 0; None for the last one that the config asks for.
         trusted: Run the code that the checkpoint may ask for. Defaults to False.
 
     Raises:
         FileNotFoundError: The config or the checkpoint is missing.
-        ValueError: The text has forms, the backbone has no such stage, or the checkpoint does not fill it.
+        ValueError: The type is not registered, the backbone has no such stage, or the checkpoint does not fill it.
     """
-    spec = Spec.parse(text)
-    if spec.forms:
-        raise ValueError(f'{text}: a receptive field is of the trained form, but got {", ".join(spec.forms)}')
+    spec = ModelSpec.parse(text)
     config, preprocessor = _read_settings(spec)
     backbone = random_model(config)
     if checkpoint is not None:
@@ -173,7 +172,7 @@ def load_subject(text: str, checkpoint: str | None = None, stage: int | None = N
     return Subject(spec.label, backbone, stage, preprocessor['mean'], preprocessor['std'], to_rgb)
 
 
-def _read_settings(spec: Spec) -> tuple[dict, dict]:
+def _read_settings(spec: ModelSpec) -> tuple[dict, dict]:
     """Configs of the backbone and of the data preprocessor."""
     if not spec.source.endswith('.py'):
         return spec.backbone_config(), _IMAGENET

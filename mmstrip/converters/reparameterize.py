@@ -45,6 +45,6 @@ def convert_to_deploy(config: str, src: str, dst: str, trusted: bool = False) ->
     error = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(expected, features))
     if not error < TOLERANCE:
         raise ValueError(f'{src}: the deploy form differs by {error:.1e}, more than {TOLERANCE:g}; nothing was written')
-    meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key == 'dataset_meta'}
+    meta = {key: value for key, value in checkpoint['meta'].items() if key == 'dataset_meta'}
     write_checkpoint(dict(state_dict=model.state_dict(), meta=dict(meta, deploy=True)), dst)
     return error

@@ -8,7 +8,6 @@ _MODULES = {
     'CocoDataset': 'coco',  # mmdet
     'Digits': 'digits',  # mmpretrain
     'FashionMNIST': 'fashion_mnist',  # mmpretrain
-    'NoiseImages': 'noise',  # mmpretrain
     'PlaceDigit': 'digit_scenes',
     'SegDataset': 'segmentation',  # mmseg
     'SplitFolder': 'split_folder',  # mmpretrain

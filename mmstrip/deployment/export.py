@@ -1,5 +1,6 @@
 """From a config and a checkpoint to a file that runs without them."""
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from ..utils.checkpoints import fill_model
 from ..utils.config import dataset_class, leaf_datasets, load_config
 from ..version import __version__
 from . import any_size
+from .description import check_about
 from .detections import detections_of, disagreement, pictures_for, values_of
 from .formats import DYNAMIC_SIDES, check_detector, check_format, publish, write
 from .preprocessing import fits, size_of, steps_of
@@ -39,7 +41,7 @@ class Export:
         shape: Height and width, pixels; None: those of the test pipeline's crop or fixed size, of detectors its scale,
             of segmentors else the ``size`` of their ``data_preprocessor``, else 224.
         dynamic_batch, dynamic_size: As of :func:`.formats.trace`. Without them the batch is 1.
-        opset, half: As of :func:`.formats.to_onnx`.
+        opset, half: As of :func:`.formats.to_onnx` and :func:`.formats.halve`.
         normalize: Take pixels, BGR in uint8, and normalise them in the graph.
         scores: Give a classifier's scores instead of logits.
     """
@@ -93,7 +95,7 @@ class Network(nn.Module):
         return tuple(self.model.neck(maps) if self.task == 'neck' else maps)
 
     def _detect(self, images: Tensor):
-        """Of one image, mmdet's results; tensors while mmdeploy traces: see :mod:`.rewriters`."""
+        """Of one image, mmdet's results; tensors while mmdeploy traces: see :mod:`.mmdeploy`."""
         from mmdet.structures import DetDataSample
 
         model, size = self.model, tuple(map(int, images.shape[2:]))
@@ -204,7 +206,7 @@ def export_model(
         ValueError: Something cannot be exported as asked, or the outputs differ by more than :data:`TOLERANCES`;
             then nothing is written.
     """
-    check_format(settings.format, out, settings.half, settings.dynamic_size, settings.opset)
+    check_format(settings.format, out, settings.half, settings.opset)
     loaded = load_config(config, options)
     if not loaded.get('model'):
         raise ValueError(f'{config} has no model to be exported')
@@ -225,15 +227,16 @@ def export_model(
         model.backbone.switch_to_deploy()
     if task == 'segmentor' and settings.dynamic_size:
         any_size.prepare(model)
-    network = Network(model, task, settings.normalize, settings.scores).eval()
+    network = Network(ops.restore(model), task, settings.normalize, settings.scores).eval()
     about = _describe(network, loaded, settings, meta)
     images = _images(about, 2 if settings.dynamic_batch else 1, about['shape'])
-    with torch.no_grad(), ops.use('reference'):
+    with torch.no_grad():
         about['outputs'] = _output_names(network, images)
+        check_about(json.loads(json.dumps(about)), out)
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / Path(out).name
             write(made, network, images, about)
-            error = check(network, open_session(made), about)
+            error = check(network, open_session(made, trusted=True), about)
             if error is not None and not error < TOLERANCES[settings.half]:
                 raise ValueError(
                     f'{out}: outputs differ by {error:.1e} of the largest from those of PyTorch, where '
@@ -341,16 +344,12 @@ def check(network: nn.Module, session: Session, about: dict) -> float | None:
     """
     if about['task'] == 'detector':
         return _check_detector(network, session, about)
-    height, width = about['shape']
+    (height, width), least = about['shape'], DYNAMIC_SIDES[0]
     batches = (1, 2, 3) if about['dynamic_batch'] else (1,)
-    shapes = [(height, width)]
+    cases = [(batch, (height, width)) for batch in batches]
     if about['dynamic_size']:
-        shapes += [
-            (height + 32, width),
-            (max(height // 2, DYNAMIC_SIDES[0]), width + 45),
-            (DYNAMIC_SIDES[0], 2 * width),
-        ]
-    cases = [*((batch, shapes[0]) for batch in batches), *((batches[-1], shape) for shape in shapes[1:])]
+        for shape in ((height + 32, width), (max(height // 2, least), width + 45), (least, 2 * width)):
+            cases.append((batches[-1], shape))
     errors = []
     for batch, shape in cases:
         images = _images(about, batch, shape)

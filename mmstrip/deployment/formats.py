@@ -1,11 +1,12 @@
-"""Files of exported networks: a network is traced once and written as one of four formats, with what describes it."""
+"""Files of exported networks: a network is traced once and written as one of three formats, with what describes it."""
 
 import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,21 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..utils.checkpoints import write_file
+from ..utils.files import write_file
+from .mmdeploy import check_installed
 
-# How the files of each format end, and what they need beside PyTorch.
-SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2', 'torchscript': '.torchscript', 'openvino': '.xml'}
-PACKAGES = {'onnx': ('onnx', 'onnxscript', 'onnxruntime'), 'openvino': ('onnx', 'onnxscript', 'openvino')}
+# How the files of each format end, and what they and int8 need beside PyTorch.
+SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2', 'openvino': '.xml'}
+PACKAGES = {
+    'onnx': ('onnx', 'onnxscript', 'onnxruntime'),
+    'openvino': ('onnx', 'onnxscript', 'openvino'),
+    'int8': ('nncf',),
+}
 HALVED = ('onnx', 'openvino')  # formats whose weights can be stored in float16
 KEY = 'mmstrip'  # of the description, JSON
-_EXTRA = 'mmstrip.json'
+EXTRA = f'{KEY}.json'  # the same of .pt2, a file in it
 DYNAMIC_SIDES = (64, 8192)  # pixels; at 32 the last map would have one token, which the tracer takes for a constant
 MAX_BATCH = 65535
-# What a file says of itself at least.
-DESCRIBED = {
-    *('task', 'classes', 'channels', 'scores', 'steps', 'flip', 'mean', 'std'),
-    *('shape', 'dynamic_batch', 'dynamic_size', 'normalize'),
-}
 _SMALL = 1024  # values of tensors that are not worth halving
 
 
@@ -44,9 +45,7 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def check_format(
-    form: str, out: str | Path, half: bool = False, dynamic_size: bool = False, opset: int | None = None
-) -> None:
+def check_format(form: str, out: str | Path, half: bool = False, opset: int | None = None) -> None:
     """Whether a format can do what is asked.
 
     Raises:
@@ -59,22 +58,25 @@ def check_format(
         raise ValueError(f'files of {form} end in {SUFFIXES[form]}, but got {out}')
     if not Path(out).absolute().parent.is_dir():
         raise FileNotFoundError(f'{out}: there is no folder {Path(out).parent}')
-    missing = [name for name in PACKAGES.get(form, ()) if find_spec(name) is None]
-    if missing:
-        raise ValueError(f'{form} needs what is not installed here: pip install {" ".join(missing)}')
+    check_packages(form)
     if half and form not in HALVED:
         raise ValueError(f'weights in float16 are for {" and ".join(HALVED)}, but the format is {form}')
     if opset is not None and form not in HALVED:
         raise ValueError(f'--opset is for {" and ".join(HALVED)}, but the format is {form}')
-    if dynamic_size and form == 'torchscript':
-        raise ValueError('torchscript is traced at one size: write one file for each size, or take another format')
+
+
+def check_packages(form: str) -> None:
+    """Raises ValueError if what a format needs is not installed; see :data:`PACKAGES`."""
+    missing = [name for name in PACKAGES.get(form, ()) if find_spec(name) is None]
+    if missing:
+        raise ValueError(f'{form} needs what is not installed here: pip install {" ".join(missing)}')
 
 
 def check_detector(form: str, dynamic: bool) -> None:
     """Whether a whole detector can be exported as asked.
 
     Raises:
-        ValueError: It cannot, or mmdeploy is not installed.
+        ValueError: It cannot, or mmdeploy is not installed in the version that is supported.
     """
     if form not in HALVED:
         raise ValueError(f'whole detectors are exported to {" and ".join(HALVED)}, but the format is {form}')
@@ -83,10 +85,19 @@ def check_detector(form: str, dynamic: bool) -> None:
             'whole detectors take one image of one size: leave out --dynamic-batch and --dynamic-size, '
             'or export --features or --neck'
         )
-    if find_spec('mmdeploy') is None:
+    check_installed()
+
+
+def require_trust(path: str | Path, trusted: bool) -> None:
+    """Whether a file may be opened.
+
+    Raises:
+        ValueError: It is a ``.pt2``, a program that runs code as PyTorch opens it, and not trusted.
+    """
+    if Path(path).suffix == SUFFIXES['torch-export'] and not trusted:
         raise ValueError(
-            'whole detectors need mmdeploy, which is not installed here: pip install --no-deps mmdeploy==1.3.1, '
-            'or export --features or --neck'
+            f'{path} would run code when it is opened: trusted=True or --trust-checkpoints opens it if you trust its '
+            'maker; .onnx and .xml need no trust'
         )
 
 
@@ -115,22 +126,13 @@ def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic
         )
 
 
-def to_onnx(
-    program: ExportedProgram,
-    names: Sequence[str] = (),
-    opset: int | None = None,
-    half: bool = False,
-    about: str = '',
-    optimize: bool = True,
-) -> bytes:
-    """A traced model as ONNX.
+def to_onnx(program: ExportedProgram, names: Sequence[str] = (), opset: int | None = None, optimize: bool = True):
+    """A traced model as one of ONNX.
 
     Args:
         program: As of :func:`trace`.
         names: Of its outputs. Defaults to PyTorch's.
         opset: Version of ONNX's operators. Defaults to PyTorch's choice.
-        half: Store weights in float16; they are computed with in float32. Defaults to False.
-        about: Description, as JSON. Defaults to none.
         optimize: Simplify the graph, a third of the time. ONNX Runtime takes 1.6 times as long without, OpenVINO not.
             Defaults to True.
 
@@ -151,27 +153,7 @@ def to_onnx(
     written = next(item.version for item in model.opset_import if not item.domain)
     if opset not in (None, written):  # of which PyTorch only warns
         raise ValueError(f'opset must be one in which PyTorch can write the model, but got {opset}: it wrote {written}')
-    return _finish(model, half, about)
-
-
-def _finish(model, half: bool, about: str) -> bytes:
-    import onnx
-
-    _drop_traces(model)
-    if half:
-        _halve(model)
-    if about:
-        onnx.helper.set_model_props(model, {KEY: about})
-    return model.SerializeToString()
-
-
-def halved(content: bytes) -> bytes:
-    """ONNX with its weights in float16, as of :func:`to_onnx`."""
-    import onnx
-
-    model = onnx.load_model_from_string(content)
-    _halve(model)
-    return model.SerializeToString()
+    return model
 
 
 def _drop_traces(model) -> None:
@@ -184,7 +166,8 @@ def _drop_traces(model) -> None:
         del item.metadata_props[:]
 
 
-def _halve(model) -> None:
+def halve(model) -> None:
+    """Store an ONNX model's weights in float16; they are computed with in float32."""
     from onnx import TensorProto, helper, numpy_helper
 
     casts = []
@@ -200,6 +183,18 @@ def _halve(model) -> None:
     model.graph.node.extend(nodes)
 
 
+def to_openvino(model):
+    """A model of ONNX as one of OpenVINO."""
+    import openvino
+    from openvino.passes import ConstantFolding, Manager
+
+    parsed = openvino.Core().read_model(model.SerializeToString())
+    passes = Manager()
+    passes.register_pass(ConstantFolding())
+    passes.run_passes(parsed)
+    return parsed
+
+
 def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> None:
     """Trace a model and write it as a file; of OpenVINO two, .xml and .bin.
 
@@ -208,43 +203,37 @@ def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> No
         model, images: As of :func:`trace`.
         about: Description, of plain values, with the attributes of :class:`.export.Export` and the names of 'outputs'.
     """
-    form, half, text = about['format'], about['half'], json.dumps(about)
-    if form == 'torchscript':
-        with quietly(), torch.no_grad():
-            traced = torch.jit.trace(model, images, check_trace=False)
-            torch.jit.save(traced, str(path), _extra_files={_EXTRA: text})
-        return
+    form, text = about['format'], json.dumps(about)
     if about['task'] == 'detector':
-        from .rewriters import trace_detector
+        from .mmdeploy.rewriters import trace_detector
 
         with quietly():
-            traced = trace_detector(model, images, about['outputs'], about['opset'])
-            content = _finish(traced, half and form == 'onnx', text)
-        return _save(path, content, form, text, half)
-    program = trace(model, images, about['dynamic_batch'], about['dynamic_size'])
-    if form == 'torch-export':
-        with quietly():
-            torch.export.save(program, str(path), extra_files={_EXTRA: text})
-        return
-    plain = form == 'onnx'
-    content = to_onnx(program, about['outputs'], about['opset'], half and plain, text, optimize=plain)
-    _save(path, content, form, text, half)
+            written = trace_detector(model, images, about['outputs'], about['opset'])
+    else:
+        program = trace(model, images, about['dynamic_batch'], about['dynamic_size'])
+        if form == 'torch-export':
+            with quietly():
+                torch.export.save(program, str(path), extra_files={EXTRA: text})
+            return
+        written = to_onnx(program, about['outputs'], about['opset'], optimize=form == 'onnx')
+    _drop_traces(written)
+    if form == 'onnx' and about['half']:
+        halve(written)
+    store(written if form == 'onnx' else to_openvino(written), path, text, about['half'])
 
 
-def _save(path: str | Path, content: bytes, form: str, text: str, half: bool) -> None:
-    """ONNX as a file of 'onnx' or 'openvino'."""
-    if form == 'onnx':
-        Path(path).write_bytes(content)
-        return
-    import openvino
-    from openvino.passes import ConstantFolding, Manager
+def store(model, path: str | Path, about: str, half: bool = False) -> None:
+    """Write a model of ONNX, or of OpenVINO by the path's ending, with its description; of OpenVINO in float16."""
+    if Path(path).suffix == SUFFIXES['onnx']:
+        import onnx
 
-    parsed = openvino.Core().read_model(content)
-    passes = Manager()
-    passes.register_pass(ConstantFolding())
-    passes.run_passes(parsed)
-    parsed.set_rt_info(text, [KEY])
-    openvino.save_model(parsed, path, compress_to_fp16=half)
+        onnx.helper.set_model_props(model, {KEY: about})
+        onnx.save(model, path)
+    else:
+        import openvino
+
+        model.set_rt_info(about, [KEY])
+        openvino.save_model(model, path, compress_to_fp16=half)
 
 
 def files_of(path: str | Path) -> list[Path]:
@@ -256,83 +245,22 @@ def files_of(path: str | Path) -> list[Path]:
 def publish(source: str | Path, out: str | Path) -> None:
     """Copy an export to its place, each file atomically.
 
+    The one that is opened is written first and takes its place last, so that no old one lies beside new ones.
+
     Raises:
         OSError: It cannot be written; older files are still there.
     """
-    _publish(list(zip(files_of(source), files_of(out))))
-
-
-def _publish(files: list[tuple[Path, Path]]) -> None:
-    """The last one is written first and takes its place last, so that no old one lies beside new ones."""
-    *others, (made, path) = files
+    *others, (opened, path) = zip(files_of(source), files_of(out))
 
     def write(file) -> None:
-        with made.open('rb') as content:
-            shutil.copyfileobj(content, file)
+        _copy(opened, file)
         file.flush()
-        if others:
-            _publish(others)
+        for made, other in others:
+            write_file(other, partial(_copy, made))
 
     write_file(path, write)
 
 
-def read_about(path: str | Path) -> dict:
-    """The description in an exported file.
-
-    Raises:
-        FileNotFoundError: There is no such file, or the .bin of an .xml is missing.
-        ImportError: Its runtime is not installed.
-        OSError: It cannot be opened.
-        ValueError: It is damaged, of another kind, or was not exported here.
-    """
-    path = Path(path)
-    if path.suffix not in SUFFIXES.values():
-        raise ValueError(f'exported files end in {", ".join(SUFFIXES.values())}, but got {path}')
-    for file in files_of(path):
-        if not file.is_file():
-            raise FileNotFoundError(f'no exported file at {file}')
-        file.open('rb').close()  # if not even that, the system says why
-    try:
-        text = _READ[path.suffix](path)
-        about = json.loads(text) if text else {}
-    except ImportError as error:
-        raise ImportError(f'{path} needs what is not installed here: pip install {error.name}') from error
-    except Exception as error:  # of any library
-        reason = str(error).strip().partition('\n')[0]
-        raise ValueError(f'{path} is damaged or another kind of file: {reason}') from error
-    if DESCRIBED - set(about):
-        raise ValueError(f'{path} does not say how it was exported: write it by tools/deployment/export.py')
-    return about
-
-
-def _read_onnx(path: Path) -> str:
-    import onnx
-
-    properties = onnx.load(path, load_external_data=False).metadata_props
-    return next((item.value for item in properties if item.key == KEY), '')
-
-
-def _read_openvino(path: Path) -> str:
-    import openvino
-
-    model = openvino.Core().read_model(path)
-    return model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else ''
-
-
-def _read_torch(load: Callable) -> Callable[[Path], str]:
-    def read(path: Path) -> str:
-        extra = {_EXTRA: ''}
-        with quietly():
-            load(str(path), extra)
-        text = extra[_EXTRA]
-        return text.decode() if isinstance(text, bytes) else text
-
-    return read
-
-
-_READ = {
-    '.onnx': _read_onnx,
-    '.xml': _read_openvino,
-    '.pt2': _read_torch(lambda path, extra: torch.export.load(path, extra_files=extra)),
-    '.torchscript': _read_torch(lambda path, extra: torch.jit.load(path, _extra_files=extra)),
-}
+def _copy(path: Path, file) -> None:
+    with path.open('rb') as content:
+        shutil.copyfileobj(content, file)

@@ -3,16 +3,15 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import cv2
-import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .description import outputs_fit, read_about
 from .detections import detections_of
-from .formats import DYNAMIC_SIDES, MAX_BATCH, read_about
-from .preprocessing import fits, normalise, run_steps
+from .formats import DYNAMIC_SIDES, MAX_BATCH
+from .preprocessing import fits, normalise, read_picture, run_steps
 from .runtimes import open_session
 
 Image = str | Path | np.ndarray
@@ -24,6 +23,7 @@ class Predictor:
     Args:
         path: File of ``tools/deployment/export.py``; its ending says which runtime.
         dtype: What products are computed in: 'float32', or 'bfloat16' of OpenVINO's files. Defaults to 'float32'.
+        trusted: Open a ``.pt2`` too, which runs code. Defaults to False.
 
     Attributes:
         about (dict): What the file says of itself: its task, classes, preprocessing, shape and options.
@@ -31,13 +31,19 @@ class Predictor:
     Raises:
         FileNotFoundError: There is no such file.
         ImportError: Its runtime is not installed.
-        ValueError: It is damaged or was not exported here; the format or the machine does not compute in that type.
+        ValueError: As of :func:`.description.read_about`; the format or the machine does not compute in that type.
     """
 
-    def __init__(self, path: str | Path, dtype: str = 'float32'):
+    def __init__(self, path: str | Path, dtype: str = 'float32', trusted: bool = False):
         self.path = Path(path)
-        self.about = read_about(self.path)
-        self.session = open_session(self.path, dtype)
+        self.about = read_about(self.path, trusted)
+        try:
+            self.session = open_session(self.path, dtype, trusted)
+        except (ImportError, ValueError):
+            raise
+        except Exception as error:  # of a runtime
+            reason = str(error).strip().partition('\n')[0]
+            raise ValueError(f'{self.path} cannot be run: {reason}') from error
 
     def __call__(self, images: Image | Sequence[Image], batch_size: int = 1) -> list:
         """Predict pictures.
@@ -69,7 +75,11 @@ class Predictor:
     def _prepared(self, images: Iterable[Image], sizes: list[tuple]) -> Iterator[np.ndarray]:
         for image in images:
             picture = _read(image)
-            pixels = run_steps(picture, self.about['steps'])
+            try:
+                pixels = run_steps(picture, self.about['steps'])
+            except ValueError as error:
+                name = 'a picture' if isinstance(image, np.ndarray) else image
+                raise ValueError(f'{name} does not fit {self.path}: {error}') from error
             sizes.append((pixels.shape[1:], picture.shape[:2]))
             yield pixels
 
@@ -87,9 +97,14 @@ class Predictor:
         """Outputs of pixels (N, 3, H, W), BGR in uint8, that need no resizing.
 
         Raises:
-            ValueError: The file does not take that size or batch, or they are not such pixels.
+            ValueError: The file does not take that size or batch, or they are not such pixels; its outputs are not
+                those that it speaks of.
         """
-        return list(self.session(self.inputs(pixels)))
+        outputs = list(self.session(self.inputs(pixels)))
+        shapes = [output.shape for output in outputs]
+        if not outputs_fit(self.about, shapes):
+            raise ValueError(f'{self.path} gives outputs {shapes}, which are not those of a {self.about["task"]}')
+        return outputs
 
     def inputs(self, pixels: np.ndarray) -> np.ndarray:
         """The file's input for such pixels: normalised, where it does not do that itself.
@@ -174,9 +189,10 @@ class Predictor:
     def _segmented(self, logits: Tensor, size: tuple[int, int]) -> np.ndarray:
         align = self.about['align_corners']
         logits = F.interpolate(logits[None], size=size, mode='bilinear', align_corners=align)[0]
-        if len(logits) > 1:
+        threshold = self.about['threshold']
+        if len(logits) > 1 or threshold is None:
             return logits.argmax(0).numpy()
-        return (logits[0].sigmoid() > self.about['threshold']).long().numpy()
+        return (logits[0].sigmoid() > threshold).long().numpy()
 
 
 def _read(image: Image) -> np.ndarray:
@@ -188,13 +204,7 @@ def _read(image: Image) -> np.ndarray:
         raise TypeError(f'pictures are paths or arrays (H, W, 3) in BGR, but got {type(image).__name__}')
     if not Path(image).is_file():
         raise FileNotFoundError(f'no picture at {image}')
-    try:
-        picture = mmcv.imread(str(image))
-    except cv2.error:  # of a file of no bytes
-        picture = None
-    if picture is None:
-        raise ValueError(f'{image} cannot be read as a picture')
-    return picture
+    return read_picture(image)
 
 
 load = Predictor

@@ -4,7 +4,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from ..utils.config import leaf_datasets
 from ..utils.samples import read_sample
-from .formats import HALVED, KEY, SUFFIXES, check_format, publish, quietly, read_about
+from .description import read_about
+from .formats import HALVED, SUFFIXES, check_format, check_packages, publish, quietly, store
 from .predictor import Predictor
 
 _COMPARED = 16  # images, before and after
@@ -61,8 +61,15 @@ def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) ->
         FileNotFoundError: There is no such file, or no folder for ``out``.
         ValueError: NNCF is not installed, or the file is none that can be quantised, or takes images of other sizes.
     """
+    if Path(path).suffix == SUFFIXES['torch-export']:
+        raise ValueError(f'files of {" and ".join(HALVED)} are quantised, but got {path}')
     about = read_about(path)
-    _check(about, path, out)
+    if about['task'] == 'detector':
+        raise ValueError(f'classifiers, segmentors, backbones and necks are quantised, but {path} holds a detector')
+    check_format(about['format'], out)
+    check_packages('int8')
+    if about['half'] or about.get('int8'):
+        raise ValueError(f'{path} must have weights in float32 to be quantised')
     before = Predictor(path)
     inputs = [before.inputs(image[None]) for image in pixels]
     with tempfile.TemporaryDirectory() as folder:
@@ -75,19 +82,6 @@ def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) ->
     return error
 
 
-def _check(about: dict, path: str | Path, out: str | Path) -> None:
-    form = about['format']
-    if form not in HALVED:
-        raise ValueError(f'files of {" and ".join(HALVED)} are quantised, but {path} is of {form}')
-    if about['task'] == 'detector':
-        raise ValueError(f'classifiers, segmentors, backbones and necks are quantised, but {path} holds a detector')
-    check_format(form, out)
-    if find_spec('nncf') is None:
-        raise ValueError('int8 needs what is not installed here: pip install nncf')
-    if about['half'] or about.get('int8'):
-        raise ValueError(f'{path} must have weights in float32 to be quantised')
-
-
 def write_int8(path: str | Path, out: Path, inputs: Sequence[np.ndarray], about: str = '') -> None:
     """Write a file in int8: weights with a scale for each channel, activations with one for each tensor.
 
@@ -98,17 +92,12 @@ def write_int8(path: str | Path, out: Path, inputs: Sequence[np.ndarray], about:
         about: Description, as JSON. Defaults to none.
     """
     if out.suffix == SUFFIXES['onnx']:
-        import onnx
-
-        model = _quantised(onnx.load(path), inputs)
-        onnx.helper.set_model_props(model, {KEY: about})
-        onnx.save(model, out)
+        from onnx import load
     else:
-        import openvino
+        from openvino import Core
 
-        model = _quantised(openvino.Core().read_model(path), inputs)
-        model.set_rt_info(about, [KEY])
-        openvino.save_model(model, out, compress_to_fp16=False)
+        load = Core().read_model
+    store(_quantised(load(path), inputs), out, about)
 
 
 def _quantised(model, inputs: Sequence[np.ndarray]):

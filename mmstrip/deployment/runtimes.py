@@ -1,69 +1,35 @@
 """Running exported networks on CPUs, with as many threads as PyTorch."""
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .formats import PACKAGES, SUFFIXES, quietly
+from .formats import SUFFIXES, quietly, require_trust
 
-# What each needs beside PyTorch, of those that are not PyTorch itself.
-RUNTIMES = {'onnxruntime': PACKAGES['onnx'], 'openvino': PACKAGES['openvino']}
-Session = Callable[[np.ndarray], Sequence[np.ndarray]]
+Session = Callable[[np.ndarray], Sequence[np.ndarray]]  # images (N, C, H, W) to a model's outputs
 
 
-def check_runtime(runtime: str, dtype: str, device: str, modes: Sequence[str]) -> None:
-    """Whether a runtime can do what is asked.
+def open_session(path: str | Path, dtype: str = 'float32', trusted: bool = False) -> Session:
+    """An exported file of any format in the runtime of its own.
 
     Args:
-        runtime: One of :data:`RUNTIMES`.
-        dtype: 'float32', or what products are computed in.
-        device: Where the others run.
-        modes: 'inference' or 'train'.
-
-    Raises:
-        ValueError: It is not installed, or cannot.
-    """
-    missing = [name for name in RUNTIMES[runtime] if find_spec(name) is None]
-    if missing:
-        raise ValueError(f'{runtime} needs what is not installed here: pip install {" ".join(missing)}')
-    if list(modes) != ['inference']:
-        raise ValueError(f'{runtime} runs inference alone, but the modes are {", ".join(modes)}')
-    if device != 'cpu':
-        raise ValueError(f'{runtime} is measured on CPUs alone, but the device is {device}')
-    if dtype == 'float16' or (runtime, dtype) == ('onnxruntime', 'bfloat16'):
-        raise ValueError(f'{runtime} does not compute in {dtype} on CPUs')
-
-
-def start_session(runtime: str, exported: bytes | str, dtype: str = 'float32') -> Session:
-    """A function of images, (N, C, H, W), that gives a model's outputs.
-
-    Args:
-        runtime: One of :data:`RUNTIMES`.
-        exported: ONNX, or the path of a file that the runtime reads.
+        path: The file.
         dtype: What products are computed in: 'float32', or with OpenVINO 'bfloat16'. Defaults to 'float32'.
+        trusted: As of :func:`.formats.require_trust`. Defaults to False.
 
     Raises:
-        ValueError: The machine has no arithmetic of that type.
+        ValueError: The format or the machine does not compute in that type; see also :func:`.formats.require_trust`.
     """
-    return {'onnxruntime': _onnxruntime, 'openvino': _openvino}[runtime](exported, dtype)
-
-
-def open_session(path: str | Path, dtype: str = 'float32') -> Session:
-    """The same of an exported file of any format, in the runtime of its own: see :data:`.formats.SUFFIXES`.
-
-    Raises:
-        ValueError: The format does not compute in that type, or the machine does not.
-    """
+    require_trust(path, trusted)
     form = next(form for form, suffix in SUFFIXES.items() if suffix == Path(path).suffix)
     if dtype not in (('float32', 'bfloat16') if form == 'openvino' else ('float32',)):
         raise ValueError(f'files of {form} compute in float32, those of openvino in bfloat16 too, but got {dtype!r}')
-    if form in ('onnx', 'openvino'):
-        return start_session('openvino' if form == 'openvino' else 'onnxruntime', str(path), dtype)
+    if form != 'torch-export':
+        return RUNTIMES['openvino' if form == 'openvino' else 'onnxruntime'](str(path), dtype)
     with quietly():
-        module = torch.export.load(path).module() if form == 'torch-export' else torch.jit.load(str(path))
+        module = torch.export.load(path).module()
 
     @torch.no_grad()
     def run(images: np.ndarray) -> list[np.ndarray]:
@@ -98,3 +64,7 @@ def _openvino(exported: bytes | str, dtype: str) -> Session:
     if precision != hint:
         raise ValueError(f'openvino computes in {precision} where {hint} was asked for: this CPU does not have it')
     return lambda images: list(compiled(images).values())
+
+
+# Of ONNX as bytes or of a file's path, and the type of products.
+RUNTIMES: dict[str, Callable[[bytes | str, str], Session]] = {'onnxruntime': _onnxruntime, 'openvino': _openvino}

@@ -10,7 +10,8 @@ from mmengine.structures import InstanceData, PixelData
 
 from ..engine.precision import amp_dtype
 from ..registry import MODELS
-from .formats import SUFFIXES, read_about
+from .description import read_about
+from .formats import SUFFIXES
 from .predictor import Predictor
 
 
@@ -41,15 +42,16 @@ class ExportedModel(BaseModel):
     Args:
         file (str): As of :class:`.predictor.Predictor`.
         dtype (str): As of :class:`.predictor.Predictor`. Defaults to 'float32'.
+        trusted (bool): As of :class:`.predictor.Predictor`. Defaults to False.
         data_preprocessor (dict): Left out: files do that themselves.
 
     Raises:
         ValueError: It holds maps instead of predictions; see also :class:`.predictor.Predictor`.
     """
 
-    def __init__(self, file: str, dtype: str = 'float32', data_preprocessor: dict | None = None):
+    def __init__(self, file: str, dtype: str = 'float32', trusted: bool = False, data_preprocessor: dict | None = None):
         super().__init__()
-        self.predictor = Predictor(file, dtype)
+        self.predictor = Predictor(file, dtype, trusted)
         task = self.predictor.about['task']
         if task not in _ADD:
             raise ValueError(f'classifiers, segmentors and detectors are tested, but {file} holds a {task}')
@@ -70,21 +72,23 @@ class ExportedModel(BaseModel):
         return self.test_step(dict(inputs=inputs, data_samples=data_samples))
 
 
-def use_exported(config: Config, file: str, amp: str | None = None) -> None:
+def use_exported(config: Config, file: str, amp: str | None = None, trusted: bool = False) -> None:
     """Let a config test an exported file instead of its model.
 
     Args:
         config: A whole config; images are read and results are judged as it says.
         file: The file.
         amp: As of :func:`mmstrip.engine.precision.amp_dtype`; 'auto' is float32 but for OpenVINO.
+        trusted: As of :class:`.predictor.Predictor`. Defaults to False.
 
     Raises:
-        ValueError: The file's task is not that of the config's toolbox; see also :func:`.formats.read_about`.
+        ValueError: The file's task is not that of the config's toolbox; see also :func:`.description.read_about`.
     """
-    task, expected = read_about(file)['task'], _TASKS.get(config.get('default_scope'))
+    task, expected = read_about(file, trusted)['task'], _TASKS.get(config.get('default_scope'))
     if expected not in (None, task):
         raise ValueError(f'the config tests a {expected}, but {file} holds a {task}')
     if amp == 'auto' and Path(file).suffix != SUFFIXES['openvino']:
         amp = None  # the others compute in float32 alone
-    config.model = dict(type='mmstrip.ExportedModel', file=str(file), dtype=amp_dtype(amp) or 'float32')
+    dtype = amp_dtype(amp) or 'float32'
+    config.model = dict(type='mmstrip.ExportedModel', file=str(file), dtype=dtype, trusted=trusted)
     config.update(load_from=None, resume=False)  # there is nothing to be filled

@@ -11,14 +11,18 @@ import torch
 import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from ..utils.checkpoints import load_plain_weights_only
 from ..utils.config import dataset_class, leaf_datasets
-from .resumable import choose_checkpoint, make_resumable
+from .resumable import make_resumable
+from .resume import choose_checkpoint
+from .runner import runner_class
+from .work_dir import lock_work_dir, unlock_work_dirs
 
-LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+_RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+LAUNCHERS = ('none', *_RANKS)
 
 
 def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -32,6 +36,11 @@ def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
         '--trust-checkpoints',
         action='store_true',
         help='load checkpoints that run code when they are read; only if you trust their makers',
+    )
+    parser.add_argument(
+        '--no-accelerate',
+        action='store_true',
+        help='run Strip-MLP as its modules are written, without native operators',
     )
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -78,7 +87,9 @@ def _downloads(dataset: dict) -> bool:
     return 'download' in parameters and dataset.get('download', True)
 
 
-def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool = False) -> Runner:
+def build_runner(
+    config: Config, launcher: str = 'none', trust_checkpoints: bool = False, accelerate: bool = True
+) -> Runner:
     """The Runner of a config, in a process group if there is a launcher: NCCL with CUDA, else gloo.
 
     A training can be stopped and resumed anywhere, see :func:`mmstrip.engine.resumable.make_resumable`; from here on,
@@ -88,6 +99,7 @@ def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool
         config: A whole config.
         launcher: 'none', 'pytorch' (torchrun), 'slurm' or 'mpi'.
         trust_checkpoints: Run the code that checkpoints may ask for. Defaults to False.
+        accelerate: Run Strip-MLP on its faster implementation (:func:`mmstrip.accelerate`). Defaults to True.
 
     Raises:
         ValueError: Distributed running without CUDA by a launcher other than torchrun, or a checkpoint to resume that
@@ -95,6 +107,7 @@ def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool
     """
     load_plain_weights_only(trust_checkpoints)
     make_resumable(config)
+    set_accelerate(config, accelerate)
     resumed = choose_checkpoint(config, trust_checkpoints) if config.get('resume') else None
     config.launcher = launcher
     if launcher != 'none' and not torch.cuda.is_available():
@@ -102,32 +115,67 @@ def build_runner(config: Config, launcher: str = 'none', trust_checkpoints: bool
     elif launcher == 'pytorch' and _restarts() and not torch.distributed.is_initialized():
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         _join_group('nccl', config)
-    runner_type = config.get('runner_type')
-    runner = Runner.from_cfg(config) if runner_type is None else RUNNERS.build(config)
+    runner = runner_class(config.get('runner_type'), config.get('default_scope')).from_cfg(config)
     # Not in the config, which the run has dumped: it is for other runs too.
     runner._resume = resumed is not None
     runner._load_from = resumed or config.get('load_from')
     return runner
 
 
+def set_accelerate(config: Config, accelerate: bool) -> None:
+    """Let a config that has a Strip-MLP run it on its faster implementation, or take out what does.
+
+    The hook is among ``default_hooks``, as lists of ``custom_hooks`` are replaced where they are inherited.
+    """
+    hooks = {key: hook for key, hook in (config.get('default_hooks') or {}).items() if not _accelerates(hook)}
+    if accelerate and _has_strip_mlp(config.get('model')):
+        hooks['accelerate'] = dict(type='mmstrip.AccelerateHook')
+    config.default_hooks = hooks
+    config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _accelerates(hook)]
+
+
+def _accelerates(hook) -> bool:
+    return isinstance(hook, dict) and _is_named(hook, 'AccelerateHook')
+
+
+def _has_strip_mlp(node) -> bool:
+    """Whether a model's config names a Strip-MLP."""
+    if isinstance(node, dict):
+        return _is_named(node, 'StripMLP') or any(map(_has_strip_mlp, node.values()))
+    return isinstance(node, (list, tuple)) and any(map(_has_strip_mlp, node))
+
+
+def _is_named(node: dict, name: str) -> bool:
+    """Whether a config is of that type, in any scope."""
+    kind = node.get('type')
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2] == name
+
+
+def train(config: Config, launcher: str = 'none', trust_checkpoints: bool = False, accelerate: bool = True) -> Runner:
+    """Train by a config, in whose work dir no other training may run meanwhile.
+
+    Takes the arguments of :func:`build_runner`.
+
+    Raises:
+        RuntimeError: Another training runs in the work dir.
+    """
+    if launcher == 'none' or int(os.environ.get(_RANKS[launcher], 0)) == 0:  # the process that writes there
+        lock_work_dir(config.work_dir)
+    try:
+        runner = build_runner(config, launcher, trust_checkpoints, accelerate)
+        runner.train()
+    finally:
+        unlock_work_dirs()
+    return runner
+
+
 def _prepare_gloo(config: Config, launcher: str) -> None:
-    """mmengine's own start-up selects CUDA devices, so on CPUs the group and the model's wrapper come from here."""
+    """mmengine's own start-up selects CUDA devices, so on CPUs the group comes from here."""
     if launcher != 'pytorch':
         raise ValueError(f"launcher must be 'pytorch' (torchrun) on machines without CUDA, but got {launcher!r}")
     if not torch.distributed.is_initialized():
         _join_group('gloo', config)
         print_log('No CUDA: the processes use the gloo backend', logger='current')
-    wrapper = dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
-        broadcast_buffers=False,
-        find_unused_parameters=config.get('find_unused_parameters', False),
-    )
-    config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper
-    if _replace_sync_bn(config.model):
-        print_log(
-            'SyncBN is not available on CPUs: each process keeps its own BN statistics in training', logger='current'
-        )
 
 
 def _restarts() -> int:
@@ -148,13 +196,3 @@ def leave_group() -> None:
     """End the process group after a run that went well; threads that it leaves to the end of Python may abort it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _replace_sync_bn(node) -> int:
-    """Turn SyncBN into BN wherever a model's config names it; the number of places."""
-    if isinstance(node, dict):
-        found = int(node.get('type') == 'SyncBN')
-        if found:
-            node['type'] = 'BN'
-        return found + sum(_replace_sync_bn(value) for value in node.values())
-    return sum(_replace_sync_bn(value) for value in node) if isinstance(node, (list, tuple)) else 0

@@ -1,25 +1,29 @@
 """Learning rates that fall from layer to layer towards the image, for fine-tuning."""
 
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.model import BaseModel
 from torch import nn
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+from .param_groups import GroupedOptimWrapperConstructor
+
+_WRAPPERS = ('module', '_orig_mod', '_checkpoint_wrapped_module')  # under these names wrappers hold what they wrap
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's default constructor, with layer-wise learning-rate decay of the backbone, in any toolbox.
+class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
+    """mmengine's default constructor, with layer-wise learning-rate decay of the backbones, in any toolbox.
 
-    A layer's learning rate is multiplied by ``layer_decay_rate`` once for each layer above it in the backbone. What
-    follows the backbone's blocks, neck and heads keep theirs. The depths are those of ``backbone.get_layer_depth``
-    (:meth:`mmstrip.models.StripMLP.get_layer_depth`). OneCycleLR sets one rate for all layers, so it undoes the decay.
+    A layer's learning rate is multiplied by ``layer_decay_rate`` once for each layer above it in its backbone. What
+    follows the backbone's blocks, necks and heads keep theirs. Backbones are all modules with ``get_layer_depth``
+    (:meth:`mmstrip.models.StripMLP.get_layer_depth`) but whole models, under any name and in any wrapper. OneCycleLR
+    sets one rate for all layers, so it undoes the decay.
 
     Args:
         optim_wrapper_cfg (dict): As of mmengine.
         paramwise_cfg (dict): As of mmengine, and ``layer_decay_rate`` (float), in (0, 1].
 
     Raises:
-        ValueError: ``layer_decay_rate`` is missing or no such number, or the backbone has no ``get_layer_depth``.
+        ValueError: ``layer_decay_rate`` is missing or no such number, or no module has ``get_layer_depth``.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -30,16 +34,27 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'paramwise_cfg.layer_decay_rate must be a number above 0 and at most 1, but got {self.rate!r}'
             )
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
-        super().add_params(params, module, prefix=prefix, **kwargs)
-        if prefix:
-            return  # the call for the whole model decays all
-        get_layer_depth = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
-        if get_layer_depth is None:
-            raise ValueError(f'layer_decay_rate needs a backbone with get_layer_depth, but {type(module)} has none')
+    def adjust(self, params: list[dict], model: nn.Module) -> None:
+        backbones = {name: part for name, part in model.named_modules() if _is_backbone(part)}
+        if not backbones:
+            raise ValueError(f'layer_decay_rate needs a backbone with get_layer_depth, but {type(model)} has none')
         if self.base_lr is None:
             raise ValueError('layer_decay_rate needs optim_wrapper.optimizer.lr, which the config lacks')
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        owners = {}
+        for name, backbone in backbones.items():
+            prefix = f'{name}.' if name else ''
+            for key, parameter in backbone.named_parameters():
+                key = '.'.join(part for part in key.split('.') if part not in _WRAPPERS)
+                owners.setdefault(id(parameter), (backbone.get_layer_depth, prefix + key, prefix))
         for group in params:
-            depth, num_depths = get_layer_depth(names[id(group['params'][0])], 'backbone.')
+            owner = owners.get(id(group['params'][0]))
+            if owner is None:
+                continue
+            get_layer_depth, name, prefix = owner
+            depth, num_depths = get_layer_depth(name, prefix)
             group['lr'] = group.get('lr', self.base_lr) * self.rate ** (num_depths - 1 - depth)
+
+
+def _is_backbone(module: nn.Module) -> bool:
+    """By its class, as wrappers hand on attributes of what they wrap; not a whole model, which asks its backbone."""
+    return hasattr(type(module), 'get_layer_depth') and not isinstance(module, BaseModel)

@@ -1,12 +1,12 @@
 """Training loops that resume in the middle of an epoch and explain why data stopped coming."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch.utils.data import DataLoader
 
 from ..registry import LOOPS
-from ..utils.seeding import remaining_batches
 
 
 @contextmanager
@@ -25,12 +25,52 @@ def explained_worker_death(workers: int) -> Iterator[None]:
         ) from error
 
 
+def check_batches(loader: DataLoader | None, key: str) -> None:
+    """Refuse a loader that is empty.
+
+    Raises:
+        ValueError: It gives no batch.
+    """
+    if isinstance(loader, DataLoader) and isinstance(getattr(loader, 'batch_sampler', None), Sized) and not len(loader):
+        raise no_batch(loader, key)
+
+
+def no_batch(loader: DataLoader, key: str) -> ValueError:
+    """The error of a loader that gives no batch."""
+    images = len(loader.sampler) if isinstance(loader.sampler, Sized) else len(loader.dataset)
+    drops = getattr(loader, 'drop_last', False) and images > 0
+    reason = ' and drop_last=True, which leaves out an incomplete batch' if drops else ''
+    advice = 'lower batch_size, or set drop_last=False' if drops else 'the dataset is empty'
+    size = f'batch_size={loader.batch_size}'
+    return ValueError(f'{key} gives no batch: it has {images} images for each process, {size}{reason}; {advice}')
+
+
+def remaining_batches(loader: DataLoader, done: int) -> DataLoader:
+    """What is left of a loader's epoch after ``done`` batches, without loading those."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=list(loader.batch_sampler)[done:],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+    )
+
+
 class _ExplainedLoop:
     """Of a training loop: errors of its loader say what to do."""
 
     def run(self):
-        with explained_worker_death(self.dataloader.num_workers):
-            return super().run()
+        start = self.iter
+        try:
+            with explained_worker_death(self.dataloader.num_workers):
+                return super().run()
+        except StopIteration as error:
+            if self.iter > start:
+                raise
+            raise no_batch(self.dataloader, 'train_dataloader') from error
 
 
 @LOOPS.register_module()
@@ -42,6 +82,7 @@ class ResumableEpochLoop(_ExplainedLoop, EpochBasedTrainLoop):
 
     Raises:
         RuntimeError: A process that loads data was killed.
+        ValueError: The loader gives no batch.
     """
 
     batches_done = 0
@@ -63,4 +104,5 @@ class ResumableIterLoop(_ExplainedLoop, IterBasedTrainLoop):
 
     Raises:
         RuntimeError: A process that loads data was killed.
+        ValueError: The loader gives no batch.
     """

@@ -1,17 +1,19 @@
 """Mixed precision on CPUs and GPUs: what ``--amp`` of the tools means, and models' networks under autocast."""
 
 import argparse
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import TestLoop
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..ops.dispatch import native_types
+from .. import ops
 from ..registry import LOOPS, OPTIM_WRAPPERS
 from ..utils.config import name_of
 from ..utils.wrappers import unwrap_model
@@ -19,9 +21,14 @@ from ..utils.wrappers import unwrap_model
 _CPU_WRAPPER = 'mmstrip.BFloat16OptimWrapper'
 
 
+_lock = threading.Lock()
+_patches: dict[nn.Module, list] = {}  # network under autocast -> how often, and the forward that it has of its own
+_here = threading.local()  # dtypes: network -> dtype, in this thread
+
+
 @contextmanager
 def mixed_precision(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
-    """Within it, the networks of a toolbox's model run under autocast and return float32.
+    """Within it, the networks of a toolbox's model run under autocast and return float32, in this thread alone.
 
     Losses, boxes, NMS and metrics are computed from float32 as ever: under autocast around a whole detector mmcv's NMS
     and RoIAlign fail on CPUs, scores keep two digits, and NumPy has no bfloat16. For inferencers too:
@@ -32,32 +39,46 @@ def mixed_precision(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> It
         dtype: Of products and convolutions. Defaults to ``torch.bfloat16``.
     """
     networks = set(_networks(unwrap_model(model)))
-    before = [(vars(network), vars(network).get('forward')) for network in networks]
-    try:
+    before = getattr(_here, 'dtypes', {})
+    with _lock:
         for network in networks:
-            device = next(network.parameters()).device.type
-            network.forward = _under_autocast(network.forward, device, dtype)
+            _patches.setdefault(network, [0, vars(network).get('forward')])[0] += 1
+            if _patches[network][0] == 1:
+                network.forward = _under_autocast(network, network.forward)
+    _here.dtypes = before | dict.fromkeys(networks, dtype)
+    try:
         yield
     finally:
-        for state, forward in before:
-            del state['forward']
-            if forward is not None:
-                state['forward'] = forward
+        _here.dtypes = before
+        with _lock:
+            for network in networks:
+                _patches[network][0] -= 1
+                if _patches[network][0]:
+                    continue
+                del network.forward
+                if (own := _patches.pop(network)[1]) is not None:
+                    network.forward = own
 
 
 def _networks(model: nn.Module) -> Iterator[nn.Module]:
-    """Backbone, neck and heads, and what methods of heads call; not losses and others without parameters."""
+    """Backbone, neck and heads, and what methods of heads call; not losses and others without parameters.
+
+    Of models within a model, such as a student and its teacher, the same.
+    """
     for child in model.children():
         if next(child.parameters(), None) is not None:
-            if not isinstance(child, nn.ModuleList):
+            whole = isinstance(child, (nn.ModuleList, BaseModel))
+            if not whole:
                 yield child
-            if isinstance(child, nn.ModuleList) or hasattr(child, 'loss'):
+            if whole or hasattr(child, 'loss'):
                 yield from _networks(child)
 
 
-def _under_autocast(forward: Callable, device: str, dtype: torch.dtype) -> Callable:
+def _under_autocast(network: nn.Module, forward: Callable) -> Callable:
     def run(*inputs, **options):
-        if torch.is_autocast_enabled(device):  # inside of another network
+        dtype = getattr(_here, 'dtypes', {}).get(network)
+        device = next(network.parameters()).device.type
+        if dtype is None or torch.is_autocast_enabled(device):  # of another thread, or inside of another network
             return forward(*inputs, **options)
         with torch.autocast(device, dtype):
             outputs = forward(*inputs, **options)
@@ -125,7 +146,7 @@ def amp_dtype(name: str | None) -> str | None:
     if name != 'auto':
         return name
     # By a rule instead of a measurement, as a resumed run must choose what the first one did.
-    faster = not torch.cuda.is_available() and native_types(torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16))
+    faster = not torch.cuda.is_available() and ops.takes(torch.bfloat16)
     print(f'--amp auto: {"bfloat16, the faster one on this CPU" if faster else "float32"}', flush=True)
     return 'bfloat16' if faster else None
 
@@ -148,8 +169,8 @@ def set_train_amp(config: Config, name: str | None) -> None:
         raise ValueError(f"--amp needs optim_wrapper.type 'OptimWrapper', but got {wrapper!r}")
     if dtype and torch.cuda.is_available():
         config.optim_wrapper.update(type='AmpOptimWrapper', dtype=dtype)
-        # bfloat16 has the range of float32, so that its gradients need no scaling.
-        config.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'float16' else 1.0)
+        # bfloat16 has the range of float32, so that its gradients need no scaler, which would wait for the GPU.
+        config.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'float16' else dict(enabled=False))
         return
     for key in ('dtype', 'loss_scale', 'use_fsdp'):  # arguments of AmpOptimWrapper alone
         config.optim_wrapper.pop(key, None)

@@ -1,16 +1,16 @@
 """What makes the training of any config resumable: the parts of ours that take the place of mmengine's."""
 
-import re
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import print_log
 
-from ..utils.checkpoints import CHECKPOINTS, newest_checkpoint, read_resumable
 from ..utils.config import name_of
 
-_HOOKS = ('mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook', 'mmstrip.NamedFilesHook')
+_HOOKS = tuple(
+    f'mmstrip.{name}Hook'
+    for name in ('Seed', 'InvalidLoss', 'TimeLeft', 'NamedFiles', 'CheckpointFit', 'PlainCheckpoint')
+)
 _BAD_IMAGES_HOOK = 'mmstrip.BadImagesHook'
 
 
@@ -51,11 +51,19 @@ def make_resumable(config: Config) -> None:
         _replace_loop(config.train_cfg)
         others = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in (*_HOOKS, _BAD_IMAGES_HOOK)]
         config.custom_hooks = others + hooks
+        _merge_groups(config.get('optim_wrapper') or {})
     default_hooks = dict(config.get('default_hooks') or {})
     checkpoint = default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if checkpoint and name_of(checkpoint.get('type', '')) == 'CheckpointHook':
         checkpoint['type'] = 'mmstrip.SafeCheckpointHook'
     config.default_hooks = default_hooks
+
+
+def _merge_groups(optim_wrapper: dict) -> None:
+    """One parameter group for all parameters of equal settings, where the config leaves the groups to mmengine."""
+    default = 'DefaultOptimWrapperConstructor'
+    if 'optimizer' in optim_wrapper and name_of(optim_wrapper.get('constructor', default)) == default:
+        optim_wrapper['constructor'] = 'mmstrip.GroupedOptimWrapperConstructor'
 
 
 def _replace_loop(loop: dict) -> None:
@@ -65,37 +73,3 @@ def _replace_loop(loop: dict) -> None:
     by_epoch = loop.pop('by_epoch', kind == 'EpochBasedTrainLoop')
     if kind in (None, 'EpochBasedTrainLoop', 'IterBasedTrainLoop'):
         loop['type'] = 'mmstrip.ResumableEpochLoop' if by_epoch else 'mmstrip.ResumableIterLoop'
-
-
-def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
-    """Find the checkpoint of a run to be resumed: ``load_from``, or the newest one in the work dir that can be read.
-
-    The run takes the seed in it; where there is no checkpoint yet, it starts from ``load_from``, or from scratch.
-
-    Args:
-        config: A whole config with ``work_dir`` and ``resume``: True for ``load_from`` if that is set, 'auto' for the
-            work dir in any case.
-        trusted: As of :func:`mmstrip.utils.checkpoints.read_checkpoint`.
-
-    Returns:
-        The checkpoint; None where there is none yet.
-
-    Raises:
-        FileNotFoundError, ValueError: The checkpoint, or every one in the work dir, cannot be read.
-    """
-    if config.get('load_from') and config.resume != 'auto':
-        found = config.load_from, read_resumable(config.load_from, trusted)
-    else:
-        hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
-        own = re.sub(r'\{.*?\}', '*', hook.get('filename_tmpl') or CHECKPOINTS[0])
-        found = newest_checkpoint(config.work_dir, trusted, (*CHECKPOINTS, own))
-    if found is None:
-        start = config.get('load_from') or 'scratch'
-        print_log(f'No checkpoint in {config.work_dir} yet: the training starts from {start}', logger='current')
-        return None
-    path, checkpoint = found
-    print_log(f'Resuming from {path}', logger='current')
-    seed = checkpoint['meta'].get('seed')
-    if seed is not None:
-        config.randomness = dict(config.get('randomness') or {}, seed=seed)
-    return path

@@ -1,3 +1,9 @@
+"""The paper in ordinary PyTorch.
+
+Read strip_mlp.py (Figure 2), strip_mixing.py (Figures 2 and 3), channel_mixing.py and windows.py; the other files hold
+what a backbone needs besides. Faster implementations are in :mod:`mmstrip.ops`, and nothing here knows of them.
+"""
+
 from .strip_mlp import StripMLP
 
 __all__ = ['StripMLP']

@@ -1,9 +1,10 @@
-"""Checks of the backbone's arguments: each error names the argument, what it got and what is allowed."""
+"""Checks of the backbone's arguments and input: each error names what it got and what is allowed."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
 
 from mmengine.utils import to_2tuple
+from torch import Tensor
 
 from .strip_mixing import BRANCHES
 
@@ -45,6 +46,14 @@ def check_scalars(
     freezable = is_int(frozen_stages) and -1 <= frozen_stages <= NUM_STAGES
     check(freezable, 'frozen_stages', frozen_stages, f'an int from -1 to {NUM_STAGES}')
     check(isinstance(ignore_padding, bool), 'ignore_padding', ignore_padding, 'True or False')
+
+
+def check_images(x: Tensor, in_channels: int) -> None:
+    if x.dim() != 4 or x.shape[1] != in_channels or min(x.shape[2:]) < MIN_SIDE:
+        raise ValueError(
+            f'StripMLP takes images of shape (N, {in_channels}, H, W) with H and W at least {MIN_SIDE}, '
+            f'but got {tuple(x.shape)}'
+        )
 
 
 def parse_arch(arch: str | dict, zoo: dict[str, dict]) -> dict:

@@ -5,9 +5,7 @@ from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..ops import boxes
-from ..ops.channel_mlp import response_norm
-from ..ops.dispatch import Layer, depthwise, fused, gelu, layer_norm, linear
+SMALLEST_NORM = 1e-12
 
 
 class GlobalResponseNorm(nn.Module):
@@ -30,15 +28,16 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
         """Normalise (N, H, W, C), by the norm over the tokens that are ``valid`` (N, H, W, 1), or over all."""
-        return response_norm(x, self.gamma, self.beta, self.eps, valid)
+        g = token_norm(x if valid is None else torch.where(valid, x, 0))
+        factor = 1 + self.gamma * (g / (g.mean(dim=-1, keepdim=True) + self.eps))
+        y = x * factor.to(x.dtype)
+        return y if self.beta is None else y + self.beta.to(y.dtype)  # the deploy form has none
 
 
-RESPONSE_NORM = Layer(
-    GlobalResponseNorm,
-    ('gamma',),
-    ('beta',),
-    lambda grn: grn.gamma.dim() == 1 and (grn.beta is None or grn.beta.shape == grn.gamma.shape),
-)
+def token_norm(x: Tensor) -> Tensor:
+    """L2 norm over H and W of (N, H, W, C): (N, 1, 1, C), in at least float32, as squares overflow half precision."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide.square().sum(dim=(1, 2), keepdim=True).clamp_min(SMALLEST_NORM**2).sqrt()  # it has no gradient at 0
 
 
 class ChannelMixingBlock(BaseModule):
@@ -60,16 +59,6 @@ class ChannelMixingBlock(BaseModule):
         self.grn = GlobalResponseNorm(hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
-    @fused(
-        boxes.channel_mixing,
-        boxes.channel_mixing_recompute,
-        depthwise=depthwise(7, 7),
-        norm=layer_norm,
-        fc1=linear,
-        act=gelu,
-        grn=RESPONSE_NORM,
-        fc2=linear,
-    )
     def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
         """Mix the channels of (N, C, H, W); ``valid``: (N, 1, H, W), False for tokens that GRN's norm leaves out."""
         x = self.depthwise(x).permute(0, 2, 3, 1)  # (N, H, W, C)

@@ -1,9 +1,9 @@
 """Where the images of a padded batch end: toolboxes normalise images, then pad them with zeros to one size."""
 
+import inspect
+
 import torch
 from torch import Tensor, nn
-
-from ..ops.dispatch import is_ordinary, takes_valid
 
 AVERAGING = ('strip_mixing', 'lsmm', 'channel_mixing', 'grn')  # parts of a block that average, or hold what does
 
@@ -21,27 +21,44 @@ def image_ends(images: Tensor) -> tuple[Tensor, Tensor] | None:
     filled = (images != 0).any(dim=1)
     # Lines up to the last that is filled: all, less those before the first from the end.
     ends = tuple(lines.shape[1] - lines.flip(1).int().argmax(1) for lines in (filled.any(dim=2), filled.any(dim=1)))
-    can_tell = is_ordinary(images) and images.is_cpu
-    if can_tell and all(bool((end == side).all()) for end, side in zip(ends, images.shape[2:])):
-        return None
-    return ends
+    return None if _are_whole(images, ends) else ends
 
 
-def valid_tokens(ends: tuple[Tensor, Tensor] | None, x: Tensor, stride: int) -> Tensor | None:
-    """Whether each token of a map (N, C, H, W) has a pixel of its image: (N, 1, H, W); None where all have one."""
+def _are_whole(images: Tensor, ends: tuple[Tensor, Tensor]) -> bool:
+    if not images.is_cpu or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    try:
+        return all(bool((end == side).all()) for end, side in zip(ends, images.shape[2:]))
+    except RuntimeError:  # of vmap and fake tensors, which know no values
+        return False
+
+
+def valid_tokens(ends: tuple[Tensor, Tensor] | None, x: Tensor, stride: int) -> dict[str, Tensor]:
+    """Which tokens of a map (N, C, H, W) have a pixel of their image: (N, 1, H, W), as the keyword ``valid``, which
+    modules are called with; no keyword where all have one."""
     if ends is None:
-        return None
+        return {}
     rows, columns = (
         torch.arange(count, device=x.device) * stride < end[:, None] for count, end in zip(x.shape[2:], ends)
     )
-    return (rows[:, :, None] & columns[:, None, :])[:, None]
+    return dict(valid=(rows[:, :, None] & columns[:, None, :])[:, None])
+
+
+def token_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Average of (N, C, H, W) over the tokens that are ``valid`` (N, 1, H, W), or over all: (N, C, 1, 1)."""
+    if valid is None:
+        return x.mean(dim=(2, 3), keepdim=True)
+    dtype = torch.promote_types(x.dtype, torch.float32)  # sums may be too large for half precision
+    sums = torch.where(valid, x, 0).sum(dim=(2, 3), keepdim=True, dtype=dtype)
+    return (sums / valid.sum(dim=(2, 3), keepdim=True)).to(x.dtype)
 
 
 def check_averages(stages: nn.ModuleList) -> None:
     """Raise a TypeError for a module of one's own that cannot leave padding out."""
     for name, module in stages.named_modules():
         of_stage = name.count('.') < 2 and name != ''  # a stage or a block
-        if (of_stage or name.rpartition('.')[2] in AVERAGING) and not takes_valid(type(module).forward):
+        averages = of_stage or name.rpartition('.')[2] in AVERAGING
+        if averages and 'valid' not in inspect.signature(type(module).forward).parameters:
             raise TypeError(
                 f'ignore_padding needs modules whose forward takes the keyword valid, the tokens that averages run '
                 f'over, but stages.{name} is a {type(module).__name__} without it'

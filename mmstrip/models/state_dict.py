@@ -177,6 +177,11 @@ def _check_arch(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) ->
             found[key], expected[key] = weight.shape[0], module.weight.shape[0]
             found['strip_width'], expected['strip_width'] = weight.shape[1], module.weight.shape[1]
     different = [key for key in found if found[key] != expected[key]]
+    if different == ['in_channels']:
+        raise ValueError(
+            f'the checkpoint has in_channels={found["in_channels"]} where the model has '
+            f'in_channels={expected["in_channels"]}: docs/model_zoo.md, "Other channels", converts it'
+        )
     if different:
         raise ValueError(
             'the checkpoint is of another arch than this StripMLP: it has '

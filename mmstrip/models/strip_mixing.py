@@ -6,13 +6,12 @@ Shapes: N images, C channels, an H x W map. Where the paper and the authors' cod
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..ops import boxes, strip_layer
-from ..ops.dispatch import Layer, batch_norm, depthwise, fused, gelu, identity, pointwise, relied_on, sequence
-from ..ops.local_strips import weighted_sum
+from .padding import token_mean
 from .windows import run_in_windows
 
 BRANCHES = ('cgsmm', 'lsmm')
@@ -48,10 +47,18 @@ class StripMLPLayer(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    @fused(boxes.strip_mlp_layer)
     def forward(self, x: Tensor) -> Tensor:
         """Mix (N, C, H, W) along the layer's axis: that side must be ``tokens`` long, the other one may be any."""
-        return strip_layer.reference(x, self.weight, self.bias, self.axis)
+        num_patches, strip_width = map(int, self.weight.shape[:2])  # torch.jit.trace gives sizes as tensors
+        x = x.transpose(2, 3) if self.axis == 'row' else x
+        # A grouped convolution over lines: tokens are its channels, patches its groups.
+        kernel = self.weight.permute(0, 2, 3, 1).flatten(0, 1)  # (G * tokens, tokens, strip_width)
+        lines = x.unflatten(1, (-1, num_patches)).flatten(0, 1).flatten(1, 2)  # (N * C / G, G * tokens, lines)
+        folded = self.bias.dim() == 3  # in the deploy form: a map (C, H, W)
+        bias = None if folded else self.bias.flatten()
+        y = F.conv1d(lines, kernel, bias, padding=strip_width // 2, groups=num_patches).reshape(x.shape)
+        y = y.transpose(2, 3) if self.axis == 'row' else y
+        return y + self.bias if folded else y
 
     def extra_repr(self) -> str:
         num_patches, strip_width, _, tokens = self.weight.shape
@@ -91,10 +98,6 @@ class RelativePosition(nn.Module):
 
     def extra_repr(self) -> str:
         return f'channels={self.table.shape[1]}, extent={self.extent}, span={self.table.shape[0] // 2}'
-
-
-STRIP_LAYER = Layer(StripMLPLayer, ('weight', 'bias'))
-POSITION = Layer(RelativePosition, ('table',))
 
 
 class CascadeGroupStripMixing(BaseModule):
@@ -141,23 +144,11 @@ class CascadeGroupStripMixing(BaseModule):
         self.column = StripMLPLayer(height, num_patches, strip_width, axis='column')
         self.fuse_column = nn.Conv2d(2 * channels, channels, 1, bias=False)
 
-    @relied_on
     def forward(self, u: Tensor) -> Tensor:
         """Mix (N, C, H, W), of any H and W."""
         mixed = run_in_windows(self.mix_window, u, self.extent)
-        return self.fuse(u, mixed) if self.cascade else self.fuse(mixed)
+        return self.fuse_column(torch.cat([u, mixed], dim=1) if self.cascade else mixed)
 
-    @fused(
-        boxes.mix_window,
-        boxes.mix_window_recompute,
-        position_row=(POSITION, identity),
-        row=STRIP_LAYER,
-        fuse_row=pointwise(bias=None),
-        norm=(batch_norm, identity),
-        act=gelu,
-        position_column=(POSITION, identity),
-        column=STRIP_LAYER,
-    )
     def mix_window(self, u: Tensor) -> Tensor:
         """Row and column mixing of windows (M, C, *extent): c, or [v, c] in parallel form."""
         r = self.row(self.position_row(u))
@@ -165,17 +156,15 @@ class CascadeGroupStripMixing(BaseModule):
         c = self.column(self.position_column(v if self.cascade else u))
         return c if self.cascade else torch.cat([v, c], dim=1)
 
-    @fused(boxes.fuse, fuse_column=(pointwise(bias=False), identity))
-    def fuse(self, *maps: Tensor) -> Tensor:
-        """The last fusion, of maps of 2 C channels in all."""
-        return self.fuse_column(torch.cat(maps, dim=1))
-
 
 class LocalStripMixing(BaseModule):
     """Local Strip Mixing Module, LSMM (Section 3.4, Figure 3).
 
-    A tall (7x3) and a wide (3x7) depthwise convolution and the input itself, summed with weights per channel that a
-    small MLP draws from their global average (a softmax over the three).
+    A tall (7x3) and a wide (3x7) depthwise convolution and the input itself, summed with weights per channel, which a
+    small MLP draws from their global average::
+
+        a, b, c = softmax(reweight(mean of tall(u) + wide(u) + u over H and W))
+        out = a * tall(u) + b * wide(u) + c * u
 
     Args:
         channels (int): Channels C, at least 2.
@@ -192,15 +181,13 @@ class LocalStripMixing(BaseModule):
             nn.Conv2d(channels // 2, 3 * channels, 1),
         )
 
-    @fused(
-        boxes.local_strip_mixing,
-        tall=depthwise(7, 3),
-        wide=depthwise(3, 7),
-        reweight=sequence(pointwise(bias=True), gelu, pointwise(bias=True)),
-    )
     def forward(self, u: Tensor, *, valid: Tensor | None = None) -> Tensor:
         """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), False for tokens that the average leaves out."""
-        return weighted_sum((self.tall(u), self.wide(u), u), self.reweight, valid)
+        tall, wide = self.tall(u), self.wide(u)
+        weights = self.reweight(token_mean(tall + wide + u, valid))  # (N, 3 C, 1, 1)
+        weights = weights.unflatten(1, (-1, 3)).softmax(dim=2).to(u.dtype)  # autocast takes the softmax in float32
+        a, b, c = weights.unbind(dim=2)
+        return a * tall + b * wide + c * u
 
 
 class StripMixingBlock(BaseModule):
@@ -250,14 +237,14 @@ class StripMixingBlock(BaseModule):
             self.branches['lsmm'] = LocalStripMixing(width, act_cfg)
         self.fuse = nn.Conv2d(channels, channels, 1, bias=False)
 
-    @fused(
-        boxes.strip_mixing,
-        boxes.strip_mixing_recompute,
-        depthwise=sequence(batch_norm, gelu, depthwise(3, 3)),
-        project=sequence(pointwise(bias=True), (batch_norm, identity), gelu),
-        fuse=pointwise(bias=False),
-    )
-    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
-        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), what LSMM's average runs over."""
+    def forward(self, x: Tensor, **valid: Tensor) -> Tensor:
+        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), the tokens that LSMM's average runs over."""
         parts = self.project(self.depthwise(x)).chunk(len(self.branches), dim=1)
-        return self.fuse(torch.cat(boxes.mix_parts(self, parts, valid), dim=1))
+        return self.fuse(torch.cat(self.mix(parts, **valid), dim=1))
+
+    def mix(self, parts: Sequence[Tensor], **valid: Tensor) -> list[Tensor]:
+        """Each branch on its part of the channels."""
+        return [
+            branch(part, **valid) if name == 'lsmm' else branch(part)
+            for (name, branch), part in zip(self.branches.items(), parts)
+        ]

@@ -2,21 +2,17 @@
 
 from collections.abc import Sequence
 
-import torch
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..ops import boxes
-from ..ops.dispatch import Layer, area_of, fused, in_channels_last, relied_on
 from ..registry import MODELS
-from . import deploy as deploy_form
 from .arguments import (
-    MIN_SIDE,
     NUM_STAGES,
     STEM_STRIDE,
+    check_images,
     check_scalars,
     parse_arch,
     parse_branches,
@@ -26,6 +22,7 @@ from .arguments import (
 )
 from .channel_mixing import ChannelMixingBlock
 from .checkpointing import run_checkpointed
+from .fold import fold
 from .padding import check_averages, image_ends, valid_tokens
 from .state_dict import adapt_state_dict, report_coverage, require_pretrained
 from .strip_mixing import BRANCHES, StripMixingBlock
@@ -57,16 +54,10 @@ class StripMLPBlock(BaseModule):
         self.channel_mixing = ChannelMixingBlock(channels, mlp_ratio, act_cfg)
         self.drop_path = DropPath(drop_path)
 
-    @relied_on
-    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
-        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), False for tokens that averages leave out."""
-        area = area_of(valid)
-        x = self.add_branch(x, self.strip_mixing(x, **area))
-        return self.add_branch(x, self.channel_mixing(x, **area))
-
-    @fused(boxes.add_branch, boxes.add_branch, drop_path=Layer(DropPath))
-    def add_branch(self, x: Tensor, branch: Tensor) -> Tensor:
-        return x + self.drop_path(branch)
+    def forward(self, x: Tensor, **valid: Tensor) -> Tensor:
+        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), the tokens that averages run over."""
+        x = x + self.drop_path(self.strip_mixing(x, **valid))
+        return x + self.drop_path(self.channel_mixing(x, **valid))
 
 
 class Stage(nn.Sequential):
@@ -81,14 +72,13 @@ class Stage(nn.Sequential):
     def __init__(self, *blocks, with_cp: bool = False):
         super().__init__(*blocks)
         self.with_cp = with_cp
+        self.deploy = False  # whether its blocks are folded
 
-    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
-        packed = deploy_form.packed_stage(self, x) if valid is None else None
-        if packed is not None:
-            return packed(x)
-        area = area_of(valid)
+    def forward(self, x: Tensor, **valid: Tensor) -> Tensor:
+        """Run the blocks; ``valid`` as of :class:`StripMLPBlock`."""
         for block in self:
-            x = run_checkpointed(block, x, **area) if self.with_cp and x.requires_grad else block(x, **area)
+            checkpoint = self.with_cp and x.requires_grad
+            x = run_checkpointed(block, x, **valid) if checkpoint else block(x, **valid)
         return x
 
 
@@ -153,7 +143,6 @@ class StripMLP(BaseModule):
         (1, 640, 7, 7)
     """
 
-    ignore_padding = False  # of models that were pickled without it
     arch_zoo = {
         'tiny-light': dict(embed_dims=80, depths=(2, 2, 6, 2)),
         'tiny': dict(embed_dims=80, depths=(2, 2, 12, 2)),
@@ -184,11 +173,10 @@ class StripMLP(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
-        settings = dict(num_patches=num_patches, mlp_ratio=mlp_ratio)
         parsed = parse_arch(arch, self.arch_zoo)
         if num_patches is not None and parsed.get('num_patches', num_patches) != num_patches:
             raise ValueError(f'num_patches is {num_patches!r}, but arch has num_patches {parsed["num_patches"]!r}')
-        settings.update(parsed)
+        settings = {'num_patches': num_patches, 'mlp_ratio': mlp_ratio, **parsed}
         mlp_ratio = settings['mlp_ratio']
         self.arch = arch
         self.embed_dims = settings['embed_dims']
@@ -208,11 +196,8 @@ class StripMLP(BaseModule):
 
         num_stages = max(self.out_indices) + 1
         channels = [self.embed_dims * 2**i for i in range(num_stages)]
-        num_blocks = sum(self.depths)
-        rates = (
-            torch.linspace(0, drop_path_rate, num_blocks).tolist() if drop_path_ramp else [drop_path_rate] * num_blocks
-        )
-        rates = iter(rates)
+        last = sum(self.depths) - 1
+        rates = (drop_path_rate * (i / last if drop_path_ramp else 1) for i in range(last + 1))
 
         # First among the children: tools that fold BN take it for the norm of the convolution that precedes it there.
         self.norm = build_norm_layer(norm_cfg, channels[-1])[1] if num_stages == NUM_STAGES else None
@@ -260,7 +245,7 @@ class StripMLP(BaseModule):
         """
         if self.deploy:
             return
-        deploy_form.fold(self)
+        fold(self)
         self.deploy = True
         self.train(self.training)  # the layers that are new
 
@@ -274,27 +259,20 @@ class StripMLP(BaseModule):
             One contiguous map (N, embed_dims * 2^i, H / (4 * 2^i), W / (4 * 2^i)) for each stage i of
             ``out_indices``, in their order; sizes are floored at each stride.
         """
-        self._check_input(x)
-        x = in_channels_last(x)
+        check_images(x, self.in_channels)
+        x = _channels_last(x)
         ends = image_ends(x) if self.ignore_padding else None
-        maps, merged_maps = [], []  # merged: of earlier stages, at the size of the present one
+        maps, earlier = [], []  # earlier: merged maps of the stages before, at the size of the present one
         for i, stage in enumerate(self.stages):
-            merged = x = self.merging[i - 1](x) if i else self.patch_embed(x)
-            merged_maps = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(self.cross_stage[i], merged_maps)]
-            x = sum(merged_maps, x)
-            merged_maps += [merged] if i else []
-            x = stage(x, **area_of(valid_tokens(ends, x, STEM_STRIDE * 2**i)))
+            merged = self.merging[i - 1](x) if i else self.patch_embed(x)
+            earlier = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(self.cross_stage[i], earlier)]
+            x = sum(earlier, merged)
+            earlier += [merged] if i else []
+            x = stage(x, **valid_tokens(ends, x, STEM_STRIDE * 2**i))
             maps.append(x)
         maps[-1] = x if self.norm is None else self.norm(x)
         # mmcv's compiled operators, RoIAlign among them, read memory as NCHW whatever the strides say.
         return tuple(maps[i].contiguous() for i in self.out_indices)
-
-    def _check_input(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < MIN_SIDE:
-            raise ValueError(
-                f'StripMLP takes images of shape (N, {self.in_channels}, H, W) with H and W at least '
-                f'{MIN_SIDE}, but got {tuple(x.shape)}'
-            )
 
     def train(self, mode: bool = True):
         """Set training mode, except for frozen stages and, with ``norm_eval``, BN statistics."""
@@ -356,6 +334,11 @@ class StripMLP(BaseModule):
         adapt_state_dict(self, state_dict, prefix)
         report_coverage(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """A map in channels_last memory, which layers keep; permuted, as torch.func.vmap knows no memory formats."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def _nchw_on_gpus(x: Tensor) -> Tensor:

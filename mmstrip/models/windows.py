@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.windows import merge_windows, split_windows
-
 is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # PyTorch 2.7 has it
 
 
@@ -44,13 +42,55 @@ def counts_and_strides(size: tuple[int, int], extent: tuple[int, int]) -> tuple[
     return tuple(zip(*axes))
 
 
-def run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tuple[int, int]) -> Tensor:
+def split_windows(x: Tensor, extent, counts, strides) -> Tensor:
+    """Cut (N, C, H, W), no smaller than a window, into (N * rows * columns, C, *extent)."""
+    for dim, side, count, stride in zip((2, 3), extent, counts, strides):
+        if x.shape[dim] > side:
+            starts = _starts(x.shape[dim], side, count, stride, x.device)
+            x = x.index_select(dim, (starts[:, None] + torch.arange(side, device=x.device)).flatten())
+    x = x.unflatten(3, (counts[1], extent[1])).unflatten(2, (counts[0], extent[0]))
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+def merge_windows(x: Tensor, size, counts, strides) -> Tensor:
+    """Put windows back into a map (N, C, *size); a token in two windows of an axis is their mean."""
+    extent = x.shape[2:]
+    x = x.unflatten(0, (-1, *counts)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    for dim, length, side, count, stride in zip((2, 3), size, extent, counts, strides):
+        if length > side:
+            first, last = _copies(length, side, count, stride, x.device)
+            x = (x.index_select(dim, first) + x.index_select(dim, last)) * 0.5
+    return x
+
+
+def _starts(length: int, extent: int, count: int, stride: int, device: torch.device) -> Tensor:
+    return (torch.arange(count, device=device) * stride).clamp(max=length - extent)
+
+
+def _copies(length: int, extent: int, count: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where a token's copies in the first and in the last window that covers it are, among count * extent positions."""
+    starts = _starts(length, extent, count, stride, device)
+    token = torch.arange(length, device=device)
+    # Window i < count - 1 starts at i * stride; only the last one may have been moved back.
+    first = (_floor(token - extent, stride) + 1).clamp(0, count - 1)
+    last = torch.where(token >= length - extent, count - 1, _floor(token, stride))
+    return tuple(window * extent + token - starts[window] for window in (first, last))
+
+
+def run_in_windows(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    extent: tuple[int, int],
+    split: Callable = split_windows,
+    merge: Callable = merge_windows,
+) -> Tensor:
     """Apply a function of fixed-size maps to a map of any size: all windows in one call, overlaps averaged.
 
     Args:
         function: Takes (M, C, *extent), gives (M, C', *extent).
         x: (N, C, H, W).
         extent: Height and width of a window, in tokens.
+        split, merge: What computes :func:`split_windows` and :func:`merge_windows`. Default to these.
 
     Returns:
         (N, C', H, W). With (H, W) equal to ``extent`` this is ``function(x)``.
@@ -68,7 +108,7 @@ def run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tupl
         return function(x)[:, :, : size[0], : size[1]]
     padded = tuple(x.shape[2:])
     counts, strides = counts_and_strides(padded, extent)
-    x = merge_windows(function(split_windows(x, extent, counts, strides)), padded, counts, strides)
+    x = merge(function(split(x, extent, counts, strides)), padded, counts, strides)
     return x[:, :, : size[0], : size[1]]
 
 
@@ -96,7 +136,7 @@ def _any_layout(length: int, extent: int, device: torch.device) -> tuple[int, Te
     All is computed by tensors, so that the tracer meets one number that it knows nothing of, instead of formulas of
     sizes that it would try to compare for minutes.
     """
-    tokens = torch.full((), length, dtype=torch.int64, device=device)
+    tokens = torch.full((1,), length, dtype=torch.int64, device=device).squeeze(0)  # OpenVINO fills no scalar
     several = (tokens > extent).long()
     count, stride = count_and_stride(tokens + 1 - several, extent)  # of one window: as of two, less one
     count = count - 1 + several
@@ -110,5 +150,5 @@ def _any_layout(length: int, extent: int, device: torch.device) -> tuple[int, Te
     return windows, (starts[:, None] + torch.arange(extent, device=device)).flatten(), copies
 
 
-def _floor(x: Tensor, divisor: Tensor) -> Tensor:
+def _floor(x: Tensor, divisor: Tensor | int) -> Tensor:
     return torch.div(x, divisor, rounding_mode='floor')

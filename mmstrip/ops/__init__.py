@@ -1,9 +1,10 @@
-"""Fast implementations of what Strip-MLP computes most, one file per operation, and the seam that lets them run.
+"""Faster implementations of the modules of :mod:`mmstrip.models`, and the one call that lets them run.
 
-Each file holds an operation's reference, its function on compiled operators (``csrc``) with its gradient, and, where
-that saves memory in training, a function that needs no operators. Maps are (N, C, H, W), in channels_last memory.
+One file per operation: the subclass of each module that it computes, its autograd Function, and its operators, which
+are in ``csrc``. Maps are (N, C, H, W), in channels_last memory.
 """
 
-from .dispatch import IMPLEMENTATIONS, available, status, use
+from .accelerate import accelerate, restore, status, use
+from .context import takes
 
-__all__ = ['IMPLEMENTATIONS', 'available', 'status', 'use']
+__all__ = ['accelerate', 'restore', 'status', 'takes', 'use']

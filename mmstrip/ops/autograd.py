@@ -1,25 +1,21 @@
 """What the autograd Functions of the operations share."""
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
-from .dispatch import PLAIN
+from .context import is_batched
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-_BATCHED = torch._C._dispatch_key_parse('Batched')  # of is_grads_batched=True, beside functorch's own
-
-
-def is_batched(grads: Sequence[Tensor]) -> bool:
-    """Whether gradients are of a vmap level or of another kind than operators take."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    return any(type(grad) not in PLAIN or torch._C._dispatch_keys(grad).has(_BATCHED) for grad in grads)
+def call_formula(module: type, x: Tensor, **layers) -> Tensor:
+    """``forward`` of a module's class on tensors and functions in the place of its parameters and layers."""
+    return module.forward(SimpleNamespace(**layers), x)
 
 
 def is_differentiated(grads: Sequence[Tensor]) -> bool:

@@ -1,36 +1,45 @@
-"""LSMM (Section 3.4): two depthwise convolutions and the input itself, in a sum whose weights a small MLP draws."""
+"""LSMM (Section 3.4): its two depthwise convolutions as one, with weights that a small MLP draws."""
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from ..models import stock
+from ..models.strip_mixing import LocalStripMixing
 from . import depthwise
-from .autograd import is_differentiated, needs_gradient, reference_gradients
+from .autograd import call_formula, is_differentiated, needs_gradient, reference_gradients
+from .fast import Fast
 
 operators = torch.ops.mmstrip
 
 
+class FastLocalStripMixing(Fast, LocalStripMixing):
+    reference = LocalStripMixing
+    layers = dict(
+        tall=stock.depthwise(7, 3),
+        wide=stock.depthwise(3, 7),
+        reweight=stock.sequence(stock.pointwise(bias=True), stock.gelu, stock.pointwise(bias=True)),
+    )
+
+    def forward(self, u: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        if valid is not None or not self.may_run(u):
+            return super().forward(u, valid=valid)
+        narrow, _, broad = self.reweight
+        mlp = narrow.weight, narrow.bias, broad.weight, broad.bias
+        return local_strips(u, self.tall.weight, self.wide.weight, *mlp)
+
+
 def reference(u: Tensor, tall: Tensor, wide: Tensor, *mlp: Tensor) -> Tensor:
-    paths = depthwise.reference(u, tall), depthwise.reference(u, wide), u
-    return weighted_sum(paths, lambda average: F.conv2d(F.gelu(F.conv2d(average, *mlp[:2])), *mlp[2:]))
-
-
-def weighted_sum(paths: tuple[Tensor, Tensor, Tensor], reweight, valid: Tensor | None = None) -> Tensor:
-    """Sum of three maps (N, C, H, W) with weights for each channel: the softmax over the three of what ``reweight``
-    makes (N, 3 C, 1, 1), channel by channel, of the average of their sum (N, C, 1, 1), over the tokens that are
-    ``valid`` (N, 1, H, W), or over all."""
-    tall, wide, u = paths
-    total = tall + wide + u
-    if valid is None:
-        average = total.mean(dim=(2, 3), keepdim=True)
-    else:
-        dtype = torch.promote_types(total.dtype, torch.float32)  # sums may be too large for half precision
-        sums = torch.where(valid, total, 0).sum(dim=(2, 3), keepdim=True, dtype=dtype)
-        average = (sums / valid.sum(dim=(2, 3), keepdim=True)).to(total.dtype)
-    weights = reweight(average).unflatten(1, (-1, 3)).softmax(dim=2)
-    a, b, c = weights.to(u.dtype).unbind(dim=2)  # autocast takes the softmax in float32
-    return a * tall + b * wide + c * u
+    return call_formula(
+        LocalStripMixing,
+        u,
+        tall=partial(depthwise.reference, weight=tall),
+        wide=partial(depthwise.reference, weight=wide),
+        reweight=lambda average: F.conv2d(F.gelu(F.conv2d(average, *mlp[:2])), *mlp[2:]),
+    )
 
 
 def local_strips(

@@ -1,41 +1,31 @@
-"""The strip MLP layer's sum (Section 3.2); see :class:`mmstrip.models.strip_mixing.StripMLPLayer` for its formula."""
+"""The strip MLP layer's sum (Section 3.2)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from .autograd import is_differentiated, needs_gradient, reference_gradients
+from ..models.strip_mixing import StripMLPLayer
+from .autograd import call_formula, is_differentiated, needs_gradient, reference_gradients
+from .fast import Fast
 
 operators = torch.ops.mmstrip
 
 
-def reference(x: Tensor, weight: Tensor, bias: Tensor, axis: str) -> Tensor:
-    """A grouped convolution over lines: tokens are its channels, patches its groups.
+class FastStripMLPLayer(Fast, StripMLPLayer):
+    reference = StripMLPLayer
 
-    Args:
-        x: (N, C, H, W), the side that ``axis`` mixes along being the layer's tokens.
-        weight: (G, strip_width, tokens, tokens).
-        bias: (G, tokens), or a map (C, H, W).
-        axis: 'row' or 'column'.
-
-    Returns:
-        (N, C, H, W).
-    """
-    patches, strip_width = map(int, weight.shape[:2])  # torch.jit.trace gives sizes as tensors
-    x = x.transpose(2, 3) if axis == 'row' else x
-    kernel = weight.permute(0, 2, 3, 1).flatten(0, 1)  # (G * tokens, tokens, strip_width)
-    lines = x.unflatten(1, (-1, patches)).flatten(0, 1).flatten(1, 2)  # (N * C / G, G * tokens, lines)
-    shared = bias.flatten() if bias.dim() == 2 else None
-    y = F.conv1d(lines, kernel, shared, padding=strip_width // 2, groups=patches).reshape(x.shape)
-    y = y.transpose(2, 3) if axis == 'row' else y
-    return y if bias.dim() == 2 else y + bias
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.may_run(x):
+            return super().forward(x)
+        return strip_layer(x, self)
 
 
-def strip_layer(x: Tensor, weight: Tensor, bias: Tensor, axis: str, position: Tensor | None = None) -> Tensor:
-    """The same of x plus positions (C, H, W), if there are any."""
-    run = _StripLayer.apply if needs_gradient(x, weight, bias, position) else operators.strip_layer
-    return run(x, weight, bias, axis == 'row', position)
+def strip_layer(x: Tensor, layer: StripMLPLayer, position: Tensor | None = None) -> Tensor:
+    """A strip layer of x (N, C, H, W) plus positions (C, H, W), if there are any."""
+    arguments = x, layer.weight, layer.bias, layer.axis == 'row', position
+    if needs_gradient(x, layer.weight, layer.bias, position):
+        return _StripLayer.apply(*arguments)
+    return operators.strip_layer(*arguments)
 
 
 class _StripLayer(Function):
@@ -53,7 +43,8 @@ class _StripLayer(Function):
             axis = 'row' if ctx.row else 'column'
 
             def again(x, weight, bias, position):
-                return reference(x if position is None else x + position, weight, bias, axis)
+                x = x if position is None else x + position
+                return call_formula(StripMLPLayer, x, weight=weight, bias=bias, axis=axis)
 
             *grads, grad_position = reference_gradients(again, (x, weight, bias, position), [grad], required)
         else:

@@ -10,57 +10,21 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .autograd import is_batched, reference_gradients
-from .dispatch import native_types
+from ..models import windows
+from .autograd import reference_gradients
+from .context import is_batched
 
 operators = torch.ops.mmstrip
 
 
 def split_windows(x: Tensor, extent, counts, strides) -> Tensor:
-    """Cut (N, C, H, W), no smaller than a window, into (N * rows * columns, C, *extent)."""
-    if native_types(x):
-        return _Windows.apply(x, False, extent, counts, strides, False)
-    return split_reference(x, extent, counts, strides)
+    """:func:`mmstrip.models.windows.split_windows`."""
+    return _Windows.apply(x, False, extent, counts, strides, False)
 
 
 def merge_windows(x: Tensor, size, counts, strides) -> Tensor:
-    """Put windows back into a map (N, C, *size); a token in two windows of an axis is their mean."""
-    if native_types(x):
-        return _Windows.apply(x, True, size, counts, strides, True)
-    return merge_reference(x, size, counts, strides)
-
-
-def split_reference(x: Tensor, extent, counts, strides) -> Tensor:
-    for dim, side, count, stride in zip((2, 3), extent, counts, strides):
-        if x.shape[dim] > side:
-            starts = _starts(x.shape[dim], side, count, stride, x.device)
-            x = x.index_select(dim, (starts[:, None] + torch.arange(side, device=x.device)).flatten())
-    x = x.unflatten(3, (counts[1], extent[1])).unflatten(2, (counts[0], extent[0]))
-    return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-
-
-def merge_reference(x: Tensor, size, counts, strides) -> Tensor:
-    extent = x.shape[2:]
-    x = x.unflatten(0, (-1, *counts)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-    for dim, length, side, count, stride in zip((2, 3), size, extent, counts, strides):
-        if length > side:
-            first, last = _copies(length, side, count, stride, x.device)
-            x = (x.index_select(dim, first) + x.index_select(dim, last)) * 0.5
-    return x
-
-
-def _starts(length: int, extent: int, count: int, stride: int, device: torch.device) -> Tensor:
-    return (torch.arange(count, device=device) * stride).clamp(max=length - extent)
-
-
-def _copies(length: int, extent: int, count: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where a token's copies in the first and in the last window that covers it are, among count * extent positions."""
-    starts = _starts(length, extent, count, stride, device)
-    token = torch.arange(length, device=device)
-    # Window i < count - 1 starts at i * stride; only the last one may have been moved back.
-    first = (torch.div(token - extent, stride, rounding_mode='floor') + 1).clamp(0, count - 1)
-    last = torch.where(token >= length - extent, count - 1, torch.div(token, stride, rounding_mode='floor'))
-    return tuple(window * extent + token - starts[window] for window in (first, last))
+    """:func:`mmstrip.models.windows.merge_windows`."""
+    return _Windows.apply(x, True, size, counts, strides, True)
 
 
 def _zeros(shape: torch.Size, grad: Tensor) -> Tensor:
@@ -69,7 +33,7 @@ def _zeros(shape: torch.Size, grad: Tensor) -> Tensor:
 
 
 def _reference(merge: bool, *layout) -> Callable[[Tensor], Tensor]:
-    return lambda x: (merge_reference if merge else split_reference)(x, *layout)
+    return lambda x: (windows.merge_windows if merge else windows.split_windows)(x, *layout)
 
 
 def _transposed(linear: Callable[[Tensor], Tensor], shape: torch.Size, grad: Tensor) -> Callable[[Tensor], Tensor]:

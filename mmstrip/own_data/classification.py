@@ -1,39 +1,50 @@
 """Classification from folders of images, one for each class."""
 
-import math
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..models.arguments import MIN_SIDE
-from .images import (
-    SPLITS,
-    VAL_SHARE,
-    describe_sizes,
-    find_images,
-    hold_out,
-    listed,
-    measure,
-    require_folder,
-    split_folders,
-)
-from .writing import (
-    Backbone,
-    Written,
-    assign,
-    base,
-    check_positive,
-    choose_backbone,
-    make_folder,
-    schedule,
-    start,
-    write_config,
-    write_lines,
-)
+from .folders import VAL_SHARE, Folder, check_names, hold_out
+from .writing import Written, check_positive, choose_backbone, compare, output_folder, write_config
 
 IMG_SIZE = 224
-CROP_SHARE = 224 / 256  # of the short side, in tests
-LONG_SCHEDULE = 50  # epochs from which mixed images, RandAugment and erasing pay
+TEMPLATE = """\
+_base_ = [
+    __import__('mmstrip') and 'mmstrip::_base_/models/strip-mlp-tiny-light.py',
+    'mmstrip::_base_/datasets/folders_bs64_224.py',
+    $schedule,
+    'mmstrip::_base_/default_runtime.py',
+]
+classes = $classes
+size, epochs, batch_size = $size, $epochs, $batch_size
+
+init = $init
+backbone = dict(
+    $backbone,
+    init_cfg=init,
+)
+model = dict(backbone=backbone, head=dict(num_classes=$num_classes, in_channels=$channels))
+data_preprocessor = dict(num_classes=$num_classes)
+
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
+train_pipeline[1].scale = test_pipeline[2].crop_size = size
+test_pipeline[1].scale = round(size * 256 / 224)
+tta_pipeline = [*test_pipeline[:-1], _base_.tta_pipeline[-1]]
+if epochs < 50:  # too few for mixed images, RandAugment and erasing
+    model.update(train_cfg=None)
+    del train_pipeline[3:-1]
+
+data = dict(data_prefix=$folder, metainfo=dict(classes=classes))
+$loaders
+val_evaluator = test_evaluator = dict(topk=$topk)
+
+train_cfg = dict(max_epochs=epochs)
+warm_up = min($warm_up, -(-epochs // 8))
+param_scheduler = [dict(_base_.param_scheduler[0], end=warm_up), dict(_base_.param_scheduler[1], begin=warm_up)]
+auto_scale_lr = dict(base_batch_size=batch_size)
+"""
+
+Samples = list[tuple[Path, str]]
 
 
 def write_classification(
@@ -64,63 +75,80 @@ def write_classification(
     Raises:
         FileNotFoundError: The folder or the checkpoint is missing.
         ValueError: There are less than two classes, one has too few images or is not among those of the training
-            images, or an argument is out of its range, the batch larger than the training set for instance.
+            images, a name or path cannot be kept, or an argument is out of its range, the batch larger than the
+            training set for instance.
     """
     check_positive(size=size, batch_size=batch_size)
     if epochs is not None and epochs < 2:
         raise ValueError(f'epochs must be at least 2, as the first is a warm-up, but got {epochs}')
     if (size or IMG_SIZE) < MIN_SIDE:
         raise ValueError(f'size must be at least {MIN_SIDE} pixels, but got {size}')
-    folder, size = require_folder(folder), size or IMG_SIZE
-    splits, odd = _read(folder)
-    images = [image for samples in splits.values() for image, _ in samples]
-    sizes, unreadable = measure(images)
+    data, size = Folder(folder, out), size or IMG_SIZE
+    roots = data.splits() or {'train': data.path}
+    splits = {split: _read(data, root) for split, root in roots.items()}
+    sizes = data.measure([image for samples in splits.values() for image, _ in samples], strict=False)
     splits = {split: [sample for sample in samples if sample[0] in sizes] for split, samples in splits.items()}
-    classes = _classes(folder, splits)
+    classes = _classes(data, roots, splits)
     if 'val' not in splits:
-        splits['train'], splits['val'] = _hold_out_of_each(splits['train'], classes)
-    images = len(splits['train'])
-    if (batch_size or 1) > images:
-        raise ValueError(f'batch_size must be at most the {images} training images of {folder}, but got {batch_size}')
-    batch_size = batch_size or min(images, max(4, min(64, 2 ** (images // 20).bit_length() // 2)))
+        data.notes.append(f'val: {VAL_SHARE:.0%} of each class, held out')
+        parts = [hold_out([sample for sample in splits['train'] if sample[1] == name]) for name in classes]
+        splits['train'], splits['val'] = ([sample for part in side for sample in part] for side in zip(*parts))
+    count = len(splits['train'])
+    if (batch_size or 1) > count:
+        raise ValueError(f'batch_size must be at most the {count} training images of {folder}, but got {batch_size}')
+    batch_size = batch_size or min(count, max(4, min(64, 2 ** (count // 20).bit_length() // 2)))
     backbone = choose_backbone(arch, init)
-    out = make_folder(out, folder)
-    for split, samples in splits.items():
-        lines = [f'{image.relative_to(folder).as_posix()} {classes.index(name)}' for image, name in samples]
-        write_lines(out / f'{split}.txt', lines)
-    lines = _config(folder, out, sorted(splits), classes, backbone, size, epochs, batch_size)
-    config = write_config(out, f'strip-mlp-{backbone.name}_{out.name}', lines)
-    return Written(config, _found(folder, splits, classes, list(sizes.values()), odd, unreadable))
+    out = output_folder(out, data.path)
+    config = out / f'strip-mlp-{backbone.name}_{out.name}.py'
+    recipe, default_epochs, warm_up = ('finetune_100e', 100, 5) if init else ('300e_1xb128', 300, 20)
+    write_config(
+        config,
+        {f'{split}.txt': _lines(data.path, samples, classes) for split, samples in splits.items()},
+        {split: dict(ann_file=out / f'{split}.txt') for split in splits},
+        TEMPLATE,
+        classes=classes,
+        schedule=f'mmstrip::_base_/schedules/adamw_{recipe}.py',
+        size=size,
+        epochs=epochs or default_epochs,
+        batch_size=batch_size,
+        init=backbone.init_cfg,
+        backbone=backbone.arguments(**(dict(img_size=size) if size % MIN_SIDE == 0 else {})),
+        num_classes=len(classes),
+        channels=backbone.channels[-1],
+        folder=data.path,
+        topk=(1, 5) if len(classes) > 5 else 1,
+        warm_up=warm_up,
+    )
+    found = {split: dict(samples) for split, samples in splits.items()}
+    compare(data, config, found, lambda sample, names: names[sample['gt_label']])
+    numbers = Counter(name for samples in splits.values() for _, name in samples)
+    smallest, largest = min(classes, key=numbers.get), max(classes, key=numbers.get)
+    counts = {split: len(samples) for split, samples in splits.items()}
+    words = f'classes of {numbers[smallest]} ({smallest}) to {numbers[largest]} images ({largest})'
+    return Written(config, data.report(f'images of {len(classes)} classes', sizes.values(), counts, words))
 
 
-def _read(folder: Path) -> tuple[dict[str, list[tuple[Path, str]]], list[Path]]:
-    """Images of each split with the names of their classes, and files that are no images."""
-    roots = split_folders(folder)
-    if roots and 'train' not in roots:
-        raise ValueError(f'{folder} has {listed(path.name for path in roots.values())}, but no folder train')
-    splits, odd = {}, []
-    for split, root in (roots or {'train': folder}).items():
-        images, others = find_images(root)
-        odd += others
-        loose = [image for image in images if image.parent == root]
-        if loose:
-            raise ValueError(f'{loose[0]} must be in the folder of its class, {root}/CLASS/')
-        splits[split] = [(image, image.relative_to(root).parts[0]) for image in images]
-    return splits, odd
+def _read(data: Folder, root: Path) -> Samples:
+    """Images of a split with the names of their classes."""
+    images, others = data.images(root)
+    data.note_items('left out, as no images', others)
+    loose = [image for image in images if image.parent == root]
+    if loose:
+        raise ValueError(f'{loose[0]} must be in the folder of its class, {root}/CLASS/')
+    return [(image, image.relative_to(root).parts[0]) for image in images]
 
 
-def _classes(folder: Path, splits: dict[str, list[tuple[Path, str]]]) -> list[str]:
-    roots = split_folders(folder)
-    root = roots.get('train', folder)
-    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith('.'))
+def _classes(data: Folder, roots: dict[str, Path], splits: dict[str, Samples]) -> list[str]:
+    root, least = roots['train'], 1 if 'val' in roots else 2
+    names = [path.name for path in data.children(root)]
     counts = Counter(name for _, name in splits['train'])
     if len(names) < 2:
         raise ValueError(f'{root} must have a folder of images for each of at least two classes, but has {len(names)}')
-    few = [name for name in names if counts[name] < (1 if 'val' in roots else 2)]
+    check_names(names, root)
+    few = [name for name in names if counts[name] < least]
     if few:
         raise ValueError(
-            f'{root / few[0]} must hold images that can be read, at least {1 if "val" in roots else 2}, '
-            f'but has {counts[few[0]]}'
+            f'{root / few[0]} must hold images that can be read, at least {least}, but has {counts[few[0]]}'
         )
     for split, samples in splits.items():
         unknown = sorted({name for _, name in samples} - set(names))
@@ -131,79 +159,8 @@ def _classes(folder: Path, splits: dict[str, list[tuple[Path, str]]]) -> list[st
     return names
 
 
-def _hold_out_of_each(samples: Sequence[tuple[Path, str]], classes: Sequence[str]):
-    parts = [hold_out([sample for sample in samples if sample[1] == name]) for name in classes]
-    return tuple([sample for part in side for sample in part] for side in zip(*parts))
-
-
-def _config(
-    folder: Path,
-    out: Path,
-    splits: Sequence[str],
-    classes: list[str],
-    backbone: Backbone,
-    size: int,
-    epochs: int | None,
-    batch_size: int,
-) -> list[str]:
-    recipe, recipe_epochs, warm_up = ('finetune_100e', 100, 5) if backbone.init_cfg else ('300e_1xb128', 300, 20)
-    epochs = epochs or recipe_epochs
-    own = dict(img_size=size) if size % 32 == 0 else {}
-    test = 'test' if 'test' in splits else 'val'
-    short = epochs < LONG_SCHEDULE
-    mixing = ', train_cfg=None' if short else ''
-    lines = [
-        *base(
-            '_base_/models/strip-mlp-tiny-light',
-            '_base_/datasets/folders_bs64_224',
-            f'_base_/schedules/adamw_{recipe}',
-            '_base_/default_runtime',
-        ),
-        *assign('classes', classes),
-        *start(backbone),
-        f'backbone = dict({backbone._replace(others=own | backbone.others).arguments()})',
-        f'model = dict(backbone=backbone, head=dict(num_classes={len(classes)}, in_channels={backbone.channels[-1]})'
-        f'{mixing})',
-        f'data_preprocessor = dict(num_classes={len(classes)})',
-        *_pipelines(size, short),
-        f'data = dict(data_prefix={folder.as_posix()!r}, metainfo=dict(classes=classes))',
-    ]
-    for loader, split in (('train', 'train'), ('val', 'val'), ('test', test)):
-        batch = f'batch_size={batch_size}, ' if loader == 'train' else ''
-        pipeline = 'train_pipeline' if loader == 'train' else 'test_pipeline'
-        file = (out / f'{split}.txt').as_posix()
-        lines.append(f'{loader}_dataloader = dict({batch}dataset=dict(ann_file={file!r}, pipeline={pipeline}, **data))')
-    if len(classes) <= 5:
-        lines.append('val_evaluator = test_evaluator = dict(topk=1)')
-    lines.append(f'train_cfg = dict(max_epochs={epochs})')
-    if epochs != recipe_epochs:
-        end = min(warm_up, math.ceil(epochs / 8))
-        lines.append(schedule(end, begin=end))
-    lines.append(f'auto_scale_lr = dict(base_batch_size={batch_size})')
-    return lines
-
-
-def _pipelines(size: int, short: bool) -> list[str]:
-    """Pipelines of the recipe with crops of a size, a short training's without RandAugment and erasing."""
-    lines = ['train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline']
-    if size != IMG_SIZE:
-        sides = f'{size}, {round(size / CROP_SHARE)}, {size}'
-        lines.append(f'train_pipeline[1].scale, test_pipeline[1].scale, test_pipeline[2].crop_size = {sides}')
-        lines.append('tta_pipeline = [*test_pipeline[:-1], _base_.tta_pipeline[-1]]')
-    return [*lines, 'del train_pipeline[3:-1]  # RandAugment and RandomErasing'] if short else lines
-
-
-def _found(folder, splits, classes, sizes, odd, unreadable) -> list[str]:
-    counts = Counter(name for samples in splits.values() for _, name in samples)
-    smallest, largest = min(classes, key=counts.get), max(classes, key=counts.get)
-    parts = ', '.join(f'{len(splits[split]):,} {split}' for split in SPLITS if split in splits)
-    held_out = '' if 'val' in split_folders(folder) else f' (val: {VAL_SHARE:.0%} of each class, held out)'
-    found = [
-        f'{folder}: {len(sizes):,} images of {len(classes)} classes, {describe_sizes(sizes)}: {parts}{held_out}',
-        f'classes of {counts[smallest]} ({smallest}) to {counts[largest]} images ({largest})',
-    ]
-    if odd:
-        found.append(f'left out, as no images: {listed(odd)}')
-    if unreadable:
-        found.append(f'left out, as they cannot be read: {listed(unreadable)}')
-    return found
+def _lines(root: Path, samples: Samples, classes: list[str]) -> list[str]:
+    """Images and their labels; as mmpretrain strips lines, a path may not begin with a space."""
+    labels = {name: label for label, name in enumerate(classes)}
+    paths = [(image.relative_to(root).as_posix(), labels[name]) for image, name in samples]
+    return [f'{"./" * (path != path.lstrip())}{path} {label}' for path, label in paths]

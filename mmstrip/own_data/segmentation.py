@@ -1,62 +1,91 @@
 """Segmentation from images and label maps."""
 
+import itertools
+import re
+from collections.abc import Sequence
 from os.path import commonprefix
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ..utils.samples import IGNORED
-from .images import (
-    IMAGE_FOLDERS,
-    SPLITS,
-    VAL_SHARE,
-    describe_sizes,
-    find_images,
-    hold_out,
-    listed,
-    measure_all,
-    median_short_side,
-    progress,
-    require_folder,
-    split_folders,
-)
-from .writing import (
-    Backbone,
-    Written,
-    assign,
-    base,
-    check_positive,
-    choose_backbone,
-    make_folder,
-    schedule,
-    start,
-    write_config,
-    write_lines,
-)
+from .folders import IMAGE_FOLDERS, VAL_SHARE, Folder, check_names, hold_out, listed, progress, read_lines
+from .writing import Written, check_positive, choose_backbone, compare, output_folder, write_config
 
 MODELS = {'fpn': '8xb2-80k', 'upernet': '8xb2-160k', 'segformer': '8xb2-160k'}  # and the configs of theirs
-CROP_SIZE, LONG_SIDES = 512, 4  # pixels; the long side of an image over its short one, at most
+CROP_SIZE, STEP = 512, 32  # pixels
 EPOCHS = 100
 LABEL_FOLDERS = ('labels', 'label', 'masks', 'mask', 'annotations', 'segmentationclass', 'ann_dir', 'gtfine')
 CLASS_FILES = ('classes.txt', 'labels.txt')
+LABELME_IGNORED = '__ignore__'  # the first line of labelme's file, which stands for the label -1
+TEMPLATE = """\
+_base_ = [__import__('mmstrip') and $base]
+classes = $classes
+size, batch_size, iterations = $size, $batch_size, $iterations
+ignored = $ignored  # the number in label maps that is no class
+
+data_preprocessor = dict(size=(size, size), seg_pad_val=ignored)
+init = $init
+backbone = dict(
+    $backbone,
+    init_cfg=init,
+)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    backbone=backbone,
+    $heads,
+)
+
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
+train_pipeline[2].scale = test_pipeline[1].scale = (4 * size, size)
+train_pipeline[3].update(crop_size=(size, size), ignore_index=ignored)
+
+data = dict(
+    type='mmstrip.SegDataset',
+    data_root='',
+    metainfo=dict(classes=classes),
+    reduce_zero_label=False,
+    ignore_index=ignored,
+)
+$loaders
+val_evaluator = test_evaluator = dict(ignore_index=ignored)
+
+optim_wrapper = dict(optimizer=dict(lr=$lr))
+interval = max(1, iterations // 10)
+warm_up = min(1500, interval)
+train_cfg = dict(max_iters=iterations, val_interval=interval)
+param_scheduler = [
+    dict(_base_.param_scheduler[0], end=warm_up),
+    dict(_base_.param_scheduler[1], begin=warm_up, end=iterations),
+]
+default_hooks = dict(checkpoint=dict(interval=interval))
+"""
 
 
 class Split(NamedTuple):
     """Pairs of a split.
 
     Attributes:
-        images: Folder of the images.
-        labels: Folder of the label maps.
+        roots: Folders of the images and of the label maps.
         names: What the two names of each pair share, paths below the two folders.
         suffixes: How the names of images and of label maps end.
     """
 
-    images: Path
-    labels: Path
+    roots: tuple[Path, Path]
     names: list[str]
     suffixes: tuple[str, str]
+
+    def pairs(self) -> dict[Path, Path]:
+        """Images with their label maps."""
+        return dict(tuple(map(Path, self.roots, map(name.__add__, self.suffixes))) for name in self.names)
+
+    def place(self, names: Path) -> dict:
+        """The arguments by which a dataset finds the pairs, the file of their names given."""
+        prefix = dict(img_path=self.roots[0], seg_map_path=self.roots[1])
+        return dict(ann_file=names, img_suffix=self.suffixes[0], seg_map_suffix=self.suffixes[1], data_prefix=prefix)
 
 
 def write_segmentation(
@@ -79,9 +108,7 @@ def write_segmentation(
 
     Args:
         folder: Folder of images and label maps.
-        out: Folder for config and lists. Defaults to ``own_data/{name of the folder}``.
-        init: Checkpoint to start from, of a Strip-MLP or a model that has one. Defaults to random weights.
-        arch: Name in ``StripMLP.arch_zoo``. Defaults to that of ``init``, else 'tiny-light'.
+        out, init, arch: As of :func:`.write_classification`.
         size: Side of the crops, and short side that test images are resized to, in pixels. Defaults to 512, or to the
             images' median short side where that is smaller, in multiples of 32.
         epochs: Defaults to 100.
@@ -92,125 +119,141 @@ def write_segmentation(
 
     Raises:
         FileNotFoundError: The folder, the checkpoint or the file of classes is missing.
-        ValueError: There are no pairs, label maps have another size than their images or numbers of no class, or an
-            argument is out of its range.
+        ValueError: There are no pairs, label maps have another size than their images or numbers of no class, a name
+            or path cannot be kept, or an argument is out of its range.
     """
     if model not in MODELS:
         raise ValueError(f'model must be one of {", ".join(MODELS)}, but got {model!r}')
     check_positive(size=size, epochs=epochs, batch_size=batch_size)
-    folder = require_folder(folder)
-    splits, notes = _read(folder)
-    sizes = _sizes(splits)
-    values = _values(splits)
-    names, ignored = _classes(_class_file(folder, classes), values)
+    data = Folder(folder, out)
+    splits = _read(data)
+    sizes = data.measure([image for part in splits.values() for image in part.pairs()])
+    values = _values(splits, sizes)
+    names, ignored = _classes(data, classes, values)
     backbone = choose_backbone(arch, init)
-    out = make_folder(out, folder)
-    for split, part in splits.items():
-        write_lines(out / f'{split}.txt', part.names)
-    size = size or min(CROP_SIZE, max(32, median_short_side(sizes) // 32 * 32))
-    lines = _config(splits, out, names, ignored, backbone, model, size, epochs or EPOCHS, batch_size or 4)
-    config = write_config(out, f'strip-mlp-{backbone.name}_{model}_{out.name}', lines)
-    parts = ', '.join(f'{len(splits[split].names):,} {split}' for split in SPLITS if split in splits)
-    found = [
-        f'{folder}: {len(sizes):,} images with label maps, {describe_sizes(sizes)}: {parts}',
-        f'{len(names)} classes: {listed(names, 20)}; pixels of {ignored} are ignored'
-        + ('' if ignored in values else ' (there are none)'),
-    ]
-    unused = [name for number, name in enumerate(names) if number not in values]
-    if unused:
-        found.append(f'classes without a pixel: {listed(unused)}')
-    return Written(config, found + notes)
+    out = output_folder(out, data.path)
+    config = out / f'strip-mlp-{backbone.name}_{model}_{out.name}.py'
+    side, batch_size = int(median(map(min, sizes.values()))) // STEP * STEP, batch_size or 4
+    write_config(
+        config,
+        {f'{split}.txt': part.names for split, part in splits.items()},
+        {split: part.place(out / f'{split}.txt') for split, part in splits.items()},
+        TEMPLATE,
+        base=f'mmstrip::segmentation/strip-mlp-tiny-light_{model}_{MODELS[model]}_ade20k-512x512.py',
+        classes=names,
+        size=size or min(CROP_SIZE, max(STEP, side)),
+        batch_size=batch_size,
+        iterations=max(2, (epochs or EPOCHS) * max(1, len(splits['train'].names) // batch_size)),
+        ignored=ignored,
+        init=backbone.init_cfg,
+        backbone=backbone.arguments(norm_cfg=dict(type='BN')),
+        heads=_heads(model, backbone.channels, len(names), ignored),
+        lr=2e-4 if init else 5e-4,
+    )
+    compare(
+        data,
+        config,
+        {split: part.pairs() for split, part in splits.items()},
+        lambda sample, _: Path(sample['seg_map_path']),
+    )
+    data.note_items('classes without a pixel', [name for number, name in enumerate(names) if number not in values])
+    counts = {split: len(part.names) for split, part in splits.items()}
+    words = f'{len(names)} classes: {listed(names, 20)}; pixels of {ignored} are ignored'
+    words += '' if ignored in values else ' (there are none)'
+    return Written(config, data.report('images with label maps', sizes.values(), counts, words))
 
 
-def _read(folder: Path) -> tuple[dict[str, Split], list[str]]:
-    places, notes = _places(folder), []
-    splits = {split: _pairs(*place, notes) for split, place in places.items()}
-    if 'train' not in splits:
-        raise ValueError(f'{folder} has images for {listed(splits)}, but none for train')
+def _heads(model: str, channels: list[int], num_classes: int, ignored: int) -> dict:
+    head = dict(num_classes=num_classes, ignore_index=ignored, norm_cfg=dict(type='BN'))
+    if model == 'fpn':
+        return dict(neck=dict(in_channels=channels), decode_head=head)
+    heads = dict(decode_head=dict(in_channels=channels, **head))
+    return heads | dict(auxiliary_head=dict(in_channels=channels[2], **head)) if model == 'upernet' else heads
+
+
+def _read(data: Folder) -> dict[str, Split]:
+    pair = _sides(data, data.path)
+    if pair:
+        roots = [data.splits(root) for root, _ in pair]
+        if set(roots[0]) != set(roots[1]):
+            raise ValueError(f'{pair[0][0]} has the splits {listed(roots[0])}, but {pair[1][0]} has {listed(roots[1])}')
+        pairs = {split: [(side[split], files) for side, (_, files) in zip(roots, pair)] for split in roots[0]}
+        pairs = pairs or {'train': pair}
+    else:
+        pairs = {split: _sides(data, path) for split, path in data.splits().items()}
+    if not pairs or not all(pairs.values()):
+        raise ValueError(
+            f'{data.path} must have a folder of images ({", ".join(IMAGE_FOLDERS)}) and one of label maps '
+            f'({", ".join(LABEL_FOLDERS)}), or folders train and val that have those'
+        )
+    splits = {split: _pairs(data, *sides) for split, sides in pairs.items()}
     if 'val' not in splits:
         train = splits['train']
         if len(train.names) < 2:
-            raise ValueError(f'{folder} must hold at least two images, one of them for validation')
-        parts = hold_out(train.names)
-        splits.update({split: train._replace(names=names) for split, names in zip(('train', 'val'), parts)})
-        notes.append(f'val: {VAL_SHARE:.0%} of the training images, held out')
-    return splits, notes
+            raise ValueError(f'{data.path} must hold at least two images, one of them for validation')
+        parts = zip(('train', 'val'), hold_out(train.names))
+        splits |= {split: train._replace(names=names) for split, names in parts}
+        data.notes.append(f'val: {VAL_SHARE:.0%} of the training images, held out')
+    return splits
 
 
-def _places(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Folders of images and label maps of each split."""
-    pair = _image_and_label_folders(folder)
-    if pair:
-        images, labels = map(split_folders, pair)
-        if not images:
-            return {'train': pair}
-        if set(images) != set(labels):
-            raise ValueError(f'{pair[0]} has {listed(images)}, but {pair[1]} has {listed(labels) or "no splits"}')
-        return {split: (images[split], labels[split]) for split in images}
-    pairs = {split: _image_and_label_folders(path) for split, path in split_folders(folder).items()}
-    if not pairs or not all(pairs.values()):
-        raise ValueError(
-            f'{folder} must have a folder of images ({", ".join(IMAGE_FOLDERS)}) and one of label maps '
-            f'({", ".join(LABEL_FOLDERS)}), or folders train and val that have those'
-        )
-    return pairs
+def _sides(data: Folder, folder: Path) -> list[tuple[Path, list[Path]]] | None:
+    """The folders of images and of label maps in a folder, and the image files in them."""
+    children, sides = data.children(folder), []
+    for kind, names in (('images', IMAGE_FOLDERS), ('label maps', LABEL_FOLDERS)):
+        named = [child for name in names for child in children if child.name.lower() == name]
+        found = [(child, files) for child in named if (files := data.images(child)[0])]
+        if not found:
+            return None
+        sides.append(found[0])
+        data.note_items(f'{kind} are those in {found[0][0]}, not in', [path for path in named if path != found[0][0]])
+    return sides
 
 
-def _image_and_label_folders(folder: Path) -> tuple[Path, Path] | None:
-    children = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
-    found = [[children[name] for name in names if name in children] for names in (IMAGE_FOLDERS, LABEL_FOLDERS)]
-    return (found[0][0], found[1][0]) if all(found) else None
+def _pairs(data: Folder, *sides: tuple[Path, list[Path]]) -> Split:
+    roots, stems, suffixes = [], [], []
+    for root, files in sides:
+        files = [file.relative_to(root) for file in files if root in file.parents]
+        kinds = sorted({file.suffix for file in files})
+        if len(kinds) != 1:
+            raise ValueError(f'{root} must hold images of one kind, but has {listed(kinds) or "none"}')
+        roots.append(root)
+        stems.append([file.with_suffix('').as_posix() for file in files])
+        suffixes.append(kinds[0])
 
+    def bare(endings: Sequence[str]) -> list[set[str]]:
+        return [{stem.removesuffix(ending) for stem in names} for ending, names in zip(endings, stems)]
 
-def _pairs(images: Path, labels: Path, notes: list[str]) -> Split:
-    names = []
-    for root in (images, labels):
-        files, _ = find_images(root)
-        suffixes = {path.suffix for path in files}
-        if len(suffixes) != 1:
-            raise ValueError(f'{root} must hold images of one kind, but has {listed(sorted(suffixes)) or "none"}')
-        names.append(([path.relative_to(root).with_suffix('').as_posix() for path in files], suffixes.pop()))
-    tails = ['', '']
-    if not set(names[0][0]) & set(names[1][0]):  # such as 1_leftImg8bit.png and 1_gtFine_labelTrainIds.png
-        tails = [commonprefix([name[::-1] for name in stems])[::-1] for stems, _ in names]  # noqa: RUF071, of letters
-    found = [{name.removesuffix(tail) for name in stems} for (stems, _), tail in zip(names, tails)]
-    shared = sorted(found[0] & found[1])
+    # Such as '_leftImg8bit' and '_labelTrainIds', unless names are the same.
+    possible = [('', '')] if set(stems[0]) & set(stems[1]) else itertools.product(*map(_endings, stems))
+    endings = max(possible, key=lambda endings: len(set.intersection(*bare(endings))))
+    shared = sorted(set.intersection(*bare(endings)))
     if not shared:
-        raise ValueError(f'no image in {images} has a label map of its name in {labels}')
-    for root, alone in ((images, found[0] - found[1]), (labels, found[1] - found[0])):
-        if alone:
-            notes.append(f'left out, as they have no counterpart, of {root}: {listed(sorted(alone))}')
-    return Split(images, labels, shared, tuple(tail + suffix for tail, (_, suffix) in zip(tails, names)))
+        raise ValueError(f'no image in {roots[0]} has a label map of its name in {roots[1]}')
+    if any(name != name.strip() for name in shared):
+        raise ValueError(f'{roots[0]} must have names that neither begin nor end with a space; rename them')
+    for root, names in zip(roots, bare(endings)):
+        data.note_items(f'left out, as they have no counterpart, of {root}', sorted(names - set(shared)))
+    split = Split(tuple(roots), shared, tuple(map(str.__add__, endings, suffixes)))
+    data.note_items('pairs such as', [' and '.join(map(str, pair)) for pair in split.pairs().items()][: any(endings)])
+    return split
 
 
-def _files(split: Split, side: int) -> list[Path]:
-    root = (split.images, split.labels)[side]
-    return [root / f'{name}{split.suffixes[side]}' for name in split.names]
+def _endings(stems: Sequence[str]) -> list[str]:
+    """What all names may end in, from where a word or number begins, the longest first and nothing last."""
+    shared = len(commonprefix([stem[::-1] for stem in stems]))  # noqa: RUF071, of letters
+    parts = [{len(stem) - part.start() for part in re.finditer(r'[^\W\d_]+|\d+|.', stem)} for stem in stems]
+    lengths = {length for length in set.intersection(*parts) if length <= shared} - set(map(len, stems))
+    return [stems[0][-length:] for length in sorted(lengths, reverse=True)] + ['']
 
 
-def _sizes(splits: dict[str, Split]) -> list:
-    images, labels = ([file for part in splits.values() for file in _files(part, side)] for side in (0, 1))
-    sizes = measure_all(images + labels)
-    for image, label in zip(images, labels):
-        if sizes[image] != sizes[label]:
-            raise ValueError(
-                f'{label} must have the {sizes[image].width} x {sizes[image].height} pixels of its image, but has '
-                f'{sizes[label].width} x {sizes[label].height}'
-            )
-    return [sizes[image] for image in images]
-
-
-def _values(splits: dict[str, Split]) -> dict[int, Path]:
+def _values(splits: dict[str, Split], sizes: dict[Path, tuple[int, int]]) -> dict[int, Path]:
     """Numbers in the label maps, each with a file that has it."""
-    values = {}
-    files = [file for part in splits.values() for file in _files(part, 1)]
-    for file in progress(files, 'Reading label maps'):
-        with Image.open(file) as image:
-            labels = np.array(image)
-        if labels.ndim != 2:
-            raise ValueError(f'{file} must hold a class number in each pixel, but has colours (mode {image.mode})')
-        found = np.unique(labels).tolist()
-        wrong = [value for value in found if not 0 <= value <= 255]
+    values: dict[int, Path] = {}
+    pairs = {labels: sizes[image] for part in splits.values() for image, labels in part.pairs().items()}
+    for file in progress(list(pairs), 'Reading label maps'):
+        found = _numbers(file, pairs[file])
+        wrong = [value for value in found if value not in range(256)]
         if wrong:
             raise ValueError(f'{file} must hold numbers from 0 to 255, but has {listed(wrong)}')
         for value in found:
@@ -218,104 +261,65 @@ def _values(splits: dict[str, Split]) -> dict[int, Path]:
     return values
 
 
-def _class_file(folder: Path, classes: str | Path | None) -> Path | None:
+def _numbers(file: Path, size: tuple[int, int]) -> list[int]:
+    """The numbers in a label map, as mmseg reads it; one of another size than its image's is not decoded."""
+    try:
+        with Image.open(file) as image:
+            if image.size == size:
+                if image.mode in ('L', 'P'):
+                    return [number for _, number in image.getcolors()]
+                labels = np.array(image)
+    except Exception as error:  # each format has errors of its own
+        raise ValueError(f'{file} is not a readable label map: {error}') from error
+    if image.size != size:
+        raise ValueError(
+            f'{file} must have the {size[0]} x {size[1]} pixels of its image, but has {image.width} x {image.height}'
+        )
+    if labels.ndim != 2:
+        raise ValueError(f'{file} must hold a class number in each pixel, but has colours (mode {image.mode})')
+    return np.unique(labels).tolist()
+
+
+def _classes(data: Folder, classes: str | Path | None, values: dict[int, Path]) -> tuple[list[str], int]:
+    """Names of the classes, and the number that is ignored."""
     if classes is not None and not Path(classes).is_file():
         raise FileNotFoundError(f'no file of classes {classes}')
-    return (
-        Path(classes) if classes else next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
-    )
-
-
-def _classes(file: Path | None, values: dict[int, Path]) -> tuple[list[str], int]:
-    """Names of the classes, and the number that is ignored."""
+    files = [Path(classes)] if classes else [data.path / name for name in CLASS_FILES if (data.path / name).is_file()]
     numbers = sorted(set(values) - {IGNORED})
-    if file is not None:
-        names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-        above = [number for number in numbers if number >= len(names)]
-        if len(above) + (IGNORED in values) > 1:
-            raise ValueError(
-                f'{values[above[-1]]} must hold numbers from 0 to {len(names) - 1} as {file} names {len(names)} '
-                f'classes, and at most one more, to be ignored, but has {listed(above, 5)}'
-            )
-        if len(names) < 2:
-            raise ValueError(
-                f'{file} must name at least two classes, the background among them, but names {listed(names)}'
-            )
-        return names, above[0] if above else IGNORED
     if numbers == [0] and IGNORED in values:
         raise ValueError(
             f'{values[IGNORED]} must hold class numbers, but is a mask of 0 and 255, and 255 stands for ignored '
             'pixels; write 1 for 255'
         )
-    if numbers != list(range(len(numbers))):
+    if not files:
+        if numbers != list(range(len(numbers))):
+            raise ValueError(
+                f'{values[numbers[-1]]} must hold class numbers from 0 without gaps, but the label maps have '
+                f'{listed(numbers, 10)}; a file of names, classes.txt, allows gaps'
+            )
+        _check_several(numbers, values)
+        return [str(number) for number in numbers], IGNORED
+    file, names = files[0], read_lines(files[0])
+    data.note_items(f'names of classes from {file}, not', files[1:])
+    if names[:1] == [LABELME_IGNORED]:
+        data.notes.append(f'{file} begins with {LABELME_IGNORED}, which is no class')
+        del names[0]
+    if len(names) < 2:
+        raise ValueError(f'{file} must name at least two classes, the background among them, but names {listed(names)}')
+    check_names(names, file)
+    above = [number for number in numbers if number >= len(names)]
+    if len(above) + (IGNORED in values) > 1:
         raise ValueError(
-            f'{values[numbers[-1]]} must hold class numbers from 0 without gaps, but the label maps have '
-            f'{listed(numbers, 10)}; a file of names, classes.txt, allows gaps'
+            f'{values[above[-1]]} must hold numbers from 0 to {len(names) - 1} as {file} names {len(names)} '
+            f'classes, and at most one more, to be ignored, but has {listed(above, 5)}'
         )
+    _check_several([number for number in numbers if number not in above], values)
+    return names, above[0] if above else IGNORED
+
+
+def _check_several(numbers: Sequence[int], values: dict[int, Path]) -> None:
     if len(numbers) < 2:
         raise ValueError(
-            f'{values[0]} must hold at least two classes, as all label maps together, but all pixels are 0'
+            f'{next(iter(values.values()))} must hold at least two classes, as all label maps together, but they have '
+            f'{listed(sorted(values))}' + ', one of them to be ignored' * (len(values) > len(numbers) > 0)
         )
-    return [str(number) for number in numbers], IGNORED
-
-
-def _config(
-    splits: dict[str, Split],
-    out: Path,
-    classes: list[str],
-    ignored: int,
-    backbone: Backbone,
-    model: str,
-    size: int,
-    epochs: int,
-    batch_size: int,
-) -> list[str]:
-    iterations = max(2, epochs * max(1, len(splits['train'].names) // batch_size))
-    interval, warm_up = max(1, iterations // 10), max(1, min(1500, iterations // 10))
-    head = f'num_classes={len(classes)}, ignore_index={ignored}, norm_cfg=norm'
-    heads = [f'decode_head=dict({head}' + ('' if model == 'fpn' else f', in_channels={backbone.channels}') + ')']
-    if model == 'fpn':
-        heads.append(f'neck=dict(in_channels={backbone.channels})')
-    if model == 'upernet':
-        heads.append(f'auxiliary_head=dict({head}, in_channels={backbone.channels[2]})')
-    return [
-        *base(f'segmentation/strip-mlp-tiny-light_{model}_{MODELS[model]}_ade20k-512x512'),
-        *assign('classes', classes),
-        *start(backbone),
-        "norm = dict(type='BN')",
-        f'backbone = dict({backbone.arguments()}, norm_cfg=norm)',
-        f'data_preprocessor = dict(size=({size}, {size}), seg_pad_val={ignored})',
-        'model = dict(\n    data_preprocessor=data_preprocessor,\n    backbone=backbone,\n    '
-        + ',\n    '.join(heads)
-        + ',\n)',
-        'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
-        f'train_pipeline[2].scale = test_pipeline[1].scale = ({LONG_SIDES * size}, {size})',
-        f'train_pipeline[3].update(crop_size=({size}, {size}), ignore_index={ignored})',
-        'data = dict(',
-        "    type='mmstrip.SegDataset', data_root='', metainfo=dict(classes=classes), reduce_zero_label=False, "
-        f'ignore_index={ignored}',
-        ')',
-        *_loaders(splits, out, batch_size),
-        f'val_evaluator = test_evaluator = dict(ignore_index={ignored})',
-        f'optim_wrapper = dict(optimizer=dict(lr={2e-4 if backbone.init_cfg else 5e-4}))',
-        f'train_cfg = dict(max_iters={iterations}, val_interval={interval})',
-        schedule(warm_up, begin=warm_up, end=iterations),
-        f'default_hooks = dict(checkpoint=dict(interval={interval}))',
-    ]
-
-
-def _loaders(splits: dict[str, Split], out: Path, batch_size: int) -> list[str]:
-    lines = []
-    for loader in ('train', 'val', 'test'):
-        split = loader if loader in splits else 'val'
-        part = splits[split]
-        batch = f'batch_size={batch_size}, ' if loader == 'train' else ''
-        lines += [
-            f'{loader}_dataloader = dict({batch}dataset=dict(',
-            f'    ann_file={(out / f"{split}.txt").as_posix()!r}, img_suffix={part.suffixes[0]!r}, '
-            f'seg_map_suffix={part.suffixes[1]!r},',
-            f'    data_prefix=dict(img_path={part.images.as_posix()!r}, seg_map_path={part.labels.as_posix()!r}),',
-            f'    pipeline={"train" if loader == "train" else "test"}_pipeline, **data,',
-            '))',
-        ]
-    return lines

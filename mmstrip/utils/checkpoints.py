@@ -1,92 +1,40 @@
-"""Checkpoint files: written atomically, of plain values only, and read without running any code in them."""
+"""Checkpoint files, read without running any code in them."""
 
 import json
-import logging
 import os
 import pickle
 import re
-import tempfile
+import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.dist import barrier, get_rank
+from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
-CHECKPOINTS = ('epoch_*.pth', 'iter_*.pth', 'interrupted.pth')
-_PLAIN = (str, bytes, int, float, bool, type(None))
+from .files import write_file
+from .plain_values import from_plain
+
 _SAFETENSORS = '.safetensors'
-_HISTORY = {'history', 'counts', 'max_length'}
+_WRAPPERS = re.compile(r'\b(module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.')
 
 
 class UnsafeCheckpointError(ValueError):
     """A checkpoint that cannot be read without running code in it."""
 
 
-def write_file(path: str | Path, write: Callable) -> None:
-    """Write a file atomically: to a temporary file beside it, flushed to the disk, then renamed.
-
-    Args:
-        path: The file; an older one stays as it is until the new one is complete.
-        write: Called with the open binary file.
-
-    Raises:
-        OSError: It cannot be written, because the disk is full for instance; the older file is still there.
-    """
-    path = Path(path)
-    temporary: str | None = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp', delete=False) as file:
-            temporary = file.name
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        reason = _write_error(error)
-        if reason is None:
-            raise
-        raise OSError(
-            reason.errno, f'cannot write {path}: {reason.strerror or reason}; nothing else is lost'
-        ) from error
-
-
-def _write_error(error: BaseException) -> OSError | None:
-    """The error of the file system behind an error; torch.save reports its own, at closing its archive."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the renaming itself last, where the system has that."""
-    if os.name == 'posix':
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def remove_unfinished(folder: str | Path) -> None:
-    """Remove what processes that were killed while they wrote have left in a folder."""
-    for file in Path(folder).glob('.*.tmp'):
-        file.unlink(missing_ok=True)
-
-
 def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
     """Write a checkpoint atomically.
 
     Args:
-        checkpoint: Nested dicts, lists and tuples of tensors, numbers and strings, as :func:`to_plain` gives them.
+        checkpoint: Nested dicts, lists and tuples of tensors, numbers and strings, as
+            :func:`.plain_values.to_plain` gives them.
         path: File to write; one that ends in ``.safetensors`` gets the ``state_dict``, and ``meta`` as JSON.
 
     Raises:
@@ -111,62 +59,11 @@ def _safetensors():
     return safetensors
 
 
-class _LeftOut:
-    """Stands for a value that is no plain one."""
-
-
-def to_plain(checkpoint: dict) -> dict:
-    """A checkpoint of values that can be loaded without running code; :func:`restore_histories` undoes it.
-
-    Histories become dicts of tensors and NumPy values become tensors and numbers. Other objects, such as the functions
-    among the attributes of a scheduler, are left out, which is logged.
-    """
-    left_out: list[str] = []
-    content = _plain(checkpoint, '', left_out)
-    if left_out:
-        print_log(f'Not in the checkpoint, as no plain values: {", ".join(left_out)}', 'current', logging.DEBUG)
-    return content
-
-
-def _plain(value, name: str, left_out: list[str]):
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, HistoryBuffer):
-        history, counts = (torch.from_numpy(np.array(part, dtype=float)) for part in value.data)
-        return dict(history=history, counts=counts, max_length=value.max_length)
-    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
-        return torch.from_numpy(value.copy())
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, dict):
-        if value and all(isinstance(part, Tensor) for part in value.values()):
-            return value  # a state dict, with its _metadata
-        parts = {key: _plain(part, f'{name}.{key}'.strip('.'), left_out) for key, part in value.items()}
-        return {key: part for key, part in parts.items() if part is not _LeftOut}
-    if isinstance(value, (list, tuple, set)):
-        parts = [_plain(part, f'{name}.{i}', left_out) for i, part in enumerate(value)]
-        parts = [part for part in parts if part is not _LeftOut]
-        return tuple(parts) if isinstance(value, tuple) else parts
-    if type(value) in _PLAIN:
-        return value
-    left_out.append(name)
-    return _LeftOut
-
-
-def restore_histories(value):
-    """Histories again where :func:`to_plain` made dicts of them, in nested dicts."""
-    if not isinstance(value, dict):
-        return value
-    if set(value) == _HISTORY:
-        history, counts = (value[name].cpu().numpy() for name in ('history', 'counts'))
-        return HistoryBuffer(history, counts, value['max_length'])
-    return {key: restore_histories(part) for key, part in value.items()}
-
-
 def read_checkpoint(path: str | Path, map_location='cpu', trusted: bool = False):
-    """Read a checkpoint without running any code in it.
+    """Read a checkpoint without running any code in it, and compare it with the checksums in it.
 
-    Histories and NumPy arrays, as in the checkpoints of OpenMMLab's model zoos, are allowed beside plain values.
+    Files of ``torch.save`` have checksums, those from before PyTorch 1.6 and safetensors have none. Histories and
+    NumPy arrays, as in the checkpoints of OpenMMLab's model zoos, are allowed beside plain values.
 
     Args:
         path: File to read; of a ``.safetensors`` file the result is ``{'state_dict': ..., 'meta': ...}``.
@@ -180,13 +77,16 @@ def read_checkpoint(path: str | Path, map_location='cpu', trusted: bool = False)
         ImportError: A ``.safetensors`` file without the package of that name.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at {path}')
     if path.suffix == _SAFETENSORS:
         return _read_safetensors(path)
+    problem = _problem_of_archive(path, trusted)
+    if problem:
+        raise ValueError(f'{path} cannot be loaded: {problem}')
     _allow_data_classes()
     try:
-        return torch.load(path, map_location=map_location, weights_only=not trusted)
+        return from_plain(torch.load(path, map_location=map_location, weights_only=not trusted))
     except (PermissionError, MemoryError):
         raise
     except Exception as error:
@@ -199,6 +99,29 @@ def read_checkpoint(path: str | Path, map_location='cpu', trusted: bool = False)
         raise ValueError(f'{start} is damaged or another kind of file') from error
 
 
+def _problem_of_archive(path: Path, trusted: bool) -> str:
+    """What is wrong with the zip file that torch.save writes; torch.load does not look at its checksums."""
+    with path.open('rb') as file:
+        if file.read(4) != b'PK\3\4':  # PyTorch's own way to tell it from its older format
+            return ''
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if not trusted and any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                return 'it is compressed, which torch.save never does, and may fill the memory'
+            if not trusted and sum(entry.file_size for entry in entries) > path.stat().st_size:
+                return 'its tensors are larger than the file'
+            if any(entry.external_attr & 0x10 for entry in entries):  # PyTorch takes whatever is in the memory then
+                return 'it is damaged, a tensor in it is marked as a folder'
+            # All of them 0: torch.serialization.set_crc32_options(False).
+            damaged = any(entry.CRC for entry in entries) and archive.testzip()
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged lengths and names end in errors of all kinds
+        return f'it is damaged or another kind of file ({type(error).__name__})'
+    return f'it is damaged, {damaged} in it does not fit its checksum' if damaged else ''
+
+
 def _read_safetensors(path: Path) -> dict:
     """On the CPU, wherever the tensors go from there."""
     library = _safetensors()
@@ -208,7 +131,13 @@ def _read_safetensors(path: Path) -> dict:
             meta = (file.metadata() or {}).get('meta', '{}')
     except library.SafetensorError as error:
         raise ValueError(f'{path} is damaged or no safetensors file: {error}') from error
-    return dict(state_dict=state_dict, meta=json.loads(meta))
+    try:
+        meta = json.loads(meta)
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path}: 'meta' in its header must be an object of JSON")
+    return dict(state_dict=state_dict, meta=meta)
 
 
 def _allow_data_classes() -> None:
@@ -239,10 +168,65 @@ def load_plain_weights_only(trusted: bool = False) -> None:
     os.environ[switches[trusted]] = '1'
     _allow_data_classes()
 
-    def load_from_local(filename: str, map_location):
-        return read_checkpoint(filename, map_location, trusted)
+    def load_from_local(path: str, map_location):
+        checkpoint = read_checkpoint(path, map_location, trusted)
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f'{path} must hold a dict of weights, but has a {type(checkpoint).__name__}')
+        return _unwrap(checkpoint)
+
+    def load_from_http(address: str, map_location):
+        return load_from_local(_download(address), map_location)
 
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), loader=load_from_http, force=True)
+
+
+def _download(address: str) -> Path:
+    """Download a file to where PyTorch keeps them, if it is not there yet; the first process does it for all."""
+    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(address).path).name)
+    for turn in range(2):
+        if turn == min(get_rank(), 1) and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(address, path, progress=get_rank() == 0)
+            except OSError as error:
+                raise OSError(f'cannot download {address}: {error}') from error
+        barrier()
+    return path
+
+
+def _unwrap(checkpoint: dict) -> dict:
+    """As mmengine expects it, with the weights of :func:`weights_in`."""
+    weights = weights_in(checkpoint)
+    if weights is checkpoint:
+        return checkpoint
+    return dict({} if _is_state_dict(checkpoint) else checkpoint, state_dict=weights)
+
+
+def weights_in(checkpoint) -> dict:
+    """The state dict under 'state_dict' or 'model', or the checkpoint itself; keys as before torch.compile."""
+    parts = [checkpoint.get(key) for key in ('state_dict', 'model')] if isinstance(checkpoint, dict) else []
+    weights = next(filter(_is_state_dict, [*parts, checkpoint]), {})
+    compiled = re.compile(r'(module\.)?_orig_mod\.')
+    if weights and all(map(compiled.match, weights)):
+        return OrderedDict((compiled.sub('', key, count=1), value) for key, value in weights.items())
+    return weights
+
+
+def _is_state_dict(value) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        return False
+    return any(isinstance(part, Tensor) for part in value.values())
+
+
+def name_as(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the keys of a model, where DDP, torch.compile and the like have put theirs into its names."""
+    own = {_WRAPPERS.sub('', key): key for key in model.state_dict()}
+    keys = set(own.values())
+    pairs = ((key if key in keys else own.get(_WRAPPERS.sub('', key), key), part) for key, part in state_dict.items())
+    named = OrderedDict(pairs)
+    named._metadata = getattr(state_dict, '_metadata', OrderedDict())
+    return named
 
 
 def fill_model(model: nn.Module, config: str, path: str, trusted: bool = False) -> dict:
@@ -255,17 +239,18 @@ def fill_model(model: nn.Module, config: str, path: str, trusted: bool = False) 
         trusted: As of :func:`read_checkpoint`.
 
     Returns:
-        The checkpoint.
+        The checkpoint, with a dict as its 'meta' in any case.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It does not fill the model, or cannot be read.
     """
     checkpoint = read_checkpoint(path, trusted=trusted)
-    problem = load_whole(model, checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {})
+    problem = load_whole(model, weights_in(checkpoint))
     if problem:
         raise ValueError(f'{path} does not fill the model of {config}: it {problem}')
-    return checkpoint
+    meta = checkpoint.get('meta')
+    return dict(checkpoint, meta=meta if isinstance(meta, dict) else {})
 
 
 def load_whole(model: nn.Module, state_dict: dict[str, Tensor]) -> str:
@@ -273,14 +258,13 @@ def load_whole(model: nn.Module, state_dict: dict[str, Tensor]) -> str:
 
     Args:
         model: Any.
-        state_dict: Its weights, also with 'module.' before their names, as DDP's.
+        state_dict: Its weights, whose names may be those of a wrapper, see :func:`name_as`.
 
     Returns:
         What is wrong, to come after 'it': tensors are missing or, after the model's own hooks, of other shapes. '' if
         nothing is.
     """
-    weights = OrderedDict((key.removeprefix('module.'), value) for key, value in state_dict.items())
-    weights._metadata = getattr(state_dict, '_metadata', None)
+    weights = name_as(model, state_dict)
     expected, misfits = list(model.state_dict()), ''
     try:
         missing = model.load_state_dict(weights, strict=False).missing_keys
@@ -293,61 +277,3 @@ def load_whole(model: nn.Module, state_dict: dict[str, Tensor]) -> str:
             f'its own first keys are {", ".join(list(state_dict)[:5])}'
         )
     return misfits and f'has tensors of other shapes: {misfits}'
-
-
-def newest_checkpoint(
-    folder: str | Path, trusted: bool = False, names: Sequence[str] = CHECKPOINTS
-) -> tuple[str, dict] | None:
-    """The newest checkpoint of a training that can be read, and its content; None where there is none.
-
-    Args:
-        folder: Work dir of the training. The file that ``last_checkpoint`` names comes first, then the others by their
-            time; those that cannot be read are logged.
-        trusted: As of :func:`read_checkpoint`.
-        names: Patterns of their names. Defaults to those of mmengine and of a training that was stopped.
-
-    Raises:
-        ValueError: There are checkpoints, but none can be read.
-    """
-    problems = []
-    for path in _by_age(Path(folder), names):
-        try:
-            checkpoint = read_resumable(path, trusted)
-        except ValueError as error:
-            problems.append(str(error))
-            print_log(f'Cannot resume from this one, going back to the one before: {error}', 'current', logging.WARNING)
-            continue
-        return str(path), checkpoint
-    if problems:
-        raise ValueError(f'no checkpoint in {folder} can be read: {"; ".join(problems)}')
-    pointer = Path(folder) / 'last_checkpoint'
-    if pointer.is_file():
-        raise ValueError(f'{pointer} names {pointer.read_text().strip()}, which is not there; to start anew, remove it')
-    return None
-
-
-def read_resumable(path: str | Path, trusted: bool = False) -> dict:
-    """As :func:`read_checkpoint`, of a training that can be resumed.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It cannot be read, or has no state of an optimizer or no place in a training.
-    """
-    checkpoint = read_checkpoint(path, trusted=trusted)
-    if not isinstance(checkpoint, dict) or 'optimizer' not in checkpoint:
-        raise ValueError(f'{path} is no checkpoint to resume: it has no state of an optimizer')
-    if 'iter' not in (checkpoint.get('meta') or {}):
-        raise ValueError(f'{path} is no checkpoint to resume: it does not say at which iteration it was saved')
-    return checkpoint
-
-
-def _by_age(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Training checkpoints of a work dir, the one of ``last_checkpoint`` first, then the newest first."""
-    pointer = folder / 'last_checkpoint'
-    last = Path(pointer.read_text().strip()) if pointer.is_file() else folder / 'none'
-    if last.is_file() and not (folder / last.name).is_file():
-        folder = last.parent  # checkpoints outside of the work dir
-    files = {file for name in names for file in folder.glob(name)}
-    if last.is_file():
-        files.add(folder / last.name)  # which may be named otherwise
-    return sorted(files, key=lambda file: (file.name == last.name, file.stat().st_mtime_ns), reverse=True)

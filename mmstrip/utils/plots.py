@@ -1,11 +1,18 @@
 """Pictures of runs, drawn with matplotlib and written as PNG files."""
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import logging
+import string
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from mmengine.logging import print_log
 
 try:
+    from matplotlib import font_manager, rc_context, rcParams
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -17,6 +24,91 @@ except ModuleNotFoundError as error:
 Curve = tuple[Sequence[float], Sequence[float]]  # x and y
 
 
+def drawable(name: str, length: int = 40) -> str:
+    """A name on one line, shortened to so many characters, without those that no font has."""
+    name = ' '.join(str(name).encode(errors='replace').decode().split())
+    name = ''.join(c if ord(c) >= 32 and c != '\x7f' else '?' for c in name)
+    return name if len(name) <= length else f'{name[: length - 3]}...'
+
+
+@contextlib.contextmanager
+def legible(texts: Iterable[str]) -> Iterator[None]:
+    """Within it, matplotlib draws texts as they are: ``$`` begins no formula, and a font has their characters.
+
+    Where no font of this machine has them, boxes are drawn, and one warning says so.
+    """
+    family = _family_with(frozenset(''.join(drawable(text, len(text)) for text in texts)) - set(string.printable))
+    fonts = {'text.parse_math': False, 'text.usetex': False}
+    if family:
+        fonts['font.family'] = [*rcParams['font.family'], family]  # the others' characters by matplotlib's fallback
+        for generic in ('sans-serif', 'monospace'):  # the toolboxes' visualizers name these, which have no fallback
+            fonts[f'font.{generic}'] = [family, *rcParams[f'font.{generic}']]
+    with rc_context(fonts), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing')
+        yield
+
+
+@functools.cache
+def _family_with(characters: frozenset[str]) -> str | None:
+    """The family of fonts that has most of these characters; None if the default one has them, or none has any."""
+    default = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
+    needed = {ord(character) for character in characters} - default.keys()
+    if not needed:
+        return None
+    known = {str(font.fname) for font in font_manager.fontManager.ttflist}
+    for path in set(font_manager.findSystemFonts()) - known:  # installed since matplotlib has listed them
+        with contextlib.suppress(Exception):  # of fonts that it cannot read
+            font_manager.fontManager.addfont(path)
+    found, best = set(), None
+    for family in sorted({font.name for font in font_manager.fontManager.ttflist}):
+        has = needed & _charmap(family)
+        if len(has) > len(found):
+            found, best = has, family
+    if found != needed:
+        missing = ''.join(sorted(map(chr, needed - found)))
+        print_log(
+            f'Pictures show boxes in place of {missing[:40]}: matplotlib finds no font that has all characters of the '
+            'names. Install one that has, such as Noto Sans CJK (Debian, Ubuntu: fonts-noto-cjk)',
+            logger='current',
+            level=logging.WARNING,
+        )
+    return best
+
+
+def _charmap(family: str) -> set[int]:
+    """The characters of a family's regular font; none of one without letters, or with boxes for all characters."""
+    log = logging.getLogger(font_manager.__name__)
+    level = log.level
+    log.setLevel(logging.ERROR)  # it says where there is none of regular weight
+    codes: set[int] = set()
+    with contextlib.suppress(Exception):  # fonts of formats that it cannot read
+        path = font_manager.findfont(font_manager.FontProperties(family=family), fallback_to_default=False)
+        found = set(font_manager.get_font(path).get_charmap())
+        if found >= set(map(ord, string.ascii_letters + string.digits)) and not family.startswith('Last Resort'):
+            codes = found
+    log.setLevel(level)
+    return codes
+
+
+def _legible_texts(plot: Callable) -> Callable:
+    """Decorator: all texts among a function's arguments are drawn as they are."""
+
+    def texts(value) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (dict, list, tuple)):
+            for part in [*value, *(value.values() if isinstance(value, dict) else ())]:
+                yield from texts(part)
+
+    @functools.wraps(plot)
+    def run(*args, **kwargs) -> None:
+        with legible(texts([args, kwargs])):
+            plot(*args, **kwargs)
+
+    return run
+
+
+@_legible_texts
 def plot_curves(panels: dict[str, dict[str, Curve]], x_label: str | Sequence[str], path: Path) -> None:
     """One panel a quantity, side by side.
 
@@ -31,34 +123,17 @@ def plot_curves(panels: dict[str, dict[str, Curve]], x_label: str | Sequence[str
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), labels
     ):
         for label, (x, y) in curves.items():
-            axes.plot(x, y, label=label, marker='o' if len(x) < 40 else None, markersize=3)
-        axes.set(title=title, xlabel=x_label)
+            name = drawable(label)
+            name = f' {name}' if name.startswith('_') else name  # matplotlib leaves such names out of a legend
+            axes.plot(x, y, label=name, marker='o' if len(x) < 40 else None, markersize=3)
+        axes.set(title=drawable(title), xlabel=drawable(x_label))
         axes.grid(alpha=0.3)
         if len(curves) > 1:
             axes.legend()
     figure.savefig(path, dpi=120)
 
 
-def plot_differences(rows: dict[str, tuple[Sequence[float], float, float]], x_label: str, path: Path) -> None:
-    """Means with their intervals, one below the other, and the single values.
-
-    Args:
-        rows: Label of each row -> its values, their mean, and half the width of the interval.
-        x_label: Label of the x axis.
-        path: PNG file to write.
-    """
-    figure = Figure(figsize=(8, 1.2 + 0.5 * len(rows)), layout='constrained')
-    axes = figure.subplots()
-    for y, (values, center, half_width) in enumerate(rows.values()):
-        axes.errorbar(center, y, xerr=half_width, marker='o', capsize=5, color='C0')
-        axes.plot(values, [y] * len(values), linestyle='', marker='.', color='grey', alpha=0.6)
-    axes.axvline(0, color='black', linewidth=1)
-    axes.set(xlabel=x_label, ylim=(len(rows) - 0.5, -0.5))
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.grid(alpha=0.3, axis='x')
-    figure.savefig(path, dpi=120)
-
-
+@_legible_texts
 def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], path: Path) -> None:
     """Confusion matrix; of up to 30 classes the counts, of more the share of each true class, as colours.
 
@@ -67,6 +142,7 @@ def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequenc
         classes: Name of each class.
         path: PNG file to write.
     """
+    classes = list(map(drawable, classes))
     count = len(classes)
     few = count <= 30
     side = max(6, 0.45 * count) if few else 12
@@ -79,8 +155,8 @@ def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequenc
     if count <= 120:  # more cannot be read
         size = None if few else 500 / count
         turned = 'vertical' if max(map(len, classes)) > 3 else 'horizontal'
-        axes.set_xticks(range(count), classes, rotation=turned, fontsize=size, parse_math=False)
-        axes.set_yticks(range(count), classes, fontsize=size, parse_math=False)
+        axes.set_xticks(range(count), classes, rotation=turned, fontsize=size)
+        axes.set_yticks(range(count), classes, fontsize=size)
     if few:
         for (row, column), number in np.ndenumerate(matrix):
             color = 'white' if number > matrix.max() / 2 else 'black'
@@ -91,6 +167,7 @@ def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequenc
     figure.savefig(path, dpi=120)
 
 
+@_legible_texts
 def plot_predictions(samples: list[tuple[np.ndarray, str, str]], title: str, path: Path) -> None:
     """Sheet of images, each with its prediction; wrong ones in red, with the true class.
 
@@ -102,38 +179,21 @@ def plot_predictions(samples: list[tuple[np.ndarray, str, str]], title: str, pat
     columns = 10
     rows = -(-len(samples) // columns)
     figure = Figure(figsize=(1.3 * columns, 1.65 * rows + 0.5), layout='constrained')
-    figure.suptitle(title)
+    figure.suptitle(drawable(title, 120))
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis('off')
     for axes, (image, predicted, true) in zip(grid, samples):
         axes.imshow(image.astype(np.uint8))
-        space = '\n' if len(predicted + true) > 12 else ' '
         right = predicted == true
+        predicted, true = drawable(predicted, 16), drawable(true, 16)
+        space = '\n' if len(predicted + true) > 12 else ' '
         words = predicted if right else f'{predicted}{space}(is {true})'
-        axes.set_title(words, fontsize=8, color='green' if right else 'red', parse_math=False)
+        axes.set_title(words, fontsize=8, color='green' if right else 'red')
     figure.savefig(path, dpi=120)
 
 
-def plot_pictures(rows: dict[str, list[np.ndarray]], path: Path) -> None:
-    """Rows of pictures.
-
-    Args:
-        rows: Title of each row -> its pictures, each (H, W, 3) in RGB from 0 to 255.
-        path: PNG file to write.
-    """
-    columns = max(map(len, rows.values()))
-    figure = Figure(figsize=(5 * columns, 2.7 * len(rows)), layout='constrained')
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes in grid.ravel():
-        axes.axis('off')
-    for line, (title, pictures) in zip(grid, rows.items()):
-        line[0].set_title(title, loc='left', fontsize=11)
-        for axes, picture in zip(line, pictures):
-            axes.imshow(picture)
-    figure.savefig(path, dpi=80)
-
-
+@_legible_texts
 def plot_fields(panels: dict[str, tuple[np.ndarray, tuple[float, float], Sequence[float]]], path: Path) -> None:
     """Receptive fields side by side, on one logarithmic scale from 1e-4 to 1 of each one's largest value.
 
@@ -155,6 +215,6 @@ def plot_fields(panels: dict[str, tuple[np.ndarray, tuple[float, float], Sequenc
             corner = (center[1] - side / 2, center[0] - side / 2)
             axes.add_patch(Rectangle(corner, side, side, fill=False, color='cyan', linestyle=style))
         axes.set(xlim=(0, width), ylim=(height, 0))
-        axes.set_title(f'{title}\n50 %: {sides[0]:g} px, 99 %: {sides[1]:g} px', fontsize=10)
+        axes.set_title(f'{drawable(title)}\n50 %: {sides[0]:g} px, 99 %: {sides[1]:g} px', fontsize=10)
     figure.colorbar(picture, ax=grid, shrink=0.8, label='contribution, of the largest')
     figure.savefig(path, dpi=90)

@@ -1,6 +1,10 @@
 """Samples of any dataset, with errors that name the file at fault, whichever transforms read it."""
 
 import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
 
 import mmcv
 import numpy as np
@@ -9,7 +13,9 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 IGNORED = 255
-ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height are those of the stored picture lying on its side
+ORIENTATION = 0x0112  # of EXIF
+WIDTH, HEIGHT, BITS = 256, 257, 258  # of TIFF
+TAIL = 2**16  # bytes in which a file's end is looked for
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
@@ -17,10 +23,61 @@ class UnreadableImageError(ValueError):
     """A file that cannot be read as an image."""
 
 
-def size_of_image(image: Image.Image) -> tuple[int, int]:
-    """Width and height in pixels as decoders give an image, which turn it as its EXIF data say."""
-    turned = image.getexif().get(ORIENTATION, 1) >= 5
-    return image.size[::-1] if turned else image.size
+def inspect_image(path: str | Path) -> tuple[tuple[int, int], int]:
+    """Width and height of an image as it is loaded for training, and the bits per channel of its file.
+
+    The loader turns some formats as their EXIF data say and others not. The headers of complete JPEG and PNG files
+    without an orientation are trusted, all other files are decoded.
+
+    Raises:
+        ValueError: It cannot be loaded.
+    """
+    try:
+        with open(path, 'rb') as file, Image.open(file) as image:
+            bits, trusted = _bits(image), _is_as_stored(image, file)
+            content = b'' if trusted else Path(path).read_bytes()
+            if image.format == 'TIFF' and any(tiff_tags(path).count(side) != 1 for side in (WIDTH, HEIGHT)):
+                raise ValueError('its header has more than one width or height')
+            shape = image.size[::-1] if trusted else getattr(mmcv.imfrombytes(content), 'shape', None)
+    except Exception as error:  # each format has errors of its own
+        raise ValueError(str(error).strip().split('\n')[0] or type(error).__name__) from error
+    if shape is None:
+        raise ValueError(f'OpenCV cannot decode it ({image.format}, {bits} bits)')
+    return (shape[1], shape[0]), bits
+
+
+def _bits(image: Image.Image) -> int:
+    if image.format == 'PNG':
+        image.fp.seek(24)
+        return image.fp.read(1)[0]
+    if image.format == 'TIFF':
+        return max(image.tag_v2.get(BITS, (1,)))
+    return 16 if image.mode[0] in 'IF' else 8
+
+
+def _is_as_stored(image: Image.Image, file: BinaryIO) -> bool:
+    """Whether an image, its header read from a file, is a complete JPEG or PNG that no loader turns."""
+    file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - TAIL))  # a preview in the header has an end too
+    tail = file.read()
+    if image.format == 'PNG':
+        return b'IEND' in tail and b'eXIf' not in tail and 'exif' not in image.info
+    if image.format != 'JPEG' or b'\xff\xd9' not in tail:
+        return False
+    try:
+        return image.getexif().get(ORIENTATION, 1) == 1
+    except Exception:  # broken EXIF data, in many ways
+        return False
+
+
+def tiff_tags(path: str | Path) -> list[int]:
+    """Tags in a TIFF's header. Of two of a kind, Pillow, which checks sizes, takes the last, OpenCV the first."""
+    with open(path, 'rb') as file:
+        head = file.read(16)
+        order, is_big = '<' if head[:1] == b'I' else '>', 43 in head[2:4]
+        file.seek(struct.unpack_from(f'{order}Q' if is_big else f'{order}I', head, 8 if is_big else 4)[0])
+        (count,) = struct.unpack(f'{order}Q' if is_big else f'{order}H', file.read(8 if is_big else 2))
+        size = 20 if is_big else 12
+        return np.frombuffer(file.read(size * min(count, 2**16)), f'{order}u2')[:: size // 2].tolist()
 
 
 def read_sample(dataset: Dataset, index: int):
@@ -43,7 +100,7 @@ def read_sample(dataset: Dataset, index: int):
         raise
     labelled = sample.get('data_samples') if isinstance(sample, dict) else None
     if getattr(labelled, 'seg_map_path', None) and 'gt_sem_seg' in labelled:
-        _check_size(labelled.seg_map_path, labelled.img_path)
+        _check_size(labelled.seg_map_path, labelled.img_path, labelled.get('ori_shape'))
         ignored = getattr(_inner(dataset, index), 'ignore_index', IGNORED)
         _check_labels(labelled, len(dataset.metainfo['classes']), ignored)
     return sample
@@ -69,6 +126,15 @@ def count_images(dataset: Dataset) -> int:
     """Samples of a dataset, each once where wrappers repeat them."""
     inner = _wrapped(dataset)
     return min(len(dataset), sum(map(count_images, inner))) if inner else len(dataset)
+
+
+def image_files(batch) -> Iterator[str]:
+    """Image files that the data samples of a batch name, in whatever dicts and lists they are."""
+    if isinstance(batch, (dict, list, tuple)):
+        for part in batch.values() if isinstance(batch, dict) else batch:
+            yield from image_files(part)
+    elif isinstance(path := getattr(batch, 'img_path', None), str):
+        yield path
 
 
 def _find_bad_file(info: dict, error: Exception) -> None:
@@ -104,15 +170,16 @@ def _decode(path: str) -> None:
             raise ValueError(f'{len(content)} bytes that {backend} cannot decode')
 
 
-def _check_size(labels: str, image: str) -> None:
+def _check_size(labels: str, image: str, shape: tuple[int, int] | None = None) -> None:
     if os.path.isfile(labels) and os.path.isfile(image):  # not where they come from a server
         try:
-            with Image.open(labels) as first, Image.open(image) as second:
-                shapes = first.size[::-1], size_of_image(second)[::-1]
-        except UnidentifiedImageError:  # of another kind, such as .npy, for transforms that read it
+            with Image.open(labels) as opened:
+                found = opened.size[::-1]
+            shape = tuple(shape or inspect_image(image)[0][::-1])
+        except (UnidentifiedImageError, ValueError):  # of another kind, such as .npy, for transforms that read it
             return
-        if shapes[0] != shapes[1]:
-            raise ValueError(f'{labels} must be a label map of {shapes[1]} pixels as its image, but has {shapes[0]}')
+        if found != shape:
+            raise ValueError(f'{labels} must be a label map of {shape} pixels as its image, but has {found}')
 
 
 def _check_labels(sample, num_classes: int, ignored: int) -> None:

@@ -1,16 +1,25 @@
 """What several tests share."""
 
+import itertools
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 import torch
 from hypothesis import strategies as st
 
+from mmstrip import ops
 from mmstrip.models import StripMLP
+
+accelerator = import_module('mmstrip.ops.accelerate')  # the function of that name hides the module
+HAS_OPERATORS = ops.takes(torch.float32)
+IMPLEMENTATIONS = ('reference', 'memory saving', *(['native'] if HAS_OPERATORS else []))
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / 'tests' / 'data'
@@ -32,6 +41,23 @@ STRIP_LAYERS = dict(
 def small_backbone(**arguments) -> StripMLP:
     """A backbone that runs in milliseconds."""
     return StripMLP(**{'arch': SMALL_ARCH, 'img_size': 64, **arguments})
+
+
+@contextmanager
+def accelerated_by(implementation: str) -> Iterator[None]:
+    """Within it, models are accelerated by the native operators, as where there are none, or not at all."""
+    classes = {'native': accelerator.NATIVE, 'memory saving': accelerator.MEMORY_SAVING, 'reference': ()}
+    with mock.patch.object(accelerator, 'CLASSES', classes[implementation]):
+        yield
+
+
+def run_by(implementation: str, model: torch.nn.Module) -> torch.nn.Module:
+    """A model, brought to one of :data:`IMPLEMENTATIONS`."""
+    ops.restore(model)
+    with accelerated_by(implementation):
+        if implementation != 'reference':
+            accelerator.change_classes(model)
+    return model
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -96,3 +122,11 @@ def last_line(output: str) -> str:
 def blocks(page: Path, language: str) -> list[str]:
     """The blocks of code on a page."""
     return re.findall(rf'```{language}\n(.*?)```', page.read_text(), re.S)
+
+
+def table(page: Path, heading: str) -> list[list[str]]:
+    """The rows below the heading of a page's table whose first cell that is, each a list of cells."""
+    lines = page.read_text().split('\n')
+    start = next(i for i, line in enumerate(lines) if line.startswith(f'| {heading} |'))
+    rows = itertools.takewhile(lambda line: line.startswith('|'), lines[start + 2 :])
+    return [[cell.strip() for cell in row.strip('|').split('|')] for row in rows]

@@ -1,18 +1,17 @@
-"""Models for the tests of behaviours, and the float64 results that they are compared with."""
+"""Accelerated models for the tests of behaviours, and the results of float64 copies that they are compared with."""
 
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import randomise, small_backbone
-from mmstrip import ops
+from helpers import accelerated_by, accelerator, randomise, small_backbone
 from mmstrip.models import StripMLP
+from mmstrip.models.stock import class_of
 
 MODES = ('train', 'eval', 'deploy')
 TOLERANCE = 1e-4  # of the largest value
@@ -46,20 +45,23 @@ POINTWISE = (
 
 
 def backbone(mode: str = 'eval', seed: int = 0, **arguments) -> StripMLP:
-    """A backbone of random weights in training mode, in evaluation mode or in the deploy form."""
-    return _build(mode, seed, **arguments) if arguments else copy.deepcopy(_template(mode, seed))
+    """A backbone of random weights that was accelerated, in training mode, in evaluation mode or in the deploy form."""
+    if arguments:
+        return _build(mode, seed, **arguments)
+    return copy.deepcopy(_template(mode, seed, accelerator.CLASSES))
 
 
 def _build(mode: str, seed: int, **arguments) -> StripMLP:
     torch.manual_seed(seed)
     model = randomise(small_backbone(**{**FAST, **arguments}), seed)
+    accelerator.change_classes(model)
     if mode == 'deploy':
         model.eval().switch_to_deploy()
     return model.train(mode == 'train')
 
 
 @functools.cache
-def _template(mode: str, seed: int) -> StripMLP:
+def _template(mode: str, seed: int, classes: tuple) -> StripMLP:
     with torch.device('cpu'), torch.inference_mode(False), torch.enable_grad():
         return _build(mode, seed)
 
@@ -69,7 +71,7 @@ class SecondStage(nn.Module):
 
     def __init__(self, mode: str = 'eval'):
         super().__init__()
-        self.stages = nn.ModuleDict({'1': copy.deepcopy(_template(mode, 0).stages[1])})
+        self.stages = nn.ModuleDict({'1': backbone(mode).stages[1]})
         self.train(mode == 'train')
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,16 +86,20 @@ def images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*(shape or (2, 3, 32, 32)), generator=torch.Generator().manual_seed(seed))
 
 
-def in_float64(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).double()
+def float64_copy(module: nn.Module) -> nn.Module:
+    """In float64, on the reference."""
+    module = copy.deepcopy(module).double()
+    for part in module.modules():
+        part.__class__ = class_of(part)
+    return module
 
 
-def child(model: nn.Module, name: str) -> nn.Module:
+def module_of_block(model: nn.Module, name: str) -> nn.Module:
     """The module of that name in the second stage's block."""
     return model.get_submodule(f'{BLOCK}.{name}' if name else BLOCK)
 
 
-def put(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+def replace_in_block(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     """Put a module in place of the one of that name in the second stage's block."""
     parent, _, last = (f'{BLOCK}.{name}' if name else BLOCK).rpartition('.')
     setattr(model.get_submodule(parent), last, module)
@@ -108,28 +114,20 @@ def loss_of(maps) -> Tensor:
     return sum((feature * torch.from_numpy(weight).to(feature.dtype)).sum() for feature, weight in zip(maps, weights))
 
 
-def run(model: Callable, x: Tensor, gradients: bool | None = None) -> dict[str, Tensor]:
-    """Maps by number; in training mode, or if gradients are asked for, also those of images and parameters by name.
-
-    What is float64 runs on the reference.
-    """
+def outputs_of(model: Callable, x: Tensor, gradients: bool | None = None) -> dict[str, Tensor]:
+    """Maps by number; in training mode, or if gradients are asked for, also those of images and parameters by name."""
     if gradients is None:
         gradients = model.training
-    with reference_if(x.dtype == torch.float64):
-        if not gradients:
-            with torch.no_grad():
-                return _numbered(model(x))
-        model.zero_grad()
-        with torch.enable_grad():
-            x = x.clone().requires_grad_()
-            maps = model(x)
-            loss_of(maps).backward()
+    if not gradients:
+        with torch.no_grad():
+            return _numbered(model(x))
+    model.zero_grad()
+    with torch.enable_grad():
+        x = x.clone().requires_grad_()
+        maps = model(x)
+        loss_of(maps).backward()
     grads = {f'grad of {name}': p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {**_numbered(maps), 'grad of x': x.grad, **grads}
-
-
-def reference_if(condition: bool) -> AbstractContextManager:
-    return ops.use('reference') if condition else nullcontext()
 
 
 def _numbered(maps) -> dict[str, Tensor]:
@@ -137,16 +135,16 @@ def _numbered(maps) -> dict[str, Tensor]:
     return {f'map {i}': feature.detach() for i, feature in enumerate(maps)}
 
 
-def expected(model: nn.Module, x: Tensor, gradients: bool | None = None) -> dict[str, Tensor]:
+def float64_outputs(model: nn.Module, x: Tensor, gradients: bool | None = None) -> dict[str, Tensor]:
     """What :func:`run` gives in float64, of a copy."""
-    return run(in_float64(model), x.double(), gradients)
+    return outputs_of(float64_copy(model), x.double(), gradients)
 
 
-def assert_same(got: dict[str, Tensor], right: dict[str, Tensor], tolerance: float = TOLERANCE) -> None:
+def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = TOLERANCE) -> None:
     """Each within the tolerance of its largest value, small gradients within that of a hundredth of the largest one."""
-    assert got.keys() == right.keys(), set(got) ^ set(right)
-    largest = max((value.abs().max().item() for name, value in right.items() if name.startswith('grad')), default=0)
-    for name, value in right.items():
+    assert got.keys() == expected.keys(), set(got) ^ set(expected)
+    largest = max((value.abs().max().item() for name, value in expected.items() if name.startswith('grad')), default=0)
+    for name, value in expected.items():
         assert got[name].shape == value.shape, name
         floor = 0.01 * largest if name.startswith('grad') else 0
         error = (got[name].double() - value.double()).abs().max().item()
@@ -154,14 +152,16 @@ def assert_same(got: dict[str, Tensor], right: dict[str, Tensor], tolerance: flo
         assert error <= tolerance * scale, f'{name}: relative error {error / scale:.2g}'
 
 
-def assert_right(model: nn.Module, x: Tensor, gradients: bool | None = None, tolerance: float = TOLERANCE) -> dict:
+def assert_matches_float64(
+    model: nn.Module, x: Tensor, gradients: bool | None = None, tolerance: float = TOLERANCE
+) -> dict:
     """A model gives what its float64 copy gives, which is returned."""
-    right = expected(model, x, gradients)
-    assert_same(run(model, x, gradients), right, tolerance)
-    return right
+    expected = float64_outputs(model, x, gradients)
+    assert_close(outputs_of(model, x, gradients), expected, tolerance)
+    return expected
 
 
-def assert_differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+def assert_changed(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     """At least one map is clearly another one: what was asked for is not without effect."""
     differences = (
         (one[name].double() - other[name].double()).abs().max() / other[name].abs().max()
@@ -172,20 +172,24 @@ def assert_differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @functools.cache
-def stock(mode: str, part: str = 'model') -> dict[str, Tensor]:
+def unchanged_outputs(mode: str, part: str = 'model') -> dict[str, Tensor]:
     """What an unchanged backbone, or its second stage, gives in float64."""
-    return expected(backbone(mode), images()) if part == 'model' else expected(SecondStage(mode), SecondStage.input())
+    return (
+        float64_outputs(backbone(mode), images())
+        if part == 'model'
+        else float64_outputs(SecondStage(mode), SecondStage.input())
+    )
 
 
-def called(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def called_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that a forward calls, by name; lists and dicts of modules hold others only."""
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.ModuleDict):
             yield name, module
 
 
-@pytest.fixture(params=['native', 'recompute'])
+@pytest.fixture(params=['native', 'memory saving'])
 def implementation(request):
-    """Stock boxes run on the compiled operators, or without them."""
-    with ops.use(request.param):
+    """Models are accelerated by the native operators, or as where there are none."""
+    with accelerated_by(request.param):
         yield request.param

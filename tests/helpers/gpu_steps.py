@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from mmstrip.analysis.gpu.steps import NotRunError, Setting, Steps
+from benchmarks.gpu.steps import NotRunError, Setting, Steps
 
 
 def steps(setting: Setting) -> Steps:

@@ -1,7 +1,7 @@
 """Outputs of the authors' networks (see tests/data/parity)."""
 
-from mmstrip.analysis.parity import DENSE_SHAPES as DENSE_NAME
-from mmstrip.analysis.parity import load_reference, official_weights, reference_images
+from benchmarks.gpu.parity import DENSE_SHAPES as DENSE_NAME
+from benchmarks.gpu.parity import load_reference, official_weights, reference_images
 
 from . import DATA
 

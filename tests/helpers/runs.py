@@ -4,6 +4,7 @@ Such a process starts from modules that were imported and nothing else: registri
 handlers, environment and working directory are as in a process that a user starts, which takes 5 to 10 seconds more.
 """
 
+import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from mmengine.logging import MMLogger
 from torch.distributed.elastic.utils.distributed import get_free_port
 from yapf.yapflib import yapf_api
 
@@ -29,8 +31,8 @@ _CONTEXT.set_forkserver_preload(
         *(
             'helpers.runs',
             'mmstrip.engine',
-            'mmstrip.analysis.transfer',
-            'mmstrip.analysis.evidence',
+            'benchmarks.transfer',
+            'benchmarks.evidence.queue',
             'mmstrip.converters.reparameterize',
         ),
         *(f'{toolbox}.{part}' for toolbox in ('mmpretrain', 'mmdet', 'mmseg') for part in ('models', 'datasets')),
@@ -74,21 +76,27 @@ def _run_tool(tool: str, arguments: list[str], output: str, cwd: str, env: dict[
     os.chdir(cwd)
     os.environ.update(env)
     sys.argv = [tool, *arguments]
-    sys.path.insert(0, str(Path(tool).parent))
-    runpy.run_path(tool, run_name='__main__')
+    if tool.startswith('benchmarks.'):
+        runpy.run_module(tool, run_name='__main__', alter_sys=True)
+    else:
+        sys.path.insert(0, str(Path(tool).parent))
+        runpy.run_path(tool, run_name='__main__')
 
 
 def start_tool(tool: str | Path, *arguments, output: Path, cwd: Path = ROOT, env: dict = {}) -> multiprocessing.Process:
-    """Begin to run a script, of tools/ or at another place, with its command line; what it prints goes to a file."""
-    script = str(ROOT / 'tools' / tool)
+    """Begin to run a script, of tools/ or at another place, or a module of benchmarks/, with its command line.
+
+    What it prints goes to a file.
+    """
+    script = tool if str(tool).startswith('benchmarks.') else str(ROOT / 'tools' / tool)
     return _begin(_run_tool, script, list(map(str, arguments)), str(output), str(cwd), env)
 
 
 def call_tool(tool: str | Path, *arguments, folder: Path, **options) -> subprocess.CompletedProcess:
-    """Run a script below tools/ with its command line, without paying for its imports.
+    """Run a script below tools/, or a module of benchmarks/, with its command line, without paying for its imports.
 
     Args:
-        tool: The script.
+        tool: The script, or the name of the module.
         *arguments: Its command line.
         folder: Where a file for its output may be.
         **options: As of :func:`start_tool`.
@@ -118,7 +126,7 @@ def call_ranks(script: str | Path, *arguments, folder: Path, count: int = 2) -> 
 
 def train(config: str, work_dir: str, options: dict, output: str, file_limit: int | None) -> None:
     """What tools/train.py CONFIG --resume does, in a child process that writes to ``output``."""
-    from mmstrip.engine.launch import build_runner
+    from mmstrip.engine import launch
     from mmstrip.utils.config import load_config
 
     _prepare(output)
@@ -126,11 +134,45 @@ def train(config: str, work_dir: str, options: dict, output: str, file_limit: in
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     config = load_config(config, options)
     config.work_dir, config.resume = work_dir, True
-    build_runner(config).train()
+    launch.train(config)
+
+
+_SHORT = {
+    'train_cfg.max_epochs': 1,
+    'train_dataloader.num_workers': 0,
+    'train_dataloader.persistent_workers': False,
+    'default_hooks.checkpoint': dict(type='CheckpointHook', interval=1),
+    'custom_hooks': [],
+    'randomness.seed': 1,
+}
+
+
+def train_here(work_dir: Path, options: dict = {}, resume='auto', validate=False):
+    """Train an epoch in this process; the runner and what it warned of. For settings that need no processes."""
+    from mmstrip.engine import launch
+    from mmstrip.utils.config import load_config
+
+    config = load_config(str(CONFIG), {**_SHORT, **options})
+    config.work_dir, config.resume = str(work_dir), resume
+    if not validate:
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    create = MMLogger.__init__
+
+    def create_and_listen(self, *args, **kwargs) -> None:
+        create(self, *args, **kwargs)
+        self.addHandler(handler)
+
+    unformatted = mock.patch.object(yapf_api, 'FormatCode', lambda text, **_: (text, False))  # as in _prepare
+    with unformatted, mock.patch.object(MMLogger, '__init__', create_and_listen):
+        runner = launch.train(config)
+    return runner, '\n'.join(warnings)
 
 
 def _execute(folder: str, output: str) -> None:
-    from mmstrip.analysis.runs import execute_described
+    from benchmarks.evidence.run import execute_described
 
     _prepare(output)
     execute_described(Path(folder))

@@ -142,7 +142,7 @@ def test_tool_compares_models_side_by_side(folder, checkpoint, tmp_path):
         (['CONFIG', 'none', 'EMPTY'], 'no image (.jpg, '),
         (['CONFIG', 'nowhere.pth', 'IMAGES'], 'no checkpoint at nowhere.pth'),
         (['CONFIG', 'none', 'IMAGES', '--stage', '4'], 'digits_tiny has no stage 4: '),
-        (['CONFIG@deploy', 'none', 'IMAGES'], 'a receptive field is of the trained form, but got deploy'),
+        (['CONFIG@deploy', 'none', 'IMAGES'], "digits_tiny.py@deploy' is registered; write its scope"),
         (['mmpretrain.ResNet:depth=18', 'CHECKPOINT', 'IMAGES'], 'must fill the ResNet, but lacks'),
         (['mmpretrain.SwinTransformer', 'none', 'IMAGES'], 'SwinTransformer fails on images (4, 3, 32, 32): '),
         (['CONFIG', 'none'], 'give pairs of CONFIG and CHECKPOINT (or none), then IMAGES, but got 2 arguments'),

@@ -1,7 +1,5 @@
 """Whole detectors in exported files: the boxes and masks that mmdet finds, in plain operators of ONNX."""
 
-import importlib.util
-
 import numpy as np
 import onnx
 import pytest
@@ -16,7 +14,7 @@ from mmdet.visualization import DetLocalVisualizer
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from mmstrip.deployment import Export, export_model, formats, load
+from mmstrip.deployment import Export, export_model, formats, load, mmdeploy
 from mmstrip.deployment.detections import disagreement, values_of
 from mmstrip.deployment.preprocessing import normalise
 from mmstrip.deployment.quantization import quantise
@@ -105,17 +103,16 @@ def test_what_detectors_cannot_is_named(settings, words, retinanet, tmp_path):
 
 
 def test_other_suppression_is_refused():
-    from mmstrip.deployment.rewriters import choose
+    from mmstrip.deployment.mmdeploy.rewriters import choose
 
     settings = dict(nms=dict(type='soft_nms', iou_threshold=0.5), max_per_img=3)
     with pytest.raises(ValueError, match="nms of the type 'nms' among boxes of one class is exported, but got"):
         choose(torch.rand(1, 2, 4), torch.rand(1, 1, 2), settings)
 
 
-def test_without_mmdeploy_what_to_install_is_said(retinanet, tmp_path, monkeypatch):
-    absent = lambda name: None if name == 'mmdeploy' else importlib.util.find_spec(name)  # noqa: E731
-    monkeypatch.setattr(formats, 'find_spec', absent)
-    with pytest.raises(ValueError, match='need mmdeploy, which is not installed here: pip install --no-deps mmdeploy'):
+def test_another_mmdeploy_is_refused(retinanet, tmp_path, monkeypatch):
+    monkeypatch.setattr(mmdeploy, 'version', lambda name: '1.4.0')
+    with pytest.raises(ValueError, match='need mmdeploy 1.3.1, but 1.4.0 is installed here: pip install --no-deps'):
         export_model(*retinanet, tmp_path / 'out.onnx', Export())
 
 

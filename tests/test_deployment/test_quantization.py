@@ -6,9 +6,8 @@ import re
 import numpy as np
 import onnx
 import pytest
-import torch
 from helpers import last_line
-from helpers.exports import CLASSES, SCENES, SMALL_SCENES, write_checkpoint
+from helpers.exports import CLASSES, write_checkpoint
 from helpers.runs import CONFIG, call_tool
 from mmengine.fileio import load as load_file
 from onnx import numpy_helper
@@ -16,7 +15,7 @@ from onnx import numpy_helper
 from mmstrip.deployment import Export, export_model, load
 from mmstrip.deployment.formats import SUFFIXES
 from mmstrip.deployment.quantization import calibration_pixels, quantise
-from mmstrip.deployment.testing import ExportedModel, use_exported
+from mmstrip.deployment.testing import use_exported
 from mmstrip.utils.config import load_config
 
 
@@ -85,25 +84,12 @@ def test_exported_files_have_the_metrics_of_their_checkpoint(folder, tmp_path):
     assert '--launcher must be none for exported files' in last_line(done.stdout)
 
 
-def test_segmentors_are_tested_at_the_sizes_of_their_pictures(tmp_path):
-    from mmseg.structures import SegDataSample
-
-    checkpoint = write_checkpoint(load_config(SCENES, SMALL_SCENES), tmp_path / 'weights.pth')
-    file = tmp_path / 'scenes.torchscript'
-    export_model(SCENES, checkpoint, file, Export('torchscript', shape=(64, 96)), SMALL_SCENES)
-    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
-    sizes = [(64, 96), (100, 150)]
-    samples = [SegDataSample(metainfo=dict(ori_shape=size)) for size in sizes]
-    found = ExportedModel(str(file)).test_step(dict(inputs=[image, image], data_samples=samples))
-    (same,) = load(file)(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    np.testing.assert_array_equal(found[0].pred_sem_seg.data[0].numpy(), same)
-    assert [sample.pred_sem_seg.shape for sample in found] == sizes
-
-
 def test_what_cannot_be_quantised_or_tested_is_said(folder, tmp_path):
     export_model(str(CONFIG), str(folder / 'weights.pth'), tmp_path / 'maps.pt2', Export('torch-export', 'backbone'))
     done = call_tool('deployment/quantize.py', tmp_path / 'maps.pt2', CONFIG, tmp_path / 'out.pt2', folder=tmp_path)
-    error = f'Error: files of onnx and openvino are quantised, but {tmp_path}/maps.pt2 is of torch-export'
-    assert last_line(done.stdout) == error
-    done = call_tool('test.py', CONFIG, tmp_path / 'maps.pt2', '--work-dir', tmp_path / 'test', folder=tmp_path)
+    assert last_line(done.stdout) == f'Error: files of onnx and openvino are quantised, but got {tmp_path}/maps.pt2'
+    arguments = [CONFIG, tmp_path / 'maps.pt2', '--work-dir', tmp_path / 'test']
+    done = call_tool('test.py', *arguments, folder=tmp_path)
+    assert f'{tmp_path}/maps.pt2 would run code when it is opened' in last_line(done.stdout)
+    done = call_tool('test.py', *arguments, '--trust-checkpoints', folder=tmp_path)
     assert f'the config tests a classifier, but {tmp_path}/maps.pt2 holds a backbone' in done.stdout

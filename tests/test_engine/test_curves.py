@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from mmengine.runner import EpochBasedTrainLoop
 
-from mmstrip.engine.hooks.curves import validation_curve
+from mmstrip.engine.hooks.curves import _rates, validation_curve
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,16 @@ def test_places_of_validations(last, interval, validated, places):
     runner = SimpleNamespace(train_loop=loop, epoch=last, message_hub=hub)
     found, values = validation_curve(runner, 'val/mIoU')
     assert list(found) == places and len(values) == validated
+
+
+@pytest.mark.parametrize(
+    'logged, drawn',
+    [
+        (['train/lr', 'train/base_lr', 'train/loss', 'val/lr'], {'': 'train/base_lr'}),
+        (['train/lr', 'train/loss_lr'], {'': 'train/lr'}),
+        (['train/g.lr', 'train/g.base_lr', 'train/d.lr'], {'g': 'train/g.base_lr', 'd': 'train/d.lr'}),
+        (['train/loss'], {}),
+    ],
+)
+def test_learning_rates_of_one_optimizer_or_several(logged, drawn):
+    assert _rates(logged) == _rates(logged[::-1]) == drawn

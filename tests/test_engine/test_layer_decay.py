@@ -1,11 +1,13 @@
 """Layer-wise learning rates, in all three toolboxes."""
 
 import pytest
-from helpers import ROOT
+import torch
+from helpers import ROOT, small_backbone
 from helpers.configs import build_model
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 CONSTRUCTOR = 'mmstrip.LayerDecayOptimWrapperConstructor'
 CONFIGS = (
@@ -50,6 +52,24 @@ def test_wrong_rates_are_refused(rate):
         build(CONFIGS[0], {'optim_wrapper.paramwise_cfg.layer_decay_rate': rate})
     with pytest.raises(ValueError, match='but got None'):
         build_optim_wrapper(nn.Linear(2, 2), dict(constructor=CONSTRUCTOR, optimizer=dict(type='SGD', lr=1.0)))
+
+
+def test_all_backbones_under_any_name_and_in_wrappers():
+    """Each with its own depths; what is not theirs keeps its rate."""
+    model = nn.Module()
+    model.backbone, model.second = small_backbone(), small_backbone(arch=dict(embed_dims=16, depths=(1, 1, 1, 1)))
+    model.twin = nn.ModuleDict(dict(model=torch.compile(small_backbone())))
+    model.twin['model']._orig_mod.stages[0][0] = checkpoint_wrapper(model.twin['model']._orig_mod.stages[0][0])
+    model.head = nn.Linear(2, 2)
+    config = dict(constructor=CONSTRUCTOR, optimizer=dict(type='SGD', lr=1.0), paramwise_cfg=dict(layer_decay_rate=0.5))
+    groups = build_optim_wrapper(model, config).optimizer.param_groups
+    rates = {id(p): group['lr'] for group in groups for p in group['params']}
+    twin = model.twin['model']._orig_mod
+    assert rates[id(model.backbone.patch_embed.weight)] == rates[id(twin.patch_embed.weight)] == 0.5**6
+    assert rates[id(model.second.patch_embed.weight)] == 0.5**5
+    assert {rates[id(parameter)] for parameter in twin.stages[0].parameters()} == {0.5**5}
+    assert rates[id(twin.stages[2][1].channel_mixing.fc1.weight)] == 0.5**2
+    assert rates[id(model.head.weight)] == 1.0
 
 
 def test_backbones_without_depths_are_refused():

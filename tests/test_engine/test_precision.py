@@ -1,12 +1,16 @@
 """Mixed precision: which parts of a model it holds for, its optim wrapper, and what ``--amp`` means."""
 
+import contextlib
 import copy
+import threading
+import time
 
 import pytest
 import torch
 from helpers import randomise, small_backbone
 from helpers.runs import CONFIG
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -49,6 +53,56 @@ def test_networks_compute_in_bfloat16_and_return_float32():
     assert 0 < (scores - exact).abs().max() < 0.05 * exact.abs().max()
 
 
+def test_models_within_a_model():
+    """Such as a student and its teacher: their networks, not their losses and boxes."""
+
+    class Detector(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.backbone(x) @ torch.ones(2, 2)  # stands for what follows the networks
+
+    model = nn.Module()
+    model.student = Detector()
+    with mixed_precision(model):
+        assert 'forward' in vars(model.student.backbone) and 'forward' not in vars(model.student)
+        model.student(torch.rand(1, 3, 2, 2))
+
+
+def test_threads_have_their_own_precision():
+    """Begun and ended in any order; a thread that asked for none has float32."""
+    model = nn.Module()
+    model.backbone = nn.Linear(64, 64)
+    x = torch.randn(8, 64)
+    exact = model.backbone(x)
+    asked = {'none': None, 'first': torch.bfloat16, 'second': torch.bfloat16, 'third': torch.float16}
+    results = {name: [] for name in asked}
+    barrier = threading.Barrier(len(asked))
+
+    def run(name, dtype):
+        for turn in range(3):
+            with mixed_precision(model, dtype) if dtype else contextlib.nullcontext():
+                barrier.wait()
+                results[name].append(model.backbone(x))
+                barrier.wait()
+                if turn % 2 == (name == 'first'):
+                    time.sleep(0.01)  # so that they leave in another order
+
+    threads = [threading.Thread(target=run, args=arguments) for arguments in asked.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for name, dtype in asked.items():
+        with torch.autocast('cpu', dtype or torch.bfloat16, enabled=dtype is not None):
+            expected = model.backbone(x).float()
+        assert torch.equal(expected, exact) == (dtype is None)
+        assert len(results[name]) == 3 and all(torch.equal(out, expected) for out in results[name])
+    assert 'forward' not in vars(model.backbone) and torch.equal(model.backbone(x), exact)
+
+
 def test_forward_methods_are_back_after_an_error():
     """Those that somebody has put on a module, too."""
     model = nn.Module()
@@ -84,7 +138,7 @@ def test_accumulated_and_clipped_gradients():
 
 @pytest.mark.parametrize('runs, dtype', [(True, 'bfloat16'), (False, None)])
 def test_auto_is_bfloat16_where_operators_take_it(runs, dtype, without_gpu, monkeypatch, capsys):
-    monkeypatch.setattr(precision, 'native_types', lambda x: runs and x.dtype is torch.bfloat16)
+    monkeypatch.setattr(precision.ops, 'takes', lambda dtype: runs and dtype is torch.bfloat16)
     assert amp_dtype('auto') == dtype
     assert capsys.readouterr().out.startswith(f'--amp auto: {dtype or "float32"}')
 
@@ -95,7 +149,7 @@ def test_float16_needs_a_gpu(without_gpu):
         amp_dtype('float16')
 
 
-@pytest.mark.parametrize(('dtype', 'scale'), [('float16', 'dynamic'), ('bfloat16', 1.0)])
+@pytest.mark.parametrize(('dtype', 'scale'), [('float16', 'dynamic'), ('bfloat16', dict(enabled=False))])
 def test_gpus_scale_the_loss_of_float16_only(dtype, scale, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     config = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
@@ -109,7 +163,7 @@ def test_cpus_take_configs_of_gpus(without_gpu, monkeypatch):
     for _ in range(2):  # the second time as a run has dumped it
         set_train_amp(config, 'bfloat16')
         assert config.optim_wrapper == dict(type='mmstrip.BFloat16OptimWrapper', accumulative_counts=2)
-    monkeypatch.setattr(precision, 'native_types', lambda x: False)
+    monkeypatch.setattr(precision.ops, 'takes', lambda dtype: False)
     set_train_amp(config, 'auto')
     assert config.optim_wrapper == dict(type='OptimWrapper', accumulative_counts=2)
     config = Config(dict(optim_wrapper=dict(type='OptimWrapperDict')))

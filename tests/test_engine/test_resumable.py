@@ -1,6 +1,7 @@
 """Options of training that need no run to be checked."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -9,8 +10,15 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop
 
-from mmstrip.engine.loops import explained_worker_death
-from mmstrip.engine.resumable import choose_checkpoint, make_resumable
+from mmstrip.engine.resumable import make_resumable
+from mmstrip.engine.resume import choose_checkpoint
+
+STATE = dict(
+    state_dict={},
+    optimizer={},
+    message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}),
+    meta=dict(epoch=1, iter=5),
+)
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch():
@@ -50,8 +58,8 @@ def test_any_config_becomes_resumable():
     assert config.train_dataloader.worker_init_fn == dict(type='mmstrip.shield_worker')
     assert config.val_dataloader.worker_init_fn == dict(type='mine')
     assert config.default_hooks.checkpoint.type == 'MyCheckpointHook'
-    names = ['mmstrip.SeedHook', 'mmstrip.InvalidLossHook', 'mmstrip.TimeLeftHook', 'mmstrip.NamedFilesHook']
-    assert [hook.type for hook in config.custom_hooks] == names
+    names = ['Seed', 'InvalidLoss', 'TimeLeft', 'NamedFiles', 'CheckpointFit', 'PlainCheckpoint']
+    assert [hook.type for hook in config.custom_hooks] == [f'mmstrip.{name}Hook' for name in names]
     once = copy.deepcopy(config)
     make_resumable(config)  # a config that a run has dumped
     assert config.to_dict() == once.to_dict()
@@ -78,11 +86,11 @@ def test_types_may_be_classes_or_paths():
     assert config.train_cfg == dict(max_epochs=3)
 
 
-def test_where_a_run_begins(tmp_path):
+def test_where_a_run_begins(tmp_path, monkeypatch):
     """``load_from`` is what a training starts from until the work dir has a checkpoint of its own."""
     start, own = tmp_path / 'start.pth', tmp_path / 'work' / 'ep_1.pth'
     own.parent.mkdir()
-    state = dict(state_dict={}, optimizer={}, meta=dict(iter=5, seed=3))
+    state = dict(STATE, meta=dict(epoch=1, iter=5, seed=3))
     torch.save(state, start)
     config = Config(dict(work_dir=str(own.parent), load_from=str(start), resume='auto'))
     unchanged = copy.deepcopy(config)
@@ -91,20 +99,27 @@ def test_where_a_run_begins(tmp_path):
     (own.parent / 'last_checkpoint').write_text(str(own))
     assert choose_checkpoint(config) == str(own) and config.randomness.seed == 3
     assert (config.resume, config.load_from) == ('auto', str(start))  # what the run dumps is for other runs too
+    said: list[str] = []
+    monkeypatch.setattr('mmstrip.engine.resume.print_log', lambda words, *_, **__: said.append(words))
+    config.randomness.seed = 8
+    choose_checkpoint(config)
+    assert (
+        said[-1] == 'randomness.seed=8 is not applied: a resumed run keeps its seed, 3' and config.randomness.seed == 3
+    )
     config.resume = True
     assert choose_checkpoint(config) == str(start)
     own.unlink()
     config.resume = 'auto'
-    with pytest.raises(ValueError, match=r'last_checkpoint names .*ep_1.pth, which is not there'):
+    with pytest.raises(ValueError, match=r"last_checkpoint names .*ep_1.pth', which is not there"):
         choose_checkpoint(config)
     torch.save(dict(state, meta={}), start)
     config.resume = True
-    with pytest.raises(ValueError, match='start.pth is no checkpoint to resume: it does not say at which iteration'):
+    with pytest.raises(ValueError, match='start.pth is no checkpoint to resume: it does not say at which epoch'):
         choose_checkpoint(config)
 
 
 def test_older_checkpoints_of_other_names(tmp_path):
-    torch.save(dict(state_dict={}, optimizer={}, meta=dict(iter=5)), tmp_path / 'ep_01.pth')
+    torch.save(STATE, tmp_path / 'ep_01.pth')
     (tmp_path / 'ep_02.pth').write_bytes(b'damaged')
     hooks = dict(checkpoint=dict(type='CheckpointHook', filename_tmpl='ep_{:02d}.pth'))
     config = Config(dict(work_dir=str(tmp_path), resume=True, default_hooks=hooks))
@@ -113,17 +128,27 @@ def test_older_checkpoints_of_other_names(tmp_path):
     assert choose_checkpoint(config) == str(tmp_path / 'ep_01.pth')
 
 
-@pytest.mark.parametrize(
-    'error, killed',
-    [
-        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), True),
-        (RuntimeError('DataLoader worker (pid(s) 7, 8) exited unexpectedly'), True),
-        (ConnectionResetError('Connection reset by peer'), True),
-        (RuntimeError('Caught RuntimeError in DataLoader worker process 0.\nstack expects equal sizes'), False),
-        (EOFError('Caught EOFError in DataLoader worker process 0.'), False),
-    ],
-)
-def test_death_of_workers_is_told_from_their_errors(error, killed):
-    with pytest.raises(Exception) as raised, explained_worker_death(2):
-        raise error
-    assert ('was killed' in str(raised.value)) == killed and (raised.value is error) != killed
+def test_names_that_cannot_be_checkpoints_are_passed_over(tmp_path):
+    """The newest one that can be read is taken, whatever else is there."""
+    config = Config(dict(work_dir=str(tmp_path), resume=True))
+    torch.save(STATE, tmp_path / 'epoch_1.pth')
+    (tmp_path / 'epoch_2.pth').mkdir()
+    (tmp_path / 'epoch_3.pth').symlink_to(tmp_path / 'nowhere')
+    os.mkfifo(tmp_path / 'epoch_4.pth')
+    torch.save([1], tmp_path / 'epoch_5.pth')
+    for pointer in (b'\xff\xfe\n', b'a' * 300, b'/' + b'b/' * 4000, b'epoch\0', b'', bytes(tmp_path / 'epoch_3.pth')):
+        (tmp_path / 'last_checkpoint').write_bytes(pointer)
+        assert choose_checkpoint(config) == str(tmp_path / 'epoch_1.pth')
+    (tmp_path / 'epoch_1.pth').unlink()
+    with pytest.raises(ValueError, match='no checkpoint in .* can be read: .*epoch_2.pth'):
+        choose_checkpoint(config)
+
+
+def test_a_damaged_tensor_sends_a_run_back(tmp_path):
+    for epoch in (1, 2):
+        torch.save(dict(STATE, state_dict=dict(weight=torch.rand(5000))), tmp_path / f'epoch_{epoch}.pth')
+    content = bytearray((tmp_path / 'epoch_2.pth').read_bytes())
+    content[10_000:14_096] = bytes(4096)
+    (tmp_path / 'epoch_2.pth').write_bytes(content)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
+    assert choose_checkpoint(Config(dict(work_dir=str(tmp_path), resume=True))) == str(tmp_path / 'epoch_1.pth')

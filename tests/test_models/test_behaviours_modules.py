@@ -18,19 +18,19 @@ from helpers.behaviours import (
     MODES,
     POINTWISE,
     SecondStage,
-    assert_differ,
-    assert_right,
-    assert_same,
+    assert_changed,
+    assert_close,
+    assert_matches_float64,
     backbone,
-    called,
-    child,
-    expected,
+    called_modules,
+    float64_copy,
+    float64_outputs,
     images,
-    in_float64,
     loss_of,
-    put,
-    run,
-    stock,
+    module_of_block,
+    outputs_of,
+    replace_in_block,
+    unchanged_outputs,
 )
 from mmcv.cnn import fuse_conv_bn
 from mmcv.cnn.bricks import DropPath
@@ -39,10 +39,6 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.modules import module as global_hooks
 from torch.nn.utils import parametrizations, parametrize, prune
-
-from mmstrip.models.channel_mixing import ChannelMixingBlock, GlobalResponseNorm
-from mmstrip.models.strip_mixing import LocalStripMixing, StripMixingBlock
-from mmstrip.models.strip_mlp import StripMLPBlock
 
 pytest_plugins = ['helpers.behaviours']
 
@@ -87,7 +83,7 @@ class ExposingLoRA(HidingLoRA):
 
 def merged(model):
     """A float64 copy whose adapters are merged."""
-    model = in_float64(model)
+    model = float64_copy(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, HidingLoRA):
             parent, _, last = name.rpartition('.')
@@ -110,7 +106,7 @@ def in_all_modes(cases, name_of=lambda case: case, attribute=None):
     deployed = SecondStage('deploy')
 
     def is_left(case):
-        layer = child(deployed, name_of(case))
+        layer = module_of_block(deployed, name_of(case))
         return not isinstance(layer, nn.Identity) and (not attribute or getattr(layer, attribute(case)) is not None)
 
     return [
@@ -126,39 +122,39 @@ class TestAdapters:
     @pytest.mark.parametrize('name, mode', in_all_modes(POINTWISE))
     def test_lora_in_place_of_a_layer(self, name, adapter, mode):
         model = SecondStage(mode)
-        put(model, name, adapter(child(model, name)))
+        replace_in_block(model, name, adapter(module_of_block(model, name)))
         x = SecondStage.input()
-        right = run(merged(model), x.double(), gradients=False)
-        assert_same(run(model, x, gradients=False), right)
-        assert_differ(right, stock(mode, 'stage'))
+        expected = outputs_of(merged(model), x.double(), gradients=False)
+        assert_close(outputs_of(model, x, gradients=False), expected)
+        assert_changed(expected, unchanged_outputs(mode, 'stage'))
 
     @pytest.mark.parametrize('adapter', [ExposingLoRA, HidingLoRA])
     @pytest.mark.parametrize('name', POINTWISE)
     def test_lora_learns(self, name, adapter):
         model = SecondStage('train')
-        lora = adapter(child(model, name))
-        put(model, name, lora)
+        lora = adapter(module_of_block(model, name))
+        replace_in_block(model, name, lora)
         x = SecondStage.input()
-        run(model, x)
+        outputs_of(model, x)
         reference = merged(model)
-        run(reference, x.double())
-        weight_grad = child(reference, name).weight.grad.flatten(1)
+        outputs_of(reference, x.double())
+        weight_grad = module_of_block(reference, name).weight.grad.flatten(1)
         down, up = (layer.weight for layer in (lora.down, lora.up))
         got = {'grad of down': down.grad.flatten(1), 'grad of up': up.grad.flatten(1)}
-        right = {
+        expected = {
             'grad of down': up.double().flatten(1).t() @ weight_grad,
             'grad of up': weight_grad @ down.double().flatten(1).t(),
         }
-        assert_same(got, right)
+        assert_close(got, expected)
 
     @pytest.mark.parametrize('adapter', [ExposingLoRA, HidingLoRA])
     @pytest.mark.parametrize('name', POINTWISE)
     def test_lora_before_deploy_is_kept_or_refused(self, name, adapter):
         model = backbone('eval')
-        put(model, name, adapter(child(model, name)))
-        right = run(merged(model), images().double())
+        replace_in_block(model, name, adapter(module_of_block(model, name)))
+        expected = outputs_of(merged(model), images().double())
         if deployed_or_refused(model, [f'{BLOCK}.{name}']):
-            assert_same(run(model, images()), right)
+            assert_close(outputs_of(model, images()), expected)
 
     @pytest.mark.parametrize('adapter', [ExposingLoRA, HidingLoRA])
     @pytest.mark.parametrize('mode', MODES)
@@ -168,49 +164,51 @@ class TestAdapters:
             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
                 parent, _, last = name.rpartition('.')
                 setattr(model.get_submodule(parent), last, adapter(module))
-        right = run(merged(model), images().double(), gradients=False)
-        assert_same(run(model, images(), gradients=False), right)
+        expected = outputs_of(merged(model), images().double(), gradients=False)
+        assert_close(outputs_of(model, images(), gradients=False), expected)
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', ['channel_mixing.fc2', 'strip_mixing.fuse'])
     def test_an_adapter_is_taken_off_again(self, name, mode):
         model = SecondStage(mode)
-        layer = child(model, name)
-        put(model, name, HidingLoRA(layer))
-        run(model, SecondStage.input(), gradients=False)
-        put(model, name, layer)
-        assert_right(model.eval(), SecondStage.input())
+        layer = module_of_block(model, name)
+        replace_in_block(model, name, HidingLoRA(layer))
+        outputs_of(model, SecondStage.input(), gradients=False)
+        replace_in_block(model, name, layer)
+        assert_matches_float64(model.eval(), SecondStage.input())
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', ['', 'channel_mixing', 'strip_mixing', 'strip_mixing.branches.lsmm'])
     def test_an_adapter_after_a_box(self, name, mode):
         model = SecondStage(mode)
         channels = 16 if name.endswith('lsmm') else 32
-        put(model, name, nn.Sequential(child(model, name), nn.Conv2d(channels, channels, 1), nn.Tanh()))
-        assert_differ(assert_right(model, SecondStage.input()), stock(mode, 'stage'))
+        replace_in_block(
+            model, name, nn.Sequential(module_of_block(model, name), nn.Conv2d(channels, channels, 1), nn.Tanh())
+        )
+        assert_changed(assert_matches_float64(model, SecondStage.input()), unchanged_outputs(mode, 'stage'))
 
     @pytest.mark.parametrize('mode', MODES)
     def test_a_stage_is_added_to(self, mode):
         model = backbone(mode)
         model.stages[1].append(nn.Conv2d(32, 32, 1))
-        assert_differ(assert_right(model, images()), stock(mode))
+        assert_changed(assert_matches_float64(model, images()), unchanged_outputs(mode))
 
     @pytest.mark.parametrize('mode', MODES)
     def test_a_stage_is_cut(self, mode):
         model = backbone(mode)
         model.stages[2] = model.stages[2][1:]
-        right = assert_right(model, images())
-        assert_differ(right, stock(mode))
+        expected = assert_matches_float64(model, images())
+        assert_changed(expected, unchanged_outputs(mode))
         model = backbone(mode)
         model.stages[2] = nn.Sequential(*model.stages[2][1:])
-        got = run(model, images(), gradients=False)
-        assert_same(got, {name: right[name] for name in got})
+        got = outputs_of(model, images(), gradients=False)
+        assert_close(got, {name: expected[name] for name in got})
 
 
 NAMES = {
     mode: [
         name
-        for name, module in called(backbone(mode))
+        for name, module in called_modules(backbone(mode))
         if name.startswith(BLOCK)
         or name in ('', 'patch_embed', 'merging.0', 'cross_stage.2.0', 'stages.1', 'stages.2', 'stages.2.1')
     ]
@@ -232,8 +230,8 @@ def part_with(mode, name):
     return backbone(mode), images()
 
 
-def stock_of(mode, name):
-    return stock(mode, 'stage' if name.startswith('stages.1') else 'model')
+def unchanged_outputs_of(mode, name):
+    return unchanged_outputs(mode, 'stage' if name.startswith('stages.1') else 'model')
 
 
 def flipped(output):
@@ -265,7 +263,7 @@ def flipped_by_hook(mode, name, flip=flip_by_hook):
     """Maps of a float64 model, one of whose modules has a hook."""
     model, x = part_with(mode, name)
     flip(model.get_submodule(name))
-    return expected(model, x, gradients=False)
+    return float64_outputs(model, x, gradients=False)
 
 
 class Seen:
@@ -273,7 +271,7 @@ class Seen:
 
     def __init__(self, model):
         self.calls = defaultdict(list)
-        for name, module in called(model):
+        for name, module in called_modules(model):
             module.register_forward_pre_hook(partial(self._before, name))
             module.register_forward_hook(partial(self._after, name))
         self.inputs = defaultdict(list)
@@ -301,24 +299,24 @@ class Seen:
 
 def expected_calls(model):
     """Each module runs once; drop path serves both branches of a block."""
-    return {name: 2 if isinstance(module, DropPath) else 1 for name, module in called(model)}
+    return {name: 2 if isinstance(module, DropPath) else 1 for name, module in called_modules(model)}
 
 
 class TestHooks:
     @pytest.mark.parametrize('mode', MODES)
     def test_they_fire_on_every_module_and_see_what_is_right(self, mode, implementation):
-        model, reference = backbone(mode), in_float64(backbone(mode))
-        seen, right = Seen(model), Seen(reference)
-        assert_same(run(model, images()), run(reference, images().double()))
+        model, reference = backbone(mode), float64_copy(backbone(mode))
+        seen, expected = Seen(model), Seen(reference)
+        assert_close(outputs_of(model, images()), outputs_of(reference, images().double()))
         assert seen.counts() == expected_calls(model)
         assert {name: len(calls) for name, calls in seen.inputs.items()} == expected_calls(model)
-        assert_same(seen.tensors(), right.tensors())
+        assert_close(seen.tensors(), expected.tensors())
 
     @pytest.mark.parametrize('mode', MODES)
     def test_what_they_store_is_not_overwritten(self, mode, implementation):
         model = backbone(mode)
         seen = Seen(model)
-        run(model, images())
+        outputs_of(model, images())
         assert seen.counts().keys() == expected_calls(model).keys()
         for name, calls in seen.calls.items():
             for _, outputs, copies in calls:
@@ -330,25 +328,25 @@ class TestHooks:
         module, calls = model.get_submodule(name), []
         module.register_forward_hook(lambda *hooked: calls.append(module))
         flip_by_hook(module)
-        got = run(model, x, gradients=False)
+        got = outputs_of(model, x, gradients=False)
         assert len(calls) == (2 if isinstance(module, DropPath) else 1)
-        assert_same(got, flipped_by_hook(mode, name))
-        assert_differ(got, stock_of(mode, name))
+        assert_close(got, flipped_by_hook(mode, name))
+        assert_changed(got, unchanged_outputs_of(mode, name))
 
     @pytest.mark.parametrize('mode, name', in_modes('train', 'deploy'))
     def test_one_replaces_inputs(self, mode, name):
         model, x = part_with(mode, name)
         flip_by_pre_hook(model.get_submodule(name))
-        got = run(model, x, gradients=False)
-        assert_same(got, flipped_by_hook(mode, name, flip_by_pre_hook))
-        assert_differ(got, stock_of(mode, name))
+        got = outputs_of(model, x, gradients=False)
+        assert_close(got, flipped_by_hook(mode, name, flip_by_pre_hook))
+        assert_changed(got, unchanged_outputs_of(mode, name))
 
     @pytest.mark.parametrize('mode', MODES)
     def test_they_are_taken_off_again(self, mode):
         model = backbone(mode).eval()
         with torch.no_grad():
             before = model(images())
-            handles = [module.register_forward_hook(lambda *_: 1 / 0) for _, module in called(model)]
+            handles = [module.register_forward_hook(lambda *_: 1 / 0) for _, module in called_modules(model)]
             with pytest.raises(ZeroDivisionError):
                 model(images())
             for handle in handles:
@@ -361,15 +359,15 @@ class TestHooks:
         model, counts = backbone(mode), Counter()
         register = getattr(global_hooks, f'register_module_{kind}_hook')
         with register(lambda module, *_: counts.update([module])):
-            got = run(model, images(), gradients=mode == 'train' or 'backward' in kind)
+            got = outputs_of(model, images(), gradients=mode == 'train' or 'backward' in kind)
         named = {module: name for name, module in model.named_modules()}
         assert {named[module]: count for module, count in counts.items()} == expected_calls(model)
-        assert_same({key: got[key] for key in stock(mode) if key in got}, stock(mode))
+        assert_close({key: got[key] for key in unchanged_outputs(mode) if key in got}, unchanged_outputs(mode))
 
     @pytest.mark.parametrize('mode', MODES)
     def test_full_backward_hooks_on_every_module(self, mode, implementation):
         results = []
-        for model, x in ((backbone(mode), images()), (in_float64(backbone(mode)), images().double())):
+        for model, x in ((backbone(mode), images()), (float64_copy(backbone(mode)), images().double())):
             counts, seen = Counter(), {}
 
             def hook(name, counts, seen, module, *gradients):
@@ -378,12 +376,12 @@ class TestHooks:
                     seen.update({f'map {name} {counts[name]} {kind} {i}': tensor for i, tensor in pairs})
                 counts[name] += 1
 
-            for name, module in called(model):
+            for name, module in called_modules(model):
                 module.register_full_backward_hook(partial(hook, name, counts, seen))
-            results.append((run(model, x, gradients=True), seen))
+            results.append((outputs_of(model, x, gradients=True), seen))
             assert counts == expected_calls(model)
-        for got, right in zip(*results):
-            assert_same(got, right)
+        for got, expected in zip(*results):
+            assert_close(got, expected)
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize(
@@ -393,20 +391,20 @@ class TestHooks:
         results = []
         for model, x in (
             (SecondStage(mode), SecondStage.input()),
-            (in_float64(SecondStage(mode)), SecondStage.input().double()),
+            (float64_copy(SecondStage(mode)), SecondStage.input().double()),
         ):
             module = model.get_submodule(name)
             module.register_full_backward_hook(lambda module, grad_input, grad_output: (grad_input[0].flip(1),))
-            results.append(run(model, x, gradients=True))
-        assert_same(*results)
-        untouched = expected(SecondStage(mode), SecondStage.input(), gradients=True)['grad of x']
+            results.append(outputs_of(model, x, gradients=True))
+        assert_close(*results)
+        untouched = float64_outputs(SecondStage(mode), SecondStage.input(), gradients=True)['grad of x']
         assert (results[0]['grad of x'] - untouched).abs().max() > 1e-2 * untouched.abs().max()
 
     @pytest.mark.parametrize('mode', MODES)
     def test_gradients_of_a_stage_for_grad_cam(self, mode):
         """Activations of a stage and their gradients, by a hook on the stage and one on its output."""
         results = []
-        for model, x in ((backbone(mode), images()), (in_float64(backbone(mode)), images().double())):
+        for model, x in ((backbone(mode), images()), (float64_copy(backbone(mode)), images().double())):
             seen = {}
 
             def store(module, inputs, output, seen=seen):
@@ -417,13 +415,13 @@ class TestHooks:
             loss_of(model(x)).backward()
             results.append(seen)
         assert results[0].keys() == {'map', 'map of grad'}
-        assert_same(*results)
+        assert_close(*results)
 
     def test_with_checkpoints_they_fire_once_more(self):
         model = backbone('train', with_cp=True)
         seen = Seen(model)
         with torch.utils.checkpoint.set_checkpoint_early_stop(False):
-            assert_same(run(model, images()), expected(backbone('train'), images()))
+            assert_close(outputs_of(model, images()), float64_outputs(backbone('train'), images()))
         for name, count in seen.counts().items():
             again = name.startswith('stages.') and len(name.split('.')) > 2
             assert count == expected_calls(model)[name] * (1 + again), name
@@ -437,13 +435,13 @@ class TestLayersOfOnesOwn:
     def test_forward_of_a_subclass_runs(self, mode, name):
         model, x = part_with(mode, name)
         flip_by_subclass(model.get_submodule(name))
-        assert_same(run(model, x, gradients=False), flipped_by_hook(mode, name))
+        assert_close(outputs_of(model, x, gradients=False), flipped_by_hook(mode, name))
 
     @pytest.mark.parametrize('mode, name', [case for case in in_modes('eval', 'deploy') if case.values[1] != ''])
     def test_patched_forward_runs(self, mode, name):
         model, x = part_with(mode, name)
         flip_by_patched_forward(model.get_submodule(name))
-        assert_same(run(model, x, gradients=False), flipped_by_hook(mode, name))
+        assert_close(outputs_of(model, x, gradients=False), flipped_by_hook(mode, name))
 
     @pytest.mark.parametrize('flip', OWN_FORWARDS)
     @pytest.mark.parametrize('name', [name for name in NAMES['eval'] if name.startswith(f'{BLOCK}.')] + ['stages.1'])
@@ -451,35 +449,35 @@ class TestLayersOfOnesOwn:
         model = backbone('eval')
         flip(model.get_submodule(name))
         if deployed_or_refused(model, [name]):
-            assert_same(run(model.stages[1], SecondStage.input()), flipped_by_hook('eval', name))
+            assert_close(outputs_of(model.stages[1], SecondStage.input()), flipped_by_hook('eval', name))
 
     @pytest.mark.parametrize('name', BOXES)
     def test_gradients_of_subclasses(self, name):
-        model, reference = SecondStage('train'), in_float64(SecondStage('train'))
-        flip_by_subclass(child(model, BOXES[name]))
-        flip_by_hook(child(reference, BOXES[name]))
-        assert_same(run(model, SecondStage.input()), run(reference, SecondStage.input().double()))
+        model, reference = SecondStage('train'), float64_copy(SecondStage('train'))
+        flip_by_subclass(module_of_block(model, BOXES[name]))
+        flip_by_hook(module_of_block(reference, BOXES[name]))
+        assert_close(outputs_of(model, SecondStage.input()), outputs_of(reference, SecondStage.input().double()))
 
     @pytest.mark.parametrize('mode', MODES)
     def test_subclasses_without_changes_give_the_same(self, mode):
         model = backbone(mode)
         for module in model.modules():
             module.__class__ = type(f'My{type(module).__name__}', (type(module),), {})
-        assert_same(run(model, images()), stock(mode))
+        assert_close(outputs_of(model, images()), unchanged_outputs(mode))
 
     @pytest.mark.parametrize('mode', MODES)
     def test_a_layer_replaced_by_identity(self, mode):
         for name in ('channel_mixing', 'strip_mixing.branches.lsmm', 'strip_mixing.depthwise', 'channel_mixing.grn'):
-            model = put(SecondStage(mode), name, nn.Identity())
-            assert_differ(assert_right(model, SecondStage.input()), stock(mode, 'stage'))
+            model = replace_in_block(SecondStage(mode), name, nn.Identity())
+            assert_changed(assert_matches_float64(model, SecondStage.input()), unchanged_outputs(mode, 'stage'))
 
     @pytest.mark.parametrize('mode', MODES)
     def test_dropout_in_channel_mixing(self, mode):
         """Dropout that drops nothing, after the activation."""
-        model = put(SecondStage(mode), 'channel_mixing.act', nn.Sequential(nn.GELU(), nn.Dropout(0.0)))
-        assert_right(model, SecondStage.input())
-        model = put(SecondStage('train'), 'channel_mixing.act', nn.Sequential(nn.GELU(), nn.Dropout(0.5)))
-        assert_differ(run(model, SecondStage.input(), gradients=False), stock('train', 'stage'))
+        model = replace_in_block(SecondStage(mode), 'channel_mixing.act', nn.Sequential(nn.GELU(), nn.Dropout(0.0)))
+        assert_matches_float64(model, SecondStage.input())
+        model = replace_in_block(SecondStage('train'), 'channel_mixing.act', nn.Sequential(nn.GELU(), nn.Dropout(0.5)))
+        assert_changed(outputs_of(model, SecondStage.input(), gradients=False), unchanged_outputs('train', 'stage'))
 
 
 def conv(old, **changes):
@@ -495,7 +493,7 @@ def conv(old, **changes):
 
 def replace_by(make):
     """A change that puts ``make(old layer)`` in place of a layer."""
-    return lambda model, name: put(model, name, make(child(model, name)))
+    return lambda model, name: replace_in_block(model, name, make(module_of_block(model, name)))
 
 
 def assign(**values):
@@ -503,7 +501,7 @@ def assign(**values):
 
     def change(model, name):
         for attribute, value in values.items():
-            setattr(child(model, name), attribute, value)
+            setattr(module_of_block(model, name), attribute, value)
 
     return change
 
@@ -622,78 +620,78 @@ class TestOtherHyperparameters:
         name, change = OTHER_LAYERS[case]
         model = SecondStage(mode)
         change(model, name)
-        right = assert_right(model, SecondStage.input())
+        expected = assert_matches_float64(model, SecondStage.input())
         if case not in dict(train=SAME_IN_TRAINING, eval=(), deploy=SAME_IN_DEPLOY)[mode]:
-            assert_differ(right, stock(mode, 'stage'))
+            assert_changed(expected, unchanged_outputs(mode, 'stage'))
 
     @pytest.mark.parametrize('case', OTHER_LAYERS)
     def test_before_deploy_it_is_kept_or_refused(self, case):
         name, change = OTHER_LAYERS[case]
         model = backbone('eval')
         change(model, name)
-        right = expected(model.stages[1], SecondStage.input())
+        expected = float64_outputs(model.stages[1], SecondStage.input())
         if deployed_or_refused(model, [f'{BLOCK}.{name}']):
-            assert_same(run(model.stages[1], SecondStage.input()), right)
+            assert_close(outputs_of(model.stages[1], SecondStage.input()), expected)
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', ACTIVATIONS)
     def test_gelu_by_tanh(self, name, mode):
         """It differs from the exact one by 5e-4 at most, so that inputs are brought there, and tolerances are tight."""
         model = SecondStage(mode)
-        put(model, name, nn.GELU(approximate='tanh'))
-        layer, reference = child(model, name), in_float64(model)
-        assert_same(
-            run(model, SecondStage.input()),
-            run(reference, SecondStage.input().double()),
+        replace_in_block(model, name, nn.GELU(approximate='tanh'))
+        layer, reference = module_of_block(model, name), float64_copy(model)
+        assert_close(
+            outputs_of(model, SecondStage.input()),
+            outputs_of(reference, SecondStage.input().double()),
             tolerance=5e-6 if mode != 'train' else 1e-4,
         )
         kept = []
         layer.register_forward_hook(lambda module, inputs, output: kept.append((inputs[0], output)))
-        run(model, SecondStage.input())
+        outputs_of(model, SecondStage.input())
         assert torch.equal(nn.functional.gelu(kept[0][0], approximate='tanh'), kept[0][1])
 
     @pytest.mark.parametrize('momentum', [0.7, None])
     @pytest.mark.parametrize('name', BATCH_NORMS)
     def test_momentum_of_one_norm(self, name, momentum):
         model = SecondStage('train')
-        child(model, name).momentum = momentum
-        reference = in_float64(model)
+        module_of_block(model, name).momentum = momentum
+        reference = float64_copy(model)
         for seed in (0, 1):
-            run(model, SecondStage.input(seed=seed))
-            run(reference, SecondStage.input(seed=seed).double())
-        got, right = child(model, name), child(reference, name)
-        for key, value in right.state_dict().items():
+            outputs_of(model, SecondStage.input(seed=seed))
+            outputs_of(reference, SecondStage.input(seed=seed).double())
+        got, expected = module_of_block(model, name), module_of_block(reference, name)
+        for key, value in expected.state_dict().items():
             torch.testing.assert_close(got.state_dict()[key].to(value), value, rtol=1e-4, atol=1e-5)
-        assert_right(model.eval(), SecondStage.input())
+        assert_matches_float64(model.eval(), SecondStage.input())
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', [*BATCH_NORMS[:1], 'channel_mixing.norm', 'channel_mixing.grn'])
     def test_an_eps_assigned_after_a_forward(self, name, mode):
         """In one of two blocks of a stage."""
         model = backbone(mode)
-        run(model, images())
+        outputs_of(model, images())
         model.stages[2][1].get_submodule(name).eps = 0.5
-        assert_differ(assert_right(model, images()), stock(mode))
+        assert_changed(assert_matches_float64(model, images()), unchanged_outputs(mode))
 
     @pytest.mark.parametrize('mode', MODES)
     def test_a_padding_mode_assigned_after_a_forward(self, mode):
         model = SecondStage(mode)
-        run(model, SecondStage.input())
-        layer = child(model, 'channel_mixing.depthwise')
+        outputs_of(model, SecondStage.input())
+        layer = module_of_block(model, 'channel_mixing.depthwise')
         layer.dilation, layer.padding = (2, 2), (6, 6)
-        assert_differ(assert_right(model, SecondStage.input()), stock(mode, 'stage'))
+        assert_changed(assert_matches_float64(model, SecondStage.input()), unchanged_outputs(mode, 'stage'))
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', [*BATCH_NORMS, 'channel_mixing.norm'])
     def test_norms_of_one_box_in_another_mode(self, name, mode):
         """A norm that alone is frozen in training, or that alone trains in evaluation."""
         model = SecondStage(mode)
-        module = child(model, name)
+        module = module_of_block(model, name)
         module.train(mode != 'train')
         before = copy.deepcopy(module.state_dict())
-        right = assert_right(model, SecondStage.input())
+        expected = assert_matches_float64(model, SecondStage.input())
         if isinstance(module, nn.BatchNorm2d):
-            assert_differ(right, stock(mode, 'stage'))
+            assert_changed(expected, unchanged_outputs(mode, 'stage'))
             moved = not torch.equal(before['running_mean'], module.state_dict()['running_mean'])
             assert moved == (mode != 'train')
 
@@ -705,10 +703,10 @@ class TestWrappers:
     @pytest.mark.parametrize('name', [*WRAPPED, 'channel_mixing.fc1', 'channel_mixing.grn', 'strip_mixing.fuse'])
     def test_checkpoint_wrapper(self, name, mode):
         model = SecondStage(mode)
-        put(model, name, checkpoint_wrapper(child(model, name)))
-        got = run(model, SecondStage.input())
+        replace_in_block(model, name, checkpoint_wrapper(module_of_block(model, name)))
+        got = outputs_of(model, SecondStage.input())
         prefix = '_checkpoint_wrapped_module.'
-        assert_same({key.replace(prefix, ''): value for key, value in got.items()}, stock(mode, 'stage'))
+        assert_close({key.replace(prefix, ''): value for key, value in got.items()}, unchanged_outputs(mode, 'stage'))
         assert model.state_dict().keys() == SecondStage(mode).state_dict().keys()
 
     @pytest.mark.parametrize('mode', MODES)
@@ -716,9 +714,11 @@ class TestWrappers:
     def test_compiled_in_place_of_a_box(self, name, mode):
         torch._dynamo.reset()
         model = SecondStage(mode)
-        put(model, name, torch.compile(child(model, name), backend='eager'))
-        got = run(model, SecondStage.input())
-        assert_same({key.replace('_orig_mod.', ''): value for key, value in got.items()}, stock(mode, 'stage'))
+        replace_in_block(model, name, torch.compile(module_of_block(model, name), backend='eager'))
+        got = outputs_of(model, SecondStage.input())
+        assert_close(
+            {key.replace('_orig_mod.', ''): value for key, value in got.items()}, unchanged_outputs(mode, 'stage')
+        )
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('name', ['channel_mixing', 'strip_mixing.branches.lsmm', 'channel_mixing.grn'])
@@ -732,8 +732,8 @@ class TestWrappers:
             return graph.forward
 
         model = SecondStage(mode)
-        child(model, name).compile(backend=backend)
-        assert_same(run(model, SecondStage.input()), stock(mode, 'stage'))
+        module_of_block(model, name).compile(backend=backend)
+        assert_close(outputs_of(model, SecondStage.input()), unchanged_outputs(mode, 'stage'))
         assert graphs
 
     @pytest.mark.parametrize(
@@ -741,39 +741,39 @@ class TestWrappers:
     )
     def test_fuse_conv_bn(self, arguments):
         model = backbone('eval', **arguments)
-        right = expected(model, images(2, 3, 64, 64))
+        expected = float64_outputs(model, images(2, 3, 64, 64))
         fused = fuse_conv_bn(model)
-        assert_same(run(fused, images(2, 3, 64, 64)), right)
-        assert not isinstance(child(fused, 'strip_mixing.project.1'), nn.BatchNorm2d)
+        assert_close(outputs_of(fused, images(2, 3, 64, 64)), expected)
+        assert not isinstance(module_of_block(fused, 'strip_mixing.project.1'), nn.BatchNorm2d)
 
     def test_fuse_conv_bn_then_deploy(self):
         model = backbone('eval')
         fuse_conv_bn(model).switch_to_deploy()
-        assert_same(run(model, images()), stock('eval'))
+        assert_close(outputs_of(model, images()), unchanged_outputs('eval'))
 
     def test_sync_batch_norm(self):
         """Without a process group it is batch norm."""
         for mode in ('train', 'eval'):
             model = nn.SyncBatchNorm.convert_sync_batchnorm(backbone(mode))
-            assert isinstance(child(model, BATCH_NORMS[0]), nn.SyncBatchNorm)
+            assert isinstance(module_of_block(model, BATCH_NORMS[0]), nn.SyncBatchNorm)
             model.eval()
-            assert_same(run(model, images()), expected(backbone(mode).eval(), images()))
+            assert_close(outputs_of(model, images()), float64_outputs(backbone(mode).eval(), images()))
 
     @pytest.mark.parametrize('norm', ['SyncBN', 'BN'])
     def test_batch_norm_of_configs_is_folded(self, norm):
         """As it is built, and as mmengine's Runner turns it without a process group."""
         for change in (lambda model: model, revert_sync_batchnorm):
             model = change(backbone('eval', norm_cfg=dict(type=norm)))
-            right = expected(model, images())
+            expected = float64_outputs(model, images())
             model.switch_to_deploy()
-            assert type(child(model, 'strip_mixing.project.1')) is nn.Identity
-            assert type(child(model, 'strip_mixing.depthwise.0')) is nn.BatchNorm2d
-            assert_same(run(model, images()), right)
+            assert type(module_of_block(model, 'strip_mixing.project.1')) is nn.Identity
+            assert type(module_of_block(model, 'strip_mixing.depthwise.0')) is nn.BatchNorm2d
+            assert_close(outputs_of(model, images()), expected)
 
     @pytest.mark.parametrize('mode', MODES)
     def test_data_parallel_without_gpus(self, mode):
-        got = run(nn.DataParallel(backbone(mode)), images(), gradients=mode == 'train')
-        assert_same({key.replace('module.', ''): value for key, value in got.items()}, stock(mode))
+        got = outputs_of(nn.DataParallel(backbone(mode)), images(), gradients=mode == 'train')
+        assert_close({key.replace('module.', ''): value for key, value in got.items()}, unchanged_outputs(mode))
 
 
 def weighted(model, names=None):
@@ -818,23 +818,23 @@ class TestParametrizations:
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize('kind', ['new', 'old'])
     def test_weight_norm(self, kind, mode):
-        models = [backbone(mode), backbone(mode).double()]
+        models = [backbone(mode), float64_copy(backbone(mode))]
         for model in models:
             for layer in weighted(model):
                 (parametrizations.weight_norm if kind == 'new' else old_weight_norm)(layer)
                 with torch.no_grad():
                     scale = layer.parametrizations.weight.original0 if kind == 'new' else layer.weight_g
                     scale.mul_(1.3)
-        got, right = run(models[0], images()), run(models[1], images().double())
-        assert_same(got, right)
-        assert_differ(got, stock(mode))
+        got, expected = outputs_of(models[0], images()), outputs_of(models[1], images().double())
+        assert_close(got, expected)
+        assert_changed(got, unchanged_outputs(mode))
 
     @pytest.mark.parametrize('mode', MODES)
     @pytest.mark.parametrize(
         'spectral_norm', [parametrizations.spectral_norm, nn.utils.spectral_norm], ids=['new', 'old']
     )
     def test_spectral_norm(self, spectral_norm, mode):
-        models = [backbone(mode), backbone(mode).double()]
+        models = [backbone(mode), float64_copy(backbone(mode))]
         for model in models:
             torch.manual_seed(0)
             for layer in weighted(model):
@@ -842,45 +842,45 @@ class TestParametrizations:
             model.train(mode == 'train')
         for one, other in zip(*(model.buffers() for model in models)):  # the same start of the power iteration
             other.copy_(one)
-        got, right = run(models[0], images()), run(models[1], images().double())
-        assert_same(got, right, tolerance=1e-3)
-        assert_differ(got, stock(mode))
+        got, expected = outputs_of(models[0], images()), outputs_of(models[1], images().double())
+        assert_close(got, expected, tolerance=1e-3)
+        assert_changed(got, unchanged_outputs(mode))
 
     @pytest.mark.parametrize('tensor, mode', in_all_modes(PARAMETRISED, layer_of, tensor_of))
     def test_of_ones_own(self, tensor, mode):
         name, attribute = layer_of(tensor), tensor_of(tensor)
         model = SecondStage(mode)
-        module = child(model, name)
+        module = module_of_block(model, name)
         parametrize.register_parametrization(module, attribute, Flipped())
-        right = SecondStage(mode).double()
-        tensor = getattr(child(right, name), attribute)
+        expected = float64_copy(SecondStage(mode))
+        tensor = getattr(module_of_block(expected, name), attribute)
         tensor.data = tensor.data.flip(0)
-        right = run(right, SecondStage.input().double(), gradients=False)
-        assert_same(run(model, SecondStage.input(), gradients=False), right)
-        assert_differ(right, stock(mode, 'stage'))
+        expected = outputs_of(expected, SecondStage.input().double(), gradients=False)
+        assert_close(outputs_of(model, SecondStage.input(), gradients=False), expected)
+        assert_changed(expected, unchanged_outputs(mode, 'stage'))
         parametrize.remove_parametrizations(module, attribute)
-        assert_same(run(model, SecondStage.input(), gradients=False), right)
+        assert_close(outputs_of(model, SecondStage.input(), gradients=False), expected)
 
     @pytest.mark.parametrize('name', ['strip_mixing.project.0', 'channel_mixing.fc1', 'channel_mixing.fc2'])
     def test_before_deploy_they_are_kept_or_refused(self, name):
         model = backbone('eval')
-        parametrize.register_parametrization(child(model, name), 'weight', Flipped())
-        right = expected(model, images())
+        parametrize.register_parametrization(module_of_block(model, name), 'weight', Flipped())
+        expected = float64_outputs(model, images())
         if deployed_or_refused(model, [f'{BLOCK}.{name}']):
-            assert_same(run(model, images()), right)
+            assert_close(outputs_of(model, images()), expected)
 
 
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('name', ['channel_mixing.fc1', 'channel_mixing.fc2'])
 def test_weights_of_another_class(name, mode):
-    model, reference = SecondStage(mode), SecondStage(mode).double()
-    layer = child(model, name)
+    model, reference = SecondStage(mode), float64_copy(SecondStage(mode))
+    layer = module_of_block(model, name)
     layer.weight = nn.Parameter(layer.weight.detach().as_subclass(WeightOfItsOwn), requires_grad=False)
-    weight = child(reference, name).weight
+    weight = module_of_block(reference, name).weight
     weight.data = weight.data.flip(0)
-    right = run(reference, SecondStage.input().double(), gradients=False)
-    assert_same(run(model, SecondStage.input(), gradients=False), right)
-    assert_differ(right, stock(mode, 'stage'))
+    expected = outputs_of(reference, SecondStage.input().double(), gradients=False)
+    assert_close(outputs_of(model, SecondStage.input(), gradients=False), expected)
+    assert_changed(expected, unchanged_outputs(mode, 'stage'))
 
 
 class TestPruning:
@@ -888,81 +888,48 @@ class TestPruning:
     @pytest.mark.parametrize('steps', [1, 2])
     def test_masks_are_used(self, steps, mode):
         """Of all convolutions and linear layers, and after the masks are made permanent."""
-        model, reference = backbone(mode), backbone(mode).double()
-        for layer, right in zip(weighted(model), weighted(reference)):
+        model, reference = backbone(mode), float64_copy(backbone(mode))
+        for layer, expected in zip(weighted(model), weighted(reference)):
             for step in range(steps):
                 if step:
                     prune.ln_structured(layer, 'weight', amount=1, n=2, dim=0)
                 else:
                     prune.l1_unstructured(layer, 'weight', amount=0.5)
-            right.weight.data.mul_(layer.weight_mask)
-        right = run(reference, images().double(), gradients=False)
-        assert_same(run(model, images(), gradients=False), right)
-        assert_differ(right, stock(mode))
+            expected.weight.data.mul_(layer.weight_mask)
+        expected = outputs_of(reference, images().double(), gradients=False)
+        assert_close(outputs_of(model, images(), gradients=False), expected)
+        assert_changed(expected, unchanged_outputs(mode))
         for layer in weighted(model):
             prune.remove(layer, 'weight')
-        assert_same(run(model, images(), gradients=False), right)
+        assert_close(outputs_of(model, images(), gradients=False), expected)
 
     def test_masked_weights_get_no_gradient(self):
-        model, reference = backbone('train'), backbone('train').double()
-        for layer, right in zip(weighted(model), weighted(reference)):
+        model, reference = backbone('train'), float64_copy(backbone('train'))
+        for layer, expected in zip(weighted(model), weighted(reference)):
             prune.random_unstructured(layer, 'weight', amount=0.5)
-            right.weight.data.mul_(layer.weight_mask)
-        got, right = run(model, images()), run(reference, images().double())
+            expected.weight.data.mul_(layer.weight_mask)
+        got, expected = outputs_of(model, images()), outputs_of(reference, images().double())
         for layer, other in zip(weighted(model), weighted(reference)):
             mask = layer.weight_mask
             gradients = {'grad': layer.weight_orig.grad}, {'grad': other.weight.grad * mask}
-            assert_same(*gradients)
-        assert_same({'map': got['map 2']}, {'map': right['map 2']})
+            assert_close(*gradients)
+        assert_close({'map': got['map 2']}, {'map': expected['map 2']})
 
     @pytest.mark.parametrize('name', ['channel_mixing.grn', 'strip_mixing.branches.cgsmm.row'])
     def test_of_other_parameters(self, name):
-        model, reference = backbone('eval'), backbone('eval').double()
+        model, reference = backbone('eval'), float64_copy(backbone('eval'))
         attribute = 'gamma' if name.endswith('grn') else 'weight'
-        prune.l1_unstructured(child(model, name), attribute, amount=0.7)
-        mask = getattr(child(model, name), f'{attribute}_mask')
-        getattr(child(reference, name), attribute).data.mul_(mask)
-        assert_same(run(model, images()), run(reference, images().double()))
+        prune.l1_unstructured(module_of_block(model, name), attribute, amount=0.7)
+        mask = getattr(module_of_block(model, name), f'{attribute}_mask')
+        getattr(module_of_block(reference, name), attribute).data.mul_(mask)
+        assert_close(outputs_of(model, images()), outputs_of(reference, images().double()))
 
     def test_a_pruned_model_is_deployed_or_refused(self):
         model = backbone('eval')
-        layer = child(model, 'channel_mixing.fc1')
+        layer = module_of_block(model, 'channel_mixing.fc1')
         prune.l1_unstructured(layer, 'weight', amount=0.5)
-        reference = backbone('eval').double()
-        child(reference, 'channel_mixing.fc1').weight.data.mul_(layer.weight_mask)
-        right = run(reference, images().double())
+        reference = float64_copy(backbone('eval'))
+        module_of_block(reference, 'channel_mixing.fc1').weight.data.mul_(layer.weight_mask)
+        expected = outputs_of(reference, images().double())
         if deployed_or_refused(model, [f'{BLOCK}.channel_mixing.fc1']):
-            assert_same(run(model, images()), right)
-
-
-class TestActivationsThatAreLeftOut:
-    """act_cfg is optional wherever the docstrings say so."""
-
-    @pytest.mark.parametrize(
-        'build, shape',
-        [
-            (lambda **more: ChannelMixingBlock(24, **more), (2, 24, 5, 7)),
-            (lambda **more: LocalStripMixing(24, **more), (2, 24, 5, 7)),
-            (lambda **more: StripMixingBlock(32, (4, 6), num_patches=4, **more), (2, 32, 4, 6)),
-            (lambda **more: StripMLPBlock(32, (4, 6), num_patches=4, **more), (2, 32, 4, 6)),
-        ],
-        ids=['ChannelMixingBlock', 'LocalStripMixing', 'StripMixingBlock', 'StripMLPBlock'],
-    )
-    def test_gelu_is_the_default(self, build, shape):
-        results = []
-        for arguments in ({}, dict(act_cfg=dict(type='GELU'))):
-            torch.manual_seed(0)
-            results.append(run(build(**arguments), images(*shape)))
-        assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
-
-
-def test_response_norm_by_itself():
-    """GRN as its formula, in training and in evaluation."""
-    norm, x = GlobalResponseNorm(24), images(2, 5, 7, 24)
-    nn.init.normal_(norm.gamma)
-    nn.init.normal_(norm.beta)
-    g = x.double().square().sum(dim=(1, 2), keepdim=True).sqrt()
-    n = g / (g.mean(dim=-1, keepdim=True) + norm.eps)
-    right = norm.gamma * x * n + norm.beta + x
-    for mode in (True, False):
-        torch.testing.assert_close(norm.train(mode)(x).double(), right, rtol=1e-4, atol=1e-5)
+            assert_close(outputs_of(model, images()), expected)

@@ -1,21 +1,21 @@
-"""The deploy form: what is folded, and stages that run as one operator."""
+"""The deploy form: what is folded, and accelerated stages, which run as one operator."""
 
 import copy
 import pickle
 
 import pytest
 import torch
-from helpers import operators_of, randomise, small_backbone
+from helpers import HAS_OPERATORS, operators_of, randomise, small_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
+import mmstrip
 from mmstrip import ops
-from mmstrip.models import deploy
+from mmstrip.ops.stage import FastStage, _packed
 
 ALL = dict(out_indices=(0, 1, 2, 3))
-needs_operators = pytest.mark.skipif('native' not in ops.available(), reason=ops.status())
+needs_operators = pytest.mark.skipif(not HAS_OPERATORS, reason=ops.status())
 
 
 class TestFolding:
@@ -85,33 +85,37 @@ class TestFolding:
             torch.testing.assert_close(value, before[key], rtol=0, atol=0)
 
 
-def step_by_step(model, x):
-    """The same with its stages' blocks called."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deploy, 'packed_stage', lambda stage, x: None)
-        return model(x)
+def deployed(**arguments):
+    """Accelerated, then folded, in evaluation mode."""
+    model = mmstrip.accelerate(randomise(small_backbone(**arguments)).eval())
+    model.switch_to_deploy()
+    return model
 
 
-def assert_same(model, x):
+def assert_same_step_by_step(model, x):
+    """As with the blocks of its stages called."""
     with torch.no_grad():
-        for got, expected in zip(model(x), step_by_step(model, x)):
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * max(1, expected.abs().max().item()))
+        found = model(x)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FastStage, '_pack', lambda stage, x: None)
+            expected = model(x)
+    for got, right in zip(found, expected):
+        torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-4 * max(1, right.abs().max().item()))
 
 
 def packed_stages(model, x):
     """How many stages run as one operator."""
     count = 0
+
+    def look(stage, inputs):
+        nonlocal count
+        count += isinstance(stage, FastStage) and stage.deploy and stage._pack(inputs[0]) is not None
+
     with torch.no_grad():
-        hooks = []
-
-        def look(stage, inputs):
-            nonlocal count
-            count += deploy.packed_stage(stage, inputs[0]) is not None
-
         hooks = [stage.register_forward_pre_hook(look) for stage in model.stages]
         model(x)
-        for hook in hooks:
-            hook.remove()
+    for hook in hooks:
+        hook.remove()
     return count
 
 
@@ -119,7 +123,7 @@ def packed_stages(model, x):
 class TestPackedStages:
     @pytest.fixture
     def model(self):
-        return randomise(small_backbone(deploy=True, **ALL)).eval()
+        return deployed(**ALL)
 
     @given(
         size=st.sampled_from([(64, 64), (96, 64), (65, 130), (128, 200)]),
@@ -130,10 +134,10 @@ class TestPackedStages:
     @settings(max_examples=25)
     def test_same_as_step_by_step(self, size, images, strip_width, embed_dims):
         arch = dict(embed_dims=embed_dims, depths=(1, 1, 2, 1))
-        model = randomise(small_backbone(arch=arch, strip_width=strip_width, deploy=True, **ALL)).eval()
+        model = deployed(arch=arch, strip_width=strip_width, **ALL)
         x = torch.rand(images, 3, *size)
         assert packed_stages(model, x) == 4
-        assert_same(model, x)
+        assert_same_step_by_step(model, x)
 
     @pytest.mark.parametrize('threads', [1, 2, 3, 16])
     def test_any_number_of_threads(self, model, threads):
@@ -142,7 +146,7 @@ class TestPackedStages:
         try:
             torch.set_num_threads(threads)
             for images in (1, 4, 7, 33):
-                assert_same(model, torch.rand(images, 3, 64, 64))
+                assert_same_step_by_step(model, torch.rand(images, 3, 64, 64))
         finally:
             torch.set_num_threads(before)
 
@@ -153,48 +157,15 @@ class TestPackedStages:
             block.channel_mixing.grn.eps = 0.2 * (i + 1)
         x = torch.rand(2, 3, 64, 64)
         assert packed_stages(model, x) == 4
-        assert_same(model, x)
+        assert_same_step_by_step(model, x)
 
     def test_weights_are_packed_once(self, model):
         x = torch.rand(1, 3, 64, 64)
         with torch.no_grad():
             model(x)
-            packed = [deploy._packed[stage] for stage in model.stages]
+            packed = [_packed[stage] for stage in model.stages]
             model(torch.rand(2, 3, 96, 64))
-        assert all(deploy._packed[stage] is one for stage, one in zip(model.stages, packed))
-
-    @pytest.mark.parametrize('inference', [False, True])
-    @pytest.mark.parametrize(
-        'change', ['in place', 'loaded', 'assigned', 'replaced', 'converted', 'module replaced', 'averaged', 'eps']
-    )
-    def test_changes_are_followed(self, model, change, inference):
-        x = torch.rand(1, 3, 64, 64)
-        mixing = model.stages[0][0].channel_mixing
-        other = randomise(small_backbone(deploy=True, **ALL), seed=1)
-        with torch.inference_mode() if inference else torch.no_grad():
-            before = model(x)[0].clone()
-            if change == 'in place':
-                mixing.fc2.weight.mul_(2)
-            elif change in ('loaded', 'assigned'):
-                model.load_state_dict(other.state_dict(), assign=change == 'assigned')
-            elif change == 'replaced':
-                mixing.fc2.weight = nn.Parameter(mixing.fc2.weight * 2)
-            elif change == 'converted':
-                model.bfloat16().float()
-            elif change == 'averaged':  # which writes to .data
-                average = ExponentialMovingAverage(model, momentum=0.5)
-                average.module(x)
-                average.update_parameters(other)
-                average.update_parameters(other)
-                model = average.module.eval()
-            elif change == 'eps':
-                mixing.norm.eps = 1.0
-            else:
-                mixing.fc2 = nn.Linear(mixing.fc2.in_features, mixing.fc2.out_features)
-            after = model(x)[0]
-            assert not torch.equal(after, before)
-            expected = copy.deepcopy(model).double()(x.double())[0]
-            torch.testing.assert_close(after, expected.float(), rtol=0, atol=1e-4 * expected.abs().max().item())
+        assert all(_packed[stage] is one for stage, one in zip(model.stages, packed))
 
     def test_statistics_that_training_moved_are_followed(self, model):
         """BN's running statistics change without a new version."""
@@ -204,18 +175,18 @@ class TestPackedStages:
             model.train()(2 * x)
             model.eval()
             assert not torch.allclose(model(x)[0], before)
-        assert_same(model, x)
+        assert_same_step_by_step(model, x)
 
     def test_packed_weights_are_no_part_of_the_model(self, model):
         x = torch.rand(1, 3, 64, 64)
         with torch.no_grad():
             expected = model(x)
-            for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            for other in (copy.deepcopy(model), mmstrip.accelerate(pickle.loads(pickle.dumps(model)))):
                 for got, same in zip(other(x), expected):
                     torch.testing.assert_close(got, same, rtol=0, atol=0)
-        count = len(deploy._packed)
+        count = len(_packed)
         del other
-        assert len(deploy._packed) < count  # they go with their model
+        assert len(_packed) < count  # they go with their model
 
 
 @needs_operators
@@ -223,20 +194,18 @@ class TestWhereBlocksAreCalled:
     X = torch.rand(1, 3, 64, 64)
 
     def test_with_gradients(self):
-        model = small_backbone(deploy=True).eval()
-        assert not any(
-            deploy.packed_stage(stage, torch.rand(1, 16 << i, 16, 16)) for i, stage in enumerate(model.stages)
-        )
+        model = deployed()
+        assert not any(stage._pack(torch.rand(1, 16 << i, 16, 16)) for i, stage in enumerate(model.stages))
         model(self.X)[0].sum().backward()
         assert all(parameter.grad is not None for parameter in model.stages.parameters())
 
     def test_where_a_norm_trains(self):
-        model = small_backbone(deploy=True).eval()
+        model = deployed()
         model.stages[0][0].strip_mixing.depthwise[0].train()
         assert packed_stages(model, self.X) == 3
 
     def test_under_hooks(self):
-        model = small_backbone(deploy=True).eval()
+        model = deployed()
         seen = []
         for name, module in model.stages.named_modules():
             if name and name.count('.') == 0:
@@ -258,23 +227,21 @@ class TestWhereBlocksAreCalled:
         ],
     )
     def test_of_variants(self, arguments):
-        assert packed_stages(small_backbone(deploy=True, **arguments).eval(), self.X) == 0
+        assert packed_stages(deployed(**arguments), self.X) == 0
 
-    def test_of_trained_models(self):
-        assert packed_stages(small_backbone().eval(), self.X) == 0
+    def test_of_trained_models_nothing_is_tried(self, monkeypatch):
+        monkeypatch.setattr(FastStage, '_pack', None)
+        model = mmstrip.accelerate(small_backbone().eval())
+        with torch.no_grad():
+            assert operators_of(lambda: model(self.X))
 
     def test_on_maps_smaller_than_windows(self):
-        model = randomise(small_backbone(deploy=True, **ALL)).eval()
+        model = deployed(**ALL)
         assert packed_stages(model, torch.rand(1, 3, 64, 50)) == 0
         assert operators_of(lambda: model(torch.rand(1, 3, 64, 50)))
 
-    def test_of_adapters(self):
-        """Added later, they act."""
-        model = randomise(small_backbone(deploy=True, **ALL)).eval()
-        with torch.no_grad():
-            before = model(self.X)
-            fc1 = model.stages[2][1].channel_mixing.fc1
-            model.stages[2][1].channel_mixing.fc1 = nn.Sequential(fc1, nn.Linear(fc1.out_features, fc1.out_features))
-            after = model(self.X)
-        assert torch.equal(before[1], after[1]) and not torch.allclose(before[2], after[2])
+    def test_where_a_layer_mixes_along_the_other_axis(self):
+        model = deployed(**ALL)
+        model.stages[1][0].strip_mixing.branches['cgsmm'].row.axis = 'column'
         assert packed_stages(model, self.X) == 3
+        assert_same_step_by_step(model, self.X)

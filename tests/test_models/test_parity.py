@@ -6,7 +6,7 @@ from helpers.official import PARITY_FILES, load_reference, official_weights, ref
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
-from mmstrip.analysis.parity import compare_outputs, stage_outputs
+from benchmarks.gpu.parity import compare_outputs, stage_outputs
 from mmstrip.converters.official import convert_official_checkpoint
 from mmstrip.models import StripMLP
 

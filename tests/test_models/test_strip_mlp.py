@@ -445,7 +445,7 @@ def test_ends_of_images_are_found(height, width, data):
         assert ends == [(height, width)] * 2
         return
     assert list(zip(*(end.tolist() for end in found))) == ends
-    tokens = valid_tokens(found, torch.empty(2, 8, height // 8, width // 8), stride=8)
+    tokens = valid_tokens(found, torch.empty(2, 8, height // 8, width // 8), stride=8)['valid']
     for mask, (rows, columns) in zip(tokens, ends):
         assert mask.sum() == min(-(-rows // 8), height // 8) * min(-(-columns // 8), width // 8)
         assert mask[0, 0, 0] == 1

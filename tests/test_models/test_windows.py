@@ -1,16 +1,19 @@
 """Windows of any map size against the rule as written, one window at a time."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import randomise
+from helpers import HAS_OPERATORS, randomise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.autograd.functional import hessian
 
-from mmstrip import ops
+import mmstrip
 from mmstrip.models.strip_mixing import CascadeGroupStripMixing
 from mmstrip.models.windows import count_and_stride, run_in_windows
+from mmstrip.ops.windows import merge_windows, split_windows
 
 
 def starts_by_rule(length: int, extent: int) -> list:
@@ -72,7 +75,7 @@ def test_batched_windows_equal_a_loop(size, extent):
 @settings(max_examples=100)
 @example(size=(6, 3), extent=(2, 1))  # the last windows are the same
 def test_gradients_of_windows(size, extent):
-    """Compiled and not, against the loop."""
+    """By operators and without, against the loop."""
     weight = torch.randn(1, 1, *extent, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     upstream = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
@@ -84,10 +87,11 @@ def test_gradients_of_windows(size, extent):
         leaf = x.clone().requires_grad_()
         return torch.autograd.grad((run(function, leaf, extent) * upstream).sum(), leaf)[0]
 
-    compiled = gradient(run_in_windows)
-    with ops.use('reference'):
-        torch.testing.assert_close(gradient(run_in_windows), compiled, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(gradient(loop_over_windows), compiled, rtol=1e-4, atol=1e-4)
+    expected = gradient(loop_over_windows)
+    torch.testing.assert_close(gradient(run_in_windows), expected, rtol=1e-4, atol=1e-4)
+    if HAS_OPERATORS:
+        by_operators = partial(run_in_windows, split=split_windows, merge=merge_windows)
+        torch.testing.assert_close(gradient(by_operators), expected, rtol=1e-4, atol=1e-4)
 
 
 @given(size=st.tuples(st.integers(1, 90), st.integers(1, 90)))
@@ -121,7 +125,7 @@ def test_splitting_and_averaging_keep_the_identity(size):
 
 def test_second_derivatives_that_are_batched():
     """Those of sums of windows and of parts in a mean: the gradients of cutting and of merging."""
-    mixing = randomise(CascadeGroupStripMixing(2, (4, 4), num_patches=1)).eval()
+    mixing = mmstrip.accelerate(randomise(CascadeGroupStripMixing(2, (4, 4), num_patches=1)).eval())
     x = torch.randn(1, 2, 6, 7)
     batched, one_by_one = (hessian(lambda x: mixing(x).pow(3).sum(), x, vectorize=both) for both in (True, False))
     torch.testing.assert_close(batched, one_by_one)

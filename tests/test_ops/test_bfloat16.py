@@ -1,36 +1,36 @@
 """bfloat16 maps: whatever runs, it is about as far from float64 as PyTorch's own layers in bfloat16 are.
 
-Where operators do not take bfloat16, 'native' is the reference, and says so.
+Where operators do not take bfloat16, accelerated models run the reference, and status() says so.
 """
 
 import copy
 
 import pytest
 import torch
-from helpers import operators_of, randomise, small_backbone
+from helpers import HAS_OPERATORS, IMPLEMENTATIONS, operators_of, randomise, run_by, small_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_implementations import BOXES, EXTENT, OPERATORS, map_for
 from torch import nn
 
+import mmstrip
 from mmstrip import ops
-from mmstrip.models import deploy
 from mmstrip.models.channel_mixing import ChannelMixingBlock
 from mmstrip.models.strip_mixing import CascadeGroupStripMixing, LocalStripMixing
-from mmstrip.ops import dispatch
+from mmstrip.ops import stage
 
-TAKES_BFLOAT16 = dispatch._takes_bfloat16
+TAKES_BFLOAT16 = ops.takes(torch.bfloat16)
 FORMS = ('autocast', 'bfloat16')
 X = torch.rand(2, 3, 64, 64)
 
 
 def run(box: nn.Module, x: torch.Tensor, form: str, implementation: str) -> list[torch.Tensor]:
     """The output, and the gradients of the input and of all parameters, in bfloat16 maps."""
-    box = copy.deepcopy(box)
+    box = run_by(implementation, copy.deepcopy(box))
     box = box.bfloat16() if form == 'bfloat16' else box
     x = x.bfloat16().requires_grad_()
     inputs = [x, *box.parameters()]
-    with ops.use(implementation), torch.autocast('cpu', torch.bfloat16, enabled=form == 'autocast'):
+    with torch.autocast('cpu', torch.bfloat16, enabled=form == 'autocast'):
         out = box(x)
     weights = torch.linspace(-1, 1, out.numel()).view_as(out)
     found = torch.autograd.grad((out.float() * weights).sum() + out.float().square().sum(), inputs)
@@ -73,7 +73,7 @@ def test_values_and_gradients(name, training, form):
     x = map_for(box, images=4)
     expected = exact(box, x)
     reference = run(box, x, form, 'reference')
-    for implementation in ops.available():
+    for implementation in IMPLEMENTATIONS[1:]:
         assert_as_close(run(box, x, form, implementation), reference, expected)
 
 
@@ -93,13 +93,13 @@ def test_any_map(size, channels, name, form):
     ).get(name, lambda: ChannelMixingBlock(channels, mlp_ratio=1.5))()
     box = rounded(randomise(box)).eval()
     x = torch.randn(images, channels, height, width)
-    assert_as_close(run(box, x, form, ops.available()[-1]), run(box, x, form, 'reference'), exact(box, x))
+    assert_as_close(run(box, x, form, IMPLEMENTATIONS[-1]), run(box, x, form, 'reference'), exact(box, x))
 
 
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('name', OPERATORS)
 def test_operators_stand_in(name, form):
-    box = randomise(BOXES[name]()).eval()
+    box = mmstrip.accelerate(randomise(BOXES[name]()).eval())
     box = box.bfloat16() if form == 'bfloat16' else box
     x = map_for(box).bfloat16()
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=form == 'autocast'):
@@ -107,10 +107,10 @@ def test_operators_stand_in(name, form):
     assert ('bfloat16 maps' in ops.status()) == TAKES_BFLOAT16
 
 
-@pytest.mark.skipif('native' not in ops.available(), reason=ops.status())
+@pytest.mark.skipif(not HAS_OPERATORS, reason=ops.status())
 def test_where_operators_step_aside():
     """What the reference refuses or gives another type is left to it."""
-    box = randomise(BOXES['channel mixing']()).eval()
+    box = mmstrip.accelerate(randomise(BOXES['channel mixing']()).eval())
     x = map_for(box)
 
     def operators(x, dtype=None):
@@ -139,14 +139,14 @@ def test_features_stay_close(deployed, form, size):
     x = torch.rand(2, 3, *size)
     with torch.no_grad():
         expected = model(x)
+        mmstrip.accelerate(model)
         if deployed:
             model.switch_to_deploy()
         if form == 'bfloat16':
             model, x = model.bfloat16(), x.bfloat16()
         with torch.autocast('cpu', torch.bfloat16, enabled=form == 'autocast'):
             features = model(x)
-            with ops.use('reference'):
-                types = [feature.dtype for feature in model(x)]
+            types = [feature.dtype for feature in mmstrip.restore(model)(x)]
     for feature, other, dtype in zip(features, expected, types):
         assert feature.dtype is dtype
         assert (feature.float() - other).abs().max() < 0.02 * other.abs().max()
@@ -154,41 +154,41 @@ def test_features_stay_close(deployed, form, size):
 
 @pytest.mark.skipif(not TAKES_BFLOAT16, reason=ops.status())
 def test_a_stage_is_packed_for_what_it_runs():
-    model = randomise(small_backbone(deploy=True)).eval()
-    stage = model.stages[0]
+    model = mmstrip.accelerate(randomise(small_backbone(deploy=True)).eval())
+    first = model.stages[0]
     with torch.no_grad():
         for enabled in (False, True, False):
             with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
                 assert operators_of(lambda: model(X)) == set()  # whole stages, not one operator each
-            assert deploy._packed[stage].dtype is (torch.bfloat16 if enabled else torch.float32)
+            assert stage._packed[first].dtype is (torch.bfloat16 if enabled else torch.float32)
         model.bfloat16()
         model(X.bfloat16())
-        packed = deploy._packed[stage]
-        model.stages[0][0].channel_mixing.fc1.weight[0] += 1
-        assert not packed.is_current(stage)
+        packed = stage._packed[first]
+        assert packed.is_current(first, packed.types)
+        first[0].channel_mixing.fc1.weight[0] += 1
+        assert not packed.is_current(first, packed.types)
 
 
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('deployed', [False, True])
 def test_compilers_get_one_graph(deployed, form):
-    model, x = randomise(small_backbone()).eval(), X
+    model, x = mmstrip.accelerate(randomise(small_backbone()).eval()), X
     if deployed:
         model.switch_to_deploy()
     if form == 'bfloat16':
         model, x = model.bfloat16(), x.bfloat16()
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=form == 'autocast'):
         (feature,) = torch.compile(model, backend='eager', fullgraph=True)(x)
-        with ops.use('reference'):
-            torch.testing.assert_close(feature, model(x)[0], rtol=0.02, atol=0.02)
+        torch.testing.assert_close(feature, mmstrip.restore(model)(x)[0], rtol=0.02, atol=0.02)
 
 
 def test_second_derivatives():
     """Under autocast the reference is computed again under autocast."""
     box = randomise(BOXES['strip mixing']())
     found = []
-    for implementation in ops.available():
-        module, x = copy.deepcopy(box), map_for(box).bfloat16().requires_grad_()
-        with ops.use(implementation), torch.autocast('cpu', torch.bfloat16):
+    for implementation in IMPLEMENTATIONS:
+        module, x = run_by(implementation, copy.deepcopy(box)), map_for(box).bfloat16().requires_grad_()
+        with torch.autocast('cpu', torch.bfloat16):
             out = module(x)
         (first,) = torch.autograd.grad(out.float().square().sum(), x, create_graph=True)
         first.float().square().sum().backward()
@@ -199,7 +199,7 @@ def test_second_derivatives():
 
 def test_training_keeps_weights_in_float32():
     """Under autocast: parameters, their gradients and running statistics; and the loss falls as it does in float32."""
-    start = randomise(small_backbone(drop_path_rate=0.0))
+    start = mmstrip.accelerate(randomise(small_backbone(drop_path_rate=0.0)))
     target = torch.randn(2, 128, 2, 2)
     losses = []
     for enabled in (False, True):

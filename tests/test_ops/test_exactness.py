@@ -1,16 +1,15 @@
 """Where an implementation could differ from the modules: patches, dead channels, mixed precisions, odd states."""
 
 import copy
-import textwrap
 
 import pytest
 import torch
-from helpers import operators_of, python, randomise, small_backbone
+from helpers import HAS_OPERATORS, IMPLEMENTATIONS, accelerator, operators_of, randomise, run_by, small_backbone
 from mmcv.cnn.bricks import DropPath
 from torch import nn
 
+import mmstrip
 from mmstrip import ops
-from mmstrip.models import deploy
 from mmstrip.models.channel_mixing import ChannelMixingBlock
 from mmstrip.models.strip_mixing import StripMixingBlock
 from mmstrip.models.strip_mlp import StripMLPBlock
@@ -19,15 +18,20 @@ X = torch.rand(2, 3, 64, 64)
 
 
 def as_reference(model, x=X):
-    with ops.use('reference'), torch.no_grad():
-        return model(x)[0]
+    with torch.no_grad():
+        return mmstrip.restore(copy.deepcopy(model))(x)[0]
+
+
+def accelerated(**arguments):
+    """A small backbone in evaluation mode."""
+    return mmstrip.accelerate(randomise(small_backbone(**arguments)).eval())
 
 
 @pytest.mark.parametrize('form', ['trained', 'deploy'])
 @pytest.mark.parametrize('name', ['channel_mixing.depthwise', 'strip_mixing.fuse', 'strip_mixing.branches.lsmm.tall'])
 def test_patched_convolutions_act(form, name):
     """Seamless tiling patches what nn.Conv2d.forward calls."""
-    model = randomise(small_backbone(deploy=form == 'deploy')).eval()
+    model = accelerated(deploy=form == 'deploy')
     with torch.no_grad():
         before = model(X)[0]
         layer = model.stages[0][0].get_submodule(name)
@@ -37,55 +41,34 @@ def test_patched_convolutions_act(form, name):
     torch.testing.assert_close(after, as_reference(model), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('kind', [nn.Linear, nn.GELU, nn.Conv2d, StripMLPBlock, StripMixingBlock])
+@pytest.mark.skipif(not HAS_OPERATORS, reason=ops.status())
+@pytest.mark.parametrize(
+    'kind, name',
+    [
+        *((kind, 'forward') for kind in (nn.Linear, nn.GELU, nn.modules.batchnorm._BatchNorm, StripMLPBlock)),
+        (nn.Conv2d, '_conv_forward'),
+        (nn.Linear, '__call__'),
+    ],
+)
 @pytest.mark.parametrize('form', ['trained', 'deploy'])
-def test_patched_classes_act(kind, form, monkeypatch):
-    model = randomise(small_backbone(deploy=form == 'deploy')).eval()
-    original = kind.forward
-    with torch.no_grad():
-        before = model(X)[0]
-        monkeypatch.setattr(kind, 'forward', lambda self, x: 0.5 * original(self, x))
-        after = model(X)[0]
-    assert not torch.allclose(after, before)
-    torch.testing.assert_close(after, as_reference(model), rtol=1e-4, atol=1e-4)
-
-
-CALLED = [(nn.Conv2d, '_conv_forward'), (nn.Linear, '__call__'), (nn.modules.batchnorm._BatchNorm, 'forward')]
-
-
-@pytest.mark.parametrize('kind, name', CALLED)
-@pytest.mark.parametrize('form', ['trained', 'deploy'])
-def test_what_classes_call_and_inherit_may_be_patched(kind, name, form, monkeypatch):
-    model = randomise(small_backbone(deploy=form == 'deploy')).eval()
+def test_patched_classes_act_once_the_model_is_accelerated_again(kind, name, form, monkeypatch):
+    """Nobody looks for them in each forward."""
+    model = accelerated(deploy=form == 'deploy')
     original = getattr(kind, name)
     with torch.no_grad():
         before = model(X)[0]
         monkeypatch.setattr(kind, name, lambda *arguments: 0.5 * original(*arguments))
-        after = model(X)[0]
-    assert not torch.allclose(after, before)
-    torch.testing.assert_close(after, as_reference(model), rtol=1e-4, atol=1e-4)
-
-
-def test_a_class_that_was_patched_before_acts():
-    code = """
-        import torch
-        from torch import nn
-        original = nn.Linear.forward
-        nn.Linear.forward = lambda self, x: 0.5 * original(self, x)
-        from mmstrip import ops
-        from mmstrip.models.channel_mixing import ChannelMixingBlock
-        box, x = ChannelMixingBlock(8), torch.randn(2, 8, 4, 4)
-        with torch.no_grad():
-            found = box(x)
-            with ops.use('reference'):
-                print((found - box(x)).abs().max().item() < 1e-6)
-    """
-    assert python(textwrap.dedent(code)).stdout.strip().endswith('True')
+        assert f'{name} is patched, by test_exactness' in accelerator.change_classes(model)
+        assert not operators_of(lambda: model(X))
+        assert not torch.allclose(model(X)[0], before)
+        monkeypatch.undo()
+        assert '5 of 5 blocks' in accelerator.change_classes(model)
+        assert torch.equal(model(X)[0], before)
 
 
 def test_drop_path_follows_its_own_mode():
     """As Monte Carlo dropout sets it."""
-    model = randomise(small_backbone(drop_path_rate=0.5)).eval()
+    model = accelerated(drop_path_rate=0.5)
     for module in model.modules():
         if isinstance(module, DropPath):
             module.train()
@@ -100,10 +83,9 @@ def test_dead_channels_have_finite_gradients(dtype):
     box.fc1.weight.data[0] = box.fc1.bias.data[0] = 0
     x = torch.randn(2, 8, 4, 4)
     found = []
-    for implementation in ops.available():
-        module = copy.deepcopy(box).to(dtype)
-        with ops.use(implementation):
-            (1e3 * module(x.to(dtype)).float().sum()).backward()
+    for implementation in IMPLEMENTATIONS:
+        module = run_by(implementation, copy.deepcopy(box).to(dtype))
+        (1e3 * module(x.to(dtype)).float().sum()).backward()
         found.append(module.fc1.weight.grad.float())
         assert torch.isfinite(found[-1]).all()
     for gradient in found:
@@ -120,7 +102,7 @@ def test_a_branch_may_give_another_dtype():
             with torch.autocast('cpu', torch.bfloat16):
                 return self.branch(x).bfloat16()
 
-    model = randomise(small_backbone()).eval()
+    model = accelerated()
     mixing = model.stages[0][0].strip_mixing
     mixing.branches['lsmm'] = Half(mixing.branches['lsmm'])
     with torch.no_grad():
@@ -133,12 +115,10 @@ def test_parameters_of_other_shapes_and_layouts():
         lambda box: [setattr(box.grn, name, nn.Parameter(torch.rand(1, 1, 1, 24))) for name in ('gamma', 'beta')],
         lambda box: setattr(box.fc1, 'weight', nn.Parameter(torch.rand(24, 8).to_sparse_csr(), requires_grad=False)),
     ):
-        box = ChannelMixingBlock(8, 3)
+        box = mmstrip.accelerate(ChannelMixingBlock(8, 3))
         change(box)
         with torch.no_grad():
-            found = box(x)
-            with ops.use('reference'):
-                torch.testing.assert_close(found, box(x))
+            torch.testing.assert_close(box(x), mmstrip.restore(box)(x))
 
 
 def test_branches_whose_parts_are_uneven():
@@ -146,20 +126,19 @@ def test_branches_whose_parts_are_uneven():
     box.branches = nn.ModuleDict({name: nn.Identity() for name in 'abc'})
     for training in (True, False):
         x = torch.randn(2, 16, 4, 4)
-        found = box.train(training)(x)
-        with ops.use('reference'):
-            torch.testing.assert_close(found, box(x), rtol=1e-4, atol=1e-5)
+        found = mmstrip.accelerate(box.train(training))(x)
+        torch.testing.assert_close(found, mmstrip.restore(box)(x), rtol=1e-4, atol=1e-5)
 
 
 def test_drop_path_of_a_branch_for_all_images():
     """Each implementation draws as many numbers as the branch has images."""
     block = StripMLPBlock(8, (4, 4), drop_path=0.5, num_patches=2)
     x, branch = torch.randn(4, 8, 4, 4), torch.randn(1, 8, 4, 4)
+    block.strip_mixing.forward = block.channel_mixing.forward = lambda x: branch
     results = []
-    for implementation in ops.available():
+    for implementation in IMPLEMENTATIONS:
         torch.manual_seed(0)
-        with ops.use(implementation):
-            results.append(block.add_branch(x, branch))
+        results.append(run_by(implementation, block)(x))
     for result in results[1:]:
         torch.testing.assert_close(result, results[0])
 
@@ -167,15 +146,15 @@ def test_drop_path_of_a_branch_for_all_images():
 def test_overflow_is_not_hidden():
     """Squares beyond float32 make LayerNorm NaN, with gradients and without."""
     box, x = ChannelMixingBlock(80), 1e20 * torch.randn(1, 80, 4, 4)
-    for implementation in ops.available():
-        with ops.use(implementation):
+    for implementation in IMPLEMENTATIONS:
+        run_by(implementation, box)
+        assert box(x).isnan().all()
+        with torch.no_grad():
             assert box(x).isnan().all()
-            with torch.no_grad():
-                assert box(x).isnan().all()
 
 
 def test_a_stage_packed_under_autocast_is_not_run_outside():
-    stage = randomise(small_backbone(img_size=64, deploy=True)).eval().stages[0]
+    stage = accelerated(deploy=True).stages[0]
     x = torch.rand(1, 16, 16, 16)
     with torch.no_grad():
         with torch.autocast('cpu', torch.bfloat16):
@@ -186,7 +165,7 @@ def test_a_stage_packed_under_autocast_is_not_run_outside():
 
 def test_backward_under_autocast():
     """A backward pass that is run within autocast, of a forward pass outside of it."""
-    model = randomise(small_backbone(drop_path_rate=0.0))
+    model = accelerated(drop_path_rate=0.0).train()
     results = []
     for inside in (False, True):
         network = copy.deepcopy(model)
@@ -199,22 +178,19 @@ def test_backward_under_autocast():
 
 def test_statistics_stay_infinite():
     """As PyTorch's do, not NaN."""
-    for implementation in ops.available():
-        box = StripMixingBlock(8, (4, 4), 2)
+    for implementation in IMPLEMENTATIONS:
+        box = run_by(implementation, StripMixingBlock(8, (4, 4), 2))
         box.project[1].running_mean.fill_(float('inf'))
         box.depthwise[0].momentum = 1.0
-        with ops.use(implementation):
-            box(torch.randn(2, 8, 4, 4))
+        box(torch.randn(2, 8, 4, 4))
         assert torch.isinf(box.project[1].running_mean).all()
         assert box.depthwise[0].running_var.max() < 2
 
 
-@pytest.mark.skipif('native' not in ops.available(), reason=ops.status())
+@pytest.mark.skipif(not HAS_OPERATORS, reason=ops.status())
 def test_blocks_of_several_extents_are_not_packed():
-    model = randomise(small_backbone(img_size=64, deploy=True, out_indices=0)).eval()
-    other = randomise(small_backbone(img_size=32, deploy=True, out_indices=0)).eval()
+    model, other = (accelerated(img_size=side, deploy=True, out_indices=0) for side in (64, 32))
     model.stages[0].append(other.stages[0][0])
     with torch.no_grad():
         torch.testing.assert_close(model(X)[0], as_reference(model), rtol=1e-4, atol=1e-4)
         assert 'strip_layer' in operators_of(lambda: model(X))
-        assert deploy._packed[model.stages[0]] is None

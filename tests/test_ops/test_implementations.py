@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import operators_of, randomise, small_backbone
+from helpers import HAS_OPERATORS, IMPLEMENTATIONS, operators_of, randomise, run_by, small_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -44,10 +44,9 @@ OPERATORS = {
 }
 
 
-@pytest.fixture(params=ops.available())
+@pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request):
-    with ops.use(request.param):
-        yield request.param
+    return request.param
 
 
 def map_for(box: nn.Module, seed: int = 0, images: int = 2) -> torch.Tensor:
@@ -77,6 +76,7 @@ def test_values_and_gradients(implementation, name, training):
     box = randomise(BOXES[name]()).train(training)
     exact = copy.deepcopy(box).double()
     x = map_for(box)
+    run_by(implementation, box)
     out, found = gradients(box, x.clone().requires_grad_())
     exact_out, expected = gradients(exact, x.double().requires_grad_())
     assert_close((out, *found, *box.buffers()), (exact_out, *expected, *exact.buffers()))
@@ -90,7 +90,7 @@ def test_second_derivatives(implementation, name, training):
     """A Hessian times a vector, in both ways to ask for it."""
     results = []
     box = randomise(BOXES[name]()).train(training)
-    for module in (box, copy.deepcopy(box).double()):
+    for module in (run_by(implementation, copy.deepcopy(box)), box.double()):
         x = map_for(module).to(next(module.parameters()).dtype).requires_grad_()
         inputs = [x, *module.parameters()]
         _, first = gradients(module, x, create_graph=True)
@@ -110,7 +110,7 @@ def test_second_derivatives(implementation, name, training):
 @pytest.mark.parametrize('name', ['cgsmm', 'lsmm', 'channel mixing', 'strip mixing'])
 def test_gradients_that_are_batched(implementation, name):
     """vmap over backward passes, as torch.autograd.functional does with vectorize=True."""
-    box = randomise(BOXES[name]()).eval()
+    box = run_by(implementation, randomise(BOXES[name]()).eval())
     x = map_for(box).requires_grad_()
     out = box(x)
     batch = torch.randn(3, *out.shape)
@@ -122,7 +122,7 @@ def test_gradients_that_are_batched(implementation, name):
 @pytest.mark.parametrize('name', BOXES)
 def test_gradients_that_are_not_required(implementation, name):
     """Freeze all but one of the parameters, or the input: the rest is what it was."""
-    box = randomise(BOXES[name]())
+    box = run_by(implementation, randomise(BOXES[name]()))
     x = map_for(box)
     _, expected = gradients(box, x.requires_grad_())
     for kept in range(len(expected)):
@@ -136,15 +136,16 @@ def test_gradients_that_are_not_required(implementation, name):
         assert all(value.grad is None for i, value in enumerate(inputs) if i != kept)
 
 
-@pytest.mark.skipif('native' not in ops.available(), reason=ops.status())
+@pytest.mark.skipif(not HAS_OPERATORS, reason=ops.status())
 @pytest.mark.parametrize('name', OPERATORS)
 def test_operators_stand_in(name):
-    """Each box of float32 maps runs on the operators that were written for it, and on nothing else of ours."""
+    """An accelerated box runs on the operators that were written for it, and on nothing else of ours."""
     box = randomise(BOXES[name]()).eval()
-    with torch.no_grad():
-        assert operators_of(lambda: box(map_for(box))) == OPERATORS[name]
-    with ops.use('recompute'):
-        assert operators_of(lambda: box(map_for(box))) == set()
+    for implementation in IMPLEMENTATIONS:
+        run_by(implementation, box)
+        operators = OPERATORS[name] if implementation == 'native' else set()
+        with torch.no_grad():
+            assert operators_of(lambda: box(map_for(box))) == operators
 
 
 @given(
@@ -163,10 +164,9 @@ def test_any_map(size, channels, name):
     box = randomise(box).eval()
     x = torch.randn(images, channels, height, width)
     expected = gradients(copy.deepcopy(box).double(), x.double().requires_grad_())
-    for implementation in ops.available():
-        with ops.use(implementation):
-            out, found = gradients(box, x.clone().requires_grad_())
-            assert_close((out, *found), (expected[0], *expected[1]), tolerance=1e-3)
+    for implementation in IMPLEMENTATIONS:
+        out, found = gradients(run_by(implementation, box), x.clone().requires_grad_())
+        assert_close((out, *found), (expected[0], *expected[1]), tolerance=1e-3)
 
 
 @pytest.mark.parametrize('arguments', [{}, dict(cascade=False), dict(norm_cfg=dict(type='GN', num_groups=2))])
@@ -176,7 +176,7 @@ def test_whole_network(implementation, arguments, size):
     x = torch.rand(2, 3, *size)
     results = []
     model = randomise(small_backbone(out_indices=(0, 1, 2, 3), drop_path_rate=0.0, **arguments))
-    for network in (model, copy.deepcopy(model).double()):
+    for network in (run_by(implementation, copy.deepcopy(model)), model.double()):
         features = network(x.to(next(network.parameters()).dtype))
         sum(feature.square().mean() for feature in features).backward()
         found = [parameter.grad for parameter in network.parameters()]
@@ -187,7 +187,7 @@ def test_whole_network(implementation, arguments, size):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision_stays_close(implementation, dtype):
-    model = randomise(small_backbone(drop_path_rate=0.0))
+    model = run_by(implementation, randomise(small_backbone(drop_path_rate=0.0)))
     x = torch.rand(2, 3, 64, 64)
     found = []
     for enabled in (False, True):
@@ -204,17 +204,16 @@ def test_drop_path_draws_the_same_numbers():
     model = randomise(small_backbone(drop_path_rate=0.5))
     x = torch.rand(4, 3, 64, 64)
     results = []
-    for implementation in ops.available():
+    for implementation in IMPLEMENTATIONS:
         torch.manual_seed(3)
-        with ops.use(implementation):
-            results.append(copy.deepcopy(model)(x)[0])
+        results.append(run_by(implementation, copy.deepcopy(model))(x)[0])
     for result in results[1:]:
         assert_close([result], [results[0]], tolerance=1e-3)
 
 
 def test_inputs_and_outputs_are_left_alone(implementation):
     """Neither the images nor features that were given out are written to."""
-    model = randomise(small_backbone(out_indices=(0, 1, 2, 3))).eval()
+    model = run_by(implementation, randomise(small_backbone(out_indices=(0, 1, 2, 3))).eval())
     x = torch.rand(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     before = x.clone()
     with torch.no_grad():
@@ -229,4 +228,4 @@ def test_inputs_and_outputs_are_left_alone(implementation):
 def test_training_on_one_pixel_is_refused(implementation):
     """BN has no variance there; PyTorch says so, whatever runs."""
     with pytest.raises(ValueError, match='more than 1 value per channel'):
-        small_backbone(img_size=32).train()(torch.rand(1, 3, 32, 32))
+        run_by(implementation, small_backbone(img_size=32).train())(torch.rand(1, 3, 32, 32))

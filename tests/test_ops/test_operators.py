@@ -792,6 +792,52 @@ def test_arguments_are_checked(name, argument, value):
         operator(name)(*numbers(name, **{argument.split('|')[0]: value}))
 
 
+@pytest.mark.parametrize(
+    'name, argument, value',
+    [
+        ('depthwise', 'weight', torch.ones(6, 1, 2, 3)),
+        ('depthwise_backward', 'weight', torch.ones(6, 1, 2, 3)),
+        ('norm_gelu_depthwise', 'variance', torch.ones(5)),
+        ('norm_gelu_depthwise (training)', 'variance', torch.ones(5)),
+        ('norm_gelu_depthwise_backward', 'norm', torch.ones(4, 5)),
+        ('pointwise', 'bias', torch.ones(5)),
+        ('pointwise_backward', 'required', [True] * 3),
+        ('pointwise_norm_gelu', 'chunks', 4),
+        ('pointwise_norm_gelu_forward (training)', 'chunks', 4),
+        ('pointwise_norm_gelu_forward (training)', 'bias', torch.ones(5)),
+        ('pointwise_norm_gelu_backward', 'norm', torch.ones(4, 5)),
+        ('strip_layer', 'bias', torch.ones(3, 4)),
+        ('strip_layer', 'position', torch.ones(6, 5, 4)),
+        ('strip_layer_backward', 'position', torch.ones(6, 5, 4)),
+        ('local_strips', 'broad_bias', torch.ones(17)),
+        ('local_strips_backward', 'narrow', torch.ones(4, 5, 1, 1)),
+        ('channel_mlp', 'reduce_bias', torch.ones(6)),
+        ('channel_mlp_forward', 'reduce_bias', torch.ones(6)),
+        ('channel_mlp_backward', 'gamma', torch.ones(10)),
+        ('split_windows', 'counts', [2, 9]),
+        ('merge_windows', 'counts', [2, 3]),
+    ],
+)
+def test_arguments_are_checked_before_maps_are_copied(name, argument, value):
+    """Expanded maps, which are far larger than the memory that they are views of."""
+    arguments = numbers(name, **{argument: value})
+    for place, key in enumerate(argument.name for argument in operator(name).default._schema.arguments):
+        if key in ('x', 'grad', 'u', 'parts', 'grads'):
+            maps = [one[:1].expand(2**33, -1, -1, -1) for one in flat([arguments[place]])]
+            arguments[place] = maps if isinstance(arguments[place], list) else maps[0]
+    with pytest.raises(RuntimeError, match=rf'^{argument}\b'):
+        operator(name)(*arguments)
+
+
+@pytest.mark.parametrize('counts', [(10**8, 1), (1, 2**40), (2**32, 2**32), (2**62, 2**62), (2**63 - 1, 1)])
+def test_windows_that_are_not_there_take_no_memory(counts):
+    """Nor are their numbers multiplied, which may overflow to 0."""
+    with pytest.raises(RuntimeError, match='^counts must be two numbers whose product divides'):
+        operators.merge_windows(torch.ones(1, 1, 1, 1), counts, counts, (1, 1), True)
+    with pytest.raises(RuntimeError, match='^counts must be at least 1'):
+        operators.split_windows(torch.ones(1, 1, 1, 1), (1, 1), counts, (1, 1), True)
+
+
 def test_bn_in_training_needs_more_than_one_value():
     layer = *norm_arguments(6), True, 0.1, 1e-5
     with pytest.raises(RuntimeError, match='more than one value'):

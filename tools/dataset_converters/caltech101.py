@@ -6,14 +6,18 @@ import sys
 from mmstrip.datasets.caltech101 import SPLITS, write_caltech101_split, write_smaller_copy
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('root', help='folder that holds 101_ObjectCategories/')
     parser.add_argument('--smaller-copy', metavar='DIR', help='write a copy with smaller images there, for 64 px')
     parser.add_argument(
         '--short-side', type=int, default=96, help='short side of its images in pixels (default: %(default)s)'
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     try:
         meta = write_caltech101_split(args.root)
         if args.smaller_copy:

@@ -7,7 +7,7 @@ import sys
 from mmstrip.datasets.fashion_mnist import PACKAGE_FOLDER, unpack_fashion_mnist
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'out', nargs='?', default='data/fashion_mnist', help='folder to write to (default: %(default)s)'
@@ -15,7 +15,11 @@ def main() -> None:
     parser.add_argument(
         '--source', default=PACKAGE_FOLDER, help="folder of the four .gz files (default: the package's, %(default)s)"
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     try:
         counts = unpack_fashion_mnist(args.source, args.out)
     except (OSError, ValueError) as error:

@@ -6,12 +6,16 @@ import sys
 from mmstrip.converters.official import convert_official_checkpoint
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('src', help="the authors' checkpoint, a .safetensors file too")
     parser.add_argument('dst', help='file to write, as safetensors if it ends in .safetensors')
     parser.add_argument('--trust-checkpoints', action='store_true', help='run the code that SRC may ask for')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     try:
         result = convert_official_checkpoint(args.src, args.dst, args.trust_checkpoints)
     except (ImportError, OSError, ValueError) as error:

@@ -1,16 +1,9 @@
-_base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py']
+_base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', './strip-mlp_detection.py']
 
 # Heads of four convolutions and one linear layer, as in the Cascade Mask R-CNN of Swin and ConvNeXt.
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmstrip.StripMLP',
-        arch='tiny-light',
-        out_indices=(0, 1, 2, 3),
-        norm_eval=True,  # BN statistics of two images a GPU are poor
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
-    ),
-    neck=dict(in_channels=[80, 160, 320, 640], norm_cfg=dict(type='GN', num_groups=32)),
+    backbone=dict(_base_.strip_mlp, _delete_=True),
+    neck=_base_.fpn,
     roi_head=dict(
         bbox_head=[
             dict(

@@ -1,13 +1,3 @@
-_base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py']
+_base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', './strip-mlp_detection.py']
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmstrip.StripMLP',
-        arch='tiny-light',
-        out_indices=(0, 1, 2, 3),
-        norm_eval=True,  # BN statistics of two images a GPU are poor
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/strip-mlp-tiny-light_in1k.pth', prefix='backbone.'),
-    ),
-    neck=dict(in_channels=[80, 160, 320, 640], norm_cfg=dict(type='GN', num_groups=32)),
-)
+model = dict(backbone=dict(_base_.strip_mlp, _delete_=True), neck=_base_.fpn)

@@ -15,7 +15,7 @@ class BadImagesHook(Hook):
     """Report images that cannot be read and were skipped, and stop when there are too many.
 
     Args:
-        path (str): File to which :class:`mmstrip.utils.seeding.SeededSampler` writes them.
+        path (str): File to which :class:`mmstrip.engine.sampler.SeededSampler` writes them.
         max_share (float): Largest share of the training images that may be bad.
 
     Raises:

@@ -14,9 +14,9 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...registry import HOOKS
-from ...utils.checkpoints import remove_unfinished, restore_histories, to_plain, write_file
-from ...utils.wrappers import unwrap_model
+from ...utils.files import remove_unfinished, write_file
 from ..host_copy import HostCopy
+from ..work_dir import lock_work_dir, unlock_work_dirs
 
 INTERRUPTED = 'interrupted.pth'
 BACKEND = 'mmstrip.atomic'
@@ -46,23 +46,23 @@ class AtomicBackend(LocalBackend):
 _forking = threading.local()  # mask: the signals that a thread blocks when it does not fork
 
 
-def _hold_sigterm() -> None:
+def _block_sigterm() -> None:
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 
-def _heed_sigterm() -> None:
+def _unblock_sigterm() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
-def _end_on_sigterm() -> None:
+def _restore_sigterm() -> None:
     """In a process forked from a training: the signal ends it again, or a pool that it belongs to never would."""
     if isinstance(getattr(signal.getsignal(signal.SIGTERM), '__self__', None), SafeCheckpointHook):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _heed_sigterm()
+    _unblock_sigterm()
 
 
 if hasattr(os, 'register_at_fork'):  # not on Windows; held, as Python drops what comes before the handler is set
-    os.register_at_fork(before=_hold_sigterm, after_in_parent=_heed_sigterm, after_in_child=_end_on_sigterm)
+    os.register_at_fork(before=_block_sigterm, after_in_parent=_unblock_sigterm, after_in_child=_restore_sigterm)
 
 
 @HOOKS.register_module()
@@ -70,17 +70,16 @@ class SafeCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, for runs that may be killed at any moment and resume exactly where they were saved.
 
     - Checkpoints and ``last_checkpoint`` are written atomically, and old ones are removed afterwards.
-    - They hold plain values only, so that they load without running code (``weights_only=True``).
     - One that was saved before its validation makes the resumed run validate first; early stopping counts on.
     - On SIGTERM, the running iteration (or validation) is finished, ``interrupted.pth`` saved and the process ended
       with exit code 143. It goes when the next regular checkpoint is there. Several processes finish one iteration
       more, so that they agree without waiting for their GPUs.
-    - Weights with NaN or infinite values are not saved.
+    - No other process trains in the work dir meanwhile.
 
     Takes the arguments of :class:`mmengine.hooks.CheckpointHook`.
 
     Raises:
-        FloatingPointError: A parameter holds NaN or infinite values when it is to be saved.
+        RuntimeError: Another process trains there.
         OSError: A checkpoint cannot be written, because the disk is full for instance; the older ones are intact.
     """
 
@@ -101,17 +100,31 @@ class SafeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         self.local = local
         if is_main_process() and local:
-            remove_unfinished(self.out_dir)
-            remove_unfinished(runner.work_dir)
+            for folder in (self.out_dir, runner.work_dir):
+                lock_work_dir(folder)
+                remove_unfinished(folder)
+        if self.save_best is not None:
+            self._forget_foreign_bests()
         if threading.current_thread() is threading.main_thread():
             self.previous_handler = signal.signal(signal.SIGTERM, self._note_stop)
         if not self.validated and _validation_due(runner):
             runner.logger.info('The checkpoint is from before its validation, which comes first')
             runner.val_loop.run()
 
+    def _forget_foreign_bests(self) -> None:
+        """Best checkpoints that a checkpoint names are removed one day: none but those in this run's own folder."""
+
+        def own(path) -> str | None:
+            name = Path(str(path)).name
+            path = self.file_backend.join_path(self.out_dir, name)
+            return path if name.startswith('best_') and self.file_backend.isfile(path) else None
+
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = own(self.best_ckpt_path)
+        else:
+            self.best_ckpt_path_dict = {key: own(path) for key, path in self.best_ckpt_path_dict.items()}
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if 'message_hub' in checkpoint:
-            checkpoint['message_hub'] = restore_histories(checkpoint['message_hub'])
         meta = checkpoint.get('meta') or {}
         if not runner._resume or not isinstance(meta, dict):
             return
@@ -131,16 +144,6 @@ class SafeCheckpointHook(CheckpointHook):
             f'The checkpoint is from the middle of an epoch of {of} batches, which now has '
             f'{len(runner.train_dataloader)}: the epoch starts from scratch'
         )
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        # The parameters themselves: wrappers such as torch's checkpoint_wrapper name them otherwise than a state dict.
-        for name, parameter in unwrap_model(runner.model).named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise FloatingPointError(
-                    f'{name} holds NaN or infinite values at iteration {runner.iter}: nothing is saved, the '
-                    f'checkpoints in {runner.work_dir} are from before it'
-                )
-        checkpoint.update(to_plain(checkpoint))
 
     def after_train_epoch(self, runner: Runner) -> None:
         self.validated, self.batches_done = False, None
@@ -169,6 +172,7 @@ class SafeCheckpointHook(CheckpointHook):
         super().after_train(runner)
         if self.previous_handler is not None:
             signal.signal(signal.SIGTERM, self.previous_handler)
+        unlock_work_dirs()
 
     def _note_stop(self, *_) -> None:
         self.stop = True
@@ -224,13 +228,15 @@ class SafeCheckpointHook(CheckpointHook):
         if not self.local:
             return
         folder = Path(self.out_dir)
-        (folder / INTERRUPTED).unlink(missing_ok=True)
+        old = [folder / INTERRUPTED]
         if self.max_keep > 0:
             start, end = re.split(r'\{.*?\}', self.filename_tmpl)
             steps = [file.name[len(start) : len(file.name) - len(end)] for file in folder.glob(f'{start}*{end}')]
             steps = sorted(int(number) for number in steps if number.isdigit() and int(number) <= step)
-            for number in steps[: -self.max_keep]:
-                (folder / self.filename_tmpl.format(number)).unlink(missing_ok=True)
+            old += [folder / self.filename_tmpl.format(number) for number in steps[: -self.max_keep]]
+        for path in old:
+            if not path.is_dir():  # a user's
+                path.unlink(missing_ok=True)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         super()._save_best_checkpoint(runner, metrics)

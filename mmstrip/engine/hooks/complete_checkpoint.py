@@ -4,7 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...registry import HOOKS
-from ...utils.checkpoints import load_whole
+from ...utils.checkpoints import load_whole, weights_in
 from ...utils.wrappers import unwrap_model
 
 
@@ -21,7 +21,7 @@ class CompleteCheckpointHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Try to load it; mmengine does so after this and may have more to say."""
-        self.problem = load_whole(unwrap_model(runner.model), checkpoint.get('state_dict', checkpoint))
+        self.problem = load_whole(unwrap_model(runner.model), weights_in(checkpoint))
 
     def before_test(self, runner: Runner) -> None:
         if self.problem:

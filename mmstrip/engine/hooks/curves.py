@@ -1,6 +1,6 @@
 """Training curves as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +71,27 @@ class TrainingCurvesHook(Hook):
             values = np.array(runner.message_hub.get_scalar(name).data[0], dtype=float)
             return np.arange(1, len(values) + 1) / scale, values
 
-        # Where groups of parameters differ, 'train/lr' is the first one's.
-        rate = 'train/base_lr' if 'train/base_lr' in runner.message_hub.log_scalars else 'train/lr'
-        panels = {'loss': {'training': curve('train/loss')}, 'learning rate': {'': curve(rate)}}
-        names = [name for name in runner.message_hub.log_scalars if name.startswith('val/')]
+        scalars = runner.message_hub.log_scalars
+        panels = {'loss': {'training': curve('train/loss')}}
+        if rates := {label: curve(name) for label, name in _rates(scalars).items()}:
+            panels['learning rate'] = rates
+        names = [name for name in scalars if name.startswith('val/')]
         drawn = {name.removeprefix('val/'): validation_curve(runner, name) for name in names if 'time' not in name}
         if self.metrics is not None:
             drawn = {name: drawn[name] for name in self.metrics if name in drawn}
         if drawn:
             panels['validation'] = drawn
         return panels
+
+
+def _rates(scalars: Iterable[str]) -> dict[str, str]:
+    """Optimizer, '' where there is one -> the scalar of its learning rate, logged as 'generator.lr' of several.
+
+    Where groups of parameters differ, 'lr' is the first one's, and 'base_lr' that of the config.
+    """
+    found = {}
+    for name in sorted(scalars, reverse=True):  # so that base_lr comes after lr
+        optimizer, _, rate = name.removeprefix('train/').rpartition('.')
+        if name.startswith('train/') and rate in ('lr', 'base_lr'):
+            found[optimizer] = name
+    return found

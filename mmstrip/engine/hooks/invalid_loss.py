@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from ...registry import HOOKS
+from ...utils.samples import image_files
 from ..host_copy import HostCopy
 
 
@@ -20,7 +21,7 @@ class _Step(NamedTuple):
     names: list[str]
     values: HostCopy
     place: str
-    files: list[str]
+    batch: object
 
 
 @HOOKS.register_module()
@@ -44,34 +45,27 @@ class InvalidLossHook(Hook):
         if outputs:
             rates = ', '.join(f'{rate:.3g}' for rate in sorted(set(_learning_rates(runner))))
             place = f'at iteration {runner.iter + 1} (epoch {runner.epoch + 1}), learning rate {rates}'
-            files = list(_image_files(data_batch))
             for values in _by_device(outputs):
                 copy = HostCopy(torch.stack(list(values.values())))
-                self._steps.append(_Step(list(values), copy, place, files))
+                self._steps.append(_Step(list(values), copy, place, data_batch))
         while self._steps and self._steps[0].values.arrived():
             self._check(runner, self._steps.popleft())
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        self._check_all(runner)
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        self._check_all(runner)
-
-    def after_train(self, runner: Runner) -> None:
-        self._check_all(runner)
-
-    def _check_all(self, runner: Runner) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict | None = None) -> None:
         while self._steps:
             self._check(runner, self._steps.popleft())
+
+    after_train_epoch = after_train = before_save_checkpoint
 
     def _check(self, runner: Runner, step: _Step) -> None:
         bad = [(name, value) for name, value in zip(step.names, step.values.read()) if not math.isfinite(value)]
         if not bad:
             return
         found = ', '.join(f'{name} is {value}' for name, value in bad)
+        files = ', '.join(dict.fromkeys(image_files(step.batch))) or 'unknown'
         raise FloatingPointError(
-            f'{found} {step.place}; images of the batch: {", ".join(step.files) or "unknown"}. The checkpoints in '
-            f'{runner.work_dir} are from before it'
+            f'{found} {step.place}; images of the batch: {files}. The checkpoints in {runner.work_dir} are from before '
+            'it'
         )
 
 
@@ -87,10 +81,3 @@ def _by_device(outputs: dict) -> list[dict[str, Tensor]]:
 def _learning_rates(runner: Runner) -> Iterator[float]:
     for rates in runner.optim_wrapper.get_lr().values():
         yield from rates
-
-
-def _image_files(batch) -> Iterator[str]:
-    """Image files of a batch of data samples, of any toolbox."""
-    samples = batch.get('data_samples') if isinstance(batch, dict) else None
-    for sample in samples or []:
-        yield str(sample.get('img_path', 'unknown'))

@@ -14,7 +14,7 @@ from ...utils.samples import read_sample
 class NamedFilesHook(Hook):
     """Before validation and testing, let their datasets read samples by :func:`mmstrip.utils.samples.read_sample`.
 
-    In training :class:`mmstrip.utils.seeding.SeededSampler` does it.
+    In training :class:`mmstrip.engine.sampler.SeededSampler` does it.
     """
 
     def before_val_epoch(self, runner: Runner) -> None:

@@ -1,46 +1,164 @@
-"""Pictures of predictions of detectors and segmentors."""
+"""Pictures of a test's predictions."""
 
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import mmcv
+import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
+from torch import Tensor
 
 from ...registry import HOOKS
+from ...utils.plots import drawable, legible
+from ...utils.wrappers import unwrap_model
+
+SMALLEST_SIDE = 256  # pixels: text on smaller pictures of a classifier would cover them
 
 
 @HOOKS.register_module()
 class PredictionPicturesHook(Hook):
     """Save pictures of a test's predictions beside the truth, drawn by the toolbox's own visualizer.
 
-    mmdet and mmseg have hooks that do so too, one without an interval, the other into the log folder. With several
-    processes, the first one draws its share of the images.
+    The toolboxes have hooks that do so too: mmpretrain's writes images of one name in different folders into one file,
+    mmdet's has no interval, mmseg's writes into the log folder. With several processes, the first one draws its share
+    of the images.
 
     Args:
-        out_dir (str): Folder to write to; a picture is named as its image, numbered if that name is taken.
+        out_dir (str): Folder to write to. A picture is named as its image; where several images have that name, by
+            their folders too. The same image has the same name in each run.
         interval (int): Draw every n-th image. Defaults to 1.
+
+    Raises:
+        ValueError: ``interval`` is no positive int, or the visualizer is not a toolbox's.
     """
 
     def __init__(self, out_dir: str, interval: int = 1):
+        if not isinstance(interval, int) or interval < 1:
+            raise ValueError(f'interval must be a positive int, but got {interval!r}')
         self.out_dir = Path(out_dir)
         self.interval = interval
 
     def before_test(self, runner: Runner) -> None:
+        visualizer = runner.visualizer
+        if not hasattr(visualizer, 'visualize_cls') and type(visualizer).add_datasample is Visualizer.add_datasample:
+            raise ValueError(
+                f"pictures need the visualizer of a toolbox, but got mmengine's {type(visualizer).__name__}"
+            )
         self.seen = 0
-        self.names: set[str] = set()
+        self.taken: set[str] = set()
+        self.names = picture_names(_image_paths(runner.test_dataloader.dataset)) if is_main_process() else {}
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list) -> None:
         if not is_main_process():
             return
-        for sample in outputs:
-            if self.seen % self.interval == 0:
-                image = mmcv.imread(sample.img_path, channel_order='rgb')
-                name = self._free_name(Path(sample.img_path).stem)
-                runner.visualizer.add_datasample(name, image, sample, out_file=str(self.out_dir / f'{name}.png'))
-            self.seen += 1
+        with _legible_classes(runner.visualizer):
+            for place, sample in enumerate(outputs):
+                if self.seen % self.interval == 0:
+                    path = sample.get('img_path')
+                    name = self._free_name(path or str(self.seen))
+                    stored = path and ('://' in path or os.path.isfile(path))  # not images that are made in memory
+                    in_memory = hasattr(runner.visualizer, 'visualize_cls') and not stored
+                    image = _input(runner, data_batch, place) if in_memory else mmcv.imread(path, channel_order='rgb')
+                    _draw(runner.visualizer, name, image, sample, str(self.out_dir / f'{name}.png'))
+                self.seen += 1
 
-    def _free_name(self, stem: str) -> str:
-        name = stem if stem not in self.names else f'{stem}_{self.seen}'
-        self.names.add(name)
+    def _free_name(self, path: str) -> str:
+        name = self.names.get(path) or _short(Path(path).stem)
+        while name in self.taken:  # an image that is there twice, or of a dataset that does not tell its images
+            name += '_'
+        self.taken.add(name)
         return name
+
+
+def _image_paths(dataset) -> Iterator[str]:
+    if hasattr(dataset, 'get_data_info'):
+        paths = (dataset.get_data_info(index).get('img_path') for index in range(len(dataset)))
+        yield from (path for path in paths if isinstance(path, str))
+
+
+def picture_names(paths: Iterable[str]) -> dict[str, str]:
+    """A name for the picture of each image, without suffix, that no other has, on file systems without case too.
+
+    Returns:
+        Path -> the image's own name; where several have that, with its folder's, or else with a number.
+    """
+    stems = {path: _short(Path(path).stem) for path in paths}
+    counts = Counter(stem.casefold() for stem in stems.values())
+    names, taken = {}, {stem for stem, count in counts.items() if count == 1}
+    for number, (path, stem) in enumerate(stems.items()):
+        if counts[stem.casefold()] > 1:
+            name = f'{_short(Path(path).parent.name, 70)}_{stem}'
+            if name.casefold() in taken:
+                name = f'{stem}_{number}'
+            while name.casefold() in taken:
+                name += '_'
+            taken.add(name.casefold())
+            stem = name
+        names[path] = stem
+    return names
+
+
+def _short(name: str, length: int = 150) -> str:
+    """A file's name cut to so many bytes, as file systems have a limit; bytes that are no UTF-8 go."""
+    return os.fsencode(name)[:length].decode(errors='ignore')
+
+
+def inputs_of(runner: Runner, data_batch: dict) -> tuple[list[Tensor], bool]:
+    """Images (C, H, W) of a batch as its dataset gives them, the first view of each, and whether they are BGR."""
+    images = data_batch['inputs'][0] if isinstance(runner.model, BaseTTAModel) else data_batch['inputs']
+    return images, getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False)
+
+
+def _input(runner: Runner, data_batch: dict, place: int) -> np.ndarray:
+    images, bgr = inputs_of(runner, data_batch)
+    image = images[place].flip(0) if bgr else images[place]
+    return image.permute(1, 2, 0).cpu().numpy().clip(0, 255).astype(np.uint8)
+
+
+def _draw(visualizer: Visualizer, name: str, image: np.ndarray, sample, path: str) -> None:
+    if not hasattr(visualizer, 'visualize_cls'):
+        visualizer.add_datasample(name, image, sample, out_file=path)
+        return
+    classes = list((visualizer.dataset_meta or {}).get('classes') or ())
+    classes += map(str, range(len(classes), sample.get('num_classes', 0)))  # heads may have more
+    side = max(SMALLEST_SIDE, min(image.shape[:2]))
+    visualizer.visualize_cls(image, sample, classes=classes, resize=side, out_file=path, name=name)
+
+
+@contextmanager
+def _legible_classes(visualizer: Visualizer) -> Iterator[None]:
+    """Within it the names of classes are drawn as they are, on one line."""
+    meta = visualizer.dataset_meta or {}
+    names = [drawable(name) for name in meta.get('classes') or ()]
+    if names:
+        visualizer.dataset_meta = {**meta, 'classes': names}
+    own = hasattr(visualizer, '_get_center_loc') and not ''.join(names).isascii()
+    if own:  # mmseg's, which writes in a font of OpenCV's that has ASCII alone
+        visualizer._draw_sem_seg = partial(_draw_segments, visualizer)
+    try:
+        with legible(names):
+            yield
+    finally:
+        visualizer.dataset_meta = meta
+        if own:
+            del visualizer._draw_sem_seg
+
+
+def _draw_segments(visualizer, image: np.ndarray, segments, classes, palette, with_labels: bool = True) -> np.ndarray:
+    drawn = type(visualizer)._draw_sem_seg(visualizer, image, segments, classes, palette, False)
+    if not with_labels:
+        return drawn
+    labels = np.asarray(segments.cpu().data)[0]
+    for label in np.unique(labels[labels < len(classes)]):
+        box = dict(facecolor=tuple(np.array(palette[label]) / 255), edgecolor='black', pad=1)
+        place = visualizer._get_center_loc(np.uint8(labels == label))
+        visualizer.draw_texts(classes[label], place, colors='w', bboxes=box)
+    return visualizer.get_image()

@@ -27,6 +27,11 @@ struct BatchNormLayer {
   Tensor weight, bias, running_mean, running_variance;
   bool training;
   double momentum, eps;
+
+  void check(int64_t channels) const {
+    mmstrip::check(weight, "norm_weight", {channels}), mmstrip::check(bias, "norm_bias", {channels});
+    mmstrip::check(running_mean, "mean", {channels}), mmstrip::check(running_variance, "variance", {channels});
+  }
 };
 
 struct BatchNormGrad {
@@ -46,8 +51,8 @@ void norm_gelu(const Tensor& x, const BatchNorm& norm, at::TensorList out);
 // Its gradients; that of x is undefined unless required.
 BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const BatchNorm& norm, bool x_required);
 
-// Gradients of BN from the sums (C, ) over the map of its output's gradient, and of that times x - mean. Of that gradient
-// itself, if it is given, the gradient of x is made in place.
+// Gradients of BN from the sums (C, ) over the map of its output's gradient, and of that times x - mean. Of that
+// gradient itself, if it is given, the gradient of x is made in place.
 BatchNormGrad batch_norm_backward(const Tensor& grad, const Tensor& x, const BatchNorm& norm, const Tensor& sums,
                                   const Tensor& products);
 

@@ -32,9 +32,7 @@ Tensor shifted_bias(const Tensor& bias, const Tensor& weight, const OptionalTens
   return beta ? at::addmv(dense, weight.to(at::kFloat), checked(*beta, "beta", {weight.size(1)})) : dense;
 }
 
-Slices slices_of(const Tensor& x, int64_t images) {
-  return Slices(images, x.size(0) / images, x.size(1));
-}
+Slices slices_of(const Tensor& x, int64_t images) { return Slices(images, x.size(0) / images, x.size(1)); }
 
 // (N, slices, C) to (N, C)
 Tensor sum_slices(const Tensor& sums) {
@@ -187,7 +185,8 @@ class ChannelMLP::Run {
     const T* from = x_ + image * pixels_ * channels_;
     const float* bias = data(mlp_.expand_bias_);
     blocks.for_each([&](int64_t block, int64_t begin, int64_t end, int64_t part) {
-      const int64_t size = (end - begin) * channels_ * sizeof(T) / sizeof(Lanes) + 1, row_size = divide_up(channels_, LANES);
+      const int64_t size = (end - begin) * channels_ * sizeof(T) / sizeof(Lanes) + 1,
+                    row_size = divide_up(channels_, LANES);
       Workspace workspace(size + row_size);
       T* normed = reinterpret_cast<T*>(workspace.take(size));
       layer_norm(from + begin * channels_, end - begin, channels_, mlp_.norm_,
@@ -264,27 +263,31 @@ Tensor channel_mlp(const Tensor& input, const OptionalTensor& norm_weight, const
                    double norm_eps, const Tensor& expand, const Tensor& expand_bias, const Tensor& gamma,
                    const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  check_weights(expand, reduce, x.size(1));
-  return ChannelMLP(x.scalar_type(), {norm_weight, norm_bias, norm_eps}, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias)
-      .run(x);
+  check_map(input, "x");
+  check_weights(expand, reduce, input.size(1));
+  const ChannelMLP mlp(input.scalar_type(), {norm_weight, norm_bias, norm_eps}, expand, expand_bias, gamma, beta, eps,
+                       reduce, reduce_bias);
+  return mlp.run(in_channels_last(input));
 }
 
-// What the backward pass needs too: the rows after LayerNorm, its mean and inverse deviation, the hidden rows before GELU
-// and without their bias, and GRN's norm.
+// What the backward pass needs too: the rows after LayerNorm, its mean and inverse deviation, the hidden rows before
+// GELU and without their bias, and GRN's norm.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> channel_mlp_forward(
     const Tensor& input, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, double norm_eps,
     const Tensor& expand, const Tensor& bias, const Tensor& grn_gamma, const OptionalTensor& beta, double eps,
     const Tensor& reduce, const Tensor& reduce_bias) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  const int64_t channels = x.size(1);
+  check_map(input, "x");
+  const int64_t channels = input.size(1);
   check_weights(expand, reduce, channels);
-  const auto weight = checked(norm_weight, "norm_weight", {channels}), offset = checked(norm_bias, "norm_bias", {channels});
+  const auto weight = checked(norm_weight, "norm_weight", {channels}),
+             offset = checked(norm_bias, "norm_bias", {channels});
   const Tensor expand_bias = checked(bias, "expand_bias", {expand.size(0)});
   const Tensor gamma = checked(grn_gamma, "gamma", {expand.size(0)});
-  const Tensor shifted = shifted_bias(reduce_bias, reduce, beta), out = empty_map(x, reduce.size(0));
-  const auto [rows, mean, inverse] = at::native_layer_norm(pixels(x), {channels}, weight_or_ones(weight, channels), offset, norm_eps);
+  const Tensor shifted = shifted_bias(reduce_bias, reduce, beta);
+  const Tensor x = in_channels_last(input), out = empty_map(x, reduce.size(0));
+  const auto [rows, mean, inverse] =
+      at::native_layer_norm(pixels(x), {channels}, weight_or_ones(weight, channels), offset, norm_eps);
   const Tensor hidden = rows.mm(expand.to(x.scalar_type()).t()), y = at::empty_like(hidden);
   const Tensor norm = with_type(x.scalar_type(), [&, hidden = hidden](auto type) {
     using T = decltype(type);
@@ -297,7 +300,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> channel_mlp_forward(
   return {out, rows, mean, inverse, hidden, norm};
 }
 
-// Of y = gelu(x + shift), all of T: y * factor (N, C) if `scaled`, and the sums of y * grad (N, C) if there is a gradient.
+// Of y = gelu(x + shift), all of T: y * factor (N, C) if `scaled`, and the sums of y * grad (N, C) if there is a
+// gradient.
 template <typename T>
 std::tuple<Tensor, Tensor> gelu_scale(const Tensor& x, const Tensor& shift, const Tensor& factor, const Tensor& grad,
                                       bool scaled) {
@@ -351,9 +355,10 @@ Tensor gelu_scale_backward(const Tensor& grad, const Tensor& x, const Tensor& sh
   return sum_rows(sums.flatten(0, 1));
 }
 
-// Backward of GRN's factor, from the sums (N, C) over the map of its gradient times y: the gradient of gamma (C, ), and the
-// factor (N, C) of y in its own gradient.
-std::tuple<Tensor, Tensor> response_backward(const Tensor& product, const Tensor& norm, const Tensor& gamma, double eps) {
+// Backward of GRN's factor, from the sums (N, C) over the map of its gradient times y: the gradient of gamma (C, ), and
+// the factor (N, C) of y in its own gradient.
+std::tuple<Tensor, Tensor> response_backward(const Tensor& product, const Tensor& norm, const Tensor& gamma,
+                                             double eps) {
   const int64_t channels = norm.size(1);
   const Tensor grad_gamma = at::zeros({channels}, norm.options()), slope = at::empty_like(norm);
   const float* scale = data(gamma);
@@ -380,26 +385,29 @@ std::tuple<Tensor, Tensor> response_backward(const Tensor& product, const Tensor
 std::vector<Tensor> channel_mlp_backward(const Tensor& grad_out, const Tensor& input, const OptionalTensor& norm_weight,
                                          const OptionalTensor& norm_bias, const Tensor& expand_weight,
                                          const Tensor& bias, const Tensor& grn_gamma, const OptionalTensor& grn_beta,
-                                         double eps, const Tensor& reduce_weight, const Tensor& saved_rows, const Tensor& saved_mean,
-                                         const Tensor& saved_inverse, const Tensor& saved_hidden, const Tensor& saved_norm,
+                                         double eps, const Tensor& reduce_weight, const Tensor& saved_rows,
+                                         const Tensor& saved_mean, const Tensor& saved_inverse,
+                                         const Tensor& saved_hidden, const Tensor& saved_norm,
                                          std::array<bool, 9> required) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  const int64_t images = x.size(0), channels = x.size(1), count = x.numel() / channels;
+  check_map(input, "x");
+  const int64_t images = input.size(0), channels = input.size(1), count = input.numel() / channels;
   check_weights(expand_weight, reduce_weight, channels);
   const int64_t width = expand_weight.size(0);
-  const Tensor expand = expand_weight.to(x.scalar_type()), reduce = reduce_weight.to(x.scalar_type());
-  const auto weight = checked(norm_weight, "norm_weight", {channels}), offset = checked(norm_bias, "norm_bias", {channels});
+  check_map(grad_out, "grad", {images, reduce_weight.size(0), input.size(2), input.size(3)});
+  const auto weight = checked(norm_weight, "norm_weight", {channels}),
+             offset = checked(norm_bias, "norm_bias", {channels});
   const Tensor expand_bias = checked(bias, "expand_bias", {width}), gamma = checked(grn_gamma, "gamma", {width});
   const OptionalTensor beta = checked(grn_beta, "beta", {width});
-  const Tensor map = checked_map(grad_out, "grad", {images, reduce.size(0), x.size(2), x.size(3)}), grad = pixels(map);
   const Tensor rows = checked_rows(saved_rows, "rows", {count, channels});
   const Tensor hidden = checked_rows(saved_hidden, "hidden", {count, width});
   const Tensor norm = checked(saved_norm, "norm", {images, width});
   const Tensor mean = checked(saved_mean, "mean", {count, 1}), inverse = checked(saved_inverse, "inverse", {count, 1});
+  const Tensor expand = expand_weight.to(input.scalar_type()), reduce = reduce_weight.to(input.scalar_type());
+  const Tensor x = in_channels_last(input), grad = pixels(in_channels_last(grad_out));
 
-  const auto [x_required, norm_weight_required, norm_bias_required, expand_required, expand_bias_required, gamma_required,
-              beta_required, reduce_required, reduce_bias_required] = required;
+  const auto [x_required, norm_weight_required, norm_bias_required, expand_required, expand_bias_required,
+              gamma_required, beta_required, reduce_required, reduce_bias_required] = required;
   const bool rows_required = x_required || (weight && norm_weight_required) || (offset && norm_bias_required);
   const bool hidden_required = rows_required || expand_required || expand_bias_required;
   std::vector<Tensor> out(required.size(), no_gradient(x));
@@ -443,14 +451,17 @@ std::vector<Tensor> channel_mlp_backward(const Tensor& grad_out, const Tensor& i
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
-  library.def("channel_mlp(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor expand,"
-              " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor reduce_bias) -> Tensor");
-  library.def("channel_mlp_forward(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor expand,"
-              " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor reduce_bias)"
-              " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  library.def("channel_mlp_backward(Tensor grad, Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor expand,"
-              " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor rows, Tensor mean,"
-              " Tensor inverse, Tensor hidden, Tensor norm, bool[9] required) -> Tensor[]");
+  library.def(
+      "channel_mlp(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor expand,"
+      " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor reduce_bias) -> Tensor");
+  library.def(
+      "channel_mlp_forward(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor expand,"
+      " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor reduce_bias)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "channel_mlp_backward(Tensor grad, Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor expand,"
+      " Tensor expand_bias, Tensor gamma, Tensor? beta, float eps, Tensor reduce, Tensor rows, Tensor mean,"
+      " Tensor inverse, Tensor hidden, Tensor norm, bool[9] required) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {

@@ -1,7 +1,8 @@
 // Depthwise convolutions of maps, whatever the outline of the kernel.
 //
-// A kernel is given by the widths of its rows, each 1, 3, 5 or 7 and centred: (3, 3, 3), or (3, 3, 7, 7, 7, 3, 3) for the cross of
-// a 7x3 and a 3x7 kernel. Its taps are counted row by row. Weights are (1, C, taps), or (N, C, taps): a kernel per image.
+// A kernel is given by the widths of its rows, each 1, 3, 5 or 7 and centred: (3, 3, 3), or (3, 3, 7, 7, 7, 3, 3) for
+// the cross of a 7x3 and a 3x7 kernel. Its taps are counted row by row. Weights are (1, C, taps), or (N, C, taps): a
+// kernel per image.
 #include <torch/library.h>
 
 #include "gelu.h"
@@ -89,9 +90,7 @@ void convolve(const Kernel& kernel, const Lanes* x, int64_t line, int64_t tile, 
   tile == 7 ? run(std::integral_constant<int, 7>()) : run(std::integral_constant<int, 8>());
 }
 
-int64_t best_tile(int64_t width) {
-  return divide_up(width, 7) * 7 <= divide_up(width, 8) * 8 ? 7 : 8;
-}
+int64_t best_tile(int64_t width) { return divide_up(width, 7) * 7 <= divide_up(width, 8) * 8 ? 7 : 8; }
 
 // Tasks are the blocks of LANES channels of all images, an image's blocks after each other: memory brings neighbouring
 // channels along.
@@ -194,8 +193,8 @@ void sum_line(const T* pixels, int64_t width, int64_t channels, int64_t count, s
   }
 }
 
-// What gradients of a block need, staged: its gradient, and for the gradient of the weights its input, through the norm if
-// there is one.
+// What gradients of a block need, staged: its gradient, and for the gradient of the weights its input, through the norm
+// if there is one.
 struct StagedGrad {
   const Kernel& kernel;
   const Padded& padded;
@@ -228,20 +227,18 @@ struct StagedGrad {
 };
 
 // Weights (C, 1, K_h, K_w) as (1, C, taps), and the widths of their rows.
-Tensor flat(const Tensor& weight) {
-  return weight.flatten(1).unsqueeze(0);
-}
+Tensor flat(const Tensor& weight) { return weight.flatten(1).unsqueeze(0); }
 
-std::vector<int64_t> rows_of(const Tensor& weight) {
-  return std::vector<int64_t>(weight.size(2), weight.size(3));
-}
+std::vector<int64_t> rows_of(const Tensor& weight) { return std::vector<int64_t>(weight.size(2), weight.size(3)); }
 
 // Refuse weights that are not (C, 1, K_h, K_w) of a kernel that Kernel takes.
 void check_weight(const Tensor& weight, int64_t channels) {
   check(weight, "weight", {channels, 1, ANY, ANY});
   const int64_t height = weight.size(2), width = weight.size(3);
-  TORCH_CHECK(height % 2 == 1 && width % 2 == 1 && width <= 7, "weight must be a kernel of an odd height and a width of "
-              "1, 3, 5 or 7, but is of shape ", weight.sizes());
+  TORCH_CHECK(height % 2 == 1 && width % 2 == 1 && width <= 7,
+              "weight must be a kernel of an odd height and a width of "
+              "1, 3, 5 or 7, but is of shape ",
+              weight.sizes());
 }
 
 // A block's part of the weights.
@@ -414,17 +411,18 @@ DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tens
 
 Tensor run_depthwise(const Tensor& input, const Tensor& weight) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  check_weight(weight, x.size(1));
-  return depthwise(x, PackedKernels(weight));
+  check_map(input, "x");
+  check_weight(weight, input.size(1));
+  return depthwise(in_channels_last(input), PackedKernels(weight));
 }
 
 std::tuple<Tensor, Tensor> run_depthwise_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                                   std::array<bool, 2> required) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  check_weight(weight, x.size(1));
-  const auto out = depthwise_backward(checked_map(grad, "grad", x.sizes()), x, weight, required[0], required[1]);
+  check_map(input, "x"), check_map(grad, "grad", input.sizes());
+  check_weight(weight, input.size(1));
+  const Tensor x = in_channels_last(input);
+  const auto out = depthwise_backward(in_channels_last(grad), x, weight, required[0], required[1]);
   return {out.x, out.weight};
 }
 
@@ -433,9 +431,12 @@ std::tuple<Tensor, Tensor> norm_gelu_depthwise(const Tensor& input, const Tensor
                                                const Tensor& norm_bias, const Tensor& mean, const Tensor& variance,
                                                bool training, double momentum, double eps) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  check_weight(weight, x.size(1));
-  const auto norm = batch_norm({norm_weight, norm_bias, mean, variance, training, momentum, eps}, x.size(1), x);
+  check_map(input, "x");
+  check_weight(weight, input.size(1));
+  const BatchNormLayer layer{norm_weight, norm_bias, mean, variance, training, momentum, eps};
+  layer.check(input.size(1));
+  const Tensor x = in_channels_last(input);
+  const auto norm = batch_norm(layer, x.size(1), x);
   return {depthwise(x, PackedKernels(weight), &norm), norm.values};
 }
 
@@ -443,12 +444,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_gelu_depthwise_backward(const Te
                                                                         const Tensor& weight, const Tensor& values,
                                                                         bool training, std::array<bool, 4> required) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  check_weight(weight, x.size(1));
-  const auto norm = BatchNorm::saved(values, x.size(1), training);
+  check_map(input, "x"), check_map(grad, "grad", input.sizes());
+  check_weight(weight, input.size(1));
+  const auto norm = BatchNorm::saved(values, input.size(1), training);
+  const Tensor x = in_channels_last(input);
   const bool norm_required = required[0] || required[2] || required[3];
-  const auto inner = depthwise_backward(checked_map(grad, "grad", x.sizes()), x, weight, required[0], required[1],
-                                        &norm, norm_required);
+  const auto inner =
+      depthwise_backward(in_channels_last(grad), x, weight, required[0], required[1], &norm, norm_required);
   BatchNormGrad outer;
   if (norm_required) outer = batch_norm_backward(inner.x, x, norm, inner.sums, inner.products);
   return {outer.x, inner.weight, required[2] ? outer.weight : Tensor(), required[3] ? outer.bias : Tensor()};
@@ -459,10 +461,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_gelu_depthwise_backward(const Te
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("depthwise(Tensor x, Tensor weight) -> Tensor");
   library.def("depthwise_backward(Tensor grad, Tensor x, Tensor weight, bool[2] required) -> (Tensor, Tensor)");
-  library.def("norm_gelu_depthwise(Tensor x, Tensor weight, Tensor norm_weight, Tensor norm_bias, Tensor(a!) mean,"
-              " Tensor(b!) variance, bool training, float momentum, float eps) -> (Tensor, Tensor)");
-  library.def("norm_gelu_depthwise_backward(Tensor grad, Tensor x, Tensor weight, Tensor norm, bool training,"
-              " bool[4] required) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "norm_gelu_depthwise(Tensor x, Tensor weight, Tensor norm_weight, Tensor norm_bias, Tensor(a!) mean,"
+      " Tensor(b!) variance, bool training, float momentum, float eps) -> (Tensor, Tensor)");
+  library.def(
+      "norm_gelu_depthwise_backward(Tensor grad, Tensor x, Tensor weight, Tensor norm, bool training,"
+      " bool[4] required) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {

@@ -145,7 +145,8 @@ class ChannelMLP {
  public:
   // Weights (E, C) and (O, E) of the linear layers, gamma and beta (E, ) of GRN.
   ChannelMLP(at::ScalarType type, const LayerNorm& norm, const Tensor& expand, const Tensor& expand_bias,
-             const Tensor& gamma, const OptionalTensor& beta, double eps, const Tensor& reduce, const Tensor& reduce_bias);
+             const Tensor& gamma, const OptionalTensor& beta, double eps, const Tensor& reduce,
+             const Tensor& reduce_bias);
 
   // Plus a residual (N, O, H, W), if there is one; into `out`, which may be the residual, or a new map.
   Tensor run(const Tensor& x, const OptionalTensor& residual = {}, Tensor out = {}) const;
@@ -167,7 +168,6 @@ Tensor split_windows(const Tensor& x, at::IntArrayRef extent, at::IntArrayRef co
                      bool mean);
 
 // Windows back to a map (N, C, *size): where a pixel has several their sum, or the mean of the first and the last.
-Tensor merge_windows(const Tensor& x, at::IntArrayRef size, at::IntArrayRef counts, at::IntArrayRef strides,
-                     bool mean);
+Tensor merge_windows(const Tensor& x, at::IntArrayRef size, at::IntArrayRef counts, at::IntArrayRef strides, bool mean);
 
 }  // namespace mmstrip

@@ -152,14 +152,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_strips(const Tensor& u,
                                                                 const Tensor& broad, const Tensor& broad_bias) {
   const BelowAutograd guard;
   check(tall, "tall", {ANY, 1, SIDE, BAR});
-  const Tensor x = checked_map(u, "u", {ANY, tall.size(0), ANY, ANY});
-  const auto [out, sums, average, hidden, weights] =
-      LocalStrips(tall, wide, narrow, narrow_bias, broad, broad_bias).run(x);
+  check_map(u, "u", {ANY, tall.size(0), ANY, ANY});
+  const LocalStrips layer(tall, wide, narrow, narrow_bias, broad, broad_bias);
+  const auto [out, sums, average, hidden, weights] = layer.run(in_channels_last(u));
   return {out, sums, average, hidden, weights};
 }
 
-// Gradients (2, C, taps) of the tall and the wide kernels as crosses, from those of each image's kernel (N, C, taps), with
-// which the paths have these weights, and those of the sums under the taps, which the sum of all paths sees.
+// Gradients (2, C, taps) of the tall and the wide kernels as crosses, from those of each image's kernel (N, C, taps),
+// with which the paths have these weights, and those of the sums under the taps, which the sum of all paths sees.
 Tensor cross_grads(const Tensor& grad_kernels, const Tensor& weights, const Tensor& grad_average, const Tensor& sums) {
   const int64_t images = weights.size(0), channels = weights.size(1), path = channels * CROSS_TAPS;
   const Tensor out = at::zeros({2, channels, CROSS_TAPS}, weights.options());
@@ -207,8 +207,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_strips_
     const Tensor& broad, const Tensor& saved_sums, const Tensor& saved_average, const Tensor& saved_hidden,
     const Tensor& saved_weights, std::array<bool, 7> required) {
   const BelowAutograd guard;
-  const Tensor u = checked_map(input, "u"), grad = checked_map(grad_out, "grad", u.sizes());
-  const int64_t images = u.size(0), channels = u.size(1);
+  check_map(input, "u"), check_map(grad_out, "grad", input.sizes());
+  const int64_t images = input.size(0), channels = input.size(1);
   check(tall, "tall", {channels, 1, SIDE, BAR});
   const Tensor paths = crosses(tall, wide);
   const auto [narrow_matrix, broad_matrix] = checked_mlp(narrow, broad, channels);
@@ -216,6 +216,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_strips_
   const Tensor average = checked(saved_average, "average", {images, channels});
   const Tensor hidden = checked(saved_hidden, "hidden", {images, narrow.size(0)});
   const Tensor weights = checked(saved_weights, "weights", {images, channels, PATHS});
+  const Tensor u = in_channels_last(input), grad = in_channels_last(grad_out);
 
   const auto [u_required, tall_required, wide_required, narrow_required, narrow_bias_required, broad_required,
               broad_bias_required] = required;
@@ -245,11 +246,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_strips_
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
-  library.def("local_strips(Tensor u, Tensor tall, Tensor wide, Tensor narrow, Tensor narrow_bias, Tensor broad,"
-              " Tensor broad_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  library.def("local_strips_backward(Tensor grad, Tensor u, Tensor tall, Tensor wide, Tensor narrow, Tensor broad,"
-              " Tensor sums, Tensor average, Tensor hidden, Tensor weights, bool[7] required)"
-              " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "local_strips(Tensor u, Tensor tall, Tensor wide, Tensor narrow, Tensor narrow_bias, Tensor broad,"
+      " Tensor broad_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "local_strips_backward(Tensor grad, Tensor u, Tensor tall, Tensor wide, Tensor narrow, Tensor broad,"
+      " Tensor sums, Tensor average, Tensor hidden, Tensor weights, bool[7] required)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {

@@ -1,5 +1,5 @@
-// Matrix products whose sums are worked on while they are still in registers or in the first cache. Beside that they win
-// where a library's lose: with few columns, and as rows need no rearrangement.
+// Matrix products whose sums are worked on while they are still in registers or in the first cache. Beside that they
+// win where a library's lose: with few columns, and as rows need no rearrangement.
 #pragma once
 
 #include <ATen/ops/constant_pad_nd.h>
@@ -25,8 +25,8 @@ inline int64_t block_width(int64_t outputs) {
   return divide_up(divide_up(outputs, divide_up(outputs, most)), LANES) * LANES;
 }
 
-// Weights (O, K) of a linear layer, packed for rows of a type: in float32 as blocks of LANES outputs, in each K vectors; in
-// bfloat16 as blocks of block_width(O) outputs, in each K / 2 lines of pairs, as brgemm reads them.
+// Weights (O, K) of a linear layer, packed for rows of a type: in float32 as blocks of LANES outputs, in each K
+// vectors; in bfloat16 as blocks of block_width(O) outputs, in each K / 2 lines of pairs, as brgemm reads them.
 class PackedWeight {
  public:
   const int64_t depth, outputs;
@@ -171,8 +171,8 @@ void multiply_rows(at::ArrayRef<Operand<float>> operands, int64_t begin, int64_t
 }
 
 #ifdef MMSTRIP_BFLOAT16
-// The same in bfloat16, by PyTorch's micro-kernels for AMX and AVX512-BF16, whose sums come to a tile in the first cache.
-// Numbers of rows are powers of two: there is a kernel for each, which is made at its first use.
+// The same in bfloat16, by PyTorch's micro-kernels for AMX and AVX512-BF16, whose sums come to a tile in the first
+// cache. Numbers of rows are powers of two: there is a kernel for each, which is made at its first use.
 template <typename Finish>
 void multiply_rows(at::ArrayRef<Operand<BFloat16>> operands, int64_t begin, int64_t end, int64_t outputs, int64_t part,
                    int64_t parts, Finish finish) {

@@ -6,16 +6,15 @@
 namespace mmstrip {
 namespace {
 
-Slices slices_of_map(const Tensor& x) {
-  return Slices(1, x.size(0) * x.size(2) * x.size(3), x.size(1));
-}
+Slices slices_of_map(const Tensor& x) { return Slices(1, x.size(0) * x.size(2) * x.size(3), x.size(1)); }
 
 // Mean and biased variance (C, ) of a map of T: those of slices, then of their means.
 template <typename T>
 void channel_moments(const Tensor& x, float* mean, float* variance) {
   const Slices slices = slices_of_map(x);
   const int64_t channels = slices.channels;
-  TORCH_CHECK(slices.pixels > 1, "BN in training needs more than one value per channel, but the map is of shape ", x.sizes());
+  TORCH_CHECK(slices.pixels > 1, "BN in training needs more than one value per channel, but the map is of shape ",
+              x.sizes());
   const Tensor sums = slices.sums(), squares = slices.sums();
   const auto size_of = [&](int64_t slice) { return std::min(SLICE, slices.pixels - slice * SLICE); };
   slices.for_each([&](int64_t slice, int64_t first, int64_t end) {
@@ -196,9 +195,8 @@ BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const Ba
 }  // namespace
 
 BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const BatchNorm& norm, bool x_required) {
-  return with_type(x.scalar_type(), [&](auto type) {
-    return norm_gelu_backward<decltype(type)>(grads, x, norm, x_required);
-  });
+  return with_type(x.scalar_type(),
+                   [&](auto type) { return norm_gelu_backward<decltype(type)>(grads, x, norm, x_required); });
 }
 
 }  // namespace mmstrip

@@ -11,12 +11,10 @@
 namespace mmstrip {
 
 // Memory of a tensor as vectors.
-inline Lanes* as_lanes(const Tensor& tensor) {
-  return reinterpret_cast<Lanes*>(mutable_data(tensor));
-}
+inline Lanes* as_lanes(const Tensor& tensor) { return reinterpret_cast<Lanes*>(mutable_data(tensor)); }
 
-// Memory to work in, from which its user cuts pieces. Up to LIMIT vectors are cached by the thread from call to call, as
-// fresh memory costs a fault a page; more is freed after use.
+// Memory to work in, from which its user cuts pieces. Up to LIMIT vectors are cached by the thread from call to call,
+// as fresh memory costs a fault a page; more is freed after use.
 class Workspace {
  public:
   explicit Workspace(int64_t size) : cached_(size <= LIMIT) {
@@ -61,7 +59,8 @@ class Workspace {
   Lanes* next_;
 };
 
-// Tasks are the images of all blocks of LANES channels, a block's images after each other; function(begin, end) runs some.
+// Tasks are the images of all blocks of LANES channels, a block's images after each other; function(begin, end) runs
+// some.
 template <typename Function>
 inline void for_blocks(int64_t channels, int64_t images, Function function) {
   at::parallel_for(0, divide_up(channels, LANES) * images, 1, function);
@@ -99,9 +98,7 @@ struct Slices {
 // So many rows keep a matrix product busy and fit the second cache.
 constexpr int64_t BLOCK_ROWS = 196;
 
-inline int64_t free_threads() {
-  return at::in_parallel_region() ? 1 : at::get_num_threads();
-}
+inline int64_t free_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
 // The rows of a product in blocks and, where there are too few rows for all threads, its columns in parts.
 struct RowBlocks {

@@ -33,13 +33,15 @@ bool takes_bfloat16() {
 
 namespace {
 
-std::vector<Tensor> checked_parts(at::TensorList parts) {
+void check_parts(at::TensorList parts) {
   TORCH_CHECK(!parts.empty(), "parts must hold at least one map, but is empty");
+  check_map(parts[0], "parts");
+  for (const auto& part : parts) check_map(part, "parts", {parts[0].size(0), ANY, parts[0].size(2), parts[0].size(3)});
+}
+
+std::vector<Tensor> all_in_channels_last(at::TensorList maps) {
   std::vector<Tensor> out;
-  for (const auto& part : parts) out.push_back(checked_map(part, "parts"));
-  for (const auto& part : out) {
-    check(part, "parts", {out[0].size(0), ANY, out[0].size(2), out[0].size(3)});
-  }
+  for (const auto& map : maps) out.push_back(in_channels_last(map));
   return out;
 }
 
@@ -113,8 +115,8 @@ namespace {
 
 Tensor pointwise(at::TensorList parts, const Tensor& weight, const OptionalTensor& bias) {
   const BelowAutograd guard;
-  const auto maps = checked_parts(parts);
-  return Pointwise(weight, channels_of(maps), maps[0].scalar_type(), bias).run(maps);
+  check_parts(parts);
+  return Pointwise(weight, channels_of(parts), parts[0].scalar_type(), bias).run(all_in_channels_last(parts));
 }
 
 struct PointwiseGrad {
@@ -161,14 +163,14 @@ struct Required {
 
 // Gradients of the parts, of the weight and of the bias.
 std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_backward(const Tensor& grad_out, at::TensorList parts,
-                                                                   const Tensor& weight,
-                                                                   const c10::List<bool>& mask) {
+                                                                   const Tensor& weight, const c10::List<bool>& mask) {
   const BelowAutograd guard;
-  const auto maps = checked_parts(parts);
-  check_weight(weight, channels_of(maps));
-  const Required required(mask, 2, maps.size());
-  const Tensor grad =
-      checked_map(grad_out, "grad", {maps[0].size(0), weight.size(0), maps[0].size(2), maps[0].size(3)});
+  check_parts(parts);
+  check_weight(weight, channels_of(parts));
+  const Required required(mask, 2, parts.size());
+  check_map(grad_out, "grad", {parts[0].size(0), weight.size(0), parts[0].size(2), parts[0].size(3)});
+  const auto maps = all_in_channels_last(parts);
+  const Tensor grad = in_channels_last(grad_out);
   auto out = gradients(grad, maps, weight, required[0], required.parts);
   return {std::move(out.parts), out.weight, required[1] ? sum_rows(pixels(grad)) : Tensor()};
 }
@@ -178,17 +180,22 @@ void check_chunks(int64_t chunks, int64_t channels) {
   TORCH_CHECK(chunks > 0 && channels % chunks == 0, "chunks must divide the ", channels, " outputs, but is ", chunks);
 }
 
-// gelu(BN(pointwise(...))) in equal chunks of the channels; also the map before BN, without the bias, and the norm, for the
-// backward pass.
+// gelu(BN(pointwise(...))) in equal chunks of the channels; also the map before BN, without the bias, and the norm, for
+// the backward pass.
 std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_norm_gelu_forward(
     at::TensorList parts, const Tensor& weight, const OptionalTensor& bias, const Tensor& norm_weight,
     const Tensor& norm_bias, const Tensor& mean, const Tensor& variance, bool training, double momentum, double eps,
     int64_t chunks) {
   const BelowAutograd guard;
-  const Tensor x = pointwise(parts, weight, {});
-  const int64_t channels = x.size(1);
+  check_parts(parts);
+  check_weight(weight, channels_of(parts));
+  const int64_t channels = weight.size(0);
   check_chunks(chunks, channels);
-  const auto norm = batch_norm({norm_weight, norm_bias, mean, variance, training, momentum, eps}, channels, x, bias);
+  const BatchNormLayer layer{norm_weight, norm_bias, mean, variance, training, momentum, eps};
+  layer.check(channels);
+  if (bias) check(*bias, "bias", {channels});
+  const Tensor x = pointwise(parts, weight, {});
+  const auto norm = batch_norm(layer, channels, x, bias);
   std::vector<Tensor> out;
   for (int64_t i = 0; i < chunks; ++i) out.push_back(empty_map(x, channels / chunks));
   norm_gelu(x, norm, out);
@@ -201,16 +208,17 @@ std::vector<Tensor> pointwise_norm_gelu(at::TensorList parts, const Tensor& weig
                                         const Tensor& variance, bool training, double momentum, double eps,
                                         int64_t chunks) {
   if (training) {
-    return std::get<0>(pointwise_norm_gelu_forward(parts, weight, bias, norm_weight, norm_bias, mean, variance, training,
-                                                   momentum, eps, chunks));
+    return std::get<0>(pointwise_norm_gelu_forward(parts, weight, bias, norm_weight, norm_bias, mean, variance,
+                                                   training, momentum, eps, chunks));
   }
   const BelowAutograd guard;
-  const auto maps = checked_parts(parts);
-  check_weight(weight, channels_of(maps));
+  check_parts(parts);
+  check_weight(weight, channels_of(parts));
   check_chunks(chunks, weight.size(0));
   const auto norm =
       batch_norm({norm_weight, norm_bias, mean, variance, training, momentum, eps}, weight.size(0), {}, bias);
-  return PointwiseNormGELU(weight, channels_of(maps), maps[0].scalar_type(), norm, chunks).run(maps);
+  return PointwiseNormGELU(weight, channels_of(parts), parts[0].scalar_type(), norm, chunks)
+      .run(all_in_channels_last(parts));
 }
 
 // Gradients of the parts, of the weight, of the bias, of the norm's weight and of its bias.
@@ -218,19 +226,19 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor, Tensor> pointwise_norm_g
     at::TensorList grads, at::TensorList parts, const Tensor& weight, const Tensor& input, const Tensor& values,
     bool training, const c10::List<bool>& mask) {
   const BelowAutograd guard;
-  const auto maps = checked_parts(parts);
-  check_weight(weight, channels_of(maps));
-  const Required required(mask, 4, maps.size());
-  const int64_t images = maps[0].size(0), channels = weight.size(0), height = maps[0].size(2), width = maps[0].size(3);
-  const Tensor x = checked_map(input, "x", {images, channels, height, width});
+  check_parts(parts);
+  check_weight(weight, channels_of(parts));
+  const Required required(mask, 4, parts.size());
+  const int64_t images = parts[0].size(0), channels = weight.size(0), height = parts[0].size(2),
+                width = parts[0].size(3);
+  check_map(input, "x", {images, channels, height, width});
   const auto norm = BatchNorm::saved(values, channels, training);
   const int64_t chunks = grads.size();
   TORCH_CHECK(chunks > 0 && channels % chunks == 0, "grads must be those of equal chunks of ", channels,
               " outputs, but are ", chunks);
-  std::vector<Tensor> chunk_grads;
-  for (const auto& grad : grads) {
-    chunk_grads.push_back(checked_map(grad, "grads", {images, channels / chunks, height, width}));
-  }
+  for (const auto& grad : grads) check_map(grad, "grads", {images, channels / chunks, height, width});
+  const auto maps = all_in_channels_last(parts), chunk_grads = all_in_channels_last(grads);
+  const Tensor x = in_channels_last(input);
   BatchNormGrad outer;
   if (required.map() || (required[1] && !training) || required[2] || required[3]) {
     outer = norm_gelu_backward(chunk_grads, x, norm, required.map());
@@ -248,15 +256,19 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor, Tensor> pointwise_norm_g
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("takes_bfloat16() -> bool", takes_bfloat16);
   library.def("pointwise(Tensor[] parts, Tensor weight, Tensor? bias=None) -> Tensor");
-  library.def("pointwise_backward(Tensor grad, Tensor[] parts, Tensor weight, bool[] required)"
-              " -> (Tensor[], Tensor, Tensor)");
-  library.def("pointwise_norm_gelu(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
-              " Tensor(a!) mean, Tensor(b!) variance, bool training, float momentum, float eps, int chunks) -> Tensor[]");
-  library.def("pointwise_norm_gelu_forward(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
-              " Tensor(a!) mean, Tensor(b!) variance, bool training, float momentum, float eps, int chunks)"
-              " -> (Tensor[], Tensor, Tensor)");
-  library.def("pointwise_norm_gelu_backward(Tensor[] grads, Tensor[] parts, Tensor weight, Tensor x, Tensor norm,"
-              " bool training, bool[] required) -> (Tensor[], Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "pointwise_backward(Tensor grad, Tensor[] parts, Tensor weight, bool[] required)"
+      " -> (Tensor[], Tensor, Tensor)");
+  library.def(
+      "pointwise_norm_gelu(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
+      " Tensor(a!) mean, Tensor(b!) variance, bool training, float momentum, float eps, int chunks) -> Tensor[]");
+  library.def(
+      "pointwise_norm_gelu_forward(Tensor[] parts, Tensor weight, Tensor? bias, Tensor norm_weight, Tensor norm_bias,"
+      " Tensor(a!) mean, Tensor(b!) variance, bool training, float momentum, float eps, int chunks)"
+      " -> (Tensor[], Tensor, Tensor)");
+  library.def(
+      "pointwise_norm_gelu_backward(Tensor[] grads, Tensor[] parts, Tensor weight, Tensor x, Tensor norm,"
+      " bool training, bool[] required) -> (Tensor[], Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {

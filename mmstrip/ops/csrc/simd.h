@@ -1,7 +1,7 @@
 // Channels side by side in vector registers, and the few things done with them everywhere.
 //
-// Maps are (N, C, H, W) in channels_last memory: pixels x channels. A kernel takes LANES channels of an image at a time.
-// Memory holds float32 or bfloat16, registers hold float32: numbers are rounded once, where they are stored.
+// Maps are (N, C, H, W) in channels_last memory: pixels x channels. A kernel takes LANES channels of an image at a
+// time. Memory holds float32 or bfloat16, registers hold float32: numbers are rounded once, where they are stored.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -80,9 +80,7 @@ __attribute__((always_inline)) inline void store(BFloat16* to, Lanes lanes, int6
 }
 
 // LANES pairs of bfloat16: the first of each, and the second.
-inline Lanes first_of(const int32_t* pairs) {
-  return (Lanes)_mm512_slli_epi32(_mm512_loadu_si512(pairs), 16);
-}
+inline Lanes first_of(const int32_t* pairs) { return (Lanes)_mm512_slli_epi32(_mm512_loadu_si512(pairs), 16); }
 
 inline Lanes second_of(const int32_t* pairs) {
   return (Lanes)_mm512_and_si512(_mm512_loadu_si512(pairs), _mm512_set1_epi32(0xffff0000));
@@ -170,9 +168,7 @@ inline void stage_pixels(const T* image, int64_t height, int64_t width, int64_t 
   count == LANES ? copy(std::integral_constant<int64_t, LANES>()) : copy(count);
 }
 
-inline int64_t lanes_left(int64_t channels, int64_t first) {
-  return std::min(LANES, channels - first);
-}
+inline int64_t lanes_left(int64_t channels, int64_t first) { return std::min(LANES, channels - first); }
 
 // function(first, lanes) for all of the channels, LANES (a constant) at a time, then the rest.
 template <typename Function>

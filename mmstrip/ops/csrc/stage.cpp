@@ -16,8 +16,9 @@ namespace {
 
 using Blocks = c10::List<c10::List<Tensor>>;
 
-// Steps of several items, each of which takes the steps in order, on all threads: who is free takes the next step of the
-// next item, so that no thread waits for another one but where an item is still at its step before. function(step, item)
+// Steps of several items, each of which takes the steps in order, on all threads: who is free takes the next step of
+// the next item, so that no thread waits for another one but where an item is still at its step before. function(step,
+// item)
 template <typename Function>
 void in_waves(int64_t steps, int64_t items, Function function) {
   std::mutex mutex;
@@ -150,7 +151,7 @@ class Block {
 
   // CGSMM but for its last fusion.
   Tensor mix(const Tensor& u, const Windows& windows) const {
-    if (windows.counts[0] * windows.counts[1] == 1) return mix_window(u);
+    if (windows.counts[0] == 1 && windows.counts[1] == 1) return mix_window(u);
     const Tensor mixed = mix_window(split_windows(u, extent_, windows.counts, windows.strides, false));
     return merge_windows(mixed, u.sizes().slice(2), windows.counts, windows.strides, true);
   }
@@ -226,8 +227,8 @@ class Snapshot {
 //   project, project_bias                                          1x1 and GELU, two chunks
 //   row, row_bias (map), fuse_row, fuse_row_bias, column, column_bias (map)
 //   tall, wide, narrow, narrow_bias, broad, broad_bias
-//   fuse                                                           of both mixed maps and the local one, (C, 3 C / 2, 1, 1)
-//   channel_depthwise, expand, expand_bias, gamma, reduce, reduce_bias
+//   fuse                                                           of both mixed maps and the local one, (C, 3 C / 2,
+//   1, 1) channel_depthwise, expand, expand_bias, gamma, reduce, reduce_bias
 class Stage : public torch::CustomClassHolder {
  public:
   // The constants of a block are those of BN, LayerNorm and GRN; maps are of one type.
@@ -251,9 +252,10 @@ class Stage : public torch::CustomClassHolder {
     TORCH_CHECK(!at::GradMode::is_enabled() || !input.requires_grad(), "x must not require a gradient");
     TORCH_CHECK(counts.size() == 2 && strides.size() == 2, "counts and strides must hold two numbers each");
     const BelowAutograd guard;
-    const Tensor x = checked_map(input, "x", {ANY, blocks_[0].channels(), ANY, ANY}), out = empty_map(x);
-    TORCH_CHECK(x.scalar_type() == type_, "x must be of type ", type_, ", for which the stage is packed, but is of ",
-                x.scalar_type());
+    check_map(input, "x", {ANY, blocks_[0].channels(), ANY, ANY});
+    TORCH_CHECK(input.scalar_type() == type_, "x must be of type ", type_,
+                ", for which the stage is packed, but is of ", input.scalar_type());
+    const Tensor x = in_channels_last(input), out = empty_map(x);
     const Windows windows{std::move(counts), std::move(strides)};
     const Groups groups(x.size(0), x.size(2) * x.size(3), true);
     const auto run_block = [&](int64_t block, const Tensor& x, const Tensor& out) {

@@ -21,9 +21,7 @@ struct Lines {
       : lines(row ? height : width), tokens(row ? width : height), line(row ? width : 1), token(row ? 1 : width) {}
 };
 
-int64_t whole_tiles(int64_t lines) {
-  return divide_up(lines, LINES) * LINES;
-}
+int64_t whole_tiles(int64_t lines) { return divide_up(lines, LINES) * LINES; }
 
 // Weights (G, strip_width, L, L) of the patches of LANES channels, as (strip_width * L * L) vectors.
 void load_weight(const Tensor& weight, int64_t first, Lanes* out) {
@@ -48,8 +46,8 @@ void for_pieces(int64_t count, int64_t size, Function function) {
   for (int64_t begin = 0; begin < count; begin += size) function(begin, std::min(begin + size, count));
 }
 
-// Weights (strip_width, out, in) in the order of their use: chunks of input tokens, in each tiles of output tokens, in each
-// (strip_width, in, out). For the gradient of the input lines and tokens change roles.
+// Weights (strip_width, out, in) in the order of their use: chunks of input tokens, in each tiles of output tokens, in
+// each (strip_width, in, out). For the gradient of the input lines and tokens change roles.
 void arrange(const Lanes* weight, int64_t strip_width, int64_t tokens, bool backward, Lanes* arranged) {
   for_pieces(tokens, chunk_size(tokens), [&](int64_t first, int64_t last) {
     for_pieces(tokens, TOKENS, [&](int64_t begin, int64_t end) {
@@ -77,7 +75,8 @@ struct Start {
   int64_t line, token;
 };
 
-// A tile of the product, LINES x T, over `inputs` tokens of the lines of a strip: `pitch` lines of a token follow each other.
+// A tile of the product, LINES x T, over `inputs` tokens of the lines of a strip: `pitch` lines of a token follow each
+// other.
 template <int T, typename Finish>
 void multiply(const Lanes* x, int64_t pitch, const Lanes* weight, int64_t strip_width, int64_t inputs, Start start,
               Finish finish) {
@@ -150,9 +149,7 @@ Tensor checked_weight(const Tensor& weight) {
   return weight.to(at::kFloat).contiguous();
 }
 
-Lanes identity(Lanes v, int64_t) {
-  return v;
-}
+Lanes identity(Lanes v, int64_t) { return v; }
 
 }  // namespace
 
@@ -176,7 +173,9 @@ struct StripLayer::Layout : Lines {
     const Tensor& weight = layer.weight_;
     TORCH_CHECK(tokens == weight.size(2) && channels % weight.size(0) == 0, "weight of shape ", weight.sizes(),
                 " does not fit a map of shape ", shape);
-    const auto fits = [&](const Tensor& map) { return map.size(0) == height && map.size(1) == width && map.size(2) == channels; };
+    const auto fits = [&](const Tensor& map) {
+      return map.size(0) == height && map.size(1) == width && map.size(2) == channels;
+    };
     TORCH_CHECK(!layer.bias_map_ || fits(layer.bias_), "bias must be of the map's shape ", shape);
     TORCH_CHECK(!layer.position_.defined() || fits(layer.position_), "position must be of the map's shape ", shape);
   }
@@ -233,9 +232,7 @@ void StripLayer::pack_block(const Layout& layout, int64_t first, Lanes* weight, 
   }
 }
 
-void StripLayer::check_fits(const Tensor& x) const {
-  Layout{*this, x.sizes().slice(1)};
-}
+void StripLayer::check_fits(const Tensor& x) const { Layout{*this, x.sizes().slice(1)}; }
 
 Tensor StripLayer::run(const Tensor& x) const {
   const int64_t images = x.size(0), strip_width = weight_.size(1);
@@ -277,7 +274,10 @@ namespace {
 Tensor strip_layer(const Tensor& x, const Tensor& weight, const Tensor& bias, bool row,
                    const OptionalTensor& position) {
   const BelowAutograd guard;
-  return StripLayer(weight, bias, position, row).run(checked_map(x, "x"));
+  check_map(x, "x");
+  const StripLayer layer(weight, bias, position, row);
+  layer.check_fits(x);
+  return layer.run(in_channels_last(x));
 }
 
 // Products of T x U tokens of the gradient and of the input, added up over the lines of an image.
@@ -373,10 +373,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> strip_layer_backward(const Tensor& gr
                                                                 const OptionalTensor& position,
                                                                 std::array<bool, 4> required) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x"), grad = checked_map(grad_out, "grad", x.sizes());
-  TORCH_CHECK(grad.scalar_type() == x.scalar_type(), "grad must be ", x.scalar_type(), " as x is, but is ",
-              grad.scalar_type());
-  StripLayer(weight, {}, position, row).check_fits(x);
+  check_map(input, "x"), check_map(grad_out, "grad", input.sizes());
+  TORCH_CHECK(grad_out.scalar_type() == input.scalar_type(), "grad must be ", input.scalar_type(), " as x is, but is ",
+              grad_out.scalar_type());
+  StripLayer(weight, {}, position, row).check_fits(input);
+  const Tensor x = in_channels_last(input), grad = in_channels_last(grad_out);
   const int64_t patches = weight.size(0);
   const bool position_required = position && required[3];
   Tensor grad_x, grad_weight, grad_bias, grad_position;
@@ -395,8 +396,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> strip_layer_backward(const Tensor& gr
 
 TORCH_LIBRARY_FRAGMENT(mmstrip, library) {
   library.def("strip_layer(Tensor x, Tensor weight, Tensor bias, bool row, Tensor? position=None) -> Tensor");
-  library.def("strip_layer_backward(Tensor grad, Tensor x, Tensor weight, bool row, bool bias_map, Tensor? position,"
-              " bool[4] required) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "strip_layer_backward(Tensor grad, Tensor x, Tensor weight, bool row, bool bias_map, Tensor? position,"
+      " bool[4] required) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(mmstrip, CPU, library) {

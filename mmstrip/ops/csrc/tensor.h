@@ -82,12 +82,14 @@ inline OptionalTensor checked(const OptionalTensor& tensor, const char* name, at
   return tensor ? OptionalTensor(checked(*tensor, name, sizes)) : tensor;
 }
 
-// A map (N, C, H, W) with at least one pixel and one channel, in channels_last memory.
-inline Tensor checked_map(const Tensor& map, const char* name, at::IntArrayRef sizes = {ANY, ANY, ANY, ANY}) {
+// Refuse what is no map (N, C, H, W) with at least one pixel and one channel. Operators check all arguments before they
+// copy a map: one that is expanded is larger than its memory.
+inline void check_map(const Tensor& map, const char* name, at::IntArrayRef sizes = {ANY, ANY, ANY, ANY}) {
   check(map, name, sizes);
   TORCH_CHECK(map.numel() > 0, name, " must not be empty, but is of shape ", map.sizes());
-  return map.contiguous(at::MemoryFormat::ChannelsLast);
 }
+
+inline Tensor in_channels_last(const Tensor& map) { return map.contiguous(at::MemoryFormat::ChannelsLast); }
 
 // Pixels x channels of a map, or what a forward pass saved of its type.
 inline Tensor checked_rows(const Tensor& rows, const char* name, at::IntArrayRef sizes) {
@@ -95,8 +97,8 @@ inline Tensor checked_rows(const Tensor& rows, const char* name, at::IntArrayRef
   return rows.contiguous();
 }
 
-// Memory beyond this is always fresh from the system, which clears it page by page as it is touched: in large pages that
-// is several times quicker.
+// Memory beyond this is always fresh from the system, which clears it page by page as it is touched: in large pages
+// that is several times quicker.
 inline Tensor in_large_pages(Tensor tensor) {
 #ifdef MADV_HUGEPAGE
   constexpr size_t threshold = 32 << 20, page = 4096;
@@ -116,14 +118,10 @@ inline Tensor empty_map(const Tensor& like, int64_t channels) {
   return empty_map({like.size(0), channels, like.size(2), like.size(3)}, like.options());
 }
 
-inline Tensor empty_map(const Tensor& like) {
-  return empty_map(like.sizes(), like.options());
-}
+inline Tensor empty_map(const Tensor& like) { return empty_map(like.sizes(), like.options()); }
 
 // In place of a gradient that is not required, where a list cannot hold an undefined tensor.
-inline Tensor no_gradient(const Tensor& like) {
-  return at::empty({0}, like.options());
-}
+inline Tensor no_gradient(const Tensor& like) { return at::empty({0}, like.options()); }
 
 // A map in channels_last memory as a matrix of pixels x channels.
 inline Tensor pixels(const Tensor& map) {
@@ -142,8 +140,6 @@ inline T* mutable_data(const Tensor& tensor) {
   return tensor.mutable_data_ptr<T>();
 }
 
-inline int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace mmstrip

@@ -14,18 +14,24 @@ struct Axis {
     int64_t first, last;  // of the windows that hold a token
   };
 
-  int64_t length, extent, count;
+  int64_t length, extent, count, stride;
   std::vector<int64_t> starts;
   std::vector<Cover> covers;
 
   Axis(int64_t length, int64_t extent, int64_t count, int64_t stride)
-      : length(length), extent(extent), count(count) {
+      : length(length), extent(extent), count(count), stride(stride) {
     TORCH_CHECK(extent >= 1 && extent <= length, "extent must be from 1 to ", length, ", the map's, but is ", extent);
     // The published rule rounds half to even: a map may have one window more than tokens.
-    TORCH_CHECK(count >= 1 && count <= length + 1, "counts must be from 1 to ", length + 1, ", but is ", count);
-    const bool covering = stride >= 0 && (stride <= extent || count == 1) && (count - 1) * stride >= length - extent;
-    TORCH_CHECK(covering, "counts and strides must be such that windows of ", extent, " tokens cover a map of ", length,
+    TORCH_CHECK(count >= 1 && count - 1 <= length, "counts must be at least 1 and at most 1 more than the map's ",
+                length, " tokens, but is ", count);
+    const int64_t rest = length - extent;
+    const bool reaches = rest == 0 || (stride > 0 && stride <= extent && count - 1 >= divide_up(rest, stride));
+    TORCH_CHECK(reaches && stride >= 0 && (stride <= extent || count == 1),
+                "counts and strides must be such that windows of ", extent, " tokens cover a map of ", length,
                 ", but are ", count, " and ", stride);
+  }
+
+  void place_windows() {
     covers.resize(length, {-1, -1});
     for (const auto window : irange(count)) {
       starts.push_back(std::min(window * stride, length - extent));
@@ -54,7 +60,9 @@ struct Layout {
   Axis rows, columns;
 
   Layout(at::IntArrayRef size, at::IntArrayRef extent, at::IntArrayRef counts, at::IntArrayRef strides)
-      : rows(axis(size, extent, counts, strides, 0)), columns(axis(size, extent, counts, strides, 1)) {}
+      : rows(axis(size, extent, counts, strides, 0)), columns(axis(size, extent, counts, strides, 1)) {
+    rows.place_windows(), columns.place_windows();
+  }
 
   // Place of a pixel of the map in one of its windows, in pixels; windows go row by row, image by image.
   int64_t place(int64_t image, int64_t row_window, int64_t column_window, int64_t h, int64_t w) const {
@@ -68,9 +76,10 @@ struct Layout {
 Tensor split_windows(const Tensor& input, at::IntArrayRef extent, at::IntArrayRef counts, at::IntArrayRef strides,
                      bool mean) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  const int64_t images = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
+  check_map(input, "x");
+  const int64_t images = input.size(0), channels = input.size(1), height = input.size(2), width = input.size(3);
   const Layout layout({height, width}, extent, counts, strides);
+  const Tensor x = in_channels_last(input);
   const Axis &rows = layout.rows, &columns = layout.columns;
   const Tensor out =
       empty_map({images * rows.count * columns.count, channels, rows.extent, columns.extent}, x.options());
@@ -103,15 +112,20 @@ Tensor split_windows(const Tensor& input, at::IntArrayRef extent, at::IntArrayRe
   return out;
 }
 
-Tensor merge_windows(const Tensor& input, at::IntArrayRef size, at::IntArrayRef counts, at::IntArrayRef strides, bool mean) {
+Tensor merge_windows(const Tensor& input, at::IntArrayRef size, at::IntArrayRef counts, at::IntArrayRef strides,
+                     bool mean) {
   const BelowAutograd guard;
-  const Tensor x = checked_map(input, "x");
-  const Layout layout(size, x.sizes().slice(2), counts, strides);
+  check_map(input, "x");
+  // So that there are no more windows than input, and no longer an axis than all of them reach.
+  const bool whole = counts.size() == 2 && counts[0] >= 1 && counts[1] >= 1 && input.size(0) % counts[0] == 0 &&
+                     input.size(0) / counts[0] % counts[1] == 0;
+  TORCH_CHECK(whole, "counts must be two numbers whose product divides the number of windows in x, but are ", counts,
+              ", and x is of shape ", input.sizes());
+  const Layout layout(size, input.sizes().slice(2), counts, strides);
   const Axis &rows = layout.rows, &columns = layout.columns;
-  const int64_t channels = x.size(1), height = rows.length, width = columns.length;
-  const int64_t images = x.size(0) / (rows.count * columns.count);
-  TORCH_CHECK(images * rows.count * columns.count == x.size(0), "x must hold a multiple of ", rows.count * columns.count,
-              " windows, but is of shape ", x.sizes());
+  const int64_t channels = input.size(1), height = rows.length, width = columns.length;
+  const int64_t images = input.size(0) / rows.count / columns.count;
+  const Tensor x = in_channels_last(input);
   const Tensor out = empty_map({images, channels, height, width}, x.options());
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);

@@ -1,0 +1,1 @@
+"""The evidence: the trainings behind docs/results.md."""

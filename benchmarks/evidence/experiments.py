@@ -1,0 +1,254 @@
+"""The evidence: trainings on public images that test the paper's claims, as `make evidence` works through them."""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+from .run import Metrics, Results, Run, is_done
+
+TOP1: Metrics = {'top-1': ('accuracy/top1', 100)}
+RATES = (5e-4, 1e-3)
+SEEDS = (0, 1, 2)
+RATE = 'optim_wrapper.optimizer.lr'
+EPOCHS = 'train_cfg.max_epochs'
+BACKBONE = 'model.backbone'
+
+# Config of each model on Caltech-101.
+CALTECH101 = {
+    'strip-mlp-tiny-light': 'strip_mlp/strip-mlp-tiny-light_1xb32_caltech101-64px.py',
+    'resnet18': 'comparison/resnet18_1xb32_caltech101-64px.py',
+    'resnet50': 'comparison/resnet50_1xb32_caltech101-64px.py',
+    'convnext-tiny': 'comparison/convnext-tiny_1xb32_caltech101-64px.py',
+    'swin-tiny': 'comparison/swin-tiny_1xb32_caltech101-64px.py',
+}
+LIKELY_PLACES = ('strip-mlp-tiny-light', 'resnet50')
+CALTECH101_EPOCHS, CHOOSING_EPOCHS = 12, 3
+
+# Network on Fashion-MNIST -> side of its images, learning rate, epochs of the whole run (1: the network is only tried),
+# precision and threads.
+FASHION_MNIST = {
+    'strip-mlp-tiny-light': (32, 1e-3, 1, {}),
+    'strip-mlp-nano': (64, 1e-3, 20, {}),
+    'strip-mlp-pico': (128, 2e-3, 32, dict(amp='bfloat16', threads=2)),
+}
+FASHION_MNIST_CHOOSING_EPOCHS = 1
+
+ABLATIONS = 'strip_mlp/strip-mlp-pico_1xb128_cifar10-64px.py'
+ABLATIONS_EPOCHS, ABLATIONS_CHOOSING_EPOCHS = 5, 1
+ABLATIONS_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+ABLATIONS_SEEDS = tuple(range(6))
+# Variant -> arguments of the backbone. First the network that the others vary, then these in the order of their worth;
+# the first two with the first three seeds are the pilot.
+VARIANTS = {
+    'shared': {},
+    'channel-patches-1': {'num_patches': 1},
+    'branches-lsmm': {'branches': ['lsmm']},
+    'branches-cgsmm': {'branches': ['cgsmm']},
+    'rows-and-columns-parallel': {'cascade': False},
+    'strip-width-1': {'strip_width': 1},
+    'strip-width-7': {'strip_width': 7},
+}
+
+
+class Task(NamedTuple):
+    """A detector or segmentor of part 4.
+
+    Attributes:
+        epochs: Of a whole run.
+        choosing_epochs: Of one that chooses the learning rate.
+        image: Channels, height and width that multiply-adds are counted at.
+        metrics: As of :class:`Run`, the main one first.
+        models: Backbone -> its config.
+    """
+
+    epochs: int
+    choosing_epochs: int
+    image: tuple[int, int, int]
+    metrics: Metrics
+    models: dict[str, str]
+
+
+TRANSFER = {
+    'bccd': Task(
+        epochs=12,
+        choosing_epochs=3,
+        image=(3, 240, 320),
+        metrics={'AP50': ('pascal_voc/mAP', 1)},
+        models={
+            'strip-mlp-tiny-light': 'detection/retinanet_strip-mlp-tiny-light_fpn_1xb8_bccd.py',
+            'resnet18': 'comparison/retinanet_resnet18_fpn_1xb8_bccd.py',
+        },
+    ),
+    'camvid': Task(
+        epochs=16,
+        choosing_epochs=2,
+        image=(3, 180, 240),
+        metrics={'mIoU': ('mIoU', 100)},
+        models={
+            'strip-mlp-tiny-light': 'segmentation/strip-mlp-tiny-light_fpn_1xb4_camvid.py',
+            'resnet18': 'comparison/resnet18_fpn_1xb4_camvid.py',
+        },
+    ),
+}
+
+CIFAR10 = 'strip_mlp/strip-mlp-tiny-light_caltech101-pre_1xb64_cifar10-64px.py'
+
+DIGIT_SCENES = 'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py'
+# What was tried to find out why the segmentor of digit scenes is poor -> options.
+DIGIT_SCENES_TRIALS = {
+    'as-it-is': {},
+    'four-times-the-epochs': {EPOCHS: 20, 'param_scheduler.1.end': 20},
+    'three-times-the-rate': {RATE: 3e-3},
+    'both-of-these': {EPOCHS: 20, 'param_scheduler.1.end': 20, RATE: 3e-3},
+    'backbone-at-the-heads-rate': {'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': 1.0},
+    'no-norm-in-the-neck': {'model.neck.norm_cfg': None},
+    'windows-of-the-whole-map': {f'{BACKBONE}.img_size': 96},
+    'background-at-full-weight': {'model.decode_head.loss_decode.class_weight': None},
+}
+
+
+def caltech101(results: Results) -> list[Run]:
+    """Part 1: Strip-MLP-T* against its peers, from scratch: for each, short runs that choose its rate, then seed 0."""
+    return [run for runs in caltech101_runs(results) for run in runs]
+
+
+def caltech101_seeds(results: Results) -> list[Run]:
+    """Part 1: further seeds of the first two on the held-out images."""
+    first = [runs[-1] for runs in caltech101_runs(results)]
+    best = first_places(first, results, 2)
+    places = best or LIKELY_PLACES  # until they are known, for the estimate of the time
+    chosen = [run for run in first if run.name.rpartition('_')[0] in places]
+    return [
+        replace(run, name=f'{run.name[:-1]}{seed}', seed=seed, waits=run.waits or not best)
+        for seed in SEEDS[1:]
+        for run in chosen
+    ]
+
+
+def caltech101_runs(results: Results) -> list[list[Run]]:
+    """For each model those that choose its learning rate, then seed 0."""
+    models = []
+    for model, config in CALTECH101.items():
+        run = Run('caltech101', f'{model}_seed0', config, TOP1, {EPOCHS: CALTECH101_EPOCHS})
+        choosing = choose_rate(run, model, RATES, CHOOSING_EPOCHS)
+        models.append([*choosing, with_rate(run, choosing, results)])
+    return models
+
+
+def fashion_mnist(results: Results) -> list[Run]:
+    """Part 2, a figure that anyone can check: networks and sizes of images tried for one epoch, then the small ones."""
+    runs = []
+    for model, (side, rate, epochs, how) in FASHION_MNIST.items():
+        config = f'strip_mlp/{model}_1xb64_fashion-mnist-{side}px.py'
+        options = {EPOCHS: epochs, RATE: rate}
+        run = Run('fashion-mnist', f'{model}_seed0', config, TOP1, options, image=(3, side, side), **how)
+        choosing = choose_rate(run, model, [rate], FASHION_MNIST_CHOOSING_EPOCHS)
+        runs += choosing
+        if epochs > FASHION_MNIST_CHOOSING_EPOCHS:
+            runs.append(with_rate(run, choosing, results))
+    return runs
+
+
+def ablations(results: Results) -> list[Run]:
+    """Part 3: what the paper's Tables 6 to 9 vary, with six seeds each, at the rate of the shared network."""
+    run = Run('ablations', '', ABLATIONS, TOP1, {EPOCHS: ABLATIONS_EPOCHS}, amp='bfloat16')
+    choosing = choose_rate(run, 'pico', ABLATIONS_RATES, ABLATIONS_CHOOSING_EPOCHS)
+    rated = with_rate(run, choosing, results)
+    shared, first, *others = VARIANTS
+    order = [(variant, seed) for seed in ABLATIONS_SEEDS for variant in (shared, first)]
+    order += [(variant, seed) for variant in others for seed in ABLATIONS_SEEDS]
+    runs = []
+    for variant, seed in order:
+        changes = {f'{BACKBONE}.{key}': value for key, value in VARIANTS[variant].items()}
+        name = f'{variant}_seed{seed}'
+        runs.append(replace(rated, name=name, seed=seed, options={**rated.options, **changes}))
+    return choosing + runs
+
+
+def transfer(results: Results) -> list[Run]:
+    """Part 4: a detector and a segmentor, each from its backbone's classifier of part 1 and from scratch."""
+    runs = []
+    for key, task in TRANSFER.items():
+        for model, config in task.models.items():
+            for start in ('classifier', 'scratch'):
+                name = transfer_name(key, model, start)
+                options = {EPOCHS: task.epochs} | ({f'{BACKBONE}.init_cfg': None} if start == 'scratch' else {})
+                run = Run('transfer', name, config, task.metrics, options, image=task.image)
+                if start == 'classifier':
+                    run = replace(run, start=f'caltech101/{model}_seed0')
+                choosing = choose_rate(run, name, RATES, task.choosing_epochs)
+                runs += [*choosing, with_rate(run, choosing, results)]
+    return runs
+
+
+def transfer_name(task: str, model: str, start: str) -> str:
+    """Name of a run of part 4 in file names."""
+    return f'{task}_{model}_from-{start}'
+
+
+def cifar10(results: Results) -> list[Run]:
+    """Part 4: a classifier of CIFAR-10 as JPEG, from that of Caltech-101 and from scratch.
+
+    The learning rate that was chosen on Caltech-101 serves both.
+    """
+    caltech101_rate = caltech101_runs(results)[0][-1].options.get(RATE)
+    options = {EPOCHS: 2, RATE: caltech101_rate}
+    run = Run('cifar10', 'from-classifier', CIFAR10, TOP1, options, waits=caltech101_rate is None)
+    scratch = replace(run, name='from-scratch', options={**options, f'{BACKBONE}.init_cfg': None})
+    return [replace(run, start='caltech101/strip-mlp-tiny-light_seed0'), scratch]
+
+
+def digit_scenes(results: Results) -> list[Run]:
+    """Part 4: a segmentor of digit scenes from scratch, with one thing changed in each run."""
+    run = Run('digit-scenes', '', DIGIT_SCENES, {'mIoU': ('mIoU', 100)}, choosing=True, image=(3, 96, 96))
+    return [replace(run, name=name, options={EPOCHS: 5, **options}) for name, options in DIGIT_SCENES_TRIALS.items()]
+
+
+def choose_rate(run: Run, name: str, rates: Iterable[float], epochs: int) -> list[Run]:
+    """Short runs that choose a learning rate for a whole one."""
+    return [
+        replace(
+            run, choosing=True, name=f'choose_{name}_lr{rate:g}', options={**run.options, EPOCHS: epochs, RATE: rate}
+        )
+        for rate in rates
+    ]
+
+
+def with_rate(run: Run, choosing: list[Run], results: Results) -> Run:
+    """A run with the settings that were best in short runs; it waits until all of them have been tried."""
+    if not all(is_done(run, results) for run in choosing):
+        return replace(run, waits=True)
+    best = max(choosing, key=lambda one: results[one.key][next(iter(one.metrics))])
+    return replace(run, config=best.config, image=best.image, options={**best.options, EPOCHS: run.options[EPOCHS]})
+
+
+def first_places(runs: list[Run], results: Results, count: int) -> set[str] | None:
+    """The models whose runs are best at their last validation, on held-out images; None while one is missing."""
+    if not all(is_done(run, results) for run in runs):
+        return None
+    metric = next(iter(runs[0].metrics))
+    order = sorted(runs, key=lambda run: results[run.key]['curve'][-1][metric], reverse=True)
+    return {run.name.rpartition('_')[0] for run in order[:count]}
+
+
+# In the order in which they are worth most.
+PLAN: list[tuple[str, Callable[[Results], list[Run]]]] = [
+    ('caltech101', caltech101),
+    ('fashion-mnist', fashion_mnist),
+    ('caltech101', caltech101_seeds),
+    ('ablations', ablations),
+    ('transfer', transfer),
+    ('cifar10', cifar10),
+    ('digit-scenes', digit_scenes),
+]
+PARTS = tuple(dict.fromkeys(part for part, _ in PLAN))
+
+
+def declared(parts: Collection[str], results: Results) -> list[Run]:
+    """All runs of some parts, in their order; settings that hang on others' results too.
+
+    Args:
+        parts: Names from ``PARTS``.
+        results: What :func:`read_results` gives.
+    """
+    return [run for part, runs in PLAN if part in parts for run in runs(results)]

@@ -1,0 +1,336 @@
+"""docs/results.md: tables and plots, drawn from the JSON of the runs alone."""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import mmcv
+import numpy as np
+
+from mmstrip.utils.plots import plot_curves
+
+from ..pictures import plot_differences
+from ..results import markdown_table, write_text
+from .experiments import ABLATIONS_SEEDS, CALTECH101, DIGIT_SCENES_TRIALS, SEEDS, TRANSFER, transfer_name
+from .paired import count_needed, half_width, interval, paired_differences
+from .run import Results, read_results
+
+MISSING, UNMEASURED = 'not yet run', 'not yet measured'
+_SHEET_WIDTH = 1400  # pixels, of pictures of predictions
+# Variant -> its name in the table, what the paper claims of the shared network over it (None: it is no better), and the
+# paper's difference on Caltech-101 and CIFAR-100 at 224 px, 300 epochs.
+ABLATIONS = {
+    'channel-patches-1': ('channel patches: 1', 'C/4 channel patches are better than one', '+1.16, +1.47'),
+    'branches-lsmm': ('branches: LSMM alone', 'both branches are better than LSMM alone', 'clearly better'),
+    'branches-cgsmm': ('branches: CGSMM alone', 'both branches are better than CGSMM alone', 'clearly better'),
+    'rows-and-columns-parallel': (
+        'rows and columns: parallel',
+        'rows and columns in cascade are better than in parallel',
+        '+0.48, +0.61',
+    ),
+    'strip-width-1': ('strip width: 1', 'strips of width 3 are better than of width 1', 'better'),
+    'strip-width-7': ('strip width: 7', None, 'saturated'),
+}
+PILOT = 'channel-patches-1', ABLATIONS_SEEDS[:3]
+# Pictures below a table, where they have been drawn.
+PICTURES = {
+    'caltech101': (
+        ('results_caltech101.png', 'Held-out accuracy over epochs and minutes, seed 0'),
+        ('results_caltech101_confusion_matrix.png', 'Confusion matrix of the T* classifier'),
+    ),
+    'ablations': (('results_ablations.png', 'Paired differences and their 95 % intervals'),),
+    'transfer': (
+        ('results_transfer.png', 'Validation over the epochs'),
+        ('results_bccd.jpg', 'BCCD: truth and, beside it, what the detector from the T* classifier finds'),
+        ('results_camvid.jpg', 'CamVid: truth and, beside it, what the segmentor from the T* classifier finds'),
+    ),
+}
+
+
+def write_page(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
+    """Fill in the tables of a page and draw its plots.
+
+    Between ``<!-- results: NAME -->`` and ``<!-- end -->``, the page gets the table NAME and its pictures, which are in
+    ``images/`` beside it. What has not been run is named so.
+
+    Args:
+        results_dir: Folder of the results, ``{part}/{name}.json``.
+        page: Markdown file with such marks.
+        work_dir: Folder of the runs, ``{part}/{name}/``; pictures of predictions are taken from it, where it has them.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ValueError: The page asks for a table that there is not.
+    """
+    results = read_results(results_dir)
+    images = page.parent / 'images'
+    images.mkdir(exist_ok=True)
+    plots = (_plot_caltech101, _plot_ablations, _plot_transfer)
+    drawn = [plot(results, images) for plot in plots]
+    drawn.append(_copy_confusion_matrix(work_dir, images))
+    drawn += [_draw_predictions(task, work_dir, images) for task in TRANSFER]
+
+    def fill(match: re.Match) -> str:
+        name = match.group(1)
+        if name not in TABLES:
+            raise ValueError(f'{page}: tables are {", ".join(TABLES)}, but it asks for {name!r}')
+        shown = [f'![{title}](images/{file})' for file, title in PICTURES.get(name, ()) if (images / file).is_file()]
+        content = '\n\n'.join([TABLES[name](results), *shown])
+        return f'<!-- results: {name} -->\n{content}\n<!-- end -->'
+
+    text = re.sub(r'<!-- results: (\S+) -->.*?<!-- end -->', fill, page.read_text(), flags=re.S)
+    write_text(page, text)
+    return [page, *filter(None, drawn)]
+
+
+def _seeds(results: Results, prefix: str, seeds: Sequence[int] = SEEDS) -> list[dict]:
+    """Results of one setting with several seeds."""
+    return [results[key] for seed in seeds if (key := f'{prefix}_seed{seed}') in results]
+
+
+def _mean(runs: list[dict]) -> str:
+    """Mean top-1, and standard deviation where there are several, in percent."""
+    values = [100 * run['top-1'] for run in runs]
+    if not values:
+        return MISSING
+    return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
+
+
+def _caltech101_table(results: Results) -> str:
+    head = ('model', 'top-1, test', 'seeds', 'held-out', 'lr', 'params', 'FLOPs', 'minutes', 'images/s')
+    rows = []
+    for model in CALTECH101:
+        runs = _seeds(results, f'caltech101/{model}')
+        if not runs:
+            rows.append([model, MISSING, *[''] * (len(head) - 2)])
+            continue
+        first = runs[0]
+        speed = _speed(results, model)
+        rows.append(
+            [
+                model,
+                _mean(runs),
+                len(runs),
+                f'{100 * mean(run["curve"][-1]["top-1"] for run in runs):.2f}',
+                f'{first["settings"]["options"]["optim_wrapper.optimizer.lr"]:g}',
+                f'{first["params"] / 1e6:.2f} M',
+                f'{first["flops"] / 1e9:.2f} G',
+                f'{_epoch_minutes(first, speed) * first["epochs"]:.1f}' if speed else UNMEASURED,
+                f'{speed:.1f}' if speed else UNMEASURED,
+            ]
+        )
+    return markdown_table(head, rows)
+
+
+def _speed(results: Results, model: str) -> float | None:
+    """Training images of one core in a second, of all models measured in turns on one machine."""
+    measured = results.get('speed/benchmark', {}).get('results', [])
+    found = [one['images_per_second'] for one in measured if one['label'].partition(' @')[0] == model]
+    return found[0] if found else None
+
+
+def _epoch_minutes(run: dict, speed: float) -> float:
+    """Minutes of an epoch at a speed that is common to all runs, as they may have been on several machines."""
+    return run['images'] / run['epochs'] / speed / 60
+
+
+def _choices_table(results: Results) -> str:
+    """What learning rates were chosen by."""
+    choosing = {key: result for key, result in sorted(results.items()) if '/choose_' in key}
+    if not choosing:
+        return MISSING
+    table: dict[str, dict[str, str]] = {}
+    for key, result in choosing.items():
+        name, _, rate = key.replace('choose_', '').rpartition('_lr')
+        metric = next(iter(result['settings']['metrics']))
+        table.setdefault(f'{name}, {metric}', {})[rate] = f'{100 * result[metric]:.2f}'
+    rates = sorted({rate for row in table.values() for rate in row}, key=float)
+    rows = [[name, *(row.get(rate, '') for rate in rates)] for name, row in table.items()]
+    return markdown_table(('run, held-out %', *(f'lr {rate}' for rate in rates)), rows)
+
+
+def _fashion_mnist_table(results: Results) -> str:
+    rows = []
+    for key in sorted(key for key in results if key.startswith('fashion-mnist/') and 'choose' not in key):
+        run = results[key]
+        config = Path(run['settings']['config']).stem
+        size = f'{run["params"] / 1e6:.2f} M'
+        cost = [run['epochs'], f'{run["core_minutes"]:.0f}', run['machine']['cpu']]
+        rows.append([config, f'{100 * run["top-1"]:.2f}', size, *cost])
+    head = ('config', 'top-1, test', 'params', 'epochs', 'core minutes', 'on')
+    return markdown_table(head, rows) if rows else MISSING
+
+
+def _ablations_table(results: Results) -> str:
+    shared = _by_seed(results, 'shared')
+    rows = [['shared', *_ablation_row(results, 'shared'), '', '']]
+    claims = []
+    for variant, (title, claim, paper) in ABLATIONS.items():
+        differences = paired_differences(shared, _by_seed(results, variant))
+        ours = '{:+.2f} ± {:.2f}'.format(*interval(differences)) if len(differences) > 1 else ''
+        rows.append([title, *_ablation_row(results, variant), ours, paper])
+        if claim and len(differences) == len(ABLATIONS_SEEDS):
+            claims.append(f'- {claim[0].upper()}{claim[1:]}: {_verdict(*interval(differences))}.')
+    head = ('network', 'top-1, test', 'seeds', 'params', 'shared over it, 95 %', "the paper's")
+    return '\n\n'.join(filter(None, [markdown_table(head, rows), _pilot(results), '\n'.join(claims)]))
+
+
+def _by_seed(results: Results, variant: str) -> dict[int, float]:
+    """Seed -> top-1 in %."""
+    keys = {seed: f'ablations/{variant}_seed{seed}' for seed in ABLATIONS_SEEDS}
+    return {seed: 100 * results[key]['top-1'] for seed, key in keys.items() if key in results}
+
+
+def _ablation_row(results: Results, variant: str) -> list:
+    runs = _seeds(results, f'ablations/{variant}', ABLATIONS_SEEDS)
+    return [_mean(runs), len(runs) or '', f'{runs[0]["params"] / 1e6:.2f} M' if runs else '']
+
+
+def _verdict(gain: float, error: float) -> str:
+    """What a 95 % interval of the difference says of a claim that it is above 0."""
+    return 'confirmed' if gain > error else 'contradicted' if gain < -error else 'not decided at this budget'
+
+
+def _pilot(results: Results) -> str:
+    """What the standard deviation of the pilot says of the seeds that are needed."""
+    variant, seeds = PILOT
+    shared, other = (_by_seed(results, name) for name in ('shared', variant))
+    if not all(seed in shared and seed in other for seed in seeds):
+        return ''
+    deviation = stdev(paired_differences({seed: shared[seed] for seed in seeds}, other))
+    few, all_seeds = len(seeds), len(ABLATIONS_SEEDS)
+    needed = ', '.join(
+        f'{count_needed(deviation, points) or "more than 16"} for {points}' for points in (1.0, 0.7, 0.5)
+    )
+    return (
+        f'Pilot: the differences of {few} seeds have a standard deviation of {deviation:.2f} points. With it the '
+        f'interval is ± {half_width(deviation, few):.2f} with {few} seeds and ± {half_width(deviation, all_seeds):.2f} '
+        f'with {all_seeds}; seeds needed for an interval of so many points on either side: {needed}.'
+    )
+
+
+def _transfer_table(results: Results) -> str:
+    rows = []
+    for name, task in TRANSFER.items():
+        first = next(iter(task.metrics))
+        for model in task.models:
+            for start in ('classifier', 'scratch'):
+                run = results.get(f'transfer/{transfer_name(name, model, start)}')
+                values = [f'{run[metric]:.3f}' for metric in task.metrics] if run else [MISSING]
+                padded = [
+                    ', '.join(f'{found[first]:.3f}' for found in (run or {}).get(kind, {}).values())
+                    for kind in ('padding', 'padding_ignored')
+                ]
+                rows.append([name, model, start, f'{", ".join(task.metrics)} {", ".join(values)}', *padded])
+    head = 'task', 'backbone', 'from', 'test', 'val: padded to multiples of 1, 32, 128', 'ignore_padding: 32, 128'
+    return markdown_table(head, rows)
+
+
+def _cifar10_table(results: Results) -> str:
+    rows = []
+    for start in ('classifier', 'scratch'):
+        run = results.get(f'cifar10/from-{start}')
+        curve = ', '.join(f'{100 * point["top-1"]:.2f}' for point in run['curve']) if run else ''
+        rows.append([start, _mean([run] if run else []), curve])
+    return markdown_table(('from', 'top-1, test', 'held-out, by epoch'), rows)
+
+
+def _digit_scenes_table(results: Results) -> str:
+    rows = []
+    for name in DIGIT_SCENES_TRIALS:
+        run = results.get(f'digit-scenes/{name}')
+        rows.append([name.replace('-', ' '), f'{run["mIoU"]:.3f}' if run else MISSING])
+    return markdown_table(('what was changed', 'mIoU'), rows)
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    'caltech101': _caltech101_table,
+    'choices': _choices_table,
+    'fashion-mnist': _fashion_mnist_table,
+    'ablations': _ablations_table,
+    'transfer': _transfer_table,
+    'cifar10': _cifar10_table,
+    'digit-scenes': _digit_scenes_table,
+}
+
+
+def _plot_caltech101(results: Results, images: Path) -> Path | None:
+    by_epoch, by_minute = {}, {}
+    for model in CALTECH101:
+        runs = _seeds(results, f'caltech101/{model}')
+        if runs:
+            curve = runs[0]['curve']
+            accuracy = [100 * point['top-1'] for point in curve]
+            by_epoch[model] = [point['epoch'] for point in curve], accuracy
+            if speed := _speed(results, model):
+                minutes = _epoch_minutes(runs[0], speed)
+                by_minute[model] = [point['epoch'] * minutes for point in curve], accuracy
+    if not by_epoch:
+        return None
+    path = images / 'results_caltech101.png'
+    title = 'Caltech-101, held-out top-1 in %'
+    panels = {f'{title}, over epochs': by_epoch}
+    if by_minute:
+        panels[f'{title}, over minutes'] = by_minute
+    plot_curves(panels, ('epoch', 'minutes of one core'), path)
+    return path
+
+
+def _plot_ablations(results: Results, images: Path) -> Path | None:
+    shared = _by_seed(results, 'shared')
+    differences = {title: paired_differences(shared, _by_seed(results, key)) for key, (title, *_) in ABLATIONS.items()}
+    rows = {title: (found, *interval(found)) for title, found in differences.items() if len(found) > 1}
+    if not rows:
+        return None
+    path = images / 'results_ablations.png'
+    plot_differences(rows, 'top-1 of the shared network minus that of the variant, points', path)
+    return path
+
+
+def _plot_transfer(results: Results, images: Path) -> Path | None:
+    panels = {}
+    for name, task in TRANSFER.items():
+        metric = next(iter(task.metrics))
+        for model in task.models:
+            for start in ('classifier', 'scratch'):
+                run = results.get(f'transfer/{transfer_name(name, model, start)}')
+                if run:
+                    points = run['curve']
+                    curve = [point['epoch'] for point in points], [point[metric] for point in points]
+                    panels.setdefault(f'{name}, val: {metric}', {})[f'{model} from {start}'] = curve
+    if not panels:
+        return None
+    path = images / 'results_transfer.png'
+    plot_curves(panels, 'epoch', path)
+    return path
+
+
+def _copy_confusion_matrix(work_dir: Path, images: Path) -> Path | None:
+    """That of the first model of part 1."""
+    found = sorted((work_dir / 'caltech101' / f'{next(iter(CALTECH101))}_seed0').glob('*/confusion_matrix.png'))
+    if not found:
+        return None
+    path = images / 'results_caltech101_confusion_matrix.png'
+    shutil.copyfile(found[-1], path)
+    return path
+
+
+def _draw_predictions(task: str, work_dir: Path, images: Path) -> Path | None:
+    """Truth and prediction on six test images, two in a row, of the first backbone from its classifier."""
+    folder = work_dir / 'transfer' / transfer_name(task, next(iter(TRANSFER[task].models)), 'classifier') / 'pictures'
+    files = sorted(folder.glob('*.png'))
+    if not files:
+        return None
+    pictures = [mmcv.imread(file) for file in files[:: max(len(files) // 6, 1)][:6]]  # of all sequences of CamVid
+    height, width = pictures[0].shape[:2]
+    cells = np.full((-(-len(pictures) // 2), 2, height, width, 3), 255, np.uint8)
+    for cell, picture in zip(cells.reshape(-1, height, width, 3), pictures):
+        cell[:] = mmcv.imresize(picture, (width, height))
+    sheet = cells.swapaxes(1, 2).reshape(-1, 2 * width, 3)
+    path = images / f'results_{task}.jpg'
+    mmcv.imwrite(mmcv.imrescale(sheet, _SHEET_WIDTH / sheet.shape[1]), str(path))
+    return path

@@ -1,0 +1,311 @@
+"""Measuring one model: a step of it, its seconds and its memory."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mmstrip import accelerate
+from mmstrip.analysis.complexity import TensorForward, analyze_complexity, data_samples
+from mmstrip.deployment.formats import SUFFIXES, check_packages, halve, to_onnx, trace
+from mmstrip.deployment.quantization import write_int8
+from mmstrip.deployment.runtimes import RUNTIMES, Session
+from mmstrip.models import StripMLP
+
+from .specs import Spec
+
+MODES = ('inference', 'train')
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+TOLERANCES = {'float32': 1e-3, 'lower': 5e-2, 'int8': 0.5}  # of outputs; lower: of products, or of stored weights
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else PyTorch's profiler prints two lines a measurement
+_exported: dict[str, object] = {}  # models of ONNX, shared by the runtimes
+_FORMATS = {'onnxruntime': 'onnx', 'openvino': 'openvino'}  # what each reads in int8
+_CEILING_SIDES = {'cpu': (256, 512, 1024, 2048), 'cuda': (8192,)}
+_CEILING_SECONDS = 0.2
+_COPIED_MIB = {'cpu': 64, 'cuda': 2048}
+_GRAPH_WARMUP = 3
+
+
+@dataclass
+class Settings:
+    """How to measure: see the options of ``python -m benchmarks.speed``."""
+
+    modes: Sequence[str] = ('inference',)
+    batch: int = 8
+    shapes: Sequence[tuple[int, int]] = ((224, 224),)
+    channels: int = 3
+    dtype: str = 'float32'
+    device: str = 'cpu'
+    rounds: int = 10
+    warmup: int = 2
+    ceiling_side: int | None = None  # of the large matrix product; None: by device
+    round_seconds: float = 0.0  # steps that are shorter are repeated within a round, without a stop in between
+
+
+class Candidate:
+    """A model that is ready to run steps.
+
+    Attributes:
+        dtype (str): What its products are computed in, one of :data:`DTYPES`.
+
+    Raises:
+        ValueError: Its runtime is not installed, or cannot do what is asked; CUDA graphs without CUDA.
+    """
+
+    def __init__(self, spec: Spec, settings: Settings):
+        self.spec, self.settings = spec, settings
+        self.dtype = 'bfloat16' if {'autocast', 'bfloat16'} & set(spec.forms) else settings.dtype
+        self.runtime = next((form for form in spec.forms if form in RUNTIMES), None)
+        if self.runtime:
+            self._check_runtime()
+        if 'cudagraphs' in spec.forms and not settings.device.startswith('cuda'):
+            raise ValueError(f'{spec.label}: CUDA graphs need CUDA, but the device is {settings.device}')
+        self._graph_peaks: dict[tuple, int] = {}
+        # Unless asked for, weights stay in the layout that their model gave them.
+        self.memory_format = torch.channels_last if 'channels_last' in spec.forms else torch.preserve_format
+        own_dtype = torch.bfloat16 if 'bfloat16' in spec.forms and not self.runtime else torch.float32
+        self.model = spec.build().to(settings.device, own_dtype, memory_format=self.memory_format)
+        if spec.is_accelerated and any(isinstance(module, StripMLP) for module in self.model.modules()):
+            accelerate(self.model)
+        self.call = self.model
+        # Of a fresh copy, once for all modes.
+        self.complexity = cache(
+            lambda shape: analyze_complexity(spec.build().to(settings.device), (settings.channels, *shape))
+        )
+        self.session = cache(self._start)
+        if 'compile' in spec.forms:
+            mode = 'reduce-overhead' if 'cudagraphs' in spec.forms else None
+            self.call = torch.compile(self.model, dynamic=True if 'dynamic' in spec.forms else None, mode=mode)
+
+    def _check_runtime(self) -> None:
+        runtime, settings = self.runtime, self.settings
+        check_packages(_FORMATS[runtime])
+        if list(settings.modes) != ['inference']:
+            raise ValueError(f'{runtime} runs inference alone, but the modes are {", ".join(settings.modes)}')
+        if settings.device != 'cpu':
+            raise ValueError(f'{runtime} is measured on CPUs alone, but the device is {settings.device}')
+        if self.dtype == 'float16' or (runtime, self.dtype) == ('onnxruntime', 'bfloat16'):
+            raise ValueError(f'{runtime} does not compute in {self.dtype} on CPUs')
+
+    def step(self, mode: str, shape: tuple[int, int]) -> Callable:
+        """A forward pass that gives its outputs, or in training with the backward pass of a sum, on fixed images."""
+        self.model.train(mode == 'train')
+        if self.runtime:
+            session, array = self.session(shape), self._images(shape).numpy()
+            return lambda: [torch.as_tensor(output) for output in session(array)]
+        images = self._images(shape).to(self.settings.device, memory_format=self.memory_format)
+        images = images.to(next(self.model.parameters()).dtype)
+        forward = self._function(shape)
+
+        def run():
+            with self._freezing():
+                with self._precision(), torch.set_grad_enabled(mode == 'train'):
+                    outputs = forward(images)
+                if mode == 'inference':
+                    return outputs
+                loss = sum(leaf.float().mean() for leaf in tree_leaves(outputs) if _has_gradient(leaf))
+                loss.backward()
+                self.model.zero_grad(set_to_none=True)
+
+        return self._captured(run, (mode, shape)) if self._is_captured else run
+
+    @property
+    def _is_captured(self) -> bool:
+        return 'cudagraphs' in self.spec.forms and 'compile' not in self.spec.forms
+
+    def _captured(self, run: Callable, case: tuple) -> Callable:
+        """A step as one CUDA graph, whose outputs are overwritten by its next replay."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_GRAPH_WARMUP):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph, outputs = torch.cuda.CUDAGraph(), []
+
+        def capture():
+            with torch.cuda.graph(graph):
+                outputs.append(run())
+
+        self._graph_peaks[case] = peak_memory(capture, self.settings.device)
+
+        def replay():
+            graph.replay()
+            return outputs[0]
+
+        return replay
+
+    def peak_mib(self, mode: str, shape: tuple[int, int]) -> float | None:
+        """Of :func:`peak_memory`; of a CUDA graph what its capture took; None where it is not PyTorch's."""
+        if self.runtime:
+            return None
+        if self._is_captured and (mode, shape) in self._graph_peaks:
+            return self._graph_peaks[mode, shape] / 2**20
+        return peak_memory(self.step(mode, shape), self.settings.device) / 2**20
+
+    def difference(self, shape: tuple[int, int]) -> float | None:
+        """Largest difference of outputs from those of the modules in float32, relative to the largest output.
+
+        None of detectors, whose outputs hang on which boxes they keep.
+
+        Raises:
+            ValueError: It is larger than rounding explains.
+        """
+        if data_samples(self.model, (self.settings.channels, *shape)) is not None:
+            return None
+        reference = Candidate(replace(self.spec, forms=('reference',)), replace(self.settings, dtype='float32'))
+        expected, found = (tree_leaves(candidate.step('inference', shape)()) for candidate in (reference, self))
+        found = [output.float() for output in found]
+        largest = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+        exact = self.dtype == 'float32' and not torch.backends.cuda.matmul.allow_tf32 and 'half' not in self.spec.forms
+        allowed = TOLERANCES['int8' if 'int8' in self.spec.forms else 'float32' if exact else 'lower']
+        if not largest <= allowed:
+            raise ValueError(
+                f'{self.spec.label}: outputs differ by {largest:.1e} of the largest from those of the modules in '
+                f'float32, where rounding explains {allowed:.0e}'
+            )
+        return largest
+
+    def _images(self, shape: tuple[int, int]) -> Tensor:
+        return torch.rand(
+            self.settings.batch, self.settings.channels, *shape, generator=torch.Generator().manual_seed(0)
+        )
+
+    def _function(self, shape: tuple[int, int]) -> Callable:
+        """The model as a function of images."""
+        if not hasattr(self.model, 'data_preprocessor'):
+            return self.call
+        return TensorForward(self.call, data_samples(self.model, (self.settings.channels, *shape), self.settings.batch))
+
+    def _start(self, shape: tuple[int, int]) -> Session:
+        network = replace(self.spec, label='', forms=tuple(f for f in self.spec.forms if f == 'deploy'))
+        key = str((network, self.settings.batch, self.settings.channels, shape))
+        if key not in _exported:
+            _exported[key] = to_onnx(trace(self._function(shape), self._images(shape)))
+        model, start = _exported[key], RUNTIMES[self.runtime]
+        if 'half' in self.spec.forms:
+            model = deepcopy(model)
+            halve(model)
+        if 'int8' not in self.spec.forms:
+            return start(model.SerializeToString(), self.dtype)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / 'float32.onnx'
+            path.write_bytes(model.SerializeToString())
+            made = path.with_name('int8').with_suffix(SUFFIXES[_FORMATS[self.runtime]])
+            write_int8(path, made, [self._images(shape).numpy()])
+            return start(str(made), self.dtype)
+
+    def _freezing(self):
+        if 'freezing' not in self.spec.forms:
+            return nullcontext()
+        from torch._inductor import config  # takes two seconds
+
+        return config.patch(freezing=True)
+
+    def _precision(self):
+        if self.dtype == 'float32' or 'bfloat16' in self.spec.forms:
+            return nullcontext()
+        return torch.autocast(torch.device(self.settings.device).type, DTYPES[self.dtype])
+
+
+def _has_gradient(leaf) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def seconds_of(run: Callable, device: str, repeats: int = 1) -> float:
+    """Seconds of a step, to its end on the device, by CUDA's own clock there; the mean of several in a row."""
+    if device.startswith('cuda'):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(repeats):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeats
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - begin) / repeats
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 products and convolutions on CUDA may take TF32's ten bits."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def matmul_gflops(dtype: str, device: str, side: int | None = None) -> float:
+    """GFLOP/s of one large matrix product, of matrices with that side or one that fills the device.
+
+    CPUs without instructions for a type would take a minute for the largest: they stop at one of 0.2 seconds.
+    """
+    sides = [side] if side else _CEILING_SIDES[torch.device(device).type]
+    for side in sides:
+        matrix = torch.rand(side, side, device=device, dtype=DTYPES[dtype])
+        seconds = seconds_of(lambda matrix=matrix: matrix @ matrix, device)
+        if seconds > _CEILING_SECONDS:
+            break
+    return 2 * side**3 / seconds / 1e9
+
+
+def copy_gigabytes(device: str) -> float:
+    """Memory bandwidth, GB/s: bytes read and written by a copy that no cache holds, the best of five."""
+    source = torch.rand(_COPIED_MIB[torch.device(device).type] * 2**18, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(seconds_of(lambda: target.copy_(source), device) for _ in range(5)) / 1e9
+
+
+class _Traffic(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations read and write; views cost nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outputs = function(*args, **(kwargs or {}))
+        if not function.is_view and not _allocates_alone(function):
+            self.bytes += sum(leaf.nbytes for leaf in tree_leaves((args, kwargs, outputs)) if isinstance(leaf, Tensor))
+        return outputs
+
+
+def _allocates_alone(function) -> bool:
+    return function.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.detach)
+
+
+def traffic(run: Callable) -> int:
+    """Bytes that a step reads and writes if no operation finds its inputs in a cache.
+
+    Models are seen as their reference runs, as implementations step aside where operations are counted.
+    """
+    with _Traffic() as counted:
+        run()
+    return counted.bytes
+
+
+def peak_memory(run: Callable, device: str) -> int:
+    """Bytes that a step needs at its peak beyond those in use before it, as PyTorch's allocators count them."""
+    if device.startswith('cuda'):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
+    used = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        used += event.nbytes()
+        peak = max(peak, used)
+    return peak

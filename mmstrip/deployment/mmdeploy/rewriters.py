@@ -1,0 +1,221 @@
+"""What mmdeploy traces in place of mmdet's own heads.
+
+mmdeploy has rewriters of its own for these heads, which choose otherwise than mmdet: among all levels of a region
+proposal network at once, among an image's most likely classes alone. These choose the same boxes as mmdet.
+"""
+
+import io
+
+import onnx
+import torch
+from mmdeploy.codebase.mmdet.deploy.object_detection import MMDetection
+from mmdeploy.core import FUNCTION_REWRITER, SYMBOLIC_REWRITER, RewriterContext
+from mmdeploy.mmcv.ops.nms import ONNXNMSop
+from mmdeploy.utils import IR
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from . import CONFIG, LEAST_OPSET, OPSET
+
+MMDetection.register_all_modules()
+_HEADS = 'mmdet.models'
+_LEAST = 1e-20  # score of what may be a box; others have 0
+
+
+def rewrite(name: str):
+    return FUNCTION_REWRITER.register_rewriter(f'{_HEADS}.{name}', backend='onnxruntime')
+
+
+def choose(boxes: Tensor, scores: Tensor, test_cfg: dict) -> tuple[Tensor, Tensor]:
+    """Non-maximum suppression, then the best boxes.
+
+    Args:
+        boxes: (groups, boxes, 4).
+        scores: (groups, classes, boxes), 0 where there is none; classes or groups are one.
+        test_cfg: mmdet's, with ``nms`` and ``max_per_img``.
+
+    Returns:
+        Boxes with their scores, (1, n, 5), the best first, and their classes or groups, (1, n). One of score 0 is
+        added, as runtimes are at odds about tensors without values.
+    """
+    kind = test_cfg['nms'].get('type', 'nms')
+    if kind != 'nms' or test_cfg['nms'].get('class_agnostic'):
+        raise ValueError(f"nms of the type 'nms' among boxes of one class is exported, but got {test_cfg['nms']}")
+    if test_cfg.get('min_bbox_size', -1) >= 0:
+        sides = (boxes[..., 2:] - boxes[..., :2]).amin(2)
+        scores = torch.where((sides > test_cfg['min_bbox_size'])[:, None], scores, torch.zeros_like(scores))
+    most = test_cfg['max_per_img']
+    limits = (torch.tensor([value], dtype=torch.float32) for value in (test_cfg['nms']['iou_threshold'], _LEAST))
+    found = ONNXNMSop.apply(boxes, scores, most, *limits)
+    groups, classes, places = found[:, 0], found[:, 1], found[:, 2]
+    chosen = torch.cat([boxes[groups, places], scores[groups, classes, places][:, None]], 1)
+    chosen = torch.cat([chosen, chosen.new_zeros(1, 5)])
+    labels = torch.cat([groups + classes, groups.new_zeros(1)])
+    best = chosen[:, 4].topk(most)[1]
+    return chosen[best][None], labels[best][None]
+
+
+def _one_of(labels: Tensor, count: int, scores: Tensor) -> Tensor:
+    """Scores (1, count, boxes) of boxes of one class each."""
+    own = labels[None] == torch.arange(count)[:, None]
+    return torch.where(own, scores, torch.zeros_like(scores))[None]
+
+
+def _activated(self, map_: Tensor) -> Tensor:
+    """Scores (cells, classes) of a map (1, C, H, W)."""
+    scores = map_[0].permute(1, 2, 0).reshape(-1, self.cls_out_channels)
+    return scores.sigmoid() if self.use_sigmoid_cls else scores.softmax(1)[:, :-1]
+
+
+def _priors(self, maps: list[Tensor]) -> list[Tensor]:
+    sizes = [tuple(map(int, map_.shape[2:])) for map_ in maps]
+    return [priors.data for priors in self.prior_generator.grid_priors(sizes, device=maps[0].device)]
+
+
+@rewrite('dense_heads.base_dense_head.BaseDenseHead.predict_by_feat')
+def dense_head(self, cls_scores, bbox_preds, score_factors=None, batch_img_metas=None, cfg=None, **_):
+    cfg = self.test_cfg if cfg is None else cfg
+    found = []
+    for level, priors in enumerate(_priors(self, cls_scores)):
+        scores = _activated(self, cls_scores[level])
+        classes = scores.shape[1]
+        scores = torch.where(scores > cfg.get('score_thr', 0), scores, torch.zeros_like(scores))
+        scores, best = scores.flatten().topk(min(cfg.get('nms_pre', scores.numel()), int(scores.numel())))
+        places = torch.div(best, classes, rounding_mode='floor')
+        deltas = bbox_preds[level][0].permute(1, 2, 0).reshape(-1, self.bbox_coder.encode_size)
+        if score_factors is not None:
+            scores = scores * score_factors[level][0].permute(1, 2, 0).flatten().sigmoid()[places]
+        found.append((scores, best % classes, deltas[places], priors[places]))
+    scores, labels, deltas, priors = (torch.cat(parts) for parts in zip(*found))
+    boxes = self.bbox_coder.decode(priors[None], deltas[None], max_shape=batch_img_metas[0]['img_shape'])
+    return choose(boxes, _one_of(labels, self.num_classes, scores), cfg)
+
+
+@rewrite('dense_heads.rpn_head.RPNHead.predict_by_feat')
+def proposals(self, cls_scores, bbox_preds, score_factors=None, batch_img_metas=None, cfg=None, **_):
+    cfg = self.test_cfg if cfg is None else cfg
+    found = []
+    for level, priors in enumerate(_priors(self, cls_scores)):
+        scores = _activated(self, cls_scores[level])[:, 0]
+        scores, best = scores.topk(min(cfg.get('nms_pre', len(priors)), len(priors)))
+        deltas = bbox_preds[level][0].permute(1, 2, 0).reshape(-1, self.bbox_coder.encode_size)
+        found.append((scores, torch.full_like(best, level), deltas[best], priors[best]))
+    scores, levels, deltas, priors = (torch.cat(parts) for parts in zip(*found))
+    boxes = self.bbox_coder.decode(priors[None], deltas[None], max_shape=batch_img_metas[0]['img_shape'])
+    return choose(boxes, _one_of(levels, len(cls_scores), scores), cfg)
+
+
+@rewrite('roi_heads.bbox_heads.bbox_head.BBoxHead.predict_by_feat')
+def second_stage(self, rois, cls_scores, bbox_preds, batch_img_metas, rcnn_test_cfg=None, **_):
+    activate = self.loss_cls.get_activation if self.custom_cls_channels else lambda scores: scores.softmax(-1)
+    scores = activate(cls_scores)[0, :, : self.num_classes].T
+    rois = rois[0, :, 1:]
+    real = (rois[:, 2:] - rois[:, :2]).amin(1) > 0  # the added proposal is none
+    scores = torch.where((scores > rcnn_test_cfg['score_thr']) & real, scores, torch.zeros_like(scores))
+    shape = batch_img_metas[0]['img_shape']
+    if self.reg_class_agnostic:
+        boxes = self.bbox_coder.decode(rois[None], bbox_preds, max_shape=shape)
+        return choose(boxes, scores[None], rcnn_test_cfg)
+    deltas = bbox_preds[0].reshape(-1, self.num_classes, 4).permute(1, 0, 2)
+    boxes = self.bbox_coder.decode(rois[None].expand_as(deltas), deltas, max_shape=shape)
+    return choose(boxes, scores[:, None], rcnn_test_cfg)
+
+
+@rewrite('roi_heads.bbox_heads.bbox_head.BBoxHead.regress_by_class')
+def next_boxes(self, priors, label, bbox_pred, img_meta):
+    """Of a cascade's next stage; mmdeploy decodes batches alone."""
+    if not self.reg_class_agnostic:
+        bbox_pred = bbox_pred.reshape(len(priors), -1, 4)[torch.arange(len(priors)), label]
+    return self.bbox_coder.decode(priors[None], bbox_pred[None], max_shape=img_meta['img_shape'])[0]
+
+
+@rewrite('roi_heads.cascade_roi_head.CascadeRoIHead.predict_bbox')
+def cascade(self, x, batch_img_metas, rpn_results_list, rcnn_test_cfg, **_):
+    """By mmdet's own refinement, where mmdeploy's asks for one box for all classes."""
+    rois = _rois(rpn_results_list[0])
+    rois, cls_scores, bbox_preds = self._refine_roi(x, rois, batch_img_metas, (len(rois),))
+    return self.bbox_head[-1].predict_by_feat(
+        rois=rois[0][None],
+        cls_scores=cls_scores[0][None],
+        bbox_preds=bbox_preds[0][None],
+        batch_img_metas=batch_img_metas,
+        rcnn_test_cfg=rcnn_test_cfg,
+    )
+
+
+def _rois(boxes: Tensor) -> Tensor:
+    """Of one image, from boxes with scores (1, n, 5)."""
+    return torch.cat([torch.zeros_like(boxes[0, :, :1]), boxes[0, :, :4]], 1)
+
+
+@rewrite('roi_heads.mask_heads.fcn_mask_head.FCNMaskHead.predict_by_feat')
+def masks(self, mask_preds, results_list, *_, **__):
+    """Of each box the mask (h, w) of its class, as probabilities; they are pasted outside."""
+    labels = results_list[1][0]
+    chosen = mask_preds[:, 0] if self.class_agnostic else mask_preds[torch.arange(len(labels)), labels]
+    return chosen.sigmoid()
+
+
+@rewrite('roi_heads.cascade_roi_head.CascadeRoIHead.predict_mask')
+def cascade_masks(self, x, batch_img_metas, results_list, **_):
+    """The mean of the stages' probabilities, where mmdeploy takes that of the maps before."""
+    rois = _rois(results_list[0])
+    stages = [self._mask_forward(stage, x, rois)['mask_preds'] for stage in range(self.num_stages)]
+    stages = [head.predict_by_feat(preds, results_list) for head, preds in zip(self.mask_head, stages)]
+    return *results_list, torch.stack(stages).mean(0)[None]
+
+
+@SYMBOLIC_REWRITER.register_symbolic('mmcv.ops.roi_align.__self__', backend='onnxruntime')
+def roi_align(g, features, rois, output_size, spatial_scale, sampling_ratio, pool_mode, aligned):
+    """ONNX's RoiAlign, as mmdeploy's words for it ask for a function that PyTorch has dropped."""
+    parts = [g.op('Constant', value_t=torch.tensor(columns)) for columns in (0, [1, 2, 3, 4])]
+    image, boxes = (g.op('Gather', rois, columns, axis_i=1) for columns in parts)
+    return g.op(
+        'RoiAlign',
+        features,
+        boxes,
+        g.op('Cast', image, to_i=torch.onnx.TensorProtoDataType.INT64),
+        output_height_i=output_size[0],
+        output_width_i=output_size[1],
+        spatial_scale_f=spatial_scale,
+        sampling_ratio_i=sampling_ratio,
+        mode_s=pool_mode,
+        coordinate_transformation_mode_s='half_pixel' if aligned else 'output_half_pixel',
+    )
+
+
+def trace_detector(network: nn.Module, images: Tensor, names: list[str], opset: int | None = None):
+    """A detector as a model of ONNX.
+
+    Args:
+        network: :class:`..export.Network` of a detector.
+        images: (1, C, H, W).
+        names: Of the outputs: boxes with scores, labels, and masks if it has them.
+        opset: Version of ONNX's operators, 16 or more. Defaults to 17.
+
+    Raises:
+        ValueError: It cannot be traced.
+    """
+    opset = opset or OPSET
+    if opset < LEAST_OPSET:
+        raise ValueError(f'--opset must be at least {LEAST_OPSET} for detectors, but got {opset}')
+    config, file, name = Config(CONFIG), io.BytesIO(), type(network.model).__name__
+    config.onnx_config.opset_version = opset
+    try:
+        with RewriterContext(cfg=config, backend=config.backend_config.type, ir=IR.ONNX, opset=opset):
+            torch.onnx.export(
+                network,
+                (images,),
+                file,
+                dynamo=False,
+                autograd_inlining=False,  # of the suppression, which is an operator in ONNX
+                opset_version=opset,
+                input_names=['images'],
+                output_names=names,
+            )
+    except Exception as error:  # of any library
+        reason = str(error).strip().rpartition('\n')[2]
+        raise ValueError(
+            f'{name} cannot be traced by mmdeploy ({type(error).__name__}: {reason}): export its --features or --neck'
+        ) from error
+    return onnx.load_from_string(file.getvalue())

@@ -1,0 +1,32 @@
+"""Strip-MLP on its faster implementation."""
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import nn
+
+from ...models import StripMLP
+from ...ops.accelerate import change_classes
+from ...registry import HOOKS
+
+
+@HOOKS.register_module()
+class AccelerateHook(Hook):
+    """Runs the Strip-MLP of a model on its faster implementation: :func:`mmstrip.accelerate`.
+
+    By then a model has its weights and is in its wrapper, and EMA has taken its copy. Models without a Strip-MLP are
+    left alone, and so is what the config compiles.
+    """
+
+    def __init__(self):
+        self.said = None
+
+    def before_train(self, runner: Runner) -> None:
+        model: nn.Module = runner.model
+        if runner.cfg.get('compile') or not any(isinstance(module, StripMLP) for module in model.modules()):
+            return
+        said = f'Strip-MLP: {change_classes(model)}'
+        if said != self.said:  # once a training, and not before each validation
+            runner.logger.info(said)
+        self.said = said
+
+    before_val = before_test = before_train

@@ -1,0 +1,103 @@
+"""Parameter groups: one for all parameters of equal settings, where mmengine makes one for each parameter."""
+
+import inspect
+
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import OPTIMIZERS
+from torch import nn
+
+from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+_APPLIED = ('params', 'param_names', 'lr_mult', 'decay_mult')  # no settings: the factors are in lr and weight_decay
+_PER_GROUP = ('base_values', '_last_value')  # lists in the state of a parameter scheduler
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's default constructor, with one parameter group for all parameters of equal settings.
+
+    An optimizer updates the parameters of a group together, so hundreds of groups cost a GPU thousands of launches per
+    step. Each group lists its parameters under ``param_names``. On CUDA, optimizers with a fused implementation use
+    it, unless the config sets ``fused`` or ``foreach``.
+
+    Args:
+        optim_wrapper_cfg (dict): See mmengine.
+        paramwise_cfg (dict, optional): See mmengine.
+    """
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        if self._can_fuse(model):
+            self.optimizer_cfg = dict(self.optimizer_cfg, fused=True)
+        return super().__call__(model)
+
+    def _can_fuse(self, model: nn.Module) -> bool:
+        kind = self.optimizer_cfg['type']
+        kind = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+        undecided = not {'fused', 'foreach', 'differentiable'} & set(self.optimizer_cfg)
+        known = kind is not None and 'fused' in inspect.signature(kind).parameters
+        return undecided and known and all(p.is_cuda and p.is_floating_point() for p in model.parameters())
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
+        super().add_params(params, module, prefix=prefix, **kwargs)
+        if not prefix:  # the call for the whole model
+            self.adjust(params, module)
+            defaults = {key: self.optimizer_cfg[key] for key in ('lr', 'weight_decay') if key in self.optimizer_cfg}
+            params[:] = merge_groups([defaults | group for group in params], module)
+
+    def adjust(self, params: list[dict], model: nn.Module) -> None:
+        """Change the settings of groups, each of one parameter, before they are merged."""
+
+
+def merge_groups(groups: list[dict], model: nn.Module) -> list[dict]:
+    """Groups of equal settings as one, in the order of their first parameters."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    merged: list[dict] = []
+    for group in groups:
+        settings = _settings(group)
+        same = next((other for other in merged if other['settings'] == settings), None)
+        if same is None:
+            same = dict(settings=settings, params=[])
+            merged.append(same)
+        same['params'] += group['params']
+    return [
+        dict(group['settings'], params=group['params'], param_names=[names[id(p)] for p in group['params']])
+        for group in merged
+    ]
+
+
+def _settings(group: dict) -> dict:
+    return {key: value for key, value in group.items() if key not in _APPLIED}
+
+
+def regroup(state: dict, schedulers: list[dict], optim_wrapper: OptimWrapper, model: nn.Module) -> None:
+    """Bring the state of an optimizer with a group per parameter, and of its schedulers, to merged groups.
+
+    Args:
+        state: Of an optimizer with its wrapper, from a checkpoint; changed in place. One of other groups is left as
+            it is.
+        schedulers: Of this optimizer, from the same checkpoint; changed in place.
+        optim_wrapper: What the state is for, from :class:`GroupedOptimWrapperConstructor`.
+        model: The training's, without wrappers.
+    """
+    groups, saved = optim_wrapper.optimizer.param_groups, state['param_groups']
+    named = {name for group in groups for name in group.get('param_names', ())}
+    order = [name for name, _ in model.named_parameters() if name in named]
+    if len(saved) == len(groups) or [len(group['params']) for group in saved] != [1] * len(order):
+        return
+    places = [[order.index(name) for name in group['param_names']] for group in groups]
+    if any(_settings(saved[i]) != _settings(saved[place[0]]) for place in places for i in place):
+        return
+    state['param_groups'] = [
+        dict(
+            _settings(saved[place[0]]), params=[saved[i]['params'][0] for i in place], param_names=group['param_names']
+        )
+        for place, group in zip(places, groups)
+    ]
+    firsts = [place[0] for place in places] + [len(saved)]  # the last one is the wrapper's base_param_settings
+    if optim_wrapper.base_param_settings is None:
+        state.pop('base_param_settings', None)
+        del firsts[-1]
+    for scheduler in schedulers:
+        for key in _PER_GROUP:
+            if len(scheduler.get(key) or ()) == len(saved) + 1:
+                scheduler[key] = [scheduler[key][i] for i in firsts]

@@ -1,0 +1,156 @@
+"""Which checkpoint a run resumes from."""
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from torch import Tensor
+
+from ..utils.checkpoints import read_checkpoint
+
+LAST = 'last_checkpoint'
+CHECKPOINTS = ('epoch_*.pth', 'iter_*.pth', 'interrupted.pth')
+
+
+def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
+    """Find the checkpoint of a run to be resumed: ``load_from``, or the newest one in the work dir that can be read.
+
+    The run takes the seed in it; where there is no checkpoint yet, it starts from ``load_from``, or from scratch.
+
+    Args:
+        config: A whole config with ``work_dir`` and ``resume``: True for ``load_from`` if that is set, 'auto' for the
+            work dir in any case.
+        trusted: As of :func:`mmstrip.utils.checkpoints.read_checkpoint`.
+
+    Returns:
+        The checkpoint; None where there is none yet.
+
+    Raises:
+        FileNotFoundError, ValueError: The checkpoint, or every one in the work dir, cannot be read.
+    """
+    if config.get('load_from') and config.resume != 'auto':
+        found = config.load_from, read_resumable(config.load_from, trusted)
+    else:
+        hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
+        own = re.sub(r'\{.*?\}', '*', hook.get('filename_tmpl') or CHECKPOINTS[0])
+        found = newest_checkpoint(config.work_dir, trusted, (*CHECKPOINTS, own))
+    if found is None:
+        start = config.get('load_from') or 'scratch'
+        print_log(f'No checkpoint in {config.work_dir} yet: the training starts from {start}', logger='current')
+        return None
+    path, checkpoint = found
+    print_log(f'Resuming from {path}', logger='current')
+    seed = checkpoint['meta'].get('seed')
+    if seed is not None:
+        randomness = config.get('randomness') or {}
+        if randomness.get('seed') not in (None, seed):
+            words = f'randomness.seed={randomness["seed"]} is not applied: a resumed run keeps its seed, {seed}'
+            print_log(words, 'current', logging.WARNING)
+        config.randomness = dict(randomness, seed=seed)
+    return path
+
+
+def newest_checkpoint(
+    folder: str | Path, trusted: bool = False, names: Sequence[str] = CHECKPOINTS
+) -> tuple[str, dict] | None:
+    """The newest checkpoint of a training that can be read, and its content; None where there is none.
+
+    Args:
+        folder: Work dir of the training. The file that ``last_checkpoint`` names comes first, then the others by their
+            time; those that cannot be read are logged.
+        trusted: As of :func:`mmstrip.utils.checkpoints.read_checkpoint`.
+        names: Patterns of their names. Defaults to those of mmengine and of a training that was stopped.
+
+    Raises:
+        ValueError: There are checkpoints, but none can be read.
+    """
+    folder, problems = Path(folder), []
+    last = _last_checkpoint(folder)
+    for path in _by_age(folder, last, names):
+        try:
+            checkpoint = read_resumable(path, trusted)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+            print_log(f'Cannot resume from this one, going back to the one before: {error}', 'current', logging.WARNING)
+            continue
+        return str(path), checkpoint
+    if problems:
+        raise ValueError(f'no checkpoint in {folder} can be read: {"; ".join(problems)}')
+    if last:
+        raise ValueError(f'{folder / LAST} names {last[:300]!r}, which is not there; to start from scratch, remove it')
+    return None
+
+
+def read_resumable(path: str | Path, trusted: bool = False) -> dict:
+    """As :func:`mmstrip.utils.checkpoints.read_checkpoint`, of a training that can be resumed.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, or lacks what resuming needs.
+    """
+    checkpoint = read_checkpoint(path, trusted=trusted)
+    problem = _problem(checkpoint)
+    if problem:
+        raise ValueError(f'{path} is no checkpoint to resume: {problem}')
+    return checkpoint
+
+
+def _problem(checkpoint) -> str:
+    """What is missing in a checkpoint, or of another type than mmengine writes it."""
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('optimizer'), dict):
+        return 'it has no state of an optimizer'
+    meta, messages = checkpoint.get('meta'), checkpoint.get('message_hub')
+    if not isinstance(meta, dict) or any(not _is_count(meta.get(key)) for key in ('iter', 'epoch')):
+        return 'it does not say at which epoch and iteration it was saved'
+    if not isinstance(checkpoint.get('state_dict'), dict):
+        return 'it has no state_dict'
+    parts = ('log_scalars', 'runtime_info', 'resumed_keys')
+    if not isinstance(messages, dict) or any(not isinstance(messages.get(part), dict) for part in parts):
+        return f'its message_hub must have {", ".join(parts)}'
+    if not isinstance(checkpoint.get('param_schedulers', []), (list, dict)):
+        return 'its param_schedulers must be a list or a dict'
+    done, stopping, seed = meta.get('batches_done') or {}, meta.get('early_stopping', []), meta.get('seed')
+    if not isinstance(done, dict) or (done and set(done) != {'done', 'of'}) or not all(map(_is_count, done.values())):
+        return f"its meta['batches_done'] must be counts 'done' and 'of', but is {str(done)[:80]}"
+    if not isinstance(stopping, list) or not all(map(_is_count_and_score, stopping)):
+        return f"its meta['early_stopping'] must be pairs of a count and a score, but is {str(stopping)[:80]}"
+    scores = {key: value for key, value in messages['runtime_info'].items() if str(key).startswith('best_score')}
+    if not all(map(_is_score, scores.values())):
+        return f'its best_score must be a number, but is {str(scores)[:80]}'
+    return '' if seed is None or _is_count(seed) else f"its meta['seed'] must be a count, but is {str(seed)[:80]}"
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_score(value) -> bool:
+    return value is None or isinstance(value, (int, float, Tensor))
+
+
+def _is_count_and_score(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and _is_score(value[1])
+
+
+def _last_checkpoint(folder: Path) -> str:
+    """What ``last_checkpoint`` names; '' where there is none."""
+    pointer = folder / LAST
+    if not os.path.isfile(pointer):
+        return ''
+    with pointer.open('rb') as file:
+        return os.fsdecode(file.read(5000)).strip()
+
+
+def _by_age(folder: Path, last: str, names: Sequence[str]) -> list[Path]:
+    """Training checkpoints of a work dir, the one of ``last_checkpoint`` first, then the newest first."""
+    named = Path(last) if last and os.path.isfile(last) else folder / 'none'
+    if os.path.isfile(named) and not os.path.isfile(folder / named.name):
+        folder = named.parent  # checkpoints outside of the work dir
+    files = {file for name in names for file in folder.glob(name)}
+    if os.path.isfile(named):
+        files.add(folder / named.name)  # which may be named otherwise
+    return sorted(files, key=lambda file: (file.name == named.name, file.lstat().st_mtime_ns), reverse=True)

@@ -1,0 +1,122 @@
+"""mmengine's Runner without its silent faults."""
+
+import logging
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
+from mmengine.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS, RUNNERS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .loops import check_batches
+from .precision import BFloat16OptimWrapper
+
+
+def runner_class(name: str | None = None, scope: str | None = None) -> type[Runner]:
+    """A class of runners with :class:`_CheckedRunner` in it.
+
+    Args:
+        name: Registered name of a Runner. Defaults to mmengine's own.
+        scope: Default scope of the config that names it.
+    """
+    kind = Runner
+    if name is not None:
+        with RUNNERS.switch_scope_and_registry(scope) as registry:
+            kind = registry.get(name)
+        if kind is None:
+            raise KeyError(f'runner_type: no runner {name!r} is registered')
+    return type(kind.__name__, (_CheckedRunner, kind), {})
+
+
+class _CheckedRunner:
+    """Of a Runner.
+
+    - On CPUs, several processes train with any wrapper around the model, and with BN in place of SyncBN.
+    - ``--auto-scale-lr`` scales the learning rate that is logged as ``base_lr`` too.
+
+    Raises:
+        ValueError: A loader gives no batch, or the constructor of the optim wrapper has ignored mixed precision.
+    """
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        if not self.distributed or torch.cuda.is_available() or is_model_wrapper(model):
+            return super().wrap_model(model_wrapper_cfg, model)
+        layers = list(model.modules())
+        model = revert_sync_batchnorm(model)
+        sync_bn = self.cfg.pop('sync_bn', None)
+        if sync_bn or any(layer is not before for layer, before in zip(model.modules(), layers)):
+            print_log(
+                'SyncBN is not available on CPUs: each process keeps its own BN statistics in training',
+                logger='current',
+            )
+        find_unused = self.cfg.get('find_unused_parameters', False)
+        default = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=find_unused)
+        config = {'type': default['type'], **model_wrapper_cfg} if model_wrapper_cfg else default
+        kind = config['type']
+        kind = MODEL_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+        if isinstance(kind, type) and issubclass(kind, DistributedDataParallel):
+            config |= dict(device_ids=None, output_device=None)
+        try:
+            return super().wrap_model(config, model)
+        finally:
+            if sync_bn is not None:  # for a run that resumes on GPUs
+                self.cfg.sync_bn = sync_bn
+
+    def build_optim_wrapper(self, optim_wrapper):
+        asked = optim_wrapper.get('type') if isinstance(optim_wrapper, dict) else None
+        asked = OPTIM_WRAPPERS.get(asked) if isinstance(asked, str) else asked
+        built = super().build_optim_wrapper(optim_wrapper)
+        if isinstance(asked, type) and issubclass(asked, (AmpOptimWrapper, BFloat16OptimWrapper)):
+            others = [type(wrapper).__name__ for wrapper in _wrappers(built) if not isinstance(wrapper, asked)]
+            if others:
+                raise ValueError(
+                    f'optim_wrapper.constructor {optim_wrapper.get("constructor")!r} has built {others[0]}, not '
+                    f'{asked.__name__}: it would train in float32. Let it build its argument optim_wrapper_cfg, or '
+                    'leave out --amp'
+                )
+        return built
+
+    def scale_lr(self, optim_wrapper, auto_scale_lr: dict | None = None) -> None:
+        # Of each optimizer a group without parameters, which schedulers move and logs show; mmengine does not scale it.
+        unscaled = [
+            (wrapper.optimizer.param_groups, wrapper.base_param_settings)
+            for wrapper in _wrappers(optim_wrapper)
+            if getattr(wrapper, 'base_param_settings', None)
+        ]
+        for groups, base in unscaled:
+            groups.append(base)
+        try:
+            super().scale_lr(optim_wrapper, auto_scale_lr)
+        finally:
+            for groups, _ in unscaled:
+                groups.pop()
+        if (auto_scale_lr or {}).get('enable') and 'OneCycleLR' in str(self.param_schedulers):
+            print_log(
+                'OneCycleLR takes its learning rates from eta_max, which --auto-scale-lr does not scale',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+    def build_train_loop(self, loop):
+        built = super().build_train_loop(loop)
+        if isinstance(built, EpochBasedTrainLoop):  # others may draw without end from fewer images than a batch
+            check_batches(built.dataloader, 'train_dataloader')
+        return built
+
+    def build_val_loop(self, loop):
+        built = super().build_val_loop(loop)
+        check_batches(getattr(built, 'dataloader', None), 'val_dataloader')
+        return built
+
+    def build_test_loop(self, loop):
+        built = super().build_test_loop(loop)
+        check_batches(getattr(built, 'dataloader', None), 'test_dataloader')
+        return built
+
+
+def _wrappers(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
+    """One for each optimizer."""
+    return list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]

@@ -1,0 +1,91 @@
+"""A sampler that gives each sample its own randomness, so that a run can be stopped anywhere and resumed with the same.
+
+The randomness of a sample (crop, flip, erasing, ...) depends on the run's seed, the process and the sample's place in
+the training alone, not on what was drawn before it or by which worker.
+"""
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from mmengine.dist import get_rank
+from torch.utils.data import Dataset, Sampler
+
+from ..registry import DATA_SAMPLERS
+from ..utils.samples import UnreadableImageError, read_sample
+from .seeding import seed_all
+
+_MAX_REPLACEMENTS = 100
+
+
+class Draw(int):
+    """Index of a sample in its dataset, with what its randomness depends on.
+
+    Attributes:
+        key: Seed of the run, 1 (for samples), rank, place in the training.
+    """
+
+    key: tuple[int, ...]
+
+
+@DATA_SAMPLERS.register_module()
+class SeededSampler(Sampler):
+    """Gives each sample of another sampler its own randomness, through the dataset's ``__getitems__``.
+
+    Args:
+        dataset (Dataset): Dataset with ``__getitem__``.
+        sampler (dict): Config of the sampler that chooses the indices.
+        seed (int, optional): Seed of the run.
+        bad_images (str, optional): File to which images that cannot be read are written, one to a line; another sample
+            takes their place. Defaults to None, which lets the error stop the run.
+    """
+
+    def __init__(self, dataset: Dataset, sampler: dict, seed: int | None = None, bad_images: str | None = None):
+        self.sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
+        self.dataset = dataset
+        self.seed = self.sampler.seed if seed is None else seed
+        self.epoch = self.first = 0
+        if hasattr(self.sampler, 'skip'):
+            self.skip = self._skip
+        # DataLoader's own way to fetch a whole batch, in the worker.
+        dataset.__getitems__ = partial(fetch, dataset, bad_images=bad_images)
+
+    def __iter__(self) -> Iterator[Draw]:
+        first, self.first = self.first, 0
+        places = itertools.count(self.epoch * len(self.sampler) + first)
+        for place, index in zip(places, itertools.islice(self.sampler, first, None)):
+            draw = Draw(index)
+            draw.key = (self.seed, 1, get_rank(), place)
+            yield draw
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        if hasattr(self.sampler, 'set_epoch'):
+            self.sampler.set_epoch(epoch)
+
+    def _skip(self, num_samples: int) -> None:
+        """Begin after so many samples, of an infinite sampler that has not begun."""
+        self.first = num_samples
+
+
+def fetch(dataset: Dataset, draws: list, bad_images: str | None = None) -> list:
+    """The samples of a batch, each with its own random state; see :class:`SeededSampler`."""
+    return [_fetch_one(dataset, int(draw), draw.key, bad_images) for draw in draws]
+
+
+def _fetch_one(dataset: Dataset, index: int, key: tuple, bad_images: str | None):
+    for attempt in range(_MAX_REPLACEMENTS):
+        seed_all((*key, attempt))
+        try:
+            return read_sample(dataset, index)
+        except (FileNotFoundError, UnreadableImageError) as error:
+            if bad_images is None:
+                raise
+            with Path(bad_images).open('a') as file:
+                file.write(f'{error}\n')
+        index = (index + 1) % len(dataset)
+    raise ValueError(f'{_MAX_REPLACEMENTS} images in a row cannot be read, the last ones of {bad_images}')

@@ -1,0 +1,145 @@
+"""The deploy form: what inference can do without is folded into other layers.
+
+Folded layers become identities, so that the forward methods of the modules stay as they are.
+"""
+
+import torch
+from mmengine.model.utils import _BatchNormXd
+from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from . import stock
+from .channel_mixing import ChannelMixingBlock
+from .stock import class_of, is_untouched
+from .strip_mixing import CascadeGroupStripMixing, StripMixingBlock
+
+# With what mmengine builds of SyncBN, and turns it to where there is one process.
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, _BatchNormXd)
+# Modules that stay, whose forward methods folding relies on.
+KEPT = {
+    'strip_mixing': StripMixingBlock,
+    'strip_mixing.branches.cgsmm': CascadeGroupStripMixing,
+    'channel_mixing': ChannelMixingBlock,
+}
+# Layers that folding reads or changes, and what they must be.
+FOLDED = {
+    'strip_mixing.project.0': stock.pointwise(bias=None),
+    'strip_mixing.fuse': stock.pointwise(bias=False),
+    'strip_mixing.branches.cgsmm.position_row': stock.position,
+    'strip_mixing.branches.cgsmm.row': stock.strip_layer,
+    'strip_mixing.branches.cgsmm.fuse_row': stock.pointwise(bias=None),
+    'strip_mixing.branches.cgsmm.position_column': stock.position,
+    'strip_mixing.branches.cgsmm.column': stock.strip_layer,
+    'strip_mixing.branches.cgsmm.fuse_column': stock.pointwise(bias=False),
+    'channel_mixing.norm': stock.layer_norm,
+    'channel_mixing.fc1': stock.linear,
+    'channel_mixing.grn': stock.response_norm,
+    'channel_mixing.fc2': stock.linear,
+}
+# Norms that go into the layer before them if they are BN.
+NORMS = ('strip_mixing.project.1', 'strip_mixing.branches.cgsmm.norm')
+
+
+@torch.no_grad()
+def fold(backbone: nn.Module) -> None:
+    """Fold all blocks of a :class:`.strip_mlp.StripMLP`; see its ``switch_to_deploy``.
+
+    Raises:
+        ValueError: A layer is not as it was built; nothing is folded then.
+    """
+    seen: set[int] = set()
+    for i, stage in enumerate(backbone.stages):
+        for j, block in enumerate(stage):
+            _check_foldable(f'stages.{i}.{j}', block, seen)
+    for stage in backbone.stages:
+        for block in stage:
+            _fold_strip_mixing(block.strip_mixing)
+            _fold_channel_mixing(block.channel_mixing)
+        stage.deploy = True
+
+
+def _check_foldable(name: str, block: nn.Module, seen: set[int]) -> None:
+    """Add to ``seen`` what folding changes, which no other block may share."""
+    modules = dict(block.named_modules())
+    for key in (*KEPT, *FOLDED, *NORMS):
+        if 'cgsmm' in key and 'cgsmm' not in getattr(block.strip_mixing, 'branches', ()):
+            continue
+        layer = modules.get(key)
+        if not _is_foldable(key, layer):
+            raise ValueError(
+                f'the deploy form cannot fold {name}.{key} ({type(layer).__name__}): it is missing, replaced, wrapped, '
+                'parametrised or has hooks; merge or remove adapters, parametrisations and hooks first'
+            )
+        found = {id(layer), *map(id, layer.parameters())} if key not in KEPT else {id(layer)}
+        if found & seen:
+            raise ValueError(f'the deploy form cannot fold {name}.{key}: it is shared with another layer')
+        seen |= found
+
+
+def _is_foldable(key: str, layer: nn.Module | None) -> bool:
+    if key in FOLDED:
+        return FOLDED[key].fits(layer)
+    if key in KEPT:
+        return layer is not None and class_of(layer) is KEPT[key] and 'forward' not in vars(layer)
+    return layer is not None and is_untouched(layer)
+
+
+def _fold_strip_mixing(mixing: StripMixingBlock) -> None:
+    """Fold BN into ``project``, what CGSMM can fold, and its last fusion into ``fuse``; the first norm is left."""
+    mixing.depthwise[0] = _local_norm(mixing.depthwise[0])
+    mixing.project[0], mixing.project[1] = _fold_norm(*mixing.project[:2])
+    if 'cgsmm' not in mixing.branches:
+        return
+    last = _fold_cgsmm(mixing.branches['cgsmm'])
+    weight = mixing.fuse.weight.flatten(1)
+    folded = torch.cat([weight[:, : len(last)] @ last, weight[:, len(last) :]], dim=1)[:, :, None, None]
+    mixing.fuse = nn.Conv2d(
+        folded.shape[1], len(folded), 1, bias=False, device=folded.device, dtype=folded.dtype
+    ).requires_grad_(mixing.fuse.weight.requires_grad)
+    mixing.fuse.weight.copy_(folded)
+
+
+def _fold_cgsmm(cgsmm: CascadeGroupStripMixing) -> Tensor:
+    """Fold positions into the biases of the strip layers and BN into ``fuse_row``.
+
+    Returns:
+        The weights of the last fusion, (C, 2 C), which is left out: CGSMM gives what it fuses.
+    """
+    for layer, name in ((cgsmm.row, 'position_row'), (cgsmm.column, 'position_column')):
+        bias = layer(getattr(cgsmm, name).expand()[None])[0].contiguous()  # a map (C, H, W)
+        layer.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+        setattr(cgsmm, name, nn.Identity())
+    cgsmm.fuse_row, cgsmm.norm = _fold_norm(cgsmm.fuse_row, cgsmm.norm)
+    last, cgsmm.fuse_column = cgsmm.fuse_column, nn.Identity()
+    return last.weight.flatten(1)
+
+
+def _local_norm(norm: nn.Module) -> nn.Module:
+    """SyncBN as BN, which is the same in inference."""
+    if type(norm) not in BATCH_NORMS[1:] or not is_untouched(norm):
+        return norm
+    local = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    for name, value in (*norm.named_parameters(), *norm.named_buffers()):
+        setattr(local, name, value)
+    return local.train(norm.training)
+
+
+def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
+    """A convolution and the norm after it, which goes into it if it is BN: other norms depend on the input."""
+    if type(norm) not in BATCH_NORMS or not norm.track_running_stats:
+        return conv, norm
+    folded = fuse_conv_bn_eval(conv.eval(), norm.eval())
+    folded.bias.requires_grad_(conv.weight.requires_grad)
+    return folded, nn.Identity()
+
+
+def _fold_channel_mixing(mixing: ChannelMixingBlock) -> None:
+    """Fold the affine part of LayerNorm into fc1 and the shift of GRN into fc2."""
+    if mixing.grn.beta is not None:
+        mixing.fc2.bias.add_(mixing.fc2.weight @ mixing.grn.beta)
+        mixing.grn.beta = None
+    if mixing.norm.elementwise_affine:
+        mixing.fc1.bias.add_(mixing.fc1.weight @ mixing.norm.bias)
+        mixing.fc1.weight.mul_(mixing.norm.weight)
+        mixing.norm = nn.LayerNorm(mixing.norm.normalized_shape, mixing.norm.eps, elementwise_affine=False)

@@ -1,0 +1,158 @@
+"""The call that makes a model faster, the one that undoes it, and what runs here."""
+
+import torch
+from mmengine.logging import print_log
+from torch import nn
+
+from ..models.stock import class_of
+from ..models.strip_mlp import StripMLPBlock
+from . import extension
+from .channel_mlp import FastChannelMixingBlock
+from .context import MISSING, UNKNOWN, takes
+from .fast import Fast, Types
+from .local_strips import FastLocalStripMixing
+from .memory_saving import TYPES, SavingCascadeGroupStripMixing, SavingChannelMixingBlock, SavingStripMixingBlock
+from .residual import FastStripMLPBlock
+from .stage import FastStage
+from .strip_layer import FastStripMLPLayer
+from .strip_mixing import FastCascadeGroupStripMixing, FastStripMixingBlock
+
+NATIVE = (
+    FastStripMLPLayer,
+    FastCascadeGroupStripMixing,
+    FastLocalStripMixing,
+    FastStripMixingBlock,
+    FastChannelMixingBlock,
+    FastStripMLPBlock,
+    FastStage,
+)
+MEMORY_SAVING = (
+    SavingCascadeGroupStripMixing,
+    SavingStripMixingBlock,
+    SavingChannelMixingBlock,
+    FastStripMLPBlock,
+)
+CLASSES = NATIVE if MISSING is None else MEMORY_SAVING
+INSTRUCTIONS = dict(avx2='AVX2, ', avx512='AVX-512, ')
+AUTHORS = ('torch', 'mmengine', 'mmcv', 'mmstrip')  # packages whose layers an implementation knows
+
+
+def accelerate(model: nn.Module) -> nn.Module:
+    """Let the Strip-MLP in a model run faster, where nobody can tell the difference but by the clock.
+
+    The modules of the paper take subclasses of their classes, so that parameters, names, state dict, hooks and copies
+    stay what they were. On CPUs these compute by compiled operators, in float32 and bfloat16, or, where there are none,
+    save memory in training. A module whose layers are replaced, hooked or parametrised runs the reference, and so does
+    whatever is compiled, traced, exported or transformed. Logs what runs, and why not where not.
+
+    Call it once a model is on its device, before wrappers that change classes themselves (FSDP2, parametrizations), and
+    again where layers were put in, or classes patched.
+
+    Args:
+        model: Of any toolbox, in wrappers or not.
+
+    Returns:
+        The model.
+    """
+    print_log(f'Strip-MLP: {change_classes(model)}', 'current')
+    return model
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undo :func:`accelerate`; returns the model.
+
+    Raises:
+        TypeError: Something else has changed a module's class since; nothing is undone then.
+    """
+    fast = {name: module for name, module in model.named_modules() if isinstance(module, Fast)}
+    for name, module in fast.items():
+        if class_of(module) is type(module):
+            raise TypeError(
+                f'restore knows the classes of mmstrip.accelerate, but {name or "the model"} is a '
+                f'{type(module).__name__}, which something else has made of one: undo that first'
+            )
+    for module in fast.values():
+        module.__class__ = module.reference
+    return model
+
+
+def status() -> str:
+    """One sentence on the compiled operators: what they run and for which instructions, or why they do not."""
+    if MISSING is not None:
+        return f'no compiled operators, the network is slower on CPUs: {MISSING}'
+    loaded = f'the compiled operators are loaded ({extension.variant()}) and run float32'
+    if takes(torch.bfloat16):
+        return f'{loaded} and bfloat16 maps on CPUs'
+    return f'{loaded} maps on CPUs; bfloat16 takes the reference, as it needs AVX512-BF16 and PyTorch 2.7'
+
+
+def use(*implementation) -> None:
+    """What there was before :func:`accelerate`."""
+    raise RuntimeError(
+        'mmstrip.ops.use is gone: models run the reference, mmstrip.accelerate(model) makes one faster, and '
+        'mmstrip.restore(model) undoes that'
+    )
+
+
+def change_classes(model: nn.Module) -> str:
+    """Do what :func:`accelerate` does, and return what it logs."""
+    classes = {fast.reference: fast for fast in CLASSES}
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, tuple(classes))}
+    if not modules:
+        return f'there is none in this {type(model).__name__}'
+    why_not = _why_not(modules)
+    if why_not:
+        restore(model)
+        return f'the reference runs, as {why_not}'
+    for module in modules.values():
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
+    blocks = {name: module for name, module in modules.items() if isinstance(module, StripMLPBlock)}
+    slow = list(filter(None, (_find_mismatch(name, block) for name, block in blocks.items())))
+    fast = f'{len(blocks) - len(slow)} of {len(blocks)} blocks' if blocks else f'{len(modules)} modules'
+    said = f'{fast} {_what_runs()}'
+    if slow:
+        said += f'; the reference elsewhere: {slow[0]} is replaced, wrapped, parametrised, hooked or of another type'
+    return said
+
+
+def _why_not(modules: dict[str, nn.Module]) -> str | None:
+    """Why nothing may run faster."""
+    if UNKNOWN:
+        return f'this PyTorch, {torch.__version__}, has no {UNKNOWN[0]}'
+    devices = {tensor.device.type for module in modules.values() for tensor in module.parameters()} - {'cpu'}
+    if devices:
+        return f'the native operators are for CPUs, and the model is on {devices.pop()}'
+    for kind in {class_of(layer) for module in modules.values() for layer in module.modules()}:
+        for name in ('__call__', '_call_impl', 'forward', '_conv_forward'):
+            package = getattr(getattr(kind, name, None), '__globals__', {}).get('__name__', 'torch')
+            if _is_known(kind.__module__) and not _is_known(package):
+                return f'{kind.__name__}.{name} is patched, by {package}'
+    return None
+
+
+def _is_known(module: str) -> bool:
+    return module.partition('.')[0] in AUTHORS
+
+
+def _find_mismatch(name: str, block: nn.Module) -> str | None:
+    """The first module or layer of a block that is unlike what the network was built with."""
+    kinds = tuple(fast.reference for fast in CLASSES)
+    for inner, module in block.named_modules(prefix=name):
+        if isinstance(module, kinds):
+            other = module.find_mismatch(module, _types()) if class_of(module) in kinds else ''
+            if other is not None:
+                layer = dict(module.named_modules()).get(other)
+                return f'{f"{inner}.{other}".rstrip(".")} ({type(layer).__name__})'
+    return None
+
+
+def _types() -> Types:
+    return tuple(filter(takes, (torch.float32, torch.bfloat16))) if CLASSES is NATIVE else TYPES
+
+
+def _what_runs() -> str:
+    if CLASSES is MEMORY_SAVING:
+        return f'save memory in training, without native operators: {MISSING}'
+    types = ' and '.join(str(dtype).removeprefix('torch.') for dtype in _types())
+    return f'on native operators, {INSTRUCTIONS.get(extension.variant(), "")}{types}'

@@ -1,0 +1,87 @@
+"""When operators may compute in PyTorch's place, and all of PyTorch's private names that this takes.
+
+Where a PyTorch has renamed one, it is among :data:`UNKNOWN`, and :func:`.accelerate` leaves the reference.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ..models.stock import PLAIN, STATE
+from . import extension
+
+MISSING = extension.load()  # None, or why there are no operators
+UNKNOWN = [f'Module.{name}' for name in STATE if name not in vars(nn.Module())]
+
+
+def _private(name: str):
+    """A private name of PyTorch, such as '_C._is_tracing'; None if it has none of that name."""
+    try:
+        return reduce(getattr, name.split('.'), torch)
+    except AttributeError:
+        UNKNOWN.append(f'torch.{name}')
+
+
+_is_tracing = _private('_C._is_tracing')
+_dispatch_modes = _private('_C._len_torch_dispatch_stack')
+_function_modes = _private('_C._len_torch_function_stack')
+_transform = _private('_C._functorch.peek_interpreter_stack')
+_global_hooks = _private('nn.modules.module._has_any_global_hook')
+_mkldnn_is_enabled = _private('_C._get_mkldnn_enabled')
+_dispatch_keys = _private('_C._dispatch_keys')
+_dispatch_key = _private('_C._dispatch_key_parse')
+_private('autograd.forward_ad._current_level')
+
+_takes_bfloat16 = MISSING is None and torch.ops.mmstrip.takes_bfloat16()
+_BATCHED = _dispatch_key and _dispatch_key('Batched')  # of is_grads_batched=True, beside functorch's own
+
+
+def takes(dtype: torch.dtype) -> bool:
+    """Whether the native operators run maps of a type on this CPU, in this process."""
+    if dtype is torch.bfloat16:
+        return _takes_bfloat16 and _mkldnn_is_enabled is not None and _mkldnn_is_enabled()
+    return MISSING is None and dtype is torch.float32
+
+
+def is_ordinary() -> bool:
+    """Whether PyTorch just computes: nothing is compiled, traced, transformed or intercepted."""
+    return not (
+        torch.compiler.is_compiling()  # first, as compilers must see no more
+        or _is_tracing()
+        or _dispatch_modes()
+        or _function_modes()
+        or _transform() is not None
+        or forward_ad._current_level >= 0
+        or _global_hooks()
+    )
+
+
+def are_plain(*maps: Tensor) -> bool:
+    """Whether maps are plain ones on CPUs, of one type, with more than a pixel: BN refuses that in training."""
+    dtype = maps[0].dtype
+    for x in maps:
+        if type(x) not in PLAIN or x.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided:
+            return False
+        if x.dim() != 4 or x.numel() <= x.shape[1]:
+            return False
+    return True
+
+
+def parameter_types(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Of which types parameters may be beside maps of a type, for operators to compute what modules do; or none."""
+    if not takes(dtype):
+        return ()
+    autocast = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else None
+    if autocast is None:
+        return (dtype,)  # modules refuse most parameters of another type
+    return (torch.float32, torch.bfloat16) if dtype is autocast is torch.bfloat16 else ()
+
+
+def is_batched(grads: Sequence[Tensor]) -> bool:
+    """Whether gradients are of a vmap level or of another kind than operators take."""
+    if _transform() is not None:
+        return True
+    return any(type(grad) not in PLAIN or _dispatch_keys(grad).has(_BATCHED) for grad in grads)

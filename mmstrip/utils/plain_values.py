@@ -1,0 +1,131 @@
+"""Nested values as plain ones, which load without running code, and back again."""
+
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import Tensor, nn
+
+_PLAIN = (str, bytes, int, float, bool, type(None), torch.Size, torch.dtype)
+_HISTORY = {'history', 'counts', 'max_length'}
+_MARKS = {'mmstrip.array': lambda value: value.cpu().numpy(), 'mmstrip.set': set, 'mmstrip.frozenset': frozenset}
+_DEPTH = 50
+
+
+def to_plain(content: dict) -> tuple[dict, dict[str, str]]:
+    """A copy of plain values: tensors, numbers, strings, dicts, lists and tuples; :func:`from_plain` undoes it.
+
+    Arrays of NumPy become tensors, and sets lists, each in a dict whose only key says so; histories become dicts of
+    tensors.
+
+    Returns:
+        The copy; and dotted keys with what is wrong there, to come after the key: a value that is left out as it is
+        none of these, or one that comes back as another type.
+    """
+    copy = _Copy()
+    return copy.of(content, ()), copy.remarks
+
+
+class _LeftOut:
+    """Stands for a value that cannot be a plain one."""
+
+
+class _Copy:
+    """A walk through nested values.
+
+    Attributes:
+        remarks: See :func:`to_plain`.
+    """
+
+    def __init__(self):
+        self.remarks: dict[str, str] = {}
+
+    def of(self, value, place: tuple):
+        if isinstance(value, np.generic):
+            value = value.item()
+        if type(value) in _PLAIN:
+            return value
+        if type(value) in (Tensor, nn.Parameter):
+            return value.detach()
+        if isinstance(value, HistoryBuffer):
+            history, counts = (torch.from_numpy(np.array(part, dtype=float)) for part in value.data)
+            return dict(history=history, counts=counts, max_length=value.max_length)
+        if type(value) is np.ndarray:
+            return self._array(value, place)
+        if len(place) < _DEPTH:
+            if isinstance(value, dict):
+                return self._dict(value, place)
+            if isinstance(value, (list, tuple, set, frozenset)):
+                return self._sequence(value, place)
+        return self._left_out(value, place)
+
+    def _left_out(self, value, place: tuple) -> type:
+        self._remark(place, f'is not saved, as {_name(value)} would need code to be loaded')
+        return _LeftOut
+
+    def _remark(self, place: tuple, words: str) -> None:
+        self.remarks['.'.join(map(str, place))] = words
+
+    def _array(self, value: np.ndarray, place: tuple):
+        try:
+            return {'mmstrip.array': torch.from_numpy(value.copy())}
+        except (TypeError, ValueError):  # strings, objects, dates, another byte order
+            return self._left_out(value, place)
+
+    def _dict(self, value: dict, place: tuple) -> dict:
+        if isinstance(value, OrderedDict) and all(type(part) in (Tensor, nn.Parameter) for part in value.values()):
+            return value  # a state dict, with its _metadata
+        if type(value) not in (dict, OrderedDict):
+            self._remark(place, f'is {_name(value)} and will come back as a dict')
+        copy = OrderedDict() if isinstance(value, OrderedDict) else {}
+        if hasattr(value, '_metadata'):
+            copy._metadata = value._metadata
+        for key, part in value.items():
+            key = key.item() if isinstance(key, np.generic) else key
+            inside = (*place, key)
+            plain = self.of(part, inside) if _is_plain_key(key) else self._left_out(key, inside)
+            if plain is not _LeftOut:
+                copy[key] = plain
+        return copy
+
+    def _sequence(self, value, place: tuple):
+        parts = [self.of(part, (*place, index)) for index, part in enumerate(value)]
+        if any(part is _LeftOut for part in parts):  # the others would come back at other places
+            return self._left_out(value, place)
+        kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
+        if type(value) is not kind:
+            self._remark(place, f'is {_name(value)} and will come back as a {kind.__name__}')
+        if kind in (set, frozenset):
+            return {f'mmstrip.{kind.__name__}': parts}
+        return tuple(parts) if kind is tuple else parts
+
+
+def _name(value) -> str:
+    kind = type(value)
+    return f'a {kind.__qualname__}' + (f' of {value.dtype}' if isinstance(value, np.ndarray) else '')
+
+
+def _is_plain_key(key) -> bool:
+    return type(key) in _PLAIN or (type(key) is tuple and all(map(_is_plain_key, key)))
+
+
+def from_plain(value):
+    """The values that :func:`to_plain` was given; dicts and lists are changed in place.
+
+    Raises:
+        Exception: Any, where the content was not made by it.
+    """
+    if isinstance(value, dict):
+        if set(value) == _HISTORY and isinstance(value['history'], Tensor):
+            history, counts = (value[name].cpu().numpy() for name in ('history', 'counts'))
+            return HistoryBuffer(history, counts, value['max_length'])
+        for key, part in value.items():
+            value[key] = from_plain(part)
+        if len(value) == 1 and (mark := next(iter(value))) in _MARKS:
+            return _MARKS[mark](value[mark])
+    elif isinstance(value, list):
+        value[:] = map(from_plain, value)
+    elif type(value) is tuple:
+        value = tuple(map(from_plain, value))
+    return value

@@ -1,0 +1,197 @@
+"""Checkpoints of another training than the one that is to take them."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from helpers.runs import train_here
+
+from mmstrip.engine.hooks import CheckpointFitHook
+from mmstrip.engine.resume import read_resumable
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A runner that has resumed the checkpoint of one epoch, in its work dir; it had nothing to warn of."""
+    folder = tmp_path_factory.mktemp('trained')
+    train_here(folder)
+    runner, warnings = train_here(folder)
+    assert 'This config differs' not in warnings
+    return runner
+
+
+def test_a_head_of_other_classes_is_refused(trained):
+    with pytest.raises(ValueError) as raised:
+        train_here(trained.work_dir, {'model.head.num_classes': 7})
+    assert str(raised.value) == (
+        f'{trained.work_dir}/epoch_1.pth cannot be resumed with this config: head.fc.weight has shape (10, 128) there '
+        'and (7, 128) in the model. To start a new training from its weights, give it as load_from, without --resume'
+    )
+
+
+def group(checkpoint: dict) -> dict:
+    return checkpoint['optimizer']['param_groups'][0]
+
+
+def split_groups(checkpoint: dict) -> None:
+    first = group(checkpoint)
+    parameters = first['params']
+    first['params'] = parameters[:40]
+    checkpoint['optimizer']['param_groups'].append(dict(first, params=parameters[40:]))
+
+
+def use_sgd(checkpoint: dict) -> None:
+    del checkpoint['meta']['optimizers']  # as of mmengine's own
+    first = group(checkpoint)
+    del first['betas'], first['eps']
+    first.update(momentum=0.9, dampening=0)
+
+
+OTHERS = {
+    'it has 0 param_schedulers, the config has 1.': lambda c: c.update(param_schedulers={'': 3}),
+    'it lacks 2 tensors: head.fc.weight, head.fc.bias': lambda c: [
+        c['state_dict'].pop(key) for key in list(c['state_dict'])[-2:]
+    ],
+    'it has, unlike the model, 1 tensors: aux.bias': lambda c: c['state_dict'].update({'aux.bias': torch.ones(1)}),
+    'head.fc.weight has shape None there': lambda c: c['state_dict'].update({'head.fc.weight': 'none'}),
+    'its classes are 1, 0, 2, 3, 4, ... (10), those of the training data are 0, 1, 2, 3, 4, ... (10)': lambda c: c[
+        'meta'
+    ]['dataset_meta'].update(classes=list('1023456789')),
+    'its optimizer is Adam, that of the config is AdamW': lambda c: c['meta'].update(optimizers={'': 'Adam'}),
+    'its optimizer is another one, that of the config is AdamW': use_sgd,
+    'its optimizer is AdamW, that of the config is AdamW, with other settings': lambda c: group(c).update(lr='fast'),
+    'its optimizer has 143 parameters in 2 groups, that of the config has 143 parameters in 1 groups': split_groups,
+    'is of other parameters, or of these in another order': lambda c: group(c)['params'].reverse(),
+    'it has no state of the optimizer': lambda c: c['optimizer'].update(param_groups=3),
+    'it has 2 param_schedulers, the config has 1': lambda c: c['param_schedulers'].append({}),
+    'it has 0 param_schedulers, the config has 1': lambda c: c.pop('param_schedulers'),
+    'its param_scheduler[0] is not a CosineAnnealingLR': lambda c: c['param_schedulers'][0].pop('T_max'),
+    'its param_scheduler[0] is not a CosineAnnealingLR or': lambda c: c['param_schedulers'][0].update(end='late'),
+    'it was trained by iterations, this config trains by epochs': lambda c: c['meta']['training'].update(
+        by_epoch=False
+    ),
+    'it holds averaged weights, and this config has no EMAHook': lambda c: c.update(ema_state_dict={}),
+}
+
+
+@pytest.mark.parametrize('words', OTHERS)
+def test_a_checkpoint_of_another_training_is_refused(words, trained):
+    checkpoint = read_resumable(trained._load_from)
+    OTHERS[words](checkpoint)
+    with pytest.raises(ValueError) as raised:
+        CheckpointFitHook().after_load_checkpoint(trained, checkpoint)
+    start, end = f'{trained._load_from} cannot be resumed with this config: ', '. To start a new training from its'
+    assert str(raised.value).startswith(start) and words in str(raised.value) and end in str(raised.value)
+
+
+INCOMPLETE = {
+    'it has no state of an optimizer': lambda c: c.update(optimizer=[1]),
+    'it has no state_dict': lambda c: c.update(state_dict=None),
+    'it does not say at which epoch and iteration': lambda c: c['meta'].update(epoch='1'),
+    'it does not say at which epoch': lambda c: c.update(meta='none'),
+    'its message_hub must have log_scalars, runtime_info, resumed_keys': lambda c: c['message_hub'].clear(),
+    'its param_schedulers must be a list or a dict': lambda c: c.update(param_schedulers=3),
+    "its meta['batches_done'] must be counts": lambda c: c['meta'].update(batches_done=[3]),
+    "its meta['batches_done'] must be counts 'done' and 'of'": lambda c: c['meta'].update(batches_done=dict(done=3)),
+    "its meta['early_stopping'] must be pairs": lambda c: c['meta'].update(early_stopping=[1]),
+    "its meta['early_stopping'] must be pairs of a count": lambda c: c['meta'].update(early_stopping=[['a', 1.0]]),
+    'its best_score must be a number': lambda c: c['message_hub']['runtime_info'].update(best_score_map='high'),
+    "its meta['seed'] must be a count": lambda c: c['meta'].update(seed='a'),
+}
+
+
+@pytest.mark.parametrize('words', INCOMPLETE)
+def test_files_that_were_changed_are_refused_by_name(words, tmp_path):
+    checkpoint = dict(
+        state_dict={},
+        optimizer={},
+        message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}),
+        meta=dict(epoch=1, iter=3),
+    )
+    INCOMPLETE[words](checkpoint)
+    torch.save(checkpoint, tmp_path / 'changed.pth')
+    with pytest.raises(ValueError) as raised:
+        read_resumable(tmp_path / 'changed.pth')
+    assert f'{tmp_path}/changed.pth is no checkpoint to resume: {words}' in str(raised.value)
+
+
+def test_the_text_of_a_config_is_not_run(trained):
+    """mmengine runs that of older checkpoints, to compare the number of GPUs."""
+    checkpoint = read_resumable(trained._load_from)
+    checkpoint['meta']['config'] = 'raise SystemExit'
+    CheckpointFitHook().after_load_checkpoint(trained, checkpoint)
+    assert 'config' not in checkpoint['meta']
+
+
+def test_what_a_resumed_run_does_not_apply_is_said(trained, tmp_path):
+    shutil.copy(trained._load_from, tmp_path)
+    options = {
+        'optim_wrapper.optimizer.lr': 0.5,
+        'optim_wrapper.optimizer.weight_decay': 0.3,
+        'optim_wrapper.accumulative_counts': 2,
+        'param_scheduler.0.eta_min': 0.1,
+        'train_dataloader.dataset.indices': 16,
+        'train_dataloader.batch_size': 4,
+        'train_cfg.max_epochs': 2,
+        'custom_hooks': [dict(type='EMAHook')],
+    }
+    _, warnings = train_here(tmp_path, options)
+    for line in (
+        '30 training images so far, 16 from here on; learning rate and schedule are not adapted',
+        '8 images per batch and process so far, 4 from here on; ',
+        '1 accumulated batches so far, 2 from here on; ',
+        'the checkpoint has no averaged weights: the average (EMA) starts from its weights',
+        'max_epochs was 1 and is 2: the training goes on to that, by the schedule of the checkpoint',
+        'lr of the optimizer: 0.5 in the config is not applied, the training goes on with 0.003',
+        'weight_decay of the optimizer: 0.3 in the config is not applied, the training goes on with 0.05',
+        'eta_min of param_scheduler[0] (CosineAnnealingLR): 0.1 in the config is not applied, ',
+        'end of param_scheduler[0] (CosineAnnealingLR): 8 in the config is not applied, the training goes on with 3',
+        'To train by this config alone, start a new training from these weights: load_from, without --resume',
+    ):
+        assert line in warnings
+    done = torch.load(tmp_path / 'epoch_2.pth', weights_only=True)
+    assert done['meta']['iter'] == 3 + 4 and done['optimizer']['param_groups'][0]['initial_lr'] == 0.003
+    options.update({'train_cfg.max_epochs': 1, 'train_dataloader.dataset.indices': 40})
+    _, warnings = train_here(tmp_path, options)
+    assert '16 training images so far, 40 from here on' in warnings
+    assert 'max_epochs was 2 and is 1: nothing is left to do' in warnings
+
+
+def test_load_from_takes_the_names_of_wrappers(trained, tmp_path):
+    weights = torch.load(trained._load_from, weights_only=True)['state_dict']
+    compiled = {key.replace('backbone.', 'backbone._orig_mod.'): value for key, value in weights.items()}
+    torch.save(compiled, tmp_path / 'start.pth')
+    options = {'load_from': str(tmp_path / 'start.pth'), 'optim_wrapper.optimizer.lr': 0.0}
+    options['custom_hooks'] = [dict(type='EMAHook')]
+    runner, _ = train_here(tmp_path / 'work', options, resume=False)
+    parameters = dict(runner.model.named_parameters())
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in parameters.items())
+
+
+def test_load_from_refuses_foreign_weights(trained):
+    runner, hook = copy.copy(trained), CheckpointFitHook()
+    runner._resume, runner._load_from = False, 'start.pth'
+    hook.after_load_checkpoint(runner, dict(net=dict(weight=torch.ones(1))))
+    with pytest.raises(ValueError, match="^load_from: start.pth holds none of the model's 182 tensors$"):
+        hook.before_train(runner)
+    hook.after_load_checkpoint(runner, {'net.head.fc.bias': torch.ones(10)})
+    with pytest.raises(ValueError, match='tensors; its first keys are net.head.fc.bias$'):
+        hook.before_train(runner)
+    hook.after_load_checkpoint(runner, {'head.fc.bias': torch.ones(10)})
+    hook.before_train(runner)  # a part is what fine-tuning starts from
+
+
+def test_best_checkpoints_of_other_folders_stay(tmp_path):
+    """A work dir that was copied: the paths in its checkpoints are those of the first one."""
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    options = {'default_hooks.checkpoint.save_best': 'auto'}
+    train_here(first, options, validate=True)
+    (best,) = first.glob('best_*')
+    shutil.copytree(first, second)
+    checkpoint = torch.load(first / 'epoch_1.pth', weights_only=True)
+    checkpoint['message_hub']['runtime_info']['best_score'] = -1.0
+    torch.save(checkpoint, second / 'epoch_1.pth')
+    (second / 'last_checkpoint').write_text(str(second / 'epoch_1.pth'))
+    train_here(second, {**options, 'train_cfg.max_epochs': 2}, validate=True)
+    assert best.exists() and [file.name for file in second.glob('best_*')] == [best.name.replace('epoch_1', 'epoch_2')]

@@ -1,0 +1,302 @@
+"""Trainings unlike the toolboxes' usual ones: other batches, wrappers, layers and constructors."""
+
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed
+from helpers import ROOT
+from helpers.other_trainings import PlainModel
+from helpers.runs import call_ranks
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import nn
+
+from benchmarks.evidence.clock import ClockHook
+from mmstrip.datasets.digit_scenes import write_digit_scenes
+from mmstrip.engine.launch import build_runner
+from mmstrip.engine.precision import set_train_amp
+from mmstrip.engine.runner import runner_class
+from mmstrip.utils.config import load_config
+from mmstrip.utils.samples import image_files
+
+PLAIN = """
+custom_imports = dict(imports=['helpers.other_trainings'])
+default_scope = 'mmengine'
+model = dict(type='PlainModel')
+train_dataloader = dict(
+    batch_size=4,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='PlainDataset', count=8),
+    collate_fn=dict(type='default_collate'),
+)
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
+"""
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """What tools/train.py does with a config, and changes of it on the command line, in this process."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(text: str, amp: str | None = None, **options) -> Runner:
+        (tmp_path / 'config.py').write_text(text)
+        config = load_config(
+            str(tmp_path / 'config.py'), {key.replace('__', '.'): value for key, value in options.items()}
+        )
+        config.work_dir, config.experiment_name = str(tmp_path / 'work'), tmp_path.name
+        set_train_amp(config, amp)
+        runner = build_runner(config)
+        runner.train()
+        return runner
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.parametrize('pairs', [False, True])
+def test_batches_without_data_samples(pairs, train, tmp_path):
+    assert train(PLAIN, train_dataloader__dataset__pairs=pairs).iter == 2
+    assert (tmp_path / 'work' / 'epoch_1.pth').is_file()
+
+
+def test_a_bad_loss_of_a_batch_without_data_samples(train):
+    with pytest.raises(FloatingPointError, match=r'loss is inf at iteration 1 .* images of the batch: unknown\.'):
+        train(PLAIN, model__scale=float('inf'))
+
+
+def test_images_of_any_batch_are_named():
+    one, two = (SimpleNamespace(img_path=name) for name in ('one.png', 'two.png'))
+    assert list(image_files(dict(inputs=torch.zeros(2), data_samples=[one, two]))) == ['one.png', 'two.png']
+    branches = dict(inputs=dict(sup=[torch.zeros(2)]), data_samples=dict(sup=[one], unsup_teacher=(two,)))
+    assert list(image_files(branches)) == ['one.png', 'two.png']
+    others = (torch.zeros(2), None, 'text', SimpleNamespace(img_path=None), [dict(inputs=3)])
+    assert list(image_files(others)) == []
+
+
+def test_the_clock_counts_the_images_of_all_branches():
+    hook, hub = ClockHook(), SimpleNamespace(runtime_info={})
+    hub.update_info, hub.get_info = hub.runtime_info.__setitem__, hub.runtime_info.__getitem__
+    hook.before_train(SimpleNamespace(message_hub=hub))
+    hook.before_train_epoch(None)
+    for batch in (dict(inputs=torch.zeros(4, 3)), dict(inputs=dict(a=[0], b=[0, 0])), (torch.zeros(2, 3), None)):
+        hook.after_train_iter(None, 0, batch)
+    assert hook.clock['images'] == 4 + 3 + 2
+
+
+SOFT_TEACHER = """
+_base_ = [{base!r}]
+detector = _base_.model
+for key in ('mask_head', 'mask_roi_extractor'):
+    detector['roi_head'].pop(key)
+detector['roi_head']['bbox_head'].update(reg_class_agnostic=False)
+detector['backbone'].update(arch=dict(embed_dims=16, depths=(1, 1, 1, 1)))
+detector['neck'].update(in_channels=[16, 32, 64, 128])
+model = dict(
+    _delete_=True,
+    type='SoftTeacher',
+    detector=detector,
+    data_preprocessor=dict(type='MultiBranchDataPreprocessor', data_preprocessor=detector['data_preprocessor']),
+    semi_train_cfg=dict(
+        freeze_teacher=True,
+        pseudo_label_initial_score_thr=0.0,
+        rpn_pseudo_thr=0.0,
+        cls_pseudo_thr=0.0,
+        reg_pseudo_thr=0.02,
+        jitter_times=2,
+        jitter_scale=0.06,
+        min_pseudo_bbox_wh=(1e-2, 1e-2),
+    ),
+    semi_test_cfg=dict(predict_on='teacher'),
+)
+branches = ['sup', 'unsup_teacher', 'unsup_student']
+load, pack = dict(type='LoadImageFromFile'), dict(type='PackDetInputs')
+keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction', 'homography_matrix')
+view = [dict(type='Resize', scale=(64, 64)), dict(type='RandomFlip', prob=0.5), dict(pack, meta_keys=keys)]
+labelled = [load, dict(type='LoadAnnotations', with_bbox=True)]
+labelled += [dict(type='MultiBranch', branch_field=branches, sup=pack)]
+unlabelled = [load, dict(type='LoadEmptyAnnotations')]
+unlabelled += [dict(type='MultiBranch', branch_field=branches, unsup_teacher=view, unsup_student=view)]
+data = dict(_base_.train_dataloader['dataset'], data_root={root!r})
+train_dataloader = dict(
+    _delete_=True,
+    batch_size=2,
+    num_workers=0,
+    sampler=dict(type='GroupMultiSourceSampler', batch_size=2, source_ratio=[1, 1]),
+    dataset=dict(
+        type='ConcatDataset', datasets=[dict(data, pipeline=labelled), dict(data, pipeline=unlabelled)]
+    ),
+)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=2)
+val_dataloader = val_cfg = val_evaluator = test_dataloader = test_cfg = test_evaluator = None
+param_scheduler = []
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(by_epoch=False, interval=2))
+log_processor = dict(by_epoch=False)
+custom_hooks = [dict(type='MeanTeacherHook')]
+"""
+
+
+def test_a_student_and_its_teacher_train(train, tmp_path):
+    """mmdet's SoftTeacher, whose batches are dicts of branches; in bfloat16 and with layer-wise learning rates."""
+    write_digit_scenes(tmp_path / 'data', num_train=4, num_val=1, size=64)
+    base = str(ROOT / 'configs/detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py')
+    options = dict(
+        optim_wrapper__constructor='mmstrip.LayerDecayOptimWrapperConstructor',
+        optim_wrapper__paramwise_cfg__layer_decay_rate=0.5,
+    )
+    runner = train(SOFT_TEACHER.format(base=base, root=str(tmp_path / 'data')), 'bfloat16', **options)
+    assert runner.iter == 2 and runner.message_hub.get_scalar('train/unsup_loss_cls').current() > 0
+    groups = runner.optim_wrapper.optimizer.param_groups
+    rates = {id(parameter): group['lr'] for group in groups for parameter in group['params']}
+    backbone = runner.model.student.backbone
+    # One patch embedding, 4 blocks and what follows them.
+    found = [rates[id(part.weight)] for part in (backbone.patch_embed, backbone.merging[0], backbone.merging[2])]
+    assert found == pytest.approx([1e-3 / 2**5, 1e-3 / 2**3, 1e-3 / 2])
+    assert rates[id(runner.model.student.rpn_head.rpn_cls.weight)] == 2e-3
+    assert not any(id(parameter) in rates for parameter in runner.model.teacher.parameters())
+
+
+def wrap(model: nn.Module, wrapper: dict | None, **config) -> nn.Module:
+    """A model as a Runner of several processes without GPUs wraps it."""
+    kind = runner_class()
+    runner = kind.__new__(kind)
+    runner._distributed, runner.cfg = True, Config(config)
+    wrapped = runner.wrap_model(wrapper, model)
+    assert dict(runner.cfg) == config
+    return wrapped
+
+
+@pytest.fixture
+def group(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    'wrapper',
+    [
+        None,
+        dict(find_unused_parameters=True),
+        dict(type='MMDistributedDataParallel', device_ids=[0], output_device=0, broadcast_buffers=True),
+        dict(type=nn.parallel.DistributedDataParallel, find_unused_parameters=True),
+        dict(type='MMSeparateDistributedDataParallel'),
+    ],
+)
+def test_any_wrapper_on_cpus(wrapper, group):
+    model = PlainModel()
+    if wrapper and 'Separate' in str(wrapper.get('type')):
+        wrap(model, wrapper)
+        assert type(model.encoder).__name__ == 'MMDistributedDataParallel'
+        return
+    wrapped = wrap(model, wrapper, find_unused_parameters=True)
+    wrapped(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))['loss'].backward()
+    assert isinstance(wrapped, nn.parallel.DistributedDataParallel) and wrapped.module is model
+    assert wrapped.find_unused_parameters == (wrapper is None or wrapper.get('find_unused_parameters', False))
+
+
+@pytest.mark.parametrize('sync_bn', [None, 'torch', 'mmcv'])
+@pytest.mark.parametrize('norm', ['SyncBatchNorm', 'BatchNorm1d'])
+def test_sync_bn_on_cpus(sync_bn, norm, group, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmstrip.engine.runner.print_log', lambda words, **_: said.append(words))
+    wrapped = wrap(PlainModel(norm), dict(find_unused_parameters=True), **({'sync_bn': sync_bn} if sync_bn else {}))
+    wrapped(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))['loss'].backward()
+    assert not any('Sync' in type(layer).__name__ for layer in wrapped.modules())
+    assert ['SyncBN is not available on CPUs' in words for words in said] == [True] * bool(sync_bn or 'Sync' in norm)
+
+
+def test_two_processes_with_wrapper_and_sync_bn_of_their_own(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(
+        PLAIN.replace("type='PlainModel'", "type='PlainModel', norm='SyncBatchNorm'")
+        + "sync_bn = 'torch'\nmodel_wrapper_cfg = dict(type='MMDistributedDataParallel', find_unused_parameters=True)\n"
+    )
+    arguments = ['--launcher', 'pytorch', '--work-dir', tmp_path / 'work']
+    printed = call_ranks('train.py', config, *arguments, folder=tmp_path)
+    assert 'SyncBN is not available on CPUs' in printed and 'Epoch(train) [1][1/1]' in printed
+    dumped = (tmp_path / 'work' / 'config.py').read_text()
+    assert "sync_bn='torch'" in dumped and 'device_ids' not in dumped
+
+
+EMPTY = 'gives no batch: it has 8 images for each process, batch_size=16'
+DROPS = f'{EMPTY} and drop_last=True, which leaves out an incomplete batch; lower batch_size, or set drop_last=False'
+VALIDATION = """
+val_dataloader = dict(train_dataloader, batch_size=16, drop_last=True)
+val_cfg = dict()
+val_evaluator = dict(type='DumpResults', out_file_path='none.pkl')
+"""
+
+
+@pytest.mark.parametrize(
+    'more, options, words',
+    [
+        ('', dict(train_dataloader__batch_size=16, train_dataloader__drop_last=True), f'train_dataloader {DROPS}'),
+        (
+            'train_cfg = dict(by_epoch=False, max_iters=2)\n',
+            dict(train_dataloader__batch_size=16, train_dataloader__drop_last=True),
+            f'train_dataloader {DROPS}',
+        ),
+        ('', dict(train_dataloader__dataset__count=0), 'train_dataloader gives no batch: it has 0 images .*is empty'),
+        (VALIDATION, {}, f'val_dataloader {DROPS}'),
+    ],
+)
+def test_loaders_without_a_batch_are_refused(more, options, words, train, tmp_path):
+    with pytest.raises(ValueError, match=f'^{words}$'):
+        train(PLAIN + more, **options)
+    assert not list(tmp_path.glob('work/*.pth'))
+
+
+def test_an_endless_sampler_fills_a_batch_from_fewer_images(train):
+    more = 'train_cfg = dict(by_epoch=False, max_iters=1)\nlog_processor = dict(by_epoch=False)\n'
+    more += "train_dataloader.update(sampler=dict(type='InfiniteSampler'), batch_size=16, drop_last=True)\n"
+    assert train(PLAIN + more).iter == 1
+
+
+def test_a_constructor_that_ignores_mixed_precision_is_refused(train):
+    own = dict(optim_wrapper__constructor='DeafConstructor')
+    words = (
+        "optim_wrapper.constructor 'DeafConstructor' has built OptimWrapper, not BFloat16OptimWrapper: it would train"
+    )
+    with pytest.raises(ValueError, match=words):
+        train(PLAIN, 'bfloat16', **own)
+    assert train(PLAIN, **own).iter == 2
+
+
+SCALED = """
+optim_wrapper.update(paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=0.1))))
+auto_scale_lr = dict(enable=True, base_batch_size=2)
+custom_hooks = [dict(type='mmstrip.TrainingCurvesHook')]
+"""
+
+
+def test_the_curve_of_a_scaled_learning_rate(train, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr('mmstrip.engine.hooks.curves.plot_curves', lambda panels, *_: drawn.update(panels))
+    schedule = "param_scheduler = dict(type='LinearLR', start_factor=0.5, end=2, by_epoch=False)\n"
+    runner = train(PLAIN + SCALED + schedule)
+    _, rates = drawn['learning rate']['']
+    assert list(rates) == pytest.approx([0.01, 0.02])  # 0.01 for 2 images, of which there are 4
+    found = sorted({group['lr'] for group in runner.optim_wrapper.optimizer.param_groups})
+    assert found == pytest.approx([0.002, 0.02])
+
+
+def test_a_schedule_that_ignores_the_scaling_is_named(train, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmstrip.engine.runner.print_log', lambda words, **_: said.append(words))
+    schedule = "param_scheduler = dict(type='OneCycleLR', eta_max=0.01, total_steps=2, by_epoch=False)\n"
+    train(PLAIN + SCALED + schedule)
+    assert said == ['OneCycleLR takes its learning rates from eta_max, which --auto-scale-lr does not scale']
+
+
+def test_a_runner_of_ones_own():
+    assert issubclass(runner_class('FlexibleRunner'), runner_class('FlexibleRunner').__mro__[2])
+    assert issubclass(runner_class(), Runner) and runner_class().__name__ == 'Runner'
+    with pytest.raises(KeyError, match="no runner 'MyRunner' is registered"):
+        runner_class('MyRunner')

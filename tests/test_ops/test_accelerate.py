@@ -1,0 +1,471 @@
+"""mmstrip.accelerate: what it changes, what it says, and that a model stays what it was around it."""
+
+import copy
+import importlib.util
+import os
+import pickle
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import torch.utils.flop_counter
+from helpers import HAS_OPERATORS, accelerated_by, accelerator, operators_of, python, randomise, small_backbone
+from mmcv.cnn import fuse_conv_bn
+from mmengine.model import ExponentialMovingAverage
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
+from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
+
+import mmstrip
+from mmstrip import ops
+from mmstrip.models import StripMLP
+from mmstrip.ops import context
+from mmstrip.ops.fast import Fast
+
+needs_operators = pytest.mark.skipif(not HAS_OPERATORS, reason=ops.status())
+X = torch.rand(2, 3, 64, 64)
+EVERYTHING = {
+    *('channel_mlp', 'depthwise', 'local_strips', 'norm_gelu_depthwise'),
+    *('pointwise', 'pointwise_norm_gelu', 'strip_layer'),
+}
+
+
+def plain(**arguments) -> StripMLP:
+    return randomise(small_backbone(**arguments)).eval()
+
+
+@pytest.fixture
+def model():
+    return mmstrip.accelerate(plain())
+
+
+def assert_as_restored(model, x=X):
+    """An accelerated model gives what a copy on the reference gives."""
+    with torch.no_grad():
+        expected = mmstrip.restore(copy.deepcopy(model))(x)
+        for got, right in zip(model(x), expected):
+            torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-4)
+
+
+def operators(model, x=X):
+    with torch.no_grad():
+        return operators_of(lambda: model(x))
+
+
+def test_operators_are_here():
+    """A library that stops compiling fails the suite; MMSTRIP_NATIVE=0 says that there is none to expect."""
+    if os.environ.get('MMSTRIP_NATIVE') == '0':
+        assert not HAS_OPERATORS and 'MMSTRIP_NATIVE' in ops.status()
+    else:
+        assert HAS_OPERATORS, ops.status()
+
+
+def test_import_is_quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert python('import mmstrip.models').stdout == ''
+
+
+def test_models_know_nothing_of_speed():
+    """The library is loaded by mmstrip.ops alone."""
+    done = python('import sys, mmstrip.models; print([name for name in sys.modules if name.startswith("mmstrip.ops")])')
+    assert done.stdout == '[]\n'
+
+
+@needs_operators
+class TestTheCall:
+    def test_a_model_that_is_built_runs_the_reference(self):
+        model = plain()
+        assert not operators(model)
+        assert operators(mmstrip.accelerate(model)) == EVERYTHING
+        assert not operators(mmstrip.restore(model))
+
+    def test_nothing_but_classes_changes(self):
+        model = plain()
+        state, before = model.state_dict(), {module: dict(vars(module)) for module in model.modules()}
+        assert mmstrip.accelerate(model) is model
+        assert model.state_dict().keys() == state.keys()
+        assert all(vars(module) == attributes for module, attributes in before.items())
+        kinds = Counter(type(module).__name__ for module in model.modules() if isinstance(module, Fast))
+        assert kinds == dict(
+            FastStage=4,
+            FastStripMLPBlock=5,
+            FastStripMixingBlock=5,
+            FastCascadeGroupStripMixing=5,
+            FastLocalStripMixing=5,
+            FastChannelMixingBlock=5,
+            FastStripMLPLayer=10,
+        )
+        mmstrip.restore(mmstrip.restore(model))
+        assert not any(isinstance(module, Fast) for module in model.modules())
+
+    def test_every_strip_mlp_in_any_model(self):
+        model = nn.ModuleDict(dict(teacher=nn.Sequential(plain()), student=nn.DataParallel(plain())))
+        assert '10 of 10 blocks' in accelerator.change_classes(model)
+        assert operators(model['teacher']) == EVERYTHING
+
+    def test_it_says_what_runs(self, model):
+        types = 'float32 and bfloat16' if ops.takes(torch.bfloat16) else 'float32'
+        instructions = accelerator.INSTRUCTIONS[accelerator.extension.variant()]
+        assert accelerator.change_classes(model) == f'5 of 5 blocks on native operators, {instructions}{types}'
+
+    @pytest.mark.parametrize(
+        'change, where',
+        [
+            (
+                lambda block: setattr(block.channel_mixing, 'fc1', nn.Sequential(nn.Linear(64, 192))),
+                'fc1 (Sequential)',
+            ),
+            (lambda block: block.strip_mixing.fuse.register_forward_hook(print), 'strip_mixing.fuse (Conv2d)'),
+            (lambda block: nn.utils.parametrizations.weight_norm(block.channel_mixing.fc2), 'fc2 (ParametrizedLinear)'),
+            (lambda block: setattr(block, 'drop_path', nn.Identity()), 'drop_path (Identity)'),
+            (lambda block: block.channel_mixing.double(), 'channel_mixing.depthwise (Conv2d)'),
+        ],
+    )
+    def test_it_says_where_the_reference_runs(self, change, where):
+        model = plain()
+        change(model.stages[2][1])
+        said = accelerator.change_classes(model)
+        assert said.startswith('4 of 5 blocks') and 'the reference elsewhere: stages.2.1' in said
+        assert f'{where} is replaced, wrapped, parametrised, hooked or of another type' in said
+
+    def test_where_there_is_none(self):
+        assert accelerator.change_classes(nn.Linear(2, 2)) == 'there is none in this Linear'
+
+    def test_on_other_devices_the_reference_runs(self, model):
+        said = accelerator.change_classes(model.to('meta'))
+        assert said == 'the reference runs, as the native operators are for CPUs, and the model is on meta'
+        assert not any(isinstance(module, Fast) for module in model.modules())
+
+    def test_the_old_call_names_the_new_one(self):
+        with pytest.raises(RuntimeError, match=r'ops.use is gone: .* mmstrip.accelerate\(model\) makes one faster'):
+            ops.use('reference')
+
+    def test_what_restore_does_not_know_is_refused_by_name(self, model):
+        block = model.stages[2][0]
+        block.__class__ = type('Wrapped', (type(block),), {})
+        with pytest.raises(TypeError, match='stages.2.0 is a Wrapped'):
+            mmstrip.restore(model)
+        assert isinstance(model.stages[0], Fast)
+
+    def test_few_calls_of_python(self):
+        """A tenth of what a search for patched classes in every forward took: 4,645 calls of ours in a forward."""
+        model, calls = mmstrip.accelerate(plain(out_indices=(0, 1, 2, 3))), Counter()
+
+        def count(frame, event, argument):
+            calls[event] += event == 'call' and 'mmstrip' in frame.f_code.co_filename
+
+        with torch.no_grad():
+            model(X[:1])
+            sys.setprofile(count)
+            try:
+                model(X[:1])
+            finally:
+                sys.setprofile(None)
+        assert calls['call'] < 464
+
+
+def fast_boxes(model):
+    return [type(module) for module in model.modules() if isinstance(module, Fast)]
+
+
+@needs_operators
+class TestAroundIt:
+    """What else is done to a model, before the call and after it."""
+
+    def test_deep_copies_stay_fast_and_pickles_are_of_the_reference(self, model):
+        model.stages[0][0].channel_mixing.compile()
+        copied = copy.deepcopy(model)
+        assert fast_boxes(copied) == fast_boxes(model)
+        assert copied.stages[0][0].channel_mixing._compiled_call_impl is None
+        assert operators(copied) == EVERYTHING
+        pickled = pickle.dumps(model)
+        assert b'mmstrip.ops' not in pickled
+        loaded = pickle.loads(pickled)
+        assert not fast_boxes(loaded) and loaded.state_dict().keys() == model.state_dict().keys()
+        assert_as_restored(mmstrip.accelerate(loaded))
+
+    def test_averages_swapped_in_and_out(self, model):
+        """As EMAHook does around a validation, by .data.copy_, which moves no version of a tensor."""
+        model.switch_to_deploy()
+        average = ExponentialMovingAverage(model, momentum=0.5)
+        for parameter in average.module.parameters():
+            parameter.data.mul_(1.1)
+        with torch.no_grad():
+            before = model(X)[0]
+            for _ in range(2):
+                for mine, other in zip(model.parameters(), average.module.parameters()):
+                    kept = mine.data.clone()
+                    mine.data.copy_(other.data)
+                    other.data.copy_(kept)
+                assert_as_restored(model)
+            assert torch.equal(model(X)[0], before)
+
+    @pytest.mark.parametrize('first', ['accelerate', 'wrap'])
+    def test_distributed(self, first, one_process):
+        model = plain(drop_path_rate=0.0)
+        expected = gradients(copy.deepcopy(model))
+        if first == 'accelerate':
+            mmstrip.accelerate(model)
+        model = DistributedDataParallel(model)
+        mmstrip.accelerate(model)
+        assert len(fast_boxes(model)) == 39
+        assert operators(model) == EVERYTHING
+        torch.testing.assert_close(gradients(model), expected, rtol=1e-3, atol=1e-3)
+
+    def test_fully_sharded_after_the_call(self, one_process):
+        model = plain(drop_path_rate=0.0)
+        expected = gradients(copy.deepcopy(model))
+        mmstrip.accelerate(model)
+        mesh = torch.distributed.device_mesh.init_device_mesh('cpu', (1,))
+        for stage in model.stages:
+            for block in stage:
+                fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        assert 'channel_mlp' in operators(model)  # its parameters are plain ones while a block runs
+        torch.testing.assert_close(gradients(model), expected, rtol=1e-3, atol=1e-3)
+        with pytest.raises(TypeError, match='stages.0.0 is a FSDPFastStripMLPBlock, which something else has made'):
+            mmstrip.restore(model)
+
+    def test_fully_sharded_before_the_call(self, one_process):
+        model = plain()
+        for stage in model.stages:
+            fully_shard(stage, mesh=torch.distributed.device_mesh.init_device_mesh('cpu', (1,)))
+        with torch.no_grad():
+            expected = model(X)[0]
+            mmstrip.accelerate(model)
+            torch.testing.assert_close(model(X)[0], expected, rtol=1e-4, atol=1e-4)
+
+    def test_layers_converted_and_fused(self, model):
+        """BN that is SyncBN runs the reference; folded into a convolution, operators again."""
+        everything = operators(model)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        assert operators(model) == {'depthwise', 'channel_mlp', 'local_strips', 'strip_layer'}
+        assert_as_restored(model)
+        model = fuse_conv_bn(mmstrip.accelerate(plain()))
+        assert operators(model) == everything
+        assert_as_restored(model)
+
+    def test_statistics_estimated_anew(self):
+        model = mmstrip.accelerate(plain(drop_path_rate=0.0))
+        reference = mmstrip.restore(copy.deepcopy(model))
+        for one in (model, reference):
+            update_bn([X, 2 * X], one.train())
+        for one, other in zip(model.buffers(), reference.buffers()):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert operators(model.eval()) == EVERYTHING
+        assert_as_restored(model)
+
+    @pytest.mark.parametrize('first', [True, False])
+    @pytest.mark.parametrize('name', ['stages.0.0', 'stages.2.1.channel_mixing', 'stages.2.1.channel_mixing.fc1'])
+    def test_activation_checkpointing_of_mmengine(self, name, first):
+        """It assigns another forward to a module."""
+        model = plain(drop_path_rate=0.0).train()
+        expected = gradients(copy.deepcopy(model))
+        if first:
+            mmstrip.accelerate(model)
+        turn_on_activation_checkpointing(model, [name])
+        mmstrip.accelerate(model)
+        assert 'forward' in vars(model.get_submodule(name))
+        torch.testing.assert_close(gradients(model), expected, rtol=1e-3, atol=1e-3)
+
+    def test_efficient_evaluation_of_convolutions(self, model):
+        """It assigns another forward to convolutions and norms as well."""
+        names = [f'stages.{name}.strip_mixing.project' for name in ('0.0', '1.0', '2.0', '2.1', '3.0')]
+        turn_on_efficient_conv_bn_eval(model, names)
+        assert operators(model) == EVERYTHING - {'norm_gelu_depthwise'}
+        assert_as_restored(model)
+
+    def test_other_types(self, model):
+        assert not operators(model.double(), X.double())
+        assert not operators(model.half(), X.half())
+        assert operators(model.float()) == EVERYTHING
+        with torch.autocast('cpu', torch.float16):
+            assert not operators(model)
+
+    def test_a_bare_loop(self):
+        """As anybody writes it: the losses are those of the reference."""
+        losses = {}
+        for accelerated in (False, True):
+            torch.manual_seed(0)
+            network = nn.Sequential(plain(drop_path_rate=0.0), nn.Identity())
+            if accelerated:
+                mmstrip.accelerate(network)
+            optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+            losses[accelerated] = []
+            for _ in range(4):
+                loss = network.train()(X)[0].square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses[accelerated].append(loss.item())
+        torch.testing.assert_close(losses[True], losses[False], rtol=1e-3, atol=1e-4)
+
+    def test_an_adapter_put_in_and_merged(self, model):
+        """Its box runs the reference, and operators again once it is merged; the others run them throughout."""
+
+        class LoRA(nn.Module):
+            def __init__(self, layer):
+                super().__init__()
+                self.layer, self.down = layer, nn.Linear(layer.in_features, 2, bias=False)
+                self.up = nn.Linear(2, layer.out_features, bias=False)
+
+            def forward(self, x):
+                return self.layer(x) + self.up(self.down(x))
+
+            @torch.no_grad()
+            def merge(self):
+                self.layer.weight += self.up.weight @ self.down.weight
+                return self.layer
+
+        mixings = [block.channel_mixing for stage in model.stages for block in stage]
+        with torch.no_grad():
+            before = model(X)[0]
+        for mixing in mixings:
+            mixing.fc1 = LoRA(mixing.fc1)
+        assert operators(model) == EVERYTHING - {'channel_mlp', 'depthwise'}
+        assert_as_restored(model)
+        for mixing in mixings:
+            mixing.fc1 = mixing.fc1.merge()
+        assert operators(model) == EVERYTHING
+        assert_as_restored(model)
+        with torch.no_grad():
+            assert not torch.allclose(model(X)[0], before)
+
+    def test_compilers_and_exporters_see_the_reference(self, model):
+        for exported in (
+            torch.export.export(model, (X,), strict=False).module(),
+            torch.compile(model, backend='eager', fullgraph=True),
+            torch.jit.trace(model, X, check_trace=False),
+        ):
+            assert not operators(exported)
+            with torch.no_grad():
+                torch.testing.assert_close(exported(X)[0], mmstrip.restore(copy.deepcopy(model))(X)[0])
+
+    def test_interception(self, model):
+        with torch.utils.flop_counter.FlopCounterMode(display=False):
+            assert not operators(model)
+        with torch.device('cpu'):  # a function mode: it may change any call
+            assert not operators(model)
+        with torch.nn.modules.module.register_module_forward_hook(lambda *arguments: None):
+            assert not operators(model)
+        assert operators(model) == EVERYTHING
+
+    @pytest.mark.parametrize('how', ['assigned', 'in a subclass'])
+    def test_methods_of_ones_own(self, how, model):
+        cgsmm, u = model.stages[0][0].strip_mixing.branches['cgsmm'], torch.ones(1, 8, 16, 16)
+        with torch.no_grad():
+            cgsmm(u)
+            if how == 'assigned':
+                cgsmm.mix_window = lambda u: 2 * u
+            else:
+                cgsmm.__class__ = type('Mine', (type(cgsmm),), dict(mix_window=lambda self, u: 2 * u))
+            torch.testing.assert_close(cgsmm(u), cgsmm.fuse_column(torch.cat([u, 2 * u], dim=1)))
+
+    def test_attributes_that_cannot_be_compared(self, model):
+        class Stubborn:
+            def __eq__(self, other):
+                raise TypeError
+
+        for _ in range(2):
+            model.stages[0][0].channel_mixing.fc1.note = Stubborn()
+            assert operators(model) == EVERYTHING
+
+    def test_folding_is_the_same_before_and_after(self, model):
+        deployed = mmstrip.restore(copy.deepcopy(model))
+        deployed.switch_to_deploy()
+        model.switch_to_deploy()
+        for name, value in deployed.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-5)
+        assert operators(model) == set()  # whole stages, none of the others
+        assert_as_restored(model)
+
+
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def gradients(model) -> torch.Tensor:
+    """Of the parameters, in training mode, one after the other."""
+    model.train()
+    model.zero_grad()
+    model(X)[0].square().mean().backward()
+    grads = (p.grad.full_tensor() if hasattr(p.grad, 'full_tensor') else p.grad for p in model.parameters())
+    return torch.cat([gradient.flatten() for gradient in grads])
+
+
+class TestWithoutOperators:
+    """As on a machine without a compiler."""
+
+    def test_training_takes_less_memory(self):
+        model, saved = plain(drop_path_rate=0.0).train(), []
+        for accelerated in (False, True):
+            if accelerated:
+                with accelerated_by('memory saving'):
+                    said = accelerator.change_classes(model)
+            held = {}
+
+            def pack(tensor, held=held):
+                held[tensor.data_ptr()] = tensor.nbytes
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                model(X)
+            saved.append(sum(held.values()))
+        assert said.startswith('5 of 5 blocks save memory in training, without native operators')
+        assert saved[1] < 0.85 * saved[0]
+
+    def test_it_says_so(self):
+        code = (
+            'import torch, mmstrip; from mmstrip import ops; from mmstrip.models import StripMLP\n'
+            "model = mmstrip.accelerate(StripMLP('tiny-light', img_size=32))\n"
+            'print(ops.status())\n'
+            'model(torch.rand(2, 3, 64, 64))[0].sum().backward()\n'
+        )
+        done = python(code, env={'MMSTRIP_NATIVE': '0'})
+        why = 'MMSTRIP_NATIVE=0 switches the compiled operators off'
+        assert f'12 of 12 blocks save memory in training, without native operators: {why}' in done.stdout, done.stdout
+        assert f'no compiled operators, the network is slower on CPUs: {why}\n' in done.stdout
+
+
+PRIVATE = [
+    *('_C._is_tracing', '_C._len_torch_dispatch_stack', '_C._len_torch_function_stack', '_C._dispatch_keys'),
+    *('_C._functorch.peek_interpreter_stack', 'nn.modules.module._has_any_global_hook'),
+    *('_C._get_mkldnn_enabled', '_C._dispatch_key_parse', 'autograd.forward_ad._current_level'),
+]
+
+
+class TestPrivateNamesOfPyTorch:
+    """A PyTorch without one of them loses speed, not the forward."""
+
+    @pytest.mark.parametrize('name', PRIVATE)
+    def test_one_is_missing(self, name, monkeypatch):
+        model, parent = plain(), torch
+        *path, last = name.split('.')
+        for part in path:
+            parent = getattr(parent, part)
+        with monkeypatch.context() as patch:
+            patch.delattr(parent, last)
+            spec = importlib.util.spec_from_file_location('mmstrip.ops.another_context', context.__file__)
+            another = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(another)
+        assert [f'torch.{name}'] == another.UNKNOWN
+        monkeypatch.setattr(accelerator, 'UNKNOWN', another.UNKNOWN)
+        assert accelerator.change_classes(model) == (
+            f'the reference runs, as this PyTorch, {torch.__version__}, has no torch.{name}'
+        )
+        assert not operators(model)
+
+    def test_these_are_all(self):
+        text = Path(context.__file__).read_text()
+        assert all(f"'{name}'" in text for name in PRIVATE)
+        assert text.count('_private(') == len(PRIVATE) + 1
