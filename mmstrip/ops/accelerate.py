@@ -13,7 +13,7 @@ from .fast import Fast, Types
 from .local_strips import FastLocalStripMixing
 from .memory_saving import TYPES, SavingCascadeGroupStripMixing, SavingChannelMixingBlock, SavingStripMixingBlock
 from .residual import FastStripMLPBlock
-from .stage import FastStage
+from .stage import FastStage, forget_packed
 from .strip_layer import FastStripMLPLayer
 from .strip_mixing import FastCascadeGroupStripMixing, FastStripMixingBlock
 
@@ -46,7 +46,7 @@ def accelerate(model: nn.Module) -> nn.Module:
     whatever is compiled, traced, exported or transformed. Logs what runs, and why not where not.
 
     Call it once a model is on its device, before wrappers that change classes themselves (FSDP2, parametrizations), and
-    again where layers were put in, or classes patched.
+    again where layers were put in, classes patched, or weights of a folded model pruned through ``.data``.
 
     Args:
         model: Of any toolbox, in wrappers or not.
@@ -107,6 +107,7 @@ def change_classes(model: nn.Module) -> str:
     for module in modules.values():
         if type(module) in classes:
             module.__class__ = classes[type(module)]
+        forget_packed(module)
     blocks = {name: module for name, module in modules.items() if isinstance(module, StripMLPBlock)}
     slow = list(filter(None, (_find_mismatch(name, block) for name, block in blocks.items())))
     fast = f'{len(blocks) - len(slow)} of {len(blocks)} blocks' if blocks else f'{len(modules)} modules'

@@ -79,6 +79,11 @@ class PackedStage(Snapshot):
 _packed: WeakKeyDictionary[nn.Module, PackedStage] = WeakKeyDictionary()
 
 
+def forget_packed(stage: nn.Module) -> None:
+    """Let a stage pack its weights again in its next forward."""
+    _packed.pop(stage, None)
+
+
 def _is_packable(block: nn.Module, types: Types) -> bool:
     """Whether the operator computes what calling a block of the deploy form does."""
     if not _is_stock(block, FastStripMLPBlock, types) or block.drop_path.training:

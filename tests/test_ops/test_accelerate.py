@@ -207,6 +207,15 @@ class TestAroundIt:
                 assert_as_restored(model)
             assert torch.equal(model(X)[0], before)
 
+    def test_the_call_packs_weights_again(self, model):
+        """As after pruning through .data, which a forward may not notice."""
+        model.switch_to_deploy()
+        with torch.no_grad():
+            model(X)
+        weight = model.stages[0][0].channel_mixing.fc1.weight.data
+        weight[1 : len(weight) // 2] = 0  # not the first, the middle and the last ones, which are compared
+        assert_as_restored(mmstrip.accelerate(model))
+
     @pytest.mark.parametrize('first', ['accelerate', 'wrap'])
     def test_distributed(self, first, one_process):
         model = plain(drop_path_rate=0.0)
