@@ -36,7 +36,8 @@ def mixed_precision(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> It
 
     Args:
         model: A classifier, detector or segmentor, or one in wrappers.
-        dtype: Of products and convolutions. Defaults to ``torch.bfloat16``.
+        dtype: Of products and convolutions. Defaults to ``torch.bfloat16``. Threads that run at the same time must ask
+            for the same one, as autocast shares the weights that it has cast among them.
     """
     networks = set(_networks(unwrap_model(model)))
     before = getattr(_here, 'dtypes', {})
