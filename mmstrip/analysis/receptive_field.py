@@ -17,7 +17,7 @@ import torch
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ..utils.checkpoints import load_whole, read_checkpoint
+from ..utils.checkpoints import load_whole, read_checkpoint, weights_in
 from ..utils.config import load_config
 from ..utils.files import write_file
 from ..utils.plots import plot_fields
@@ -192,8 +192,7 @@ def _build_stage(label: str, config: dict, stage: int) -> nn.Module:
 
 
 def _fill(backbone: nn.Module, path: str, trusted: bool) -> None:
-    checkpoint = read_checkpoint(path, trusted=trusted)
-    weights = checkpoint.get('state_dict', checkpoint)
+    weights = weights_in(read_checkpoint(path, trusted=trusted))
     prefix = 'backbone.'
     if any(key.startswith(prefix) for key in weights):
         weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

@@ -2,7 +2,7 @@
 
 import inspect
 
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIMIZERS
 from torch import nn
 
@@ -46,6 +46,11 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def adjust(self, params: list[dict], model: nn.Module) -> None:
         """Change the settings of groups, each of one parameter, before they are merged."""
+
+
+def wrappers_by_name(optim_wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, OptimWrapper]:
+    """The wrapper of each optimizer; '' is the name of a single one."""
+    return dict(optim_wrapper.items()) if isinstance(optim_wrapper, OptimWrapperDict) else {'': optim_wrapper}
 
 
 def merge_groups(groups: list[dict], model: nn.Module) -> list[dict]:

@@ -5,13 +5,14 @@ import logging
 import torch
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
-from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
+from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .loops import check_batches
+from .param_groups import wrappers_by_name
 from .precision import BFloat16OptimWrapper
 
 
@@ -70,7 +71,9 @@ class _CheckedRunner:
         asked = OPTIM_WRAPPERS.get(asked) if isinstance(asked, str) else asked
         built = super().build_optim_wrapper(optim_wrapper)
         if isinstance(asked, type) and issubclass(asked, (AmpOptimWrapper, BFloat16OptimWrapper)):
-            others = [type(wrapper).__name__ for wrapper in _wrappers(built) if not isinstance(wrapper, asked)]
+            others = [
+                type(wrapper).__name__ for wrapper in wrappers_by_name(built).values() if not isinstance(wrapper, asked)
+            ]
             if others:
                 raise ValueError(
                     f'optim_wrapper.constructor {optim_wrapper.get("constructor")!r} has built {others[0]}, not '
@@ -83,7 +86,7 @@ class _CheckedRunner:
         # Of each optimizer a group without parameters, which schedulers move and logs show; mmengine does not scale it.
         unscaled = [
             (wrapper.optimizer.param_groups, wrapper.base_param_settings)
-            for wrapper in _wrappers(optim_wrapper)
+            for wrapper in wrappers_by_name(optim_wrapper).values()
             if getattr(wrapper, 'base_param_settings', None)
         ]
         for groups, base in unscaled:
@@ -115,8 +118,3 @@ class _CheckedRunner:
         built = super().build_test_loop(loop)
         check_batches(getattr(built, 'dataloader', None), 'test_dataloader')
         return built
-
-
-def _wrappers(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
-    """One for each optimizer."""
-    return list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from ...registry import HOOKS
 from ...utils.checkpoints import name_as, weights_in
 from ...utils.plain_values import to_plain
 from ...utils.wrappers import unwrap_model
-from ..param_groups import regroup
+from ..param_groups import regroup, wrappers_by_name
 
 _DATA = {
     'images': 'training images',
@@ -46,7 +45,10 @@ class CheckpointFitHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['meta'].update(
             training=_training(runner),
-            optimizers={name: type(wrapper.optimizer).__name__ for name, wrapper in _wrappers(runner)},
+            optimizers={
+                name: type(wrapper.optimizer).__name__
+                for name, wrapper in wrappers_by_name(runner.optim_wrapper).items()
+            },
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -79,12 +81,6 @@ class CheckpointFitHook(Hook):
             raise ValueError(f'load_from: {runner._load_from} {self.foreign}')
 
 
-def _wrappers(runner: Runner) -> list[tuple[str, OptimWrapper]]:
-    """The optimizers' wrappers by name; '' is that of a model with one."""
-    several = isinstance(runner.optim_wrapper, OptimWrapperDict)
-    return list(runner.optim_wrapper.items()) if several else [('', runner.optim_wrapper)]
-
-
 def _training(runner: Runner) -> dict:
     """Of a run's data and loop, in plain values; None for what is not known."""
     loader = runner.train_dataloader
@@ -93,7 +89,7 @@ def _training(runner: Runner) -> dict:
         images=len(loader.dataset) if hasattr(loader.dataset, '__len__') else None,
         batch_size=loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None),
         processes=get_world_size(),
-        accumulated=getattr(_wrappers(runner)[0][1], '_accumulative_counts', None),
+        accumulated=getattr(next(iter(wrappers_by_name(runner.optim_wrapper).values())), '_accumulative_counts', None),
     )
 
 
@@ -172,7 +168,7 @@ def _arguments(scheduler) -> set[str]:
 
 def _other_optimizers(runner: Runner, checkpoint: dict) -> str:
     kinds = checkpoint['meta'].get('optimizers')
-    for name, wrapper in _wrappers(runner):
+    for name, wrapper in wrappers_by_name(runner.optim_wrapper).items():
         optimizer, state = wrapper.optimizer, _state(checkpoint, name)
         groups = state.get('param_groups')
         if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
@@ -250,7 +246,7 @@ def _changes(runner: Runner, checkpoint: dict) -> Iterator[str]:
 def _kept(runner: Runner, checkpoint: dict) -> Iterator[str]:
     """What the checkpoint sets in the place of the config."""
     words = '{} in the config is not applied, the training goes on with {}'
-    for name, wrapper in _wrappers(runner):
+    for name, wrapper in wrappers_by_name(runner.optim_wrapper).items():
         pairs = list(zip(wrapper.optimizer.param_groups, _state(checkpoint, name)['param_groups']))
         for key in sorted(pairs[0][0].keys() & pairs[0][1].keys() - _NO_SETTINGS) if pairs else ():
             values = [tuple(group.get(f'initial_{key}', group.get(key)) for group in pair) for pair in pairs]
