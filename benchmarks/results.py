@@ -1,4 +1,4 @@
-"""Results as JSON and text files, written whole or not at all."""
+"""Results as JSON and text files, written atomically."""
 
 import json
 from collections.abc import Sequence

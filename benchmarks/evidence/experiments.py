@@ -57,7 +57,7 @@ class Task(NamedTuple):
         epochs: Of a whole run.
         choosing_epochs: Of one that chooses the learning rate.
         image: Channels, height and width that multiply-adds are counted at.
-        metrics: As of :class:`Run`, the main one first.
+        metrics: See :class:`Run`, the main one first.
         models: Backbone -> its config.
     """
 

@@ -172,7 +172,7 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int
         config: A whole config.
         folder: Work dir; detectors and segmentors leave some test images with their truth and prediction in
             ``pictures/`` there.
-        metrics: As of :class:`Run`.
+        metrics: See :class:`Run`.
         interval: Test images from one such picture to the next. Defaults to 25.
         padding: At the end, also validate a detector or segmentor without padding, with little and with much.
 

@@ -169,7 +169,7 @@ def precision(case: Case, device: str, dtype: str = 'float32', train: bool = Tru
         device: Where it runs.
         dtype: 'float32', 'bfloat16' or 'float16'.
         train: In training, with gradients. Defaults to True.
-        **options: As of :func:`errors_of`.
+        **options: See :func:`errors_of`.
 
     Raises:
         WrongResultError: They are larger than :data:`TOLERANCES`.

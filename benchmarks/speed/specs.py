@@ -48,7 +48,7 @@ class Spec(ModelSpec):
         return not {'reference', 'compile', *RUNTIMES} & set(self.forms)
 
     def build(self) -> nn.Module:
-        """As of :class:`ModelSpec`; ValueError also if 'deploy' is asked of what has no such form."""
+        """See :class:`ModelSpec`; ValueError also if 'deploy' is asked of what has no such form."""
         model = super().build()
         if 'deploy' in self.forms:
             backbone = getattr(model, 'backbone', model)

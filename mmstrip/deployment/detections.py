@@ -54,7 +54,7 @@ def disagreement(found: dict, expected: dict, side: int) -> float | None:
     Each detection is compared with the nearest of its class among the other's; it is infinite where there is none.
 
     Args:
-        found, expected: As of :func:`detections_of`.
+        found, expected: See :func:`detections_of`.
         side: The picture's larger side, pixels.
 
     Returns:

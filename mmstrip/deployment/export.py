@@ -40,8 +40,8 @@ class Export:
         deploy: Fold what inference can do without; see ``switch_to_deploy``.
         shape: Height and width, pixels; None: those of the test pipeline's crop or fixed size, of detectors its scale,
             of segmentors else the ``size`` of their ``data_preprocessor``, else 224.
-        dynamic_batch, dynamic_size: As of :func:`.formats.trace`. Without them the batch is 1.
-        opset, half: As of :func:`.formats.to_onnx` and :func:`.formats.halve`.
+        dynamic_batch, dynamic_size: See :func:`.formats.trace`. Without them the batch is 1.
+        opset, half: See :func:`.formats.to_onnx` and :func:`.formats.halve`.
         normalize: Take pixels, BGR in uint8, and normalise them in the graph.
         scores: Give a classifier's scores instead of logits.
     """
@@ -64,8 +64,8 @@ class Network(nn.Module):
     Args:
         model: A toolbox's model, in evaluation mode.
         task: 'classifier', 'segmentor' or 'detector', or 'backbone' or 'neck', which are parts of any.
-        normalize: As of :class:`Export`.
-        scores: As of :class:`Export`.
+        normalize: See :class:`Export`.
+        scores: See :class:`Export`.
     """
 
     def __init__(self, model: nn.Module, task: str, normalize: bool = False, scores: bool = False):

@@ -130,7 +130,7 @@ def to_onnx(program: ExportedProgram, names: Sequence[str] = (), opset: int | No
     """A traced model as one of ONNX.
 
     Args:
-        program: As of :func:`trace`.
+        program: See :func:`trace`.
         names: Of its outputs. Defaults to PyTorch's.
         opset: Version of ONNX's operators. Defaults to PyTorch's choice.
         optimize: Simplify the graph, a third of the time. ONNX Runtime takes 1.6 times as long without, OpenVINO not.
@@ -200,7 +200,7 @@ def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> No
 
     Args:
         path: File to write.
-        model, images: As of :func:`trace`.
+        model, images: See :func:`trace`.
         about: Description, of plain values, with the attributes of :class:`.export.Export` and the names of 'outputs'.
     """
     form, text = about['format'], json.dumps(about)

@@ -31,7 +31,7 @@ class Predictor:
     Raises:
         FileNotFoundError: There is no such file.
         ImportError: Its runtime is not installed.
-        ValueError: As of :func:`.description.read_about`; the format or the machine does not compute in that type.
+        ValueError: See :func:`.description.read_about`; the format or the machine does not compute in that type.
     """
 
     def __init__(self, path: str | Path, dtype: str = 'float32', trusted: bool = False):

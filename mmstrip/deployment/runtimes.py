@@ -17,7 +17,7 @@ def open_session(path: str | Path, dtype: str = 'float32', trusted: bool = False
     Args:
         path: The file.
         dtype: What products are computed in: 'float32', or with OpenVINO 'bfloat16'. Defaults to 'float32'.
-        trusted: As of :func:`.formats.require_trust`. Defaults to False.
+        trusted: See :func:`.formats.require_trust`. Defaults to False.
 
     Raises:
         ValueError: The format or the machine does not compute in that type; see also :func:`.formats.require_trust`.

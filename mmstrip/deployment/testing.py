@@ -40,9 +40,9 @@ class ExportedModel(BaseModel):
     """An exported classifier, segmentor or detector as a model of the toolboxes, for tests alone.
 
     Args:
-        file (str): As of :class:`.predictor.Predictor`.
-        dtype (str): As of :class:`.predictor.Predictor`. Defaults to 'float32'.
-        trusted (bool): As of :class:`.predictor.Predictor`. Defaults to False.
+        file (str): See :class:`.predictor.Predictor`.
+        dtype (str): See :class:`.predictor.Predictor`. Defaults to 'float32'.
+        trusted (bool): See :class:`.predictor.Predictor`. Defaults to False.
         data_preprocessor (dict): Left out: files do that themselves.
 
     Raises:
@@ -78,8 +78,8 @@ def use_exported(config: Config, file: str, amp: str | None = None, trusted: boo
     Args:
         config: A whole config; images are read and results are judged as it says.
         file: The file.
-        amp: As of :func:`mmstrip.engine.precision.amp_dtype`; 'auto' is float32 but for OpenVINO.
-        trusted: As of :class:`.predictor.Predictor`. Defaults to False.
+        amp: See :func:`mmstrip.engine.precision.amp_dtype`; 'auto' is float32 but for OpenVINO.
+        trusted: See :class:`.predictor.Predictor`. Defaults to False.
 
     Raises:
         ValueError: The file's task is not that of the config's toolbox; see also :func:`.description.read_about`.
