@@ -58,15 +58,18 @@ def test_configs_are_inherited_by_other_projects(tmp_path):
     assert config.model.backbone.type == 'mmstrip.StripMLP' and config.model.head.num_classes == 7
 
 
-def test_wheel_holds_configs_tools_and_index(tmp_path, monkeypatch):
+def test_wheel_of_the_source_distribution_holds_configs_tools_and_index(tmp_path, monkeypatch):
     monkeypatch.setenv('MMSTRIP_NATIVE', '0')  # compiling takes a minute
     source = tmp_path / 'source'
     source.mkdir()
-    for name in ('mmstrip', 'benchmarks', 'configs', 'tools', 'requirements'):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__', '.mim'))
-    for name in ('setup.py', 'pyproject.toml', 'README.md', 'model-index.yml'):
+    for name in ('mmstrip', 'benchmarks', 'configs', 'tools', 'requirements', 'tests'):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__', '.mim', '*.so'))
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'CITATION.cff', 'model-index.yml'):
         shutil.copy(ROOT / name, source / name)
-    done = run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', tmp_path, source)
+    done = run(sys.executable, 'setup.py', 'sdist', '-d', tmp_path, cwd=source)
+    assert done.returncode == 0, done.stdout
+    (archive,) = tmp_path.glob('*.tar.gz')
+    done = run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', tmp_path, archive)
     assert done.returncode == 0, done.stdout
     (wheel,) = tmp_path.glob('*.whl')
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -76,6 +79,8 @@ def test_wheel_holds_configs_tools_and_index(tmp_path, monkeypatch):
         'mmstrip/.mim/tools/train.py',
         'mmstrip/.mim/configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py',
         'mmstrip/models/strip_mlp.py',
+        'mmstrip/ops/csrc/stage.cpp',
+        'mmstrip/py.typed',
     } <= names
     assert not [name for name in names if name.startswith(('benchmarks', 'tests', 'configs', 'tools'))]
 
