@@ -1,7 +1,9 @@
 """Options of training that need no run to be checked."""
 
 import copy
+import logging
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop
 
+from mmstrip.engine.hooks import SeedHook
 from mmstrip.engine.resumable import make_resumable
 from mmstrip.engine.resume import choose_checkpoint
 
@@ -58,7 +61,7 @@ def test_any_config_becomes_resumable():
     assert config.train_dataloader.worker_init_fn == dict(type='mmstrip.shield_worker')
     assert config.val_dataloader.worker_init_fn == dict(type='mine')
     assert config.default_hooks.checkpoint.type == 'MyCheckpointHook'
-    names = ['Seed', 'InvalidLoss', 'TimeLeft', 'NamedFiles', 'CheckpointFit', 'PlainCheckpoint']
+    names = ['Seed', 'InvalidLoss', 'TimeLeft', 'CheckpointFit', 'PlainCheckpoint']
     assert [hook.type for hook in config.custom_hooks] == [f'mmstrip.{name}Hook' for name in names]
     once = copy.deepcopy(config)
     make_resumable(config)  # a config that a run has dumped
@@ -152,3 +155,19 @@ def test_a_damaged_tensor_sends_a_run_back(tmp_path):
     (tmp_path / 'epoch_2.pth').write_bytes(content)
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
     assert choose_checkpoint(Config(dict(work_dir=str(tmp_path), resume=True))) == str(tmp_path / 'epoch_1.pth')
+
+
+@pytest.mark.parametrize(
+    'parts, named',
+    [
+        (dict(train_dataloader=dict(dataset=dict(pipeline=[dict(type='mmdet.CachedMixUp')]))), 'CachedMixUp'),
+        (dict(model=dict(batch_augments=[dict(type='BatchSyncRandomResize')])), 'BatchSyncRandomResize'),
+        (dict(train_dataloader=dict(pipeline=[dict(type='Mosaic', use_cached=True)])), "use_cached': True"),
+        (dict(train_dataloader=dict(pipeline=[dict(type='Mosaic')]), model=dict(roi_head='StandardRoIHead')), ''),
+    ],
+)
+def test_transforms_with_a_state_of_their_own_are_named(parts, named, caplog):
+    SeedHook().before_train(SimpleNamespace(cfg=Config(parts), logger=logging.getLogger('warned')))
+    assert caplog.messages == [
+        f'{named}: its state is not in checkpoints, so a resumed run differs from an undisturbed one'
+    ] * bool(named)

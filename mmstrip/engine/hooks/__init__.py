@@ -8,7 +8,6 @@ from .complete_checkpoint import CompleteCheckpointHook
 from .curves import TrainingCurvesHook
 from .eta import TimeLeftHook
 from .invalid_loss import InvalidLossHook
-from .named_files import NamedFilesHook
 from .pictures import PredictionPicturesHook
 from .plain_checkpoint import PlainCheckpointHook
 from .seed import SeedHook
@@ -21,7 +20,6 @@ __all__ = [
     'ClassificationReportHook',
     'CompleteCheckpointHook',
     'InvalidLossHook',
-    'NamedFilesHook',
     'PlainCheckpointHook',
     'PredictionPicturesHook',
     'SafeCheckpointHook',
