@@ -42,7 +42,7 @@ def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
     else:
         hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
         own = re.sub(r'\{.*?\}', '*', hook.get('filename_tmpl') or CHECKPOINTS[0])
-        found = newest_checkpoint(config.work_dir, trusted, (*CHECKPOINTS, own))
+        found = _newest(Path(config.work_dir), trusted, (*CHECKPOINTS, own))
     if found is None:
         start = config.get('load_from') or 'scratch'
         print_log(f'No checkpoint in {config.work_dir} yet: the training starts from {start}', logger='current')
@@ -59,30 +59,18 @@ def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
     return path
 
 
-def newest_checkpoint(
-    folder: str | Path, trusted: bool = False, names: Sequence[str] = CHECKPOINTS
-) -> tuple[str, dict] | None:
-    """The newest checkpoint of a training that can be read, and its content; None where there is none.
+def _newest(folder: Path, trusted: bool, names: Sequence[str]) -> tuple[str, dict] | None:
+    """The newest checkpoint in a work dir that can be read, and its content; None where there is none.
 
-    Args:
-        folder: Work dir of the training. The file that ``last_checkpoint`` names comes first, then the others by their
-            time; those that cannot be read are logged.
-        trusted: As of :func:`mmstrip.utils.checkpoints.read_checkpoint`.
-        names: Patterns of their names. Defaults to those of mmengine and of a training that was stopped.
-
-    Raises:
-        ValueError: There are checkpoints, but none can be read.
+    The file that ``last_checkpoint`` names comes first, then the others by their time; what cannot be read is logged.
     """
-    folder, problems = Path(folder), []
-    last = _last_checkpoint(folder)
+    last, problems = _last_checkpoint(folder), []
     for path in _by_age(folder, last, names):
         try:
-            checkpoint = read_resumable(path, trusted)
+            return str(path), read_resumable(path, trusted)
         except (OSError, ValueError) as error:
             problems.append(str(error))
             print_log(f'Cannot resume from this one, going back to the one before: {error}', 'current', logging.WARNING)
-            continue
-        return str(path), checkpoint
     if problems:
         raise ValueError(f'no checkpoint in {folder} can be read: {"; ".join(problems)}')
     if last:

@@ -8,7 +8,6 @@ import torch
 import torch.distributed
 from helpers import ROOT
 from helpers.other_trainings import PlainModel
-from helpers.runs import call_ranks
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
@@ -210,19 +209,6 @@ def test_sync_bn_on_cpus(sync_bn, norm, group, monkeypatch):
     wrapped(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))['loss'].backward()
     assert not any('Sync' in type(layer).__name__ for layer in wrapped.modules())
     assert ['SyncBN is not available on CPUs' in words for words in said] == [True] * bool(sync_bn or 'Sync' in norm)
-
-
-def test_two_processes_with_wrapper_and_sync_bn_of_their_own(tmp_path):
-    config = tmp_path / 'config.py'
-    config.write_text(
-        PLAIN.replace("type='PlainModel'", "type='PlainModel', norm='SyncBatchNorm'")
-        + "sync_bn = 'torch'\nmodel_wrapper_cfg = dict(type='MMDistributedDataParallel', find_unused_parameters=True)\n"
-    )
-    arguments = ['--launcher', 'pytorch', '--work-dir', tmp_path / 'work']
-    printed = call_ranks('train.py', config, *arguments, folder=tmp_path)
-    assert 'SyncBN is not available on CPUs' in printed and 'Epoch(train) [1][1/1]' in printed
-    dumped = (tmp_path / 'work' / 'config.py').read_text()
-    assert "sync_bn='torch'" in dumped and 'device_ids' not in dumped
 
 
 EMPTY = 'gives no batch: it has 8 images for each process, batch_size=16'
