@@ -107,6 +107,14 @@ def call_tool(tool: str | Path, *arguments, folder: Path, **options) -> subproce
     return subprocess.CompletedProcess([tool, *arguments], process.exitcode, output.read_text())
 
 
+def run_here(tool: str, *arguments) -> None:
+    """Run a script below tools/ in this process, as on a machine without GPUs; an error of it is raised."""
+    script = str(ROOT / 'tools' / tool)
+    without_gpus = mock.patch('torch.cuda.is_available', lambda: False)
+    with mock.patch('sys.argv', [script, *map(str, arguments)]), mock.patch.dict(os.environ), without_gpus:
+        runpy.run_path(script, run_name='__main__')
+
+
 def call_ranks(script: str | Path, *arguments, folder: Path, count: int = 2) -> str:
     """Run a script in several processes, with the environment that torchrun gives them.
 

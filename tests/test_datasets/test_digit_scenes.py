@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import ROOT, run_tool
-from helpers.runs import call_tool
+from helpers import ROOT
+from helpers.runs import run_here
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
@@ -37,10 +37,10 @@ def test_the_same_seed_gives_the_same_files(scenes, tmp_path):
     assert all(equal('same')) and not any(equal('other'))
 
 
-def test_the_tool_writes_the_same(tmp_path):
+def test_the_tool_writes_the_same(tmp_path, capsys):
     options = ['--train', '3', '--val', '2', '--size', '64', '--seed', '4']
-    done = run_tool('dataset_converters/digit_scenes.py', tmp_path / 'tool', *options)
-    assert done.returncode == 0 and '3 scenes to train on and 2 to validate on' in done.stdout, done.stdout
+    run_here('dataset_converters/digit_scenes.py', tmp_path / 'tool', *options)
+    assert '3 scenes to train on and 2 to validate on' in capsys.readouterr().out
     write_digit_scenes(tmp_path / 'here', num_train=3, num_val=2, size=64, seed=4)
     files = sorted(path.relative_to(tmp_path / 'here') for path in (tmp_path / 'here').rglob('*') if path.is_file())
     assert len(files) == 2 * (3 + 2) + 2
@@ -100,8 +100,8 @@ def test_one_digit_for_a_classifier():
 
 
 def test_wrong_counts_are_refused(tmp_path):
-    done = call_tool('dataset_converters/digit_scenes.py', tmp_path / 'out', '--val', '0', folder=tmp_path)
-    assert done.returncode != 0 and 'num_val must be at least 1, but got 0' in done.stdout
+    with pytest.raises(SystemExit, match='num_val must be at least 1, but got 0'):
+        run_here('dataset_converters/digit_scenes.py', tmp_path / 'out', '--val', '0')
     assert not (tmp_path / 'out').exists()
 
 
