@@ -162,7 +162,7 @@ def test_load_from_takes_the_names_of_wrappers(trained, tmp_path):
 def test_load_from_refuses_foreign_weights(trained):
     runner, hook = copy.copy(trained), CheckpointFitHook()
     runner._resume, runner._load_from = False, 'start.pth'
-    with pytest.raises(ValueError, match="^load_from: start.pth holds none of the model's 182 tensors$"):
+    with pytest.raises(ValueError, match="^start.pth holds none of the model's 182 tensors$"):
         hook.after_load_checkpoint(runner, dict(net=dict(weight=torch.ones(1))))
     with pytest.raises(ValueError, match='tensors; its first keys are net.head.fc.bias$'):
         hook.after_load_checkpoint(runner, {'net.head.fc.bias': torch.ones(10)})

@@ -1,7 +1,6 @@
 """Pictures of predictions, and names of classes and files in pictures."""
 
 import os
-import runpy
 import warnings
 from types import SimpleNamespace
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
-from helpers import ROOT, SMALL_CONFIG
 from matplotlib import font_manager
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
@@ -23,9 +21,7 @@ from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
 
 from mmstrip.engine.hooks.pictures import PredictionPicturesHook, picture_names
-from mmstrip.engine.launch import build_runner
 from mmstrip.utils import plots
-from mmstrip.utils.config import load_config
 
 NAMES = ['$x_', 'a_$^$', r'$\frac{$', '猫', '狗$', 'two\nlines', 'x' * 5000, '\udce9\0\x1b', '_hidden', '']
 
@@ -215,18 +211,3 @@ def test_other_visualizers_and_intervals_are_refused():
     for interval in (0, -1, 1.5):
         with pytest.raises(ValueError, match='interval must be a positive int, but got'):
             PredictionPicturesHook('out', interval)
-
-
-def test_the_tool_draws_all_images_of_class_folders(images, tmp_path):
-    config = load_config(str(SMALL_CONFIG))
-    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
-    dataset = dict(type='CustomDataset', data_root='', data_prefix=str(tmp_path / 'data'), pipeline=pipeline)
-    config.test_dataloader.dataset, config.work_dir = dataset, str(tmp_path / 'work')
-    config.experiment_name = tmp_path.name
-    runpy.run_path(str(ROOT / 'tools' / 'test.py'))['draw_predictions'](config, str(tmp_path / 'out'), 1)
-    config.train_dataloader = config.train_cfg = config.optim_wrapper = config.param_scheduler = None
-    config.val_dataloader = config.val_cfg = config.val_evaluator = None
-    build_runner(config).test()
-    assert len(list((tmp_path / 'out').glob('*/*.png'))) == 8
-    picture = mmcv.imread(str(tmp_path / 'out' / 'cat' / '0.png'))
-    assert picture.shape == (256, 256, 3) and np.abs(picture[-1, -1].astype(int) - (250, 20, 30)).max() < 3

@@ -48,7 +48,7 @@ class CheckpointFitHook(Hook):
             if not weights.keys() & model.state_dict().keys():
                 first = f'; its first keys are {", ".join(list(weights)[:5])}' if weights else ''
                 count = len(model.state_dict())
-                raise ValueError(f"load_from: {runner._load_from} holds none of the model's {count} tensors{first}")
+                raise ValueError(f"{runner._load_from} holds none of the model's {count} tensors{first}")
             return
         checkpoint['meta'].pop('config', None)  # text that mmengine would run
         problem = _mismatch(runner, checkpoint)
