@@ -133,9 +133,9 @@ for toolbox, names in {LOOKUPS}.items():
     if not child:
         models = import_module(f'{{toolbox}}.registry').MODELS
         import_module(f'{{toolbox}}.dataset' + 's' * (toolbox != 'mmengine'))
-        before = set(sys.modules)
-        assert 'mmstrip' not in before
+        assert 'mmstrip' not in sys.modules
         model = models.build(dict(type='mmstrip.StripMLP', arch='tiny-light', img_size=32))
+        before = set(sys.modules)
         classes = [next(filter(None, (registry.get(f'mmstrip.{{name}}') for registry in registries))) for name in names]
         others = [name for name in {TOOLBOXES} if name in set(sys.modules) - before]
         print(toolbox, *(kind.__name__ for kind in (type(model), *classes)), others, flush=True)

@@ -36,7 +36,7 @@ def test_the_sheet_shows_samples_of_many_classes_and_wrong_ones_first():
 
 @pytest.mark.parametrize('shuffled', [False, True])
 def test_the_sheet_shows_the_images_that_were_predicted(shuffled, tmp_path, monkeypatch):
-    """In RGB; not those of a loader that shuffles, whose order is not known afterwards."""
+    """In RGB, with and without views; not those of a loader that shuffles, whose order is not known afterwards."""
     drawn = []
     monkeypatch.setattr(classification_pictures, 'plot_predictions', lambda samples, *_: drawn.extend(samples))
     images = [torch.stack([torch.full((2, 2), 10.0 * i + channel) for channel in range(3)]) for i in range(4)]
@@ -46,6 +46,7 @@ def test_the_sheet_shows_the_images_that_were_predicted(shuffled, tmp_path, monk
 
     samples = [DataSample().set_gt_label(i).set_pred_label(min(i, 2)) for i in range(4)]
     dataset = Dataset(dict(inputs=image, data_samples=sample) for image, sample in zip(images, samples))
+    dataset[0] = dict(inputs=[images[0]] * 2, data_samples=[samples[0]] * 2)
     model = ImageClassifier(nn.Identity(), data_preprocessor=dict(to_rgb=True))
     runner = SimpleNamespace(model=model, log_dir=tmp_path, logger=logging.getLogger('report'))
     runner.test_dataloader = SimpleNamespace(dataset=dataset)

@@ -77,14 +77,13 @@ class ClassificationReportHook(Hook):
         folder = log_folder(runner)
         plot_confusion(labels, predictions, classes, folder / 'confusion_matrix.png')
         runner.logger.info(f'Confusion matrix: {folder / "confusion_matrix.png"}')
-        samples = [(dataset[index], index) for index in choose_samples(labels, right, self.sheet_size)]
-        if all(int(sample['data_samples'].gt_label) == labels[index] for sample, index in samples):
+        indices = choose_samples(labels, right, self.sheet_size)
+        samples = [_first_view(dataset[index]) for index in indices]
+        if [int(sample.gt_label) for _, sample in samples] == labels[indices].tolist():
             bgr = getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False)
-            shown = [
-                (_image(sample['inputs'], bgr), classes[predictions[index]], classes[labels[index]])
-                for sample, index in samples
-            ]
-            plot_predictions(shown, accuracy, folder / 'predictions.png')
+            images = [(image.flip(0) if bgr else image).permute(1, 2, 0).numpy() for image, _ in samples]
+            names = [[classes[found[index]] for index in indices] for found in (predictions, labels)]
+            plot_predictions(list(zip(images, *names)), accuracy, folder / 'predictions.png')
             runner.logger.info(f'Images with predictions: {folder / "predictions.png"}')
         runner.logger.info(accuracy)
 
@@ -104,7 +103,7 @@ def choose_samples(labels: np.ndarray, right: np.ndarray, count: int) -> list[in
     return [int(index) for part in (wrong, good) for index in part[labels[part].argsort(kind='stable')]]
 
 
-def _image(inputs: Tensor | list[Tensor], bgr: bool) -> np.ndarray:
-    """(H, W, 3) in RGB of a sample's images (C, H, W); of test-time augmentation the first view."""
-    image = inputs[0] if isinstance(inputs, list) else inputs
-    return (image.flip(0) if bgr else image).permute(1, 2, 0).numpy()
+def _first_view(sample: dict) -> tuple:
+    """Image (C, H, W) and data sample; of test-time augmentation, whose samples are lists of views, the first ones."""
+    values = sample['inputs'], sample['data_samples']
+    return tuple(value[0] if isinstance(value, list) else value for value in values)
