@@ -136,16 +136,12 @@ def test_sigterm_ends_all_ranks_with_a_checkpoint(tmp_path):
     assert (tmp_path / 'work' / 'last_checkpoint').read_text().endswith('interrupted.pth')
 
 
-def test_two_processes_give_the_gradients_and_metrics_of_one(tmp_path):
-    """Of an odd number of samples, so that one process has more: nothing is counted twice or dropped."""
-    write_digit_scenes(tmp_path / 'scenes', num_train=1, num_val=7)
-    rank_checks.main(str(tmp_path / 'scenes'), str(tmp_path / 'one.pth'))
-    call_ranks(rank_checks.__file__, tmp_path / 'scenes', tmp_path / 'two.pth', folder=tmp_path)
-    one, two = (torch.load(tmp_path / f'{name}.pth', weights_only=False) for name in ('one', 'two'))
-    for task, metric in (('accuracy', 'accuracy/top1'), ('detection', 'coco/bbox_mAP'), ('segmentation', 'mIoU')):
-        assert one[task] == two[task] and one[task][metric] > 0.1
-    for name, gradient in one['gradients'].items():
-        torch.testing.assert_close(two['gradients'][name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max())
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    call_ranks(rank_checks.__file__, tmp_path / 'two.pth', folder=tmp_path)
+    two, one = torch.load(tmp_path / 'two.pth'), rank_checks.gradients()
+    assert two.keys() == one.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max())
 
 
 def test_usage_is_shown():
