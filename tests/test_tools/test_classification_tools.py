@@ -6,7 +6,7 @@ import re
 import mmengine
 import pytest
 import torch
-from helpers import ROOT, SMALL_CONFIG, run_tool
+from helpers import ROOT, SMALL_CONFIG
 from helpers.exports import write_checkpoint
 from helpers.runs import CONFIG as TINY_CONFIG
 from helpers.runs import call_tool, run_here
@@ -19,7 +19,7 @@ from mmstrip.utils.config import load_config
 def trained(tmp_path_factory):
     """A work dir of tools/train.py, and what it printed."""
     work_dir = tmp_path_factory.mktemp('digits')
-    done = run_tool('train.py', SMALL_CONFIG, '--work-dir', work_dir)
+    done = call_tool('train.py', SMALL_CONFIG, '--work-dir', work_dir, folder=work_dir)
     assert done.returncode == 0, done.stdout
     return work_dir, done.stdout
 
