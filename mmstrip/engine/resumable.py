@@ -11,7 +11,7 @@ _HOOKS = tuple(
     f'mmstrip.{name}Hook' for name in ('Seed', 'InvalidLoss', 'TimeLeft', 'CheckpointFit', 'PlainCheckpoint')
 )
 _BAD_IMAGES_HOOK = 'mmstrip.BadImagesHook'
-_FORMER_HOOKS = ('mmstrip.NamedFilesHook',)  # in configs that older versions dumped
+_FORMER_HOOKS = ('mmstrip.NamedFilesHook', 'mmstrip.CompleteCheckpointHook')  # in configs that older versions dumped
 
 
 def make_resumable(config: Config) -> None:
@@ -47,10 +47,10 @@ def make_resumable(config: Config) -> None:
     if sampler:
         sampler = sampler.sampler if sampler.type == 'mmstrip.SeededSampler' else sampler
         config.train_dataloader.sampler = dict(type='mmstrip.SeededSampler', sampler=sampler, bad_images=bad_images)
+    ours = (*_HOOKS, *_FORMER_HOOKS, _BAD_IMAGES_HOOK)
+    config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in ours] + hooks
     if config.get('train_cfg'):
         _replace_loop(config.train_cfg)
-        ours = (*_HOOKS, *_FORMER_HOOKS, _BAD_IMAGES_HOOK)
-        config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in ours] + hooks
         _merge_groups(config.get('optim_wrapper') or {})
     default_hooks = dict(config.get('default_hooks') or {})
     checkpoint = default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))

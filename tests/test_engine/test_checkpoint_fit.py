@@ -167,6 +167,10 @@ def test_load_from_refuses_foreign_weights(trained):
     with pytest.raises(ValueError, match='tensors; its first keys are net.head.fc.bias$'):
         hook.after_load_checkpoint(runner, {'net.head.fc.bias': torch.ones(10)})
     hook.after_load_checkpoint(runner, {'head.fc.bias': torch.ones(10)})  # a part is what fine-tuning starts from
+    with pytest.raises(ValueError, match="^the checkpoint lacks [0-9]+ of the model's 182 tensors"):
+        hook.before_test(runner)
+    hook.before_train(runner)
+    hook.before_test(runner)
 
 
 def test_best_checkpoints_of_other_folders_stay(tmp_path):

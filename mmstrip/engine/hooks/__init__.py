@@ -4,7 +4,6 @@ from .channels_last import ChannelsLastHook
 from .checkpoint import SafeCheckpointHook
 from .checkpoint_fit import CheckpointFitHook
 from .classification_pictures import ClassificationReportHook
-from .complete_checkpoint import CompleteCheckpointHook
 from .curves import TrainingCurvesHook
 from .eta import TimeLeftHook
 from .invalid_loss import InvalidLossHook
@@ -18,7 +17,6 @@ __all__ = [
     'ChannelsLastHook',
     'CheckpointFitHook',
     'ClassificationReportHook',
-    'CompleteCheckpointHook',
     'InvalidLossHook',
     'PlainCheckpointHook',
     'PredictionPicturesHook',

@@ -10,7 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
 from ...registry import HOOKS
-from ...utils.checkpoints import name_as, weights_in
+from ...utils.checkpoints import load_whole, name_as, weights_in
 from ...utils.wrappers import unwrap_model
 from ..param_groups import regroup, wrappers_by_name
 
@@ -30,13 +30,16 @@ class CheckpointFitHook(Hook):
     A run is resumed only with the model, classes, optimizer, groups of parameters and kinds of schedules that it was
     saved with, as mmengine would draw the rest at random or mix up the states. What it takes over in spite of the
     config (learning rate, schedule), and what the config changes while the rest stays (images, batches, epochs), is a
-    warning.
+    warning. A test needs all tensors of its model, a training from ``load_from`` one of them; mmengine warns of others.
 
     Raises:
-        ValueError: The checkpoint to resume does not fit, or ``load_from`` has none of the model's tensors.
+        ValueError: The checkpoint does not fit.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook loads its part
+
+    def __init__(self):
+        self.problem = ''  # of a test
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['meta']['training'] = _training(runner)
@@ -49,6 +52,7 @@ class CheckpointFitHook(Hook):
                 first = f'; its first keys are {", ".join(list(weights)[:5])}' if weights else ''
                 count = len(model.state_dict())
                 raise ValueError(f"{runner._load_from} holds none of the model's {count} tensors{first}")
+            self.problem = load_whole(model, weights)
             return
         checkpoint['meta'].pop('config', None)  # text that mmengine would run
         problem = _mismatch(runner, checkpoint)
@@ -64,6 +68,13 @@ class CheckpointFitHook(Hook):
                 + ''.join(f'  - {line}\n' for line in differences)
                 + 'To train by this config alone, start a new training from these weights: load_from, without --resume'
             )
+
+    def before_train(self, runner: Runner) -> None:
+        self.problem = ''
+
+    def before_test(self, runner: Runner) -> None:
+        if self.problem:
+            raise ValueError(f'the checkpoint {self.problem}')
 
 
 def _training(runner: Runner) -> dict:
