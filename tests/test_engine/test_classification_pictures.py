@@ -34,8 +34,8 @@ def test_the_sheet_shows_samples_of_many_classes_and_wrong_ones_first():
     assert choose_samples(labels, right, 20)[-1] == 7 and len(choose_samples(labels[:6], right[:6], 20)) == 6
 
 
-@pytest.mark.parametrize('shuffled', [False, True])
-def test_the_sheet_shows_the_images_that_were_predicted(shuffled, tmp_path, monkeypatch):
+@pytest.mark.parametrize('kind', ['in order', 'shuffled', 'pairs'])
+def test_the_sheet_shows_the_images_that_were_predicted(kind, tmp_path, monkeypatch):
     """In RGB, with and without views; not those of a loader that shuffles, whose order is not known afterwards."""
     drawn = []
     monkeypatch.setattr(classification_pictures, 'plot_predictions', lambda samples, *_: drawn.extend(samples))
@@ -51,12 +51,14 @@ def test_the_sheet_shows_the_images_that_were_predicted(shuffled, tmp_path, monk
     runner = SimpleNamespace(model=model, log_dir=tmp_path, logger=logging.getLogger('report'))
     runner.test_dataloader = SimpleNamespace(dataset=dataset)
     hook = ClassificationReportHook()
-    for sample in samples[::-1] if shuffled else samples:
+    if kind == 'pairs':
+        dataset[:] = zip(images, range(4))
+    for sample in samples[::-1] if kind == 'shuffled' else samples:
         hook.after_test_iter(runner, 0, None, [sample])
     hook.after_test_epoch(runner)
     assert (tmp_path / 'confusion_matrix.png').exists()
     expected = [(32, 'ox', 'yak'), (2, 'cat', 'cat'), (12, 'dog', 'dog'), (22, 'ox', 'ox')]
-    assert [(image[0, 0, 0], *names) for image, *names in drawn] == ([] if shuffled else expected)
+    assert [(image[0, 0, 0], *names) for image, *names in drawn] == (expected if kind == 'in order' else [])
 
 
 @pytest.mark.parametrize('labels', [[1, 0], []])

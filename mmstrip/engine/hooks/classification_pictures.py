@@ -24,8 +24,8 @@ class ClassificationReportHook(Hook):
 
     After training: of the last validation; after testing: of the test. The PNG files go to the run's log folder,
     ``{work_dir}/{timestamp}/``. Needs data samples with one ``pred_label`` and one ``gt_label`` each, as mmpretrain's
-    for one label an image; where one is without them, as of several labels an image, it stays silent. A loader that
-    shuffles its images gets no sheet, as they are read again.
+    for one label an image; where one is without them, as of several labels an image, it stays silent. There is no sheet
+    where the data set's own order is another one, as of a loader that shuffles.
 
     Args:
         sheet_size (int): Images on the sheet, see :func:`choose_samples`. Defaults to 60.
@@ -79,7 +79,7 @@ class ClassificationReportHook(Hook):
         runner.logger.info(f'Confusion matrix: {folder / "confusion_matrix.png"}')
         indices = choose_samples(labels, right, self.sheet_size)
         samples = [_first_view(dataset[index]) for index in indices]
-        if [int(sample.gt_label) for _, sample in samples] == labels[indices].tolist():
+        if [label for _, label in samples] == labels[indices].tolist():
             bgr = getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False)
             images = [(image.flip(0) if bgr else image).permute(1, 2, 0).numpy() for image, _ in samples]
             names = [[classes[found[index]] for index in indices] for found in (predictions, labels)]
@@ -103,7 +103,9 @@ def choose_samples(labels: np.ndarray, right: np.ndarray, count: int) -> list[in
     return [int(index) for part in (wrong, good) for index in part[labels[part].argsort(kind='stable')]]
 
 
-def _first_view(sample: dict) -> tuple:
-    """Image (C, H, W) and data sample; of test-time augmentation, whose samples are lists of views, the first ones."""
-    values = sample['inputs'], sample['data_samples']
-    return tuple(value[0] if isinstance(value, list) else value for value in values)
+def _first_view(sample) -> tuple[Tensor | None, int | None]:
+    """Image (C, H, W) and label of a sample; of test-time augmentation, which gives lists, those of the first view."""
+    parts = [sample.get(key) if isinstance(sample, dict) else None for key in ('inputs', 'data_samples')]
+    image, labelled = (part[0] if isinstance(part, list) else part for part in parts)
+    label = getattr(labelled, 'gt_label', None)
+    return image, label.item() if isinstance(label, Tensor) and label.numel() == 1 else None
