@@ -83,19 +83,12 @@ def _charmap(path: str) -> set[int]:
 
 
 def _legible_texts(plot: Callable) -> Callable:
-    """Decorator: all texts among a function's arguments are drawn as they are."""
-
-    def texts(value) -> Iterator[str]:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, (dict, list, tuple)):
-            for part in [*value, *(value.values() if isinstance(value, dict) else ())]:
-                yield from texts(part)
+    """Decorator: all texts among a function's arguments, of which the last is the file, are drawn as they are."""
 
     @functools.wraps(plot)
-    def run(*args, **kwargs) -> None:
-        with legible(texts([args, kwargs])):
-            plot(*args, **kwargs)
+    def run(*args) -> None:
+        with legible([str(args[:-1])]):
+            plot(*args)
 
     return run
 
