@@ -240,38 +240,31 @@ def test_our_names_in_mmpretrain(image, tmp_path):
     assert len(backbone(torch.rand(1, 3, 64, 64))) == 4
 
 
-@pytest.mark.parametrize('deploy', [False, True])
-def test_detectors_in_mmdet(deploy, image, tmp_path):
-    from mmdet.apis import DetInferencer, inference_detector, init_detector
-
-    name = 'detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py'
-    config = write_checkpoint(name, tmp_path / 'weights.pth', 10, deploy)
-    config.dump(tmp_path / 'config.py')
-    model = init_detector(config, str(tmp_path / 'weights.pth'), device='cpu')
-    from_path, from_array = (inference_detector(model, item) for item in (str(image), mmengine_image(image)))
-    assert torch.equal(from_path.pred_instances.scores, from_array.pred_instances.scores)
-    assert from_path.pred_instances.masks.shape[1:] == (96, 128)
-    inferencer = DetInferencer(str(tmp_path / 'config.py'), str(tmp_path / 'weights.pth'), device='cpu')
-    for inputs in (str(image), mmengine_image(image), str(image.parent)):
-        (prediction,) = inferencer(inputs, out_dir=str(tmp_path / 'out'))['predictions']
-        assert len(prediction['bboxes']) == len(prediction['masks']) == len(from_path.pred_instances)
+DENSE = dict(
+    mmdet=('detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py', 10, 'inference_detector', 'DetInferencer'),
+    mmseg=('segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py', 11, 'inference_model', 'MMSegInferencer'),
+)
 
 
 @pytest.mark.parametrize('deploy', [False, True])
-def test_segmentors_in_mmseg(deploy, image, tmp_path):
-    from mmseg.apis import MMSegInferencer, inference_model, init_model
-
-    name = 'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py'
-    write_checkpoint(name, tmp_path / 'weights.pth', 11, deploy).dump(tmp_path / 'config.py')
+@pytest.mark.parametrize('toolbox', DENSE)
+def test_functions_and_inferencers_of_mmdet_and_mmseg(toolbox, deploy, image, tmp_path):
+    name, classes, infer, inferencer = DENSE[toolbox]
+    apis = import_module(f'{toolbox}.apis')
+    write_checkpoint(name, tmp_path / 'weights.pth', classes, deploy).dump(tmp_path / 'config.py')
     arguments = [str(tmp_path / 'config.py'), str(tmp_path / 'weights.pth')]
-    maps = []
+    found = []
     for inputs in (str(image), mmengine_image(image)):  # a model each: mmseg changes the pipeline of the model's config
-        maps.append(inference_model(init_model(*arguments, device='cpu'), inputs).pred_sem_seg.data)
-    assert torch.equal(*maps) and maps[0].shape == (1, 96, 128)
-    inferencer = MMSegInferencer(*arguments, device='cpu')
+        result = getattr(apis, infer)(getattr(apis, OPEN[toolbox])(*arguments, device='cpu'), inputs)
+        found.append(result.pred_instances.masks if toolbox == 'mmdet' else result.pred_sem_seg.data)
+    assert torch.equal(*found) and found[0].shape[1:] == (96, 128)
+    inferencer = getattr(apis, inferencer)(*arguments, device='cpu')
     for inputs in (str(image), mmengine_image(image), str(image.parent)):
         predicted = inferencer(inputs, out_dir=str(tmp_path / 'out'))['predictions']
-        assert np.array_equal(np.squeeze(predicted), maps[0][0].numpy())
+        if toolbox == 'mmdet':
+            assert len(predicted[0]['bboxes']) == len(predicted[0]['masks']) == len(found[0])
+        else:
+            assert np.array_equal(np.squeeze(predicted), found[0][0].numpy())
 
 
 def test_configs_are_read_where_mmstrip_was_not_imported(scenes, tmp_path):
