@@ -142,7 +142,7 @@ def test_a_damaged_tensor_sends_a_run_back(tmp_path):
     [
         (dict(train_dataloader=dict(dataset=dict(pipeline=[dict(type='mmdet.CachedMixUp')]))), 'CachedMixUp'),
         (dict(model=dict(batch_augments=[dict(type='BatchSyncRandomResize')])), 'BatchSyncRandomResize'),
-        (dict(train_dataloader=dict(pipeline=[dict(type='Mosaic', use_cached=True)])), "use_cached': True"),
+        (dict(train_dataloader=dict(pipeline=[dict(type='Mosaic', use_cached=True)])), 'use_cached'),
         (dict(train_dataloader=dict(pipeline=[dict(type='Mosaic')]), model=dict(roi_head='StandardRoIHead')), ''),
     ],
 )

@@ -149,7 +149,7 @@ def _other_schedules(runner: Runner, checkpoint: dict) -> str:
         return f'it has {len(saved)} param_schedulers, the config has {len(own)}'
     for place, scheduler in own.items():
         found = saved[place]
-        if not _settings_of(scheduler).keys() <= found.keys() or found['param_name'] != scheduler.param_name:
+        if not _settings_of(scheduler).keys() <= found.keys() or found.get('param_name') != scheduler.param_name:
             return f'its {place} is not a {type(scheduler).__name__}'
     return ''
 
@@ -175,7 +175,7 @@ def _other_optimizers(runner: Runner, checkpoint: dict) -> str:
         if sizes[0] != sizes[1]:
             then, now = (f'{sum(part)} parameters in {len(part)} groups' for part in sizes)
             return f'its optimizer has {then}, that of the config has {now}' + (', in another order' * (then == now))
-        if not _states_fit(state['state'], groups, optimizer):
+        if not _states_fit(state.get('state', {}), groups, optimizer):
             return 'the state of its optimizer is of other parameters, or of these in another order'
     return ''
 

@@ -10,7 +10,7 @@ from ...registry import HOOKS
 from ..seeding import seed_all
 
 # Transforms and batch augmentations of mmdet and mmyolo whose state no checkpoint holds.
-_STATEFUL = re.compile(r'\b(CachedMosaic|CachedMixUp|BatchSyncRandomResize|DynamicRoIHead)\b|use_cached\W+True')
+_STATEFUL = re.compile(r'\b(CachedMosaic|CachedMixUp|BatchSyncRandomResize|DynamicRoIHead|use_cached(?=\W+True))\b')
 
 
 @HOOKS.register_module()
