@@ -196,7 +196,7 @@ def test_averaged_weights_in_mmpretrain(image, tmp_path):
     """A checkpoint of EMAHook predicts as the average of the weights after each iteration, in deploy form too."""
     from mmpretrain import ImageClassificationInferencer
 
-    every = dict(type='CheckpointHook', by_epoch=False, interval=1)
+    every = dict(type='CheckpointHook', by_epoch=False, interval=1, max_keep_ckpts=-1)
     options = {'default_hooks.checkpoint': every, 'custom_hooks': [dict(type='EMAHook', momentum=0.5)]}
     train_here(tmp_path / 'work', options)
     first, *others = (torch.load(tmp_path / f'work/iter_{i}.pth', weights_only=True) for i in (1, 2, 3))
