@@ -8,8 +8,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fontTools.ttLib import TTFont
 from matplotlib import font_manager
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
@@ -39,24 +38,14 @@ def said(monkeypatch):
 @pytest.fixture
 def font(tmp_path, monkeypatch):
     """A font with two Chinese characters, which was installed after matplotlib has listed the machine's."""
-    codes = [*range(32, 127), *map(ord, '猫狗')]
-    glyphs = ['.notdef', *(f'u{code}' for code in codes)]
-    pen = TTGlyphPen(None)
-    for move, *point in (('moveTo', 0, 0), ('lineTo', 0, 700), ('lineTo', 600, 700), ('lineTo', 600, 0)):
-        getattr(pen, move)(tuple(point))
-    pen.closePath()
-    glyph = pen.glyph()
-    builder = FontBuilder(1000)
-    builder.setupGlyphOrder(glyphs)
-    builder.setupCharacterMap({code: f'u{code}' for code in codes})
-    builder.setupGlyf(dict.fromkeys(glyphs, glyph))
-    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (700, 0)))
-    builder.setupHorizontalHeader(ascent=800, descent=-200)
-    builder.setupNameTable(dict(familyName='Test Han', styleName='Regular'))
-    builder.setupOS2(sTypoAscender=800, usWinAscent=800, usWinDescent=200)
-    builder.setupPost()
-    path = str(tmp_path / 'han.ttf')
-    builder.save(path)
+    chinese, path = TTFont(font_manager.findfont('DejaVu Sans')), str(tmp_path / 'han.ttf')
+    for part in chinese['cmap'].tables:
+        if part.isUnicode():
+            part.cmap.update({ord('猫'): 'A', ord('狗'): 'B'})
+    for name in chinese['name'].names:
+        if name.nameID in (1, 4, 16):
+            name.string = 'Test Han'
+    chinese.save(path)
     listed = list(font_manager.fontManager.ttflist)
     monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [path, str(tmp_path / 'gone.ttf')])
     yield
