@@ -13,7 +13,7 @@ from helpers.runs import CONFIG, children, fail, finish, log, start
 
 from mmstrip.engine.hooks.checkpoint import STOPPED
 
-EPOCHS = 12
+EPOCHS = 8
 SETTINGS = {'randomness.seed': 5, 'train_cfg.max_epochs': EPOCHS}
 
 
