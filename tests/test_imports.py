@@ -1,7 +1,7 @@
 """What imports what, and when."""
 
 import ast
-import itertools
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,35 +119,37 @@ def test_extras_are_named_where_they_are_missing(tmp_path):
 
 
 LOOKUPS = {
-    ('PlaceDigit', 'SeededSampler', 'shield_worker'): None,
-    ('Digits', 'Caltech101'): 'mmpretrain',
-    ('CocoDataset',): 'mmdet',
-    ('SegDataset',): 'mmseg',
+    'mmengine': ('PlaceDigit', 'SeededSampler', 'shield_worker'),
+    'mmpretrain': ('Digits', 'Caltech101'),
 }
 LOOK_UP = f"""
 import os, sys
+from importlib import import_module
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS
 registries = DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS
-for names, toolbox in {LOOKUPS}.items():
+for toolbox, names in {LOOKUPS}.items():
     child = os.fork()  # which knows as much as a fresh process, but PyTorch and mmengine
     if not child:
-        if toolbox:
-            __import__(f'{{toolbox}}.datasets')
+        models = import_module(f'{{toolbox}}.registry').MODELS
+        import_module(f'{{toolbox}}.dataset' + 's' * (toolbox != 'mmengine'))
+        assert 'mmstrip' not in sys.modules
+        model = models.build(dict(type='mmstrip.StripMLP', arch='tiny-light', img_size=32))
         before = set(sys.modules)
-        assert 'mmstrip' not in before
-        for name in names:
-            found = next(filter(None, (registry.get(f'mmstrip.{{name}}') for registry in registries)))
-            print(found.__name__, [name for name in {TOOLBOXES} if name in set(sys.modules) - before], flush=True)
+        classes = [next(filter(None, (registry.get(f'mmstrip.{{name}}') for registry in registries))) for name in names]
+        others = [name for name in {TOOLBOXES} if name in set(sys.modules) - before]
+        print(toolbox, *(kind.__name__ for kind in (type(model), *classes)), others, flush=True)
         os._exit(0)
     os.waitpid(child, 0)
 """
 
 
-def test_looking_up_a_dataset_imports_its_toolbox_alone(tmp_path):
+def test_names_are_found_where_mmstrip_was_not_imported_and_import_their_toolbox_alone(tmp_path):
     """And what that toolbox itself imports."""
+    for path in ROOT.glob('mmstrip/datasets/*.py'):
+        assert len(set(re.findall(rf'^(?:from|import) ({"|".join(TOOLBOXES)})', path.read_text(), re.M))) <= 1
     done = python(LOOK_UP, cwd=tmp_path)
-    for name in itertools.chain(*LOOKUPS):
-        assert f'{name} []\n' in done.stdout, done.stdout
+    for toolbox, names in LOOKUPS.items():
+        assert f'{toolbox} StripMLP {" ".join(names)} []\n' in done.stdout, done.stdout
 
 
 def test_a_toolbox_that_fails_says_so(monkeypatch):

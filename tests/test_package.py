@@ -13,28 +13,6 @@ from mmengine.config import Config
 
 import mmstrip
 
-BUILD = """
-import os, sys
-from importlib import import_module
-import mmengine.registry  # what follows shares the time that PyTorch takes, and nothing of mmstrip or the toolboxes
-for name in sys.argv[1:]:
-    child = os.fork()
-    if not child:
-        models = import_module(name).MODELS
-        assert 'mmstrip' not in sys.modules
-        model = models.build(dict(type='mmstrip.StripMLP', arch='tiny-light', img_size=32))
-        print(name, type(model), flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
-"""
-
-
-def test_every_toolbox_builds_it_by_name(tmp_path):
-    registries = [f'{package}.registry' for package in ('mmengine', 'mmpretrain', 'mmdet', 'mmseg')]
-    done = run(sys.executable, '-c', BUILD, *registries, cwd=tmp_path)
-    for name in registries:
-        assert f"{name} <class 'mmstrip.models.strip_mlp.StripMLP'>" in done.stdout, done.stdout
-
 
 @pytest.mark.parametrize('name, version', [('mmengine', '0.7.4'), ('mmcv', '1.7.2')])
 def test_missing_and_old_requirements_are_said_plainly(name, version, tmp_path):
@@ -155,45 +133,44 @@ def install(installer, monkeypatch, *arguments: str) -> None:
 
 
 BASE, DETECTION = ('torch', 'torchvision'), {'onedl-mmdetection', 'openvino', 'pytest'}
-REQUIRED = 'install onedl-mmcv>=2.3.5'
-
-
-def test_classification_is_installed_without_ops_and_completed_later(installer, monkeypatch, capsys):
-    environment = Environment(installer, monkeypatch)
-    install(installer, monkeypatch, 'classification')
-    assert {*BASE, 'onedl-mmcv', 'onedl-mmpretrain', str(ROOT), 'operators'} <= environment.there.keys()
-    assert not environment.there.keys() & {'ops', *DETECTION}
-    assert environment.done == ['install onedl-mmcv', REQUIRED, 'build operators']
-    environment.done.clear()
-    install(installer, monkeypatch)
-    assert {'ops', *DETECTION} <= environment.there.keys()
-    assert environment.done == ['uninstall onedl-mmcv', 'ask for mmcv', 'build mmcv', REQUIRED]
-    environment.done.clear()
-    for part in ('all', 'classification'):
-        install(installer, monkeypatch, part)
-    assert environment.done == [REQUIRED] * 2  # pip finds the versions right
-    assert 'compiled operators: in use' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('part', ['all', 'classification'])
-def test_good_ops_stay_where_mmengine_is_missing(part, installer, monkeypatch):
-    environment = Environment(installer, monkeypatch, *BASE, 'onedl-mmcv', 'ops')
-    install(installer, monkeypatch, part)
-    assert 'ops' in environment.there and environment.done == [REQUIRED, 'build operators']
+REQUIRED, OPERATORS = 'install onedl-mmcv>=2.3.5', 'build operators'
+ALL, CLASSIFICATION = ['--no-prebuilt'], ['classification']
 
 
 @pytest.mark.parametrize(
-    'cached, built',
+    'arguments, there, cached, done',
     [
-        (None, ['build mmcv']),
-        ('ops', ['use the cached mmcv']),
-        ('bad ops', ['use the cached mmcv', 'uninstall onedl-mmcv', 'build mmcv']),
+        (CLASSIFICATION, (), None, ['install onedl-mmcv', REQUIRED, OPERATORS]),
+        # completed later; a prebuilt mmcv is asked for
+        ([], ('onedl-mmcv', 'operators'), None, ['uninstall onedl-mmcv', 'ask for mmcv', 'build mmcv', REQUIRED]),
+        (ALL, ('onedl-mmcv', 'onedl-mmengine', 'ops', 'operators'), None, [REQUIRED]),  # pip finds the versions right
+        (CLASSIFICATION, ('onedl-mmcv', 'onedl-mmengine', 'ops', 'operators'), None, [REQUIRED]),
+        # good ops stay where mmengine is missing
+        (ALL, ('onedl-mmcv', 'ops'), None, [REQUIRED, OPERATORS]),
+        (CLASSIFICATION, ('onedl-mmcv', 'ops'), None, [REQUIRED, OPERATORS]),
+        # mmcv is built once or not at all
+        (ALL, (), None, ['build mmcv', REQUIRED, OPERATORS]),
+        (ALL, (), 'ops', ['use the cached mmcv', REQUIRED, OPERATORS]),
+        (ALL, (), 'bad ops', ['use the cached mmcv', 'uninstall onedl-mmcv', 'build mmcv', REQUIRED, OPERATORS]),
+        # ops of another torch go even where none are needed
+        (
+            CLASSIFICATION,
+            ('onedl-mmcv', 'onedl-mmengine', 'bad ops'),
+            None,
+            ['uninstall onedl-mmcv', 'install onedl-mmcv', REQUIRED, OPERATORS],
+        ),
     ],
 )
-def test_mmcv_is_built_once_or_not_at_all(cached, built, installer, monkeypatch):
-    environment = Environment(installer, monkeypatch, *BASE, cached=cached)
-    install(installer, monkeypatch, '--no-prebuilt')
-    assert environment.done == [*built, REQUIRED, 'build operators'] and 'ops' in environment.there
+def test_what_is_missing_is_installed(arguments, there, cached, done, installer, monkeypatch, capsys):
+    environment = Environment(installer, monkeypatch, *BASE, *there, cached=cached)
+    install(installer, monkeypatch, *arguments)
+    assert environment.done == done and 'bad ops' not in environment.there
+    assert {*BASE, 'onedl-mmcv', 'onedl-mmpretrain', str(ROOT), 'operators'} <= environment.there.keys()
+    if arguments == CLASSIFICATION:
+        assert 'ops' in there or not environment.there.keys() & {'ops', *DETECTION}
+    else:
+        assert {'ops', *DETECTION} <= environment.there.keys()
+    assert 'compiled operators: in use' in capsys.readouterr().out
 
 
 def test_mmcv_that_cannot_be_built_is_an_error(installer, monkeypatch):
@@ -202,12 +179,6 @@ def test_mmcv_that_cannot_be_built_is_an_error(installer, monkeypatch):
     with pytest.raises(SystemExit, match=r'mmcv does not work, see .*mmcv-build\.log'):
         install(installer, monkeypatch)
     assert 'onedl-mmdetection' not in environment.there
-
-
-def test_ops_of_another_torch_go_even_where_none_are_needed(installer, monkeypatch):
-    environment = Environment(installer, monkeypatch, *BASE, 'onedl-mmcv', 'onedl-mmengine', 'bad ops')
-    install(installer, monkeypatch, 'classification')
-    assert environment.done[:2] == ['uninstall onedl-mmcv', 'install onedl-mmcv'] and 'bad ops' not in environment.there
 
 
 def test_originals_are_kept(installer, monkeypatch):
@@ -257,14 +228,11 @@ def test_builds_say_how_far_they_are(installer, monkeypatch, tmp_path, capsys):
     assert 'mmcv could not be built, see ' in capsys.readouterr().out
 
 
-CLASSIFICATION, ALL = 'tools/install.py classification', 'tools/install.py'
-
-
 @pytest.mark.parametrize(
     'targets, installs',
     [
-        (('demo', 'demo', 'install', 'transfer', 'demo'), [CLASSIFICATION, ALL]),
-        (('install', 'demo'), [ALL]),
+        (('demo', 'demo', 'install', 'transfer', 'demo'), ['tools/install.py classification', 'tools/install.py']),
+        (('install', 'demo'), ['tools/install.py']),
     ],
 )
 def test_make_installs_what_a_target_uses_once(targets, installs, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import DATA, ROOT, blocks, run, table
 from helpers.configs import build_model
-from helpers.runs import call_tool, finish
+from helpers.runs import call_tool, train_here
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, VISUALIZERS, init_default_scope
@@ -33,21 +33,25 @@ INHERITED = (
     'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py',
 )
 # What a user's own file says; the tools of the toolboxes import no mmstrip before they read it.
-SMALL_DIGITS = f"""
-_base_ = [__import__('mmstrip') and 'mmstrip::{DIGITS}']
+OWN = """
+_base_ = [__import__('mmstrip') and 'mmstrip::{name}']
 train_cfg = dict(max_epochs=1)
+default_hooks = dict(ema=dict(type='EMAHook', momentum=0.5))
+"""
+OWN_DIGITS = """
 model = dict(backbone=dict(arch=dict(_delete_=True, embed_dims=16, depths=(1, 1, 1, 1))), head=dict(in_channels=128))
 train_dataloader = dict(dataset=dict(indices=128))
-default_hooks = dict(ema=dict(type='EMAHook', momentum=0.5))
 """
-SMALL_SCENES = """
-_base_ = [__import__('mmstrip') and 'mmstrip::{name}']
+OWN_SCENES = """
 train_dataloader = dict(dataset=dict(data_root={root!r}))
 val_dataloader = test_dataloader = dict(dataset=dict(data_root={root!r}))
-train_cfg = dict(max_epochs=1)
-default_hooks = dict(ema=dict(type='EMAHook', momentum=0.5))
 """
 EVALUATOR = "val_evaluator = test_evaluator = dict(ann_file={root!r} + '/annotations/val.json')\n"
+OWN_CONFIGS = dict(
+    mmpretrain=(DIGITS, OWN_DIGITS),
+    mmdet=('detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py', OWN_SCENES + EVALUATOR),
+    mmseg=('segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py', OWN_SCENES),
+)
 
 
 @pytest.mark.parametrize('name', INHERITED)
@@ -79,14 +83,8 @@ def scenes(tmp_path_factory):
 
 def write_config(path, toolbox, scenes):
     """A user's file that inherits the configs on digits."""
-    if toolbox == 'mmpretrain':
-        text = SMALL_DIGITS
-    elif toolbox == 'mmdet':
-        text = SMALL_SCENES + EVALUATOR
-        text = text.format(name='detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py', root=str(scenes))
-    else:
-        text = SMALL_SCENES.format(name='segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py', root=str(scenes))
-    path.write_text(text)
+    name, more = OWN_CONFIGS[toolbox]
+    path.write_text(OWN.format(name=name) + (more if toolbox == 'mmpretrain' else more.format(root=str(scenes))))
     return path
 
 
@@ -144,12 +142,7 @@ def test_their_own_tools_take_inherited_configs(toolbox, scenes, tmp_path):
         done = call_tool(f'{tools}/test.py', config, checkpoint, *work_dir, *options, folder=tmp_path)
         assert done.returncode == 0, done.stdout
     (tmp_path / 'browse.py').write_text(BROWSED)
-    words = dict(
-        config=config,
-        checkpoint=checkpoint,
-        browsed=tmp_path / 'browse.py',
-        results=results,
-    )
+    words = dict(config=config, checkpoint=checkpoint, browsed=tmp_path / 'browse.py', results=results)
     for lines in ROWS.values():
         for line in lines.get(toolbox, []):
             tool, *arguments = (word.format(**words) for word in line.split())
@@ -203,9 +196,9 @@ def test_averaged_weights_in_mmpretrain(image, tmp_path):
     """A checkpoint of EMAHook predicts as the average of the weights after each iteration, in deploy form too."""
     from mmpretrain import ImageClassificationInferencer
 
-    every = {'by_epoch': False, 'interval': 1, 'max_keep_ckpts': -1, 'save_best': None}
-    options = {f'default_hooks.checkpoint.{key}': value for key, value in every.items()}
-    finish(tmp_path / 'work', {**options, 'custom_hooks.0.momentum': 0.5, 'train_cfg.max_epochs': 1})
+    every = dict(type='CheckpointHook', by_epoch=False, interval=1, max_keep_ckpts=-1)
+    options = {'default_hooks.checkpoint': every, 'custom_hooks': [dict(type='EMAHook', momentum=0.5)]}
+    train_here(tmp_path / 'work', options)
     first, *others = (torch.load(tmp_path / f'work/iter_{i}.pth', weights_only=True) for i in (1, 2, 3))
     average = {key: value.clone() for key, value in first['state_dict'].items()}
     for checkpoint in others:
@@ -247,38 +240,31 @@ def test_our_names_in_mmpretrain(image, tmp_path):
     assert len(backbone(torch.rand(1, 3, 64, 64))) == 4
 
 
-@pytest.mark.parametrize('deploy', [False, True])
-def test_detectors_in_mmdet(deploy, image, tmp_path):
-    from mmdet.apis import DetInferencer, inference_detector, init_detector
-
-    name = 'detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py'
-    config = write_checkpoint(name, tmp_path / 'weights.pth', 10, deploy)
-    config.dump(tmp_path / 'config.py')
-    model = init_detector(config, str(tmp_path / 'weights.pth'), device='cpu')
-    from_path, from_array = (inference_detector(model, item) for item in (str(image), mmengine_image(image)))
-    assert torch.equal(from_path.pred_instances.scores, from_array.pred_instances.scores)
-    assert from_path.pred_instances.masks.shape[1:] == (96, 128)
-    inferencer = DetInferencer(str(tmp_path / 'config.py'), str(tmp_path / 'weights.pth'), device='cpu')
-    for inputs in (str(image), mmengine_image(image), str(image.parent)):
-        (prediction,) = inferencer(inputs, out_dir=str(tmp_path / 'out'))['predictions']
-        assert len(prediction['bboxes']) == len(prediction['masks']) == len(from_path.pred_instances)
+DENSE = dict(
+    mmdet=('detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py', 10, 'inference_detector', 'DetInferencer'),
+    mmseg=('segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py', 11, 'inference_model', 'MMSegInferencer'),
+)
 
 
 @pytest.mark.parametrize('deploy', [False, True])
-def test_segmentors_in_mmseg(deploy, image, tmp_path):
-    from mmseg.apis import MMSegInferencer, inference_model, init_model
-
-    name = 'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py'
-    write_checkpoint(name, tmp_path / 'weights.pth', 11, deploy).dump(tmp_path / 'config.py')
+@pytest.mark.parametrize('toolbox', DENSE)
+def test_functions_and_inferencers_of_mmdet_and_mmseg(toolbox, deploy, image, tmp_path):
+    name, classes, infer, inferencer = DENSE[toolbox]
+    apis = import_module(f'{toolbox}.apis')
+    write_checkpoint(name, tmp_path / 'weights.pth', classes, deploy).dump(tmp_path / 'config.py')
     arguments = [str(tmp_path / 'config.py'), str(tmp_path / 'weights.pth')]
-    maps = []
+    found = []
     for inputs in (str(image), mmengine_image(image)):  # a model each: mmseg changes the pipeline of the model's config
-        maps.append(inference_model(init_model(*arguments, device='cpu'), inputs).pred_sem_seg.data)
-    assert torch.equal(*maps) and maps[0].shape == (1, 96, 128)
-    inferencer = MMSegInferencer(*arguments, device='cpu')
+        result = getattr(apis, infer)(getattr(apis, OPEN[toolbox])(*arguments, device='cpu'), inputs)
+        found.append(result.pred_instances.masks if toolbox == 'mmdet' else result.pred_sem_seg.data)
+    assert torch.equal(*found) and found[0].shape[1:] == (96, 128)
+    inferencer = getattr(apis, inferencer)(*arguments, device='cpu')
     for inputs in (str(image), mmengine_image(image), str(image.parent)):
         predicted = inferencer(inputs, out_dir=str(tmp_path / 'out'))['predictions']
-        assert np.array_equal(np.squeeze(predicted), maps[0][0].numpy())
+        if toolbox == 'mmdet':
+            assert len(predicted[0]['bboxes']) == len(predicted[0]['masks']) == len(found[0])
+        else:
+            assert np.array_equal(np.squeeze(predicted), found[0][0].numpy())
 
 
 def test_configs_are_read_where_mmstrip_was_not_imported(scenes, tmp_path):

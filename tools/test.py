@@ -55,7 +55,6 @@ def apply_args(config, args: argparse.Namespace) -> None:
             )
         return use_exported(config, args.checkpoint, args.amp, args.trust_checkpoints)
     config.load_from, config.resume = args.checkpoint, False
-    add_hook(config, dict(type='mmstrip.CompleteCheckpointHook'))
     set_test_amp(config, args.amp)
     if args.tta:
         augment_tests(config, args.config)
@@ -74,10 +73,7 @@ def save_predictions(config, path: str) -> None:
 def draw_predictions(config, folder: str, interval: int) -> None:
     if not config.get('visualizer'):
         raise ValueError('--show-dir: the config has no visualizer')
-    add_hook(config, dict(type='mmstrip.PredictionPicturesHook', out_dir=folder, interval=interval))
-
-
-def add_hook(config, hook: dict) -> None:
+    hook = dict(type='mmstrip.PredictionPicturesHook', out_dir=folder, interval=interval)
     config.custom_hooks = [*(config.get('custom_hooks') or []), hook]
 
 

@@ -22,7 +22,7 @@ _BLOCK = {
     'token_mixing.smlp_block.BN': 'strip_mixing.branches.cgsmm.norm',
     'token_mixing.smlp_block.relate_pos_w': 'strip_mixing.branches.cgsmm.position_column',
     'token_mixing.smlp_block.proj_w': 'strip_mixing.branches.cgsmm.column',
-    'token_mixing.smlp_block.proh_w': 'strip_mixing.branches.cgsmm.column',
+    'token_mixing.smlp_block.proh_w': 'strip_mixing.branches.cgsmm.column',  # so spelt in MLP-DINO
     'token_mixing.smlp_block.fuse_w': 'strip_mixing.branches.cgsmm.fuse_column',
     'token_mixing.smlp_block.fc_w': 'strip_mixing.branches.lsmm.tall',
     'token_mixing.smlp_block.fc_h': 'strip_mixing.branches.lsmm.wide',
@@ -46,7 +46,6 @@ _REST = {
     'norm': 'backbone.norm',
     'head': 'head.fc',
 }
-_COLUMN_SPELLINGS = {'classification': 'proj_w', 'MLP-DINO': 'proh_w'}
 _SHOWN = 5  # keys named in an error
 
 
@@ -115,23 +114,27 @@ def convert_official_state_dict(checkpoint: dict) -> Conversion:
     ):
         raise ValueError("not a checkpoint of the authors: expected {'model': state dict} or a state dict")
     official, skipped = _strip_prefix(weights)
-    kind = _recognise_kind(official)
+    kind = 'MLP-DINO' if any('.proh_w.' in key for key in official) else 'classification'
     arch, backbone = _recognise_arch(official)
-    names = _official_names(kind, StripMLP.arch_zoo[arch]['depths'])
     expected = {f'backbone.{key}': tuple(value.shape) for key, value in StripMLP(**backbone).state_dict().items()}
     if kind == 'classification':
         classes = official['head.weight'].shape[0] if 'head.weight' in official else 1000
         channels = StripMLP.arch_zoo[arch]['embed_dims'] * 8
         expected.update({'head.fc.weight': (classes, channels), 'head.fc.bias': (classes,)})
-    to_ours = {_official_key(ours, names): ours for ours in expected}
-    _compare_keys(set(official), set(to_ours))
+    names = {_our_key(key): key for key in official}
+    missing = [key for key in expected if key not in names]
+    unexpected = [key for key in official if _our_key(key) not in expected or names[_our_key(key)] != key]
+    problems = [(word, keys) for word, keys in (('missing', missing), ('unexpected', unexpected)) if keys]
+    if problems:
+        listed = '; '.join(f'{len(keys)} {word} keys ({_listed(keys)})' for word, keys in problems)
+        raise ValueError(f'the checkpoint is incomplete or foreign: {listed}')
     state_dict = {}
-    for key, ours in to_ours.items():
-        value = _to_our_layout(key, official[key], expected[ours])
-        if value.shape != expected[ours]:
+    for ours, shape in expected.items():
+        key = names[ours]
+        value = _to_our_layout(key, official[key], shape)
+        if value.shape != shape:
             raise ValueError(
-                f'{key} has shape {tuple(official[key].shape)}, which does not give the '
-                f'{expected[ours]} of arch {arch!r}'
+                f'{key} has shape {tuple(official[key].shape)}, which does not give the {shape} of arch {arch!r}'
             )
         state_dict[ours] = value.clone()
     return Conversion(kind, arch, backbone, state_dict, skipped)
@@ -149,34 +152,16 @@ def _strip_prefix(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
     return official, len(weights) - len(official)
 
 
-def _recognise_kind(official: dict[str, Tensor]) -> str:
-    for kind, spelling in _COLUMN_SPELLINGS.items():
-        if any(f'.{spelling}.' in key for key in official):
-            return kind
-    raise ValueError(
-        'not a Strip-MLP checkpoint of the authors: it has neither proj_w (classification) nor proh_w '
-        '(MLP-DINO) weights; its first keys are ' + _listed(list(official))
-    )
-
-
 def _recognise_arch(official: dict[str, Tensor]) -> tuple[str, dict]:
     """Name of the arch and the arguments that build it, from tensor shapes."""
     in_channels, embed_dims = official['patch_embed.weight'].shape[1], official['patch_embed.weight'].shape[0]
     blocks = {match.groups() for match in (re.match(r'blocks(\d)\.(\d+)\.', key) for key in official) if match}
     depths = tuple(sum(stage == str(i + 1) for stage, _ in blocks) for i in range(4))
-    arch = next(
-        (
-            name
-            for name, settings in StripMLP.arch_zoo.items()
-            if (settings['embed_dims'], settings['depths']) == (embed_dims, depths)
-        ),
-        None,
-    )
+    zoo = {(settings['embed_dims'], settings['depths']): name for name, settings in StripMLP.arch_zoo.items()}
+    arch = zoo.get((embed_dims, depths))
     if arch is None:
-        zoo = ', '.join(
-            f'{name}: {settings["embed_dims"]} and {settings["depths"]}' for name, settings in StripMLP.arch_zoo.items()
-        )
-        raise ValueError(f'it has {embed_dims} stage-1 channels and depths {depths}, which is none of {zoo}')
+        archs = ', '.join(f'{name}: {dims} and {blocks}' for (dims, blocks), name in zoo.items())
+        raise ValueError(f'it has {embed_dims} stage-1 channels and depths {depths}, which is none of {archs}')
     extents, patches = [], []
     for stage in range(1, 5):
         rows, tokens = _first_shape(official, f'blocks{stage}.0.token_mixing.smlp_block.proj_h.weight')[:2]
@@ -191,25 +176,15 @@ def _first_shape(official: dict[str, Tensor], key: str) -> torch.Size:
     return official[key].shape
 
 
-def _official_names(kind: str, depths: tuple[int, ...]) -> dict[str, str]:
-    """Our module names -> the official ones of a kind of checkpoint."""
-    other_spelling = next(spelling for name, spelling in _COLUMN_SPELLINGS.items() if name != kind)
-    block = {ours: official for official, ours in _BLOCK.items() if not official.endswith(other_spelling)}
-    names = {ours: official for official, ours in _REST.items()}
-    for stage, depth in enumerate(depths):
-        for i in range(depth):
-            names.update(
-                {
-                    f'backbone.stages.{stage}.{i}.{ours}': f'blocks{stage + 1}.{i}.{official}'
-                    for ours, official in block.items()
-                }
-            )
-    return names
-
-
-def _official_key(ours: str, names: dict[str, str]) -> str:
-    module, _, tensor = ours.rpartition('.')
-    return f'{names[module]}.{"embeddings_table" if tensor == "table" else tensor}'
+def _our_key(official: str) -> str:
+    module, _, tensor = official.rpartition('.')
+    inside = re.fullmatch(r'blocks(\d)\.(\d+)\.(.+)', module)
+    if inside:
+        stage, block, module = inside.groups()
+        ours = f'backbone.stages.{int(stage) - 1}.{block}.{_BLOCK.get(module, module)}'
+    else:
+        ours = _REST.get(module, module)
+    return f'{ours}.{"table" if tensor == "embeddings_table" else tensor}'
 
 
 def _to_our_layout(key: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -219,17 +194,6 @@ def _to_our_layout(key: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
         fits = value.shape == (groups * tokens, tokens, 1, strip_width)
         return value.view(groups, tokens, tokens, strip_width).permute(0, 3, 1, 2) if fits else value
     return value.reshape(shape) if value.numel() == torch.Size(shape).numel() else value
-
-
-def _compare_keys(found: set, expected: set) -> None:
-    problems = [
-        (word, sorted(keys)) for word, keys in (('missing', expected - found), ('unexpected', found - expected)) if keys
-    ]
-    if problems:
-        raise ValueError(
-            'the checkpoint is incomplete or foreign: '
-            + '; '.join(f'{len(keys)} {word} keys ({_listed(keys)})' for word, keys in problems)
-        )
 
 
 def _listed(keys: list[str]) -> str:

@@ -69,16 +69,8 @@ def check_data(config: Config, loaders: Sequence[str]) -> None:
             if root and '://' not in root and not Path(root).is_dir() and not _downloads(dataset):
                 raise FileNotFoundError(
                     f'{key}.data_root: no folder {root}; put the data there, or name its place with '
-                    f'--cfg-options {key}.data_root=FOLDER{_evaluator_hint(config, loader, root)}'
+                    f'--cfg-options {key}.data_root=FOLDER'
                 )
-
-
-def _evaluator_hint(config: Config, loader: str, root: str) -> str:
-    """The evaluator's option that goes with it, where its annotation file is in the folder that is missing."""
-    key = loader.replace('dataloader', 'evaluator')
-    evaluator = config.get(key)
-    inside = isinstance(evaluator, dict) and str(evaluator.get('ann_file')).startswith(root)
-    return f' {key}.ann_file=FILE' if inside else ''
 
 
 def _downloads(dataset: dict) -> bool:

@@ -1,28 +1,11 @@
-"""Training loops that resume in the middle of an epoch and explain why data stopped coming."""
+"""Training loops that resume in the middle of an epoch and refuse loaders without a batch."""
 
-from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Sized
 
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from ..registry import LOOPS
-
-
-@contextmanager
-def explained_worker_death(workers: int) -> Iterator[None]:
-    """Say what to do when the system has killed one of the processes that load data."""
-    try:
-        yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        # What a worker itself has raised comes as 'Caught ... in DataLoader worker'.
-        caught, words = str(error).startswith('Caught '), 'DataLoader worker (pid'
-        if not workers or caught or (isinstance(error, RuntimeError) and words not in str(error)):
-            raise
-        raise RuntimeError(
-            f'a process that loads data was killed ({error}). Mostly the memory was full: lower '
-            'train_dataloader.num_workers, or give the job more memory (in containers, more shared memory as well)'
-        ) from error
 
 
 def check_batches(loader: DataLoader | None, key: str) -> None:
@@ -59,30 +42,12 @@ def remaining_batches(loader: DataLoader, done: int) -> DataLoader:
     )
 
 
-class _ExplainedLoop:
-    """Of a training loop: errors of its loader say what to do."""
-
-    def run(self):
-        start = self.iter
-        try:
-            with explained_worker_death(self.dataloader.num_workers):
-                return super().run()
-        except StopIteration as error:
-            if self.iter > start:
-                raise
-            raise no_batch(self.dataloader, 'train_dataloader') from error
-
-
 @LOOPS.register_module()
-class ResumableEpochLoop(_ExplainedLoop, EpochBasedTrainLoop):
+class ResumableEpochLoop(EpochBasedTrainLoop):
     """mmengine's loop over epochs, whose first epoch may begin after batches that were trained before a stop.
 
     Attributes:
         batches_done (int): Batches of the coming epoch that are skipped; 0 but for a resumed run.
-
-    Raises:
-        RuntimeError: A process that loads data was killed.
-        ValueError: The loader gives no batch.
     """
 
     batches_done = 0
@@ -99,10 +64,18 @@ class ResumableEpochLoop(_ExplainedLoop, EpochBasedTrainLoop):
 
 
 @LOOPS.register_module()
-class ResumableIterLoop(_ExplainedLoop, IterBasedTrainLoop):
+class ResumableIterLoop(IterBasedTrainLoop):
     """mmengine's loop over iterations, which resumes at any of them.
 
     Raises:
-        RuntimeError: A process that loads data was killed.
         ValueError: The loader gives no batch.
     """
+
+    def run(self):
+        start = self.iter
+        try:
+            return super().run()
+        except StopIteration as error:
+            if self.iter > start:
+                raise
+            raise no_batch(self.dataloader, 'train_dataloader') from error

@@ -8,10 +8,10 @@ from mmengine.config import Config
 from ..utils.config import name_of
 
 _HOOKS = tuple(
-    f'mmstrip.{name}Hook'
-    for name in ('Seed', 'InvalidLoss', 'TimeLeft', 'NamedFiles', 'CheckpointFit', 'PlainCheckpoint')
+    f'mmstrip.{name}Hook' for name in ('Seed', 'InvalidLoss', 'TimeLeft', 'CheckpointFit', 'PlainCheckpoint')
 )
 _BAD_IMAGES_HOOK = 'mmstrip.BadImagesHook'
+_FORMER_HOOKS = ('mmstrip.NamedFilesHook', 'mmstrip.CompleteCheckpointHook')  # in configs that older versions dumped
 
 
 def make_resumable(config: Config) -> None:
@@ -47,10 +47,10 @@ def make_resumable(config: Config) -> None:
     if sampler:
         sampler = sampler.sampler if sampler.type == 'mmstrip.SeededSampler' else sampler
         config.train_dataloader.sampler = dict(type='mmstrip.SeededSampler', sampler=sampler, bad_images=bad_images)
+    ours = (*_HOOKS, *_FORMER_HOOKS, _BAD_IMAGES_HOOK)
+    config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in ours] + hooks
     if config.get('train_cfg'):
         _replace_loop(config.train_cfg)
-        others = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in (*_HOOKS, _BAD_IMAGES_HOOK)]
-        config.custom_hooks = others + hooks
         _merge_groups(config.get('optim_wrapper') or {})
     default_hooks = dict(config.get('default_hooks') or {})
     checkpoint = default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))

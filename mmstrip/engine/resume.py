@@ -8,12 +8,17 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from torch import Tensor
 
 from ..utils.checkpoints import read_checkpoint
 
 LAST = 'last_checkpoint'
 CHECKPOINTS = ('epoch_*.pth', 'iter_*.pth', 'interrupted.pth')
+_PARTS = {
+    'optimizer': 'no state of an optimizer',
+    'state_dict': 'no state_dict',
+    'meta': 'no meta with its epoch and iteration',
+    'message_hub': 'no message_hub',
+}
 
 
 def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
@@ -37,7 +42,7 @@ def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
     else:
         hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
         own = re.sub(r'\{.*?\}', '*', hook.get('filename_tmpl') or CHECKPOINTS[0])
-        found = newest_checkpoint(config.work_dir, trusted, (*CHECKPOINTS, own))
+        found = _newest(Path(config.work_dir), trusted, (*CHECKPOINTS, own))
     if found is None:
         start = config.get('load_from') or 'scratch'
         print_log(f'No checkpoint in {config.work_dir} yet: the training starts from {start}', logger='current')
@@ -54,30 +59,18 @@ def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
     return path
 
 
-def newest_checkpoint(
-    folder: str | Path, trusted: bool = False, names: Sequence[str] = CHECKPOINTS
-) -> tuple[str, dict] | None:
-    """The newest checkpoint of a training that can be read, and its content; None where there is none.
+def _newest(folder: Path, trusted: bool, names: Sequence[str]) -> tuple[str, dict] | None:
+    """The newest checkpoint in a work dir that can be read, and its content; None where there is none.
 
-    Args:
-        folder: Work dir of the training. The file that ``last_checkpoint`` names comes first, then the others by their
-            time; those that cannot be read are logged.
-        trusted: As of :func:`mmstrip.utils.checkpoints.read_checkpoint`.
-        names: Patterns of their names. Defaults to those of mmengine and of a training that was stopped.
-
-    Raises:
-        ValueError: There are checkpoints, but none can be read.
+    The file that ``last_checkpoint`` names comes first, then the others by their time; what cannot be read is logged.
     """
-    folder, problems = Path(folder), []
-    last = _last_checkpoint(folder)
+    last, problems = _last_checkpoint(folder), []
     for path in _by_age(folder, last, names):
         try:
-            checkpoint = read_resumable(path, trusted)
+            return str(path), read_resumable(path, trusted)
         except (OSError, ValueError) as error:
             problems.append(str(error))
             print_log(f'Cannot resume from this one, going back to the one before: {error}', 'current', logging.WARNING)
-            continue
-        return str(path), checkpoint
     if problems:
         raise ValueError(f'no checkpoint in {folder} can be read: {"; ".join(problems)}')
     if last:
@@ -100,40 +93,16 @@ def read_resumable(path: str | Path, trusted: bool = False) -> dict:
 
 
 def _problem(checkpoint) -> str:
-    """What is missing in a checkpoint, or of another type than mmengine writes it."""
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('optimizer'), dict):
-        return 'it has no state of an optimizer'
-    meta, messages = checkpoint.get('meta'), checkpoint.get('message_hub')
-    if not isinstance(meta, dict) or any(not _is_count(meta.get(key)) for key in ('iter', 'epoch')):
+    """What a checkpoint lacks, as weights alone do and what others than mmengine have written."""
+    parts = [checkpoint.get(key) if isinstance(checkpoint, dict) else None for key in _PARTS]
+    missing = [words for part, words in zip(parts, _PARTS.values()) if not isinstance(part, dict)]
+    if missing:
+        return f'it has {missing[0]}'
+    _, _, meta, messages = parts
+    if not all(isinstance(meta.get(key), int) for key in ('iter', 'epoch')):
         return 'it does not say at which epoch and iteration it was saved'
-    if not isinstance(checkpoint.get('state_dict'), dict):
-        return 'it has no state_dict'
-    parts = ('log_scalars', 'runtime_info', 'resumed_keys')
-    if not isinstance(messages, dict) or any(not isinstance(messages.get(part), dict) for part in parts):
-        return f'its message_hub must have {", ".join(parts)}'
-    if not isinstance(checkpoint.get('param_schedulers', []), (list, dict)):
-        return 'its param_schedulers must be a list or a dict'
-    done, stopping, seed = meta.get('batches_done') or {}, meta.get('early_stopping', []), meta.get('seed')
-    if not isinstance(done, dict) or (done and set(done) != {'done', 'of'}) or not all(map(_is_count, done.values())):
-        return f"its meta['batches_done'] must be counts 'done' and 'of', but is {str(done)[:80]}"
-    if not isinstance(stopping, list) or not all(map(_is_count_and_score, stopping)):
-        return f"its meta['early_stopping'] must be pairs of a count and a score, but is {str(stopping)[:80]}"
-    scores = {key: value for key, value in messages['runtime_info'].items() if str(key).startswith('best_score')}
-    if not all(map(_is_score, scores.values())):
-        return f'its best_score must be a number, but is {str(scores)[:80]}'
-    return '' if seed is None or _is_count(seed) else f"its meta['seed'] must be a count, but is {str(seed)[:80]}"
-
-
-def _is_count(value) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_score(value) -> bool:
-    return value is None or isinstance(value, (int, float, Tensor))
-
-
-def _is_count_and_score(value) -> bool:
-    return isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and _is_score(value[1])
+    lists = ('log_scalars', 'runtime_info', 'resumed_keys')
+    return '' if set(lists) <= set(messages) else f'its message_hub must have {", ".join(lists)}'
 
 
 def _last_checkpoint(folder: Path) -> str:

@@ -1,16 +1,19 @@
 """mmengine's Runner without its silent faults."""
 
 import logging
+from functools import partial
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS, RUNNERS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 
+from ..utils.samples import read_sample
 from .loops import check_batches
 from .param_groups import wrappers_by_name
 from .precision import BFloat16OptimWrapper
@@ -32,15 +35,35 @@ def runner_class(name: str | None = None, scope: str | None = None) -> type[Runn
     return type(kind.__name__, (_CheckedRunner, kind), {})
 
 
+def _checked(loop: BaseLoop, key: str) -> BaseLoop:
+    """A loop whose loader, if it has one, gives batches."""
+    check_batches(getattr(loop, 'dataloader', None), key)
+    return loop
+
+
+def _read_samples(dataset: Dataset, indices: list) -> list:
+    return [read_sample(dataset, index) for index in indices]
+
+
 class _CheckedRunner:
     """Of a Runner.
 
     - On CPUs, several processes train with any wrapper around the model, and with BN in place of SyncBN.
     - ``--auto-scale-lr`` scales the learning rate that is logged as ``base_lr`` too.
+    - Errors of data name the file at fault, by :func:`mmstrip.utils.samples.read_sample`; in training
+      :class:`mmstrip.engine.sampler.SeededSampler` sees to it.
 
     Raises:
         ValueError: A loader gives no batch, or the constructor of the optim wrapper has ignored mixed precision.
     """
+
+    def build_dataloader(self, dataloader, *args, **kwargs) -> DataLoader:
+        loader = super().build_dataloader(dataloader, *args, **kwargs)
+        dataset = getattr(loader, 'dataset', None)
+        if hasattr(dataset, '__dict__'):  # unlike a list
+            # DataLoader's own way to fetch a whole batch, in the worker; the training's sampler has set its own.
+            vars(dataset).setdefault('__getitems__', partial(_read_samples, dataset))
+        return loader
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         if not self.distributed or torch.cuda.is_available() or is_model_wrapper(model):
@@ -70,15 +93,13 @@ class _CheckedRunner:
         asked = optim_wrapper.get('type') if isinstance(optim_wrapper, dict) else None
         asked = OPTIM_WRAPPERS.get(asked) if isinstance(asked, str) else asked
         built = super().build_optim_wrapper(optim_wrapper)
-        if isinstance(asked, type) and issubclass(asked, (AmpOptimWrapper, BFloat16OptimWrapper)):
-            others = [
-                type(wrapper).__name__ for wrapper in wrappers_by_name(built).values() if not isinstance(wrapper, asked)
-            ]
-            if others:
+        mixed = isinstance(asked, type) and issubclass(asked, (AmpOptimWrapper, BFloat16OptimWrapper))
+        for wrapper in wrappers_by_name(built).values():
+            if mixed and not isinstance(wrapper, asked):
                 raise ValueError(
-                    f'optim_wrapper.constructor {optim_wrapper.get("constructor")!r} has built {others[0]}, not '
-                    f'{asked.__name__}: it would train in float32. Let it build its argument optim_wrapper_cfg, or '
-                    'leave out --amp'
+                    f'optim_wrapper.constructor {optim_wrapper.get("constructor")!r} has built '
+                    f'{type(wrapper).__name__}, not {asked.__name__}: it would train in float32. Let it build its '
+                    'argument optim_wrapper_cfg, or leave out --amp'
                 )
         return built
 
@@ -104,17 +125,11 @@ class _CheckedRunner:
             )
 
     def build_train_loop(self, loop):
-        built = super().build_train_loop(loop)
-        if isinstance(built, EpochBasedTrainLoop):  # others may draw without end from fewer images than a batch
-            check_batches(built.dataloader, 'train_dataloader')
-        return built
+        built = super().build_train_loop(loop)  # by iterations, without end from fewer images than a batch
+        return _checked(built, 'train_dataloader') if isinstance(built, EpochBasedTrainLoop) else built
 
     def build_val_loop(self, loop):
-        built = super().build_val_loop(loop)
-        check_batches(getattr(built, 'dataloader', None), 'val_dataloader')
-        return built
+        return _checked(super().build_val_loop(loop), 'val_dataloader')
 
     def build_test_loop(self, loop):
-        built = super().build_test_loop(loop)
-        check_batches(getattr(built, 'dataloader', None), 'test_dataloader')
-        return built
+        return _checked(super().build_test_loop(loop), 'test_dataloader')

@@ -1,6 +1,7 @@
 """Nested values as plain ones, which load without running code, and back again."""
 
 from collections import OrderedDict
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -23,82 +24,71 @@ def to_plain(content: dict) -> tuple[dict, dict[str, str]]:
         The copy; and dotted keys with what is wrong there, to come after the key: a value that is left out as it is
         none of these, or one that comes back as another type.
     """
-    copy = _Copy()
-    return copy.of(content, ()), copy.remarks
+    remarks: dict[str, str] = {}
+    return _plain(content, (), remarks), remarks
 
 
 class _LeftOut:
     """Stands for a value that cannot be a plain one."""
 
 
-class _Copy:
-    """A walk through nested values.
-
-    Attributes:
-        remarks: See :func:`to_plain`.
-    """
-
-    def __init__(self):
-        self.remarks: dict[str, str] = {}
-
-    def of(self, value, place: tuple):
-        if isinstance(value, np.generic):
-            value = value.item()
-        if type(value) in _PLAIN:
-            return value
-        if type(value) in (Tensor, nn.Parameter):
-            return value.detach()
-        if isinstance(value, HistoryBuffer):
-            history, counts = (torch.from_numpy(np.array(part, dtype=float)) for part in value.data)
-            return dict(history=history, counts=counts, max_length=value.max_length)
-        if type(value) is np.ndarray:
-            return self._array(value, place)
-        if len(place) < _DEPTH:
-            if isinstance(value, dict):
-                return self._dict(value, place)
-            if isinstance(value, (list, tuple, set, frozenset)):
-                return self._sequence(value, place)
-        return self._left_out(value, place)
-
-    def _left_out(self, value, place: tuple) -> type:
-        self._remark(place, f'is not saved, as {_name(value)} would need code to be loaded')
-        return _LeftOut
-
-    def _remark(self, place: tuple, words: str) -> None:
-        self.remarks['.'.join(map(str, place))] = words
-
-    def _array(self, value: np.ndarray, place: tuple):
-        try:
+def _plain(value, place: tuple, remarks: dict[str, str]):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) in _PLAIN:
+        return value
+    if type(value) in (Tensor, nn.Parameter):
+        return value.detach()
+    if isinstance(value, HistoryBuffer):
+        history, counts = (torch.from_numpy(np.array(part, dtype=float)) for part in value.data)
+        return dict(history=history, counts=counts, max_length=value.max_length)
+    if type(value) is np.ndarray:
+        with suppress(TypeError, ValueError):  # strings, objects, dates, another byte order
             return {'mmstrip.array': torch.from_numpy(value.copy())}
-        except (TypeError, ValueError):  # strings, objects, dates, another byte order
-            return self._left_out(value, place)
+    elif len(place) < _DEPTH:
+        if isinstance(value, dict):
+            return _plain_dict(value, place, remarks)
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return _plain_sequence(value, place, remarks)
+    return _left_out(value, place, remarks)
 
-    def _dict(self, value: dict, place: tuple) -> dict:
-        if isinstance(value, OrderedDict) and all(type(part) in (Tensor, nn.Parameter) for part in value.values()):
-            return value  # a state dict, with its _metadata
-        if type(value) not in (dict, OrderedDict):
-            self._remark(place, f'is {_name(value)} and will come back as a dict')
-        copy = OrderedDict() if isinstance(value, OrderedDict) else {}
-        if hasattr(value, '_metadata'):
-            copy._metadata = value._metadata
-        for key, part in value.items():
-            key = key.item() if isinstance(key, np.generic) else key
-            inside = (*place, key)
-            plain = self.of(part, inside) if _is_plain_key(key) else self._left_out(key, inside)
-            if plain is not _LeftOut:
-                copy[key] = plain
-        return copy
 
-    def _sequence(self, value, place: tuple):
-        parts = [self.of(part, (*place, index)) for index, part in enumerate(value)]
-        if any(part is _LeftOut for part in parts):  # the others would come back at other places
-            return self._left_out(value, place)
-        kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
-        if type(value) is not kind:
-            self._remark(place, f'is {_name(value)} and will come back as a {kind.__name__}')
-        if kind in (set, frozenset):
-            return {f'mmstrip.{kind.__name__}': parts}
-        return tuple(parts) if kind is tuple else parts
+def _left_out(value, place: tuple, remarks: dict[str, str]) -> type:
+    remarks[_key(place)] = f'is not saved, as {_name(value)} would need code to be loaded'
+    return _LeftOut
+
+
+def _key(place: tuple) -> str:
+    return '.'.join(map(str, place))
+
+
+def _plain_dict(value: dict, place: tuple, remarks: dict[str, str]) -> dict:
+    if isinstance(value, OrderedDict) and all(type(part) in (Tensor, nn.Parameter) for part in value.values()):
+        return value  # a state dict, with its _metadata
+    if type(value) not in (dict, OrderedDict):
+        remarks[_key(place)] = f'is {_name(value)} and will come back as a dict'
+    copy = OrderedDict() if isinstance(value, OrderedDict) else {}
+    if hasattr(value, '_metadata'):
+        copy._metadata = value._metadata
+    for key, part in value.items():
+        key = key.item() if isinstance(key, np.generic) else key
+        inside = (*place, key)
+        plain = _plain(part, inside, remarks) if _is_plain_key(key) else _left_out(key, inside, remarks)
+        if plain is not _LeftOut:
+            copy[key] = plain
+    return copy
+
+
+def _plain_sequence(value, place: tuple, remarks: dict[str, str]):
+    parts = [_plain(part, (*place, index), remarks) for index, part in enumerate(value)]
+    if any(part is _LeftOut for part in parts):  # the others would come back at other places
+        return _left_out(value, place, remarks)
+    kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
+    if type(value) is not kind:
+        remarks[_key(place)] = f'is {_name(value)} and will come back as a {kind.__name__}'
+    if kind in (set, frozenset):
+        return {f'mmstrip.{kind.__name__}': parts}
+    return tuple(parts) if kind is tuple else parts
 
 
 def _name(value) -> str:

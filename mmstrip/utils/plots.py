@@ -59,11 +59,9 @@ def _family_with(characters: frozenset[str]) -> str | None:
     for path in set(font_manager.findSystemFonts()) - known:  # installed since matplotlib has listed them
         with contextlib.suppress(Exception):  # of fonts that it cannot read
             font_manager.fontManager.addfont(path)
-    found, best = set(), None
-    for family in sorted({font.name for font in font_manager.fontManager.ttflist}):
-        has = needed & _charmap(family)
-        if len(has) > len(found):
-            found, best = has, family
+    regular = [font for font in font_manager.fontManager.ttflist if font.style == 'normal' and font.weight == 400]
+    best = max(regular, key=lambda font: len(needed & _charmap(font.fname)))
+    found = needed & _charmap(best.fname)
     if found != needed:
         missing = ''.join(sorted(map(chr, needed - found)))
         print_log(
@@ -72,38 +70,25 @@ def _family_with(characters: frozenset[str]) -> str | None:
             logger='current',
             level=logging.WARNING,
         )
-    return best
+    return best.name if found else None
 
 
-def _charmap(family: str) -> set[int]:
-    """The characters of a family's regular font; none of one without letters, or with boxes for all characters."""
-    log = logging.getLogger(font_manager.__name__)
-    level = log.level
-    log.setLevel(logging.ERROR)  # it says where there is none of regular weight
-    codes: set[int] = set()
+def _charmap(path: str) -> set[int]:
+    """The characters of a font; none of one without letters, or with boxes for all characters."""
     with contextlib.suppress(Exception):  # fonts of formats that it cannot read
-        path = font_manager.findfont(font_manager.FontProperties(family=family), fallback_to_default=False)
         found = set(font_manager.get_font(path).get_charmap())
-        if found >= set(map(ord, string.ascii_letters + string.digits)) and not family.startswith('Last Resort'):
-            codes = found
-    log.setLevel(level)
-    return codes
+        if found >= set(map(ord, string.ascii_letters + string.digits)) and 'LastResort' not in path:
+            return found
+    return set()
 
 
 def _legible_texts(plot: Callable) -> Callable:
-    """Decorator: all texts among a function's arguments are drawn as they are."""
-
-    def texts(value) -> Iterator[str]:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, (dict, list, tuple)):
-            for part in [*value, *(value.values() if isinstance(value, dict) else ())]:
-                yield from texts(part)
+    """Decorator: all texts among a function's arguments, of which the last is the file, are drawn as they are."""
 
     @functools.wraps(plot)
-    def run(*args, **kwargs) -> None:
-        with legible(texts([args, kwargs])):
-            plot(*args, **kwargs)
+    def run(*args) -> None:
+        with legible([str(args[:-1])]):
+            plot(*args)
 
     return run
 

@@ -94,11 +94,6 @@ def run(*command, cwd: Path = ROOT, env: dict = {}, timeout: int = 600) -> subpr
     )
 
 
-def run_tool(tool: str, *arguments, **options) -> subprocess.CompletedProcess:
-    """Run a script below tools/."""
-    return run('python', ROOT / 'tools' / tool, *arguments, **options)
-
-
 def python(code: str, **options) -> subprocess.CompletedProcess:
     """Run code in a fresh process."""
     return run(sys.executable, '-c', code, **options)

@@ -1,5 +1,7 @@
 """Models, data and a constructor unlike the toolboxes', loaded by custom_imports."""
 
+from functools import partial
+
 import torch
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
@@ -14,18 +16,21 @@ _TINY = dict(embed_dims=16, depths=(1, 1, 1, 1))
 
 @DATASETS.register_module(force=True)
 class PlainDataset(Dataset):
-    """Random images with a label each: as dicts of tensors or as pairs; no metainfo, no data samples."""
+    """Random images with a label each, as 'dicts', 'pairs' or dicts of 'branches'; no metainfo, no data samples."""
 
-    def __init__(self, count: int, pairs: bool = False):
+    def __init__(self, count: int, kind: str = 'dicts'):
         self.count = count
-        self.pairs = pairs
+        self.kind = kind
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int):
         image, label = torch.randn(3, 32, 32), torch.tensor(index % 3)
-        return (image, label) if self.pairs else dict(inputs=image, data_samples=label)
+        if self.kind == 'pairs':
+            return image, label
+        both = self.kind == 'branches'
+        return dict(inputs=dict(sup=image, unsup=image) if both else image, data_samples=label)
 
 
 @MODELS.register_module(force=True)
@@ -43,6 +48,26 @@ class PlainModel(BaseModel):
     def forward(self, inputs: Tensor, data_samples: Tensor, mode: str = 'loss') -> dict[str, Tensor]:
         scores = self.head(self.norm(self.encoder(inputs)[0].mean((2, 3))))
         return dict(loss=nn.functional.cross_entropy(scores, data_samples) * self.scale)
+
+
+@MODELS.register_module(force=True)
+class StudentAndTeacher(BaseModel):
+    """Two models in one, of which the teacher is not trained, for batches of branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = PlainModel(), PlainModel().requires_grad_(False)
+        self.student.seen = {}
+        for name, part in (('encoder', self.student.encoder), ('patch_embed', self.student.encoder.patch_embed)):
+            part.register_forward_hook(partial(self._note, name))
+
+    def _note(self, name: str, module: nn.Module, inputs, outputs) -> None:
+        self.student.seen[name] = (outputs if isinstance(outputs, Tensor) else outputs[0]).dtype
+
+    def forward(self, inputs: dict, data_samples: Tensor, mode: str = 'loss') -> dict[str, Tensor]:
+        with torch.no_grad():
+            self.teacher(inputs['unsup'], data_samples)
+        return self.student(inputs['sup'], data_samples)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)

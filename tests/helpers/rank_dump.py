@@ -17,7 +17,7 @@ from yapf.yapflib import yapf_api
 yapf_api.FormatCode = lambda text, **_: (text, False)
 # A process that comes late after a restart must not be looked for where it was before.
 if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and os.environ['RANK'] == '1':
-    time.sleep(3)
+    time.sleep(2)
 
 
 @HOOKS.register_module(force=True)

@@ -24,6 +24,7 @@ from yapf.yapflib import yapf_api
 from helpers import DATA, ROOT
 
 CONFIG = DATA / 'digits_tiny.py'
+unformatted = mock.patch.object(yapf_api, 'FormatCode', lambda text, **_: (text, False))  # a second for each config
 _ENVIRONMENT = dict(os.environ)  # before any test
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(
@@ -58,10 +59,10 @@ def _print_to(output: str) -> None:
 
 
 def _prepare(output: str) -> None:
-    """One core, a file to print to, and configs in logs and checkpoints as they are: yapf takes a second for each."""
+    """One core, a file to print to, and configs in logs and checkpoints as they are."""
     _print_to(output)
     torch.set_num_threads(1)
-    yapf_api.FormatCode = lambda text, **_: (text, False)
+    unformatted.start()
 
 
 def _join(process: multiprocessing.Process, seconds: int) -> None:
@@ -105,6 +106,15 @@ def call_tool(tool: str | Path, *arguments, folder: Path, **options) -> subproce
     process = start_tool(tool, *arguments, output=output, **options)
     _join(process, 600)
     return subprocess.CompletedProcess([tool, *arguments], process.exitcode, output.read_text())
+
+
+def run_here(tool: str, *arguments) -> None:
+    """Run a script below tools/ in this process, as on a machine without GPUs; an error of it is raised."""
+    script = str(ROOT / 'tools' / tool)
+    without_gpus = mock.patch('torch.cuda.is_available', lambda: False)
+    arguments = mock.patch('sys.argv', [script, *map(str, arguments)])
+    with arguments, mock.patch.dict(os.environ), without_gpus, unformatted:
+        runpy.run_path(script, run_name='__main__')
 
 
 def call_ranks(script: str | Path, *arguments, folder: Path, count: int = 2) -> str:
@@ -165,7 +175,6 @@ def train_here(work_dir: Path, options: dict = {}, resume='auto', validate=False
         create(self, *args, **kwargs)
         self.addHandler(handler)
 
-    unformatted = mock.patch.object(yapf_api, 'FormatCode', lambda text, **_: (text, False))  # as in _prepare
     with unformatted, mock.patch.object(MMLogger, '__init__', create_and_listen):
         runner = launch.train(config)
     return runner, '\n'.join(warnings)

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import DATA, ROOT, last_line
-from helpers.runs import call_tool
+from helpers import DATA, ROOT
+from helpers.runs import run_here
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from PIL import Image
@@ -102,36 +102,23 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def test_tool_compares_models_side_by_side(folder, checkpoint, tmp_path):
-    models = (
-        'random=' + str(CONFIG),
-        'none',
-        'filled=' + str(CONFIG),
-        checkpoint,
-        'mmpretrain.ResNet:depth=18',
-        'none',
-    )
-    arguments = (*models, folder, '--size', 64, '--stage', 2, '--num-images', 2, '--out', tmp_path / 'out')
-    done = call_tool('analysis_tools/erf.py', *arguments, folder=tmp_path)
-    assert done.returncode == 0, done.stdout
+def test_tool_compares_models_side_by_side(folder, checkpoint, tmp_path, capsys):
+    models = (f'random={CONFIG}', 'none', f'filled={CONFIG}', checkpoint, 'mmpretrain.ResNet:depth=18', 'none')
+    options = ('--size', 64, '--stage', 2, '--num-images', 2, '--out', tmp_path / 'out')
+    run_here('analysis_tools/erf.py', *models, folder, *options)
+    printed = capsys.readouterr().out
     results = json.loads((tmp_path / 'out' / 'receptive_field.json').read_text())
     assert [result['label'] for result in results] == ['random', 'filled', 'ResNet-18']
     assert all((r['stage'], r['stride'], r['images'], r['size']) == (2, 16, 2, [64, 64]) for r in results)
     for result in results:
         sides, areas = result['sides'], result['areas']
         assert list(sides) == list(areas) == ['20', '30', '50', '99'] and sides['20'] <= sides['99']
-        assert f'{sides["50"]:g} ({areas["50"]:.1%})' in done.stdout
+        assert f'{sides["50"]:g} ({areas["50"]:.1%})' in printed
     with Image.open(tmp_path / 'out' / 'receptive_field.png') as picture:
         assert picture.width > 800
     images = read_images(find_images([folder], 1), 32)
-    fields = [
-        receptive_field(subject.backbone, subject.normalise(images)).contributions
-        for subject in (
-            load_subject(str(CONFIG)),
-            load_subject(str(CONFIG)),
-            load_subject(str(CONFIG), str(checkpoint)),
-        )
-    ]
+    subjects = [load_subject(str(CONFIG), weights) for weights in (None, None, str(checkpoint))]
+    fields = [receptive_field(subject.backbone, subject.normalise(images)).contributions for subject in subjects]
     assert np.array_equal(fields[0], fields[1]) and not np.allclose(fields[0], fields[2])
 
 
@@ -148,13 +135,14 @@ def test_tool_compares_models_side_by_side(folder, checkpoint, tmp_path):
         (['CONFIG', 'none'], 'give pairs of CONFIG and CHECKPOINT (or none), then IMAGES, but got 2 arguments'),
     ],
 )
-def test_errors_in_one_sentence(arguments, words, folder, checkpoint, tmp_path):
+def test_errors_in_one_sentence(arguments, words, folder, checkpoint, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     names = dict(CONFIG=str(CONFIG), CHECKPOINT=str(checkpoint), IMAGES=str(folder), EMPTY=str(tmp_path / 'empty'))
     for name, value in names.items():
         arguments = [argument.replace(name, value) for argument in arguments]
-    done = call_tool('analysis_tools/erf.py', *arguments, '--size', 32, '--out', tmp_path / 'out', folder=tmp_path)
-    assert done.returncode != 0 and words in last_line(done.stdout), done.stdout
+    with pytest.raises(SystemExit) as error:
+        run_here('analysis_tools/erf.py', *arguments, '--size', 32, '--out', tmp_path / 'out')
+    assert words in f'{error.value} {capsys.readouterr().err}'
 
 
 def test_what_gives_no_maps_says_so():

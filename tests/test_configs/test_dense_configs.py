@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from helpers import ROOT
-from helpers.configs import ARCHS, COMPARED, DENSE, build_model, check_listed_size
+from helpers.configs import COMPARED, DENSE, build_model, check_listed_size
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
@@ -55,22 +55,6 @@ def test_compared_backbones_fit_into_the_same_models(path):
         r'work_dirs/(\w+)_1xb32_caltech101-64px/epoch_12.pth', config.model.backbone.init_cfg.checkpoint
     )
     assert classifier and classifier.group(1) in path.stem
-
-
-def test_there_is_a_dense_config_for_every_variant():
-    names = {path.stem for path in DENSE}
-    for arch in ARCHS:
-        for name in ('mask-rcnn_{}_fpn_1x', 'mask-rcnn_{}_fpn_ms-crop-3x', 'cascade-mask-rcnn_{}_fpn_ms-crop-3x'):
-            assert f'{name}_coco'.format(f'strip-mlp-{arch}') in names
-        assert f'strip-mlp-{arch}_upernet_8xb2-160k_ade20k-512x512' in names
-    for arch in ('tiny-light', 'tiny'):
-        for name in ('retinanet_{}_fpn_1x', 'faster-rcnn_{}_fpn_1x', 'atss_{}_fpn_1x'):
-            assert f'{name}_coco'.format(f'strip-mlp-{arch}') in names
-        for epochs in (12, 24, 36):
-            assert f'dino-4scale_strip-mlp-{arch}_8xb2-{epochs}e_coco' in names
-        for head in ('fpn_8xb2-80k', 'segformer_8xb2-160k'):
-            assert f'strip-mlp-{arch}_{head}_ade20k-512x512' in names
-        assert f'strip-mlp-{arch}_upernet_8xb2-80k_cityscapes-512x1024' in names
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 """Authors' checkpoints: what is recognised, what is refused, what is written."""
 
 import os
-import pickle
 
 import pytest
 import torch
-from helpers import Malicious, run_tool
+from helpers import Malicious
 from helpers.official import PARITY_FILES, load_reference, official_weights
-from helpers.runs import call_tool
+from helpers.runs import run_here
+from safetensors.torch import load_file, save_file
 
 from mmstrip.converters.official import convert_official_checkpoint, convert_official_state_dict
 from mmstrip.models import StripMLP
@@ -15,6 +15,7 @@ from mmstrip.models import StripMLP
 CLASSIFICATION = next(file for file in PARITY_FILES if 'tiny-light_224' in file.stem)
 DENSE = next(file for file in PARITY_FILES if '320x448' in file.stem)
 
+TOOL = 'model_converters/official_to_mmstrip.py'
 STRIP = 'blocks1.0.token_mixing.smlp_block.proj_w.weight'
 
 
@@ -55,8 +56,8 @@ def test_patches_are_read_from_the_weights():
 @pytest.mark.parametrize(
     'change, words',
     [
-        (lambda w: w.pop('merging2.weight'), r'1 missing keys \(merging2.weight\)'),
-        (lambda w: [w.pop(k) for k in list(w) if 'fc_w' in k], 'missing keys .*fc_w.weight, .*, ...'),
+        (lambda w: w.pop('merging2.weight'), r'1 missing keys \(backbone.merging.1.weight\)'),
+        (lambda w: [w.pop(k) for k in list(w) if 'fc_w' in k], 'missing keys .*lsmm.tall.weight, .*, ...'),
         (
             lambda w: w.update({'blocks1.0.extra.weight': torch.zeros(1)}),
             r'1 unexpected keys \(blocks1.0.extra.weight\)',
@@ -89,55 +90,29 @@ def test_other_networks_are_refused(tmp_path):
 
 def test_code_in_a_file_does_not_run(tmp_path):
     torch.save({'model': Malicious(tmp_path / 'ran')}, tmp_path / 'evil.pth')
-    (tmp_path / 'evil.pkl').write_bytes(pickle.dumps(Malicious(tmp_path / 'ran')))
-    for name, words in (('evil.pth', 'it holds .*open, which would run code'), ('evil.pkl', 'weights_only')):
-        with pytest.raises(ValueError, match=words):
-            convert_official_checkpoint(tmp_path / name, tmp_path / 'dst.pth')
-    (tmp_path / 'text.pth').write_text('no checkpoint')
-    with pytest.raises(ValueError, match='damaged or another kind of file'):
-        convert_official_checkpoint(tmp_path / 'text.pth', tmp_path / 'dst.pth')
+    with pytest.raises(ValueError, match='it holds .*open, which would run code'):
+        convert_official_checkpoint(tmp_path / 'evil.pth', tmp_path / 'dst.pth')
     assert not (tmp_path / 'ran').exists() and not (tmp_path / 'dst.pth').exists()
 
 
-def test_a_failing_write_leaves_the_old_file(official, tmp_path, monkeypatch):
-    torch.save({'model': official}, tmp_path / 'src.pth')
-    (tmp_path / 'dst.pth').write_text('old')
-
-    def full_disk(checkpoint, file):
-        file.write(b'half')
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr('torch.save', full_disk)
-    with pytest.raises(OSError, match='cannot write .*dst.pth: No space left on device; nothing else is lost'):
-        convert_official_checkpoint(tmp_path / 'src.pth', tmp_path / 'dst.pth')
-    assert (tmp_path / 'dst.pth').read_text() == 'old'
-    assert sorted(os.listdir(tmp_path)) == ['dst.pth', 'src.pth']
-
-
-def test_command_line(official, tmp_path):
+def test_command_line(official, tmp_path, capsys):
     torch.save({'model': official, 'epoch': 299}, tmp_path / 'src.pth')
-    done = run_tool('model_converters/official_to_mmstrip.py', tmp_path / 'src.pth', tmp_path / 'dst.pth')
-    assert done.returncode == 0, done.stdout
-    assert f'Strip-MLP tiny-light from classification, {len(official)} tensors' in done.stdout
+    run_here(TOOL, tmp_path / 'src.pth', tmp_path / 'dst.pth')
+    assert f'Strip-MLP tiny-light from classification, {len(official)} tensors' in capsys.readouterr().out
     checkpoint = torch.load(tmp_path / 'dst.pth', weights_only=True)
     assert checkpoint['meta']['arch'] == 'tiny-light' and 'head.fc.weight' in checkpoint['state_dict']
-
-    failed = call_tool('model_converters/official_to_mmstrip.py', tmp_path / 'src.pth', tmp_path, folder=tmp_path)
-    assert failed.stdout.strip() == f'Error: {tmp_path} is a folder, but must be the file to write'
-    failed = call_tool(
-        'model_converters/official_to_mmstrip.py', tmp_path / 'none.pth', tmp_path / 'dst2.pth', folder=tmp_path
-    )
-    assert failed.returncode == 1
-    assert failed.stdout.strip() == f'Error: no checkpoint at {tmp_path / "none.pth"}'
+    for src, dst, words in (
+        ('src.pth', '.', f'Error: {tmp_path} is a folder, but must be the file to write'),
+        ('none.pth', 'dst2.pth', f'Error: no checkpoint at {tmp_path / "none.pth"}'),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run_here(TOOL, tmp_path / src, tmp_path / dst)
+        assert str(error.value) == words
 
 
 def test_safetensors_in_and_out(official, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     save_file({key: value.contiguous() for key, value in official.items()}, tmp_path / 'theirs.safetensors')
-    arguments = [tmp_path / 'theirs.safetensors', tmp_path / 'ours.safetensors']
-    done = call_tool('model_converters/official_to_mmstrip.py', *arguments, folder=tmp_path)
-    assert done.returncode == 0, done.stdout
+    run_here(TOOL, tmp_path / 'theirs.safetensors', tmp_path / 'ours.safetensors')
     expected = convert_official_state_dict(official).state_dict
     written = load_file(tmp_path / 'ours.safetensors')
     assert written.keys() == expected.keys()

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers import SMALL_CONFIG, last_line, run_tool
-from helpers.runs import call_tool
+from helpers import SMALL_CONFIG
+from helpers.runs import run_here
 from mmengine.registry import MODELS, init_default_scope
 
 from mmstrip.converters.reparameterize import convert_to_deploy
@@ -22,10 +22,10 @@ def trained(tmp_path_factory):
     return model, path
 
 
-def test_outputs_stay(trained, tmp_path):
+def test_outputs_stay(trained, tmp_path, capsys):
     model, path = trained
-    done = run_tool(CONVERTER, SMALL_CONFIG, path, tmp_path / 'deploy.pth')
-    assert done.returncode == 0 and 'model.backbone.deploy=True' in done.stdout, done.stdout
+    run_here(CONVERTER, SMALL_CONFIG, path, tmp_path / 'deploy.pth')
+    assert 'model.backbone.deploy=True' in capsys.readouterr().out
     config = load_config(str(SMALL_CONFIG), {'model.backbone.deploy': True})
     deployed = MODELS.build(config.model).eval()
     state_dict = torch.load(tmp_path / 'deploy.pth', weights_only=True)['state_dict']
@@ -44,6 +44,6 @@ def test_bad_input_is_named(trained, tmp_path):
     torch.save(state_dict, tmp_path / 'part.pth')
     with pytest.raises(ValueError, match='lacks 2 of .* head'):
         convert_to_deploy(str(SMALL_CONFIG), str(tmp_path / 'part.pth'), str(tmp_path / 'out.pth'))
-    done = call_tool(CONVERTER, SMALL_CONFIG, tmp_path / 'none.pth', tmp_path / 'out.pth', folder=tmp_path)
-    assert done.returncode != 0 and 'no checkpoint at' in last_line(done.stdout), done.stdout
+    with pytest.raises(SystemExit, match='Error: no checkpoint at'):
+        run_here(CONVERTER, SMALL_CONFIG, tmp_path / 'none.pth', tmp_path / 'out.pth')
     assert not (tmp_path / 'out.pth').exists()

@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import ROOT, run_tool
-from helpers.runs import call_tool
+from helpers import ROOT
+from helpers.runs import run_here
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
@@ -31,20 +31,19 @@ def test_the_same_seed_gives_the_same_files(scenes, tmp_path):
         write_digit_scenes(tmp_path / name, num_train=30, num_val=20, seed=seed)
     files = sorted(path.relative_to(scenes) for path in scenes.rglob('*') if path.is_file())
     assert len(files) == 2 * (30 + 20) + 2
-    equal = lambda name: [  # noqa: E731
-        (scenes / file).read_bytes() == (tmp_path / name / file).read_bytes() for file in files
-    ]
-    assert all(equal('same')) and not any(equal('other'))
+    for name in ('same', 'other'):
+        equal = {(scenes / file).read_bytes() == (tmp_path / name / file).read_bytes() for file in files}
+        assert equal == {name == 'same'}
 
 
-def test_the_tool_writes_the_same(tmp_path):
-    options = ['--train', '3', '--val', '2', '--size', '64', '--seed', '4']
-    done = run_tool('dataset_converters/digit_scenes.py', tmp_path / 'tool', *options)
-    assert done.returncode == 0 and '3 scenes to train on and 2 to validate on' in done.stdout, done.stdout
-    write_digit_scenes(tmp_path / 'here', num_train=3, num_val=2, size=64, seed=4)
-    files = sorted(path.relative_to(tmp_path / 'here') for path in (tmp_path / 'here').rglob('*') if path.is_file())
-    assert len(files) == 2 * (3 + 2) + 2
-    assert all((tmp_path / 'here' / file).read_bytes() == (tmp_path / 'tool' / file).read_bytes() for file in files)
+def test_the_tool_writes_scenes_and_refuses_wrong_counts(tmp_path, capsys):
+    options = ['--train', '3', '--size', '64', '--seed', '4']
+    run_here('dataset_converters/digit_scenes.py', tmp_path / 'scenes', *options, '--val', '2')
+    assert '3 scenes to train on and 2 to validate on' in capsys.readouterr().out
+    assert len(list(tmp_path.rglob('*.png'))) == 2 * (3 + 2) and len(list(tmp_path.rglob('*.json'))) == 2
+    with pytest.raises(SystemExit, match='num_val must be at least 1, but got 0'):
+        run_here('dataset_converters/digit_scenes.py', tmp_path / 'none', *options, '--val', '0')
+    assert not (tmp_path / 'none').exists()
 
 
 def test_no_digit_of_val_is_in_train(scenes):
@@ -97,12 +96,6 @@ def test_one_digit_for_a_classifier():
     np.random.seed(0)
     first, second = (PlaceDigit(size=48)(dict(img=image))['img'] for _ in range(2))
     assert first.shape == (48, 48, 3) and first.dtype == np.uint8 and not np.array_equal(first, second)
-
-
-def test_wrong_counts_are_refused(tmp_path):
-    done = call_tool('dataset_converters/digit_scenes.py', tmp_path / 'out', '--val', '0', folder=tmp_path)
-    assert done.returncode != 0 and 'num_val must be at least 1, but got 0' in done.stdout
-    assert not (tmp_path / 'out').exists()
 
 
 def test_broken_annotations_are_named(scenes, tmp_path):

@@ -4,8 +4,7 @@ import gzip
 
 import numpy as np
 import pytest
-from helpers import last_line
-from helpers.runs import call_tool
+from helpers.runs import run_here
 from mmengine.registry import DATASETS, init_default_scope
 
 from mmstrip.datasets.fashion_mnist import NUM_HELD_OUT, SHA256, unpack_fashion_mnist
@@ -22,23 +21,17 @@ def idx(kind, count, seed=0):
 @pytest.fixture
 def files(tmp_path):
     for name in SHA256:
-        part, kind, *_ = name.split('-')
-        count = {'train': 60000, 't10k': 10000}[part]
-        (tmp_path / f'{name}.gz').write_bytes(gzip.compress(idx(kind, count), compresslevel=0))
+        (tmp_path / f'{name}.gz').write_bytes(gzip.compress(idx(name.split('-')[1], 50)))
     return tmp_path
 
 
 def test_missing_files_say_what_to_install(tmp_path):
-    failed = call_tool('dataset_converters/fashion_mnist.py', tmp_path / 'out', '--source', tmp_path, folder=tmp_path)
-    assert failed.returncode == 1
-    assert 'Error: no ' in last_line(failed.stdout) and 'apt-get install dataset-fashion-mnist' in failed.stdout
+    with pytest.raises(SystemExit, match='^Error: no .*apt-get install dataset-fashion-mnist'):
+        run_here('dataset_converters/fashion_mnist.py', tmp_path / 'out', '--source', tmp_path)
 
 
 def test_files_that_are_not_the_published_ones(files, tmp_path):
     with pytest.raises(ValueError, match=r'train-images-idx3-ubyte.gz is not the published one: .*SHA-256'):
-        unpack_fashion_mnist(files, tmp_path / 'out')
-    (files / 'train-images-idx3-ubyte.gz').write_bytes(gzip.compress(idx('images', 50)))
-    with pytest.raises(ValueError, match='must hold 60,000 images, but it names 50 and has 39,216 bytes'):
         unpack_fashion_mnist(files, tmp_path / 'out')
     (files / 'train-images-idx3-ubyte.gz').write_bytes(gzip.compress(idx('images', 50))[:-20])
     with pytest.raises(ValueError, match=r'train-images-idx3-ubyte.gz is damaged'):

@@ -9,7 +9,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-CONSTRUCTOR = 'mmstrip.LayerDecayOptimWrapperConstructor'
+CONSTRUCTOR, DECAY = 'mmstrip.LayerDecayOptimWrapperConstructor', dict(layer_decay_rate=0.5)
 CONFIGS = (
     'strip_mlp/strip-mlp-tiny_in1k-pre_1xb64-layer-decay_cars.py',
     'detection/mask-rcnn_strip-mlp-tiny_fpn_layer-decay-1x_coco.py',
@@ -17,17 +17,13 @@ CONFIGS = (
 )
 
 
-def build(name, options={}):
-    config = Config.fromfile(ROOT / 'configs' / name)
-    config.merge_from_dict({'optim_wrapper.constructor': CONSTRUCTOR, **options})
-    config.optim_wrapper.paramwise_cfg.setdefault('layer_decay_rate', 0.8)
-    model = build_model(config)
-    return config, model, build_optim_wrapper(model, config.optim_wrapper).optimizer
-
-
 @pytest.mark.parametrize('name', CONFIGS)
 def test_each_layer_learns_slower_than_the_one_above(name):
-    config, model, optimizer = build(name)
+    config = Config.fromfile(ROOT / 'configs' / name)
+    config.optim_wrapper.constructor = CONSTRUCTOR
+    config.optim_wrapper.paramwise_cfg.setdefault('layer_decay_rate', 0.8)
+    model = build_model(config)
+    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
     rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
     decays = {id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
     base, layers = config.optim_wrapper.optimizer, 2 + 18
@@ -46,12 +42,18 @@ def test_each_layer_learns_slower_than_the_one_above(name):
     assert {id(p): g['weight_decay'] for g in plain.param_groups for p in g['params']} == decays
 
 
-@pytest.mark.parametrize('rate', [0, 1.5, 'much', None])
-def test_wrong_rates_are_refused(rate):
-    with pytest.raises(ValueError, match='layer_decay_rate must be a number above 0 and at most 1, but got'):
-        build(CONFIGS[0], {'optim_wrapper.paramwise_cfg.layer_decay_rate': rate})
-    with pytest.raises(ValueError, match='but got None'):
-        build_optim_wrapper(nn.Linear(2, 2), dict(constructor=CONSTRUCTOR, optimizer=dict(type='SGD', lr=1.0)))
+@pytest.mark.parametrize(
+    'paramwise, words',
+    [(dict(layer_decay_rate=rate), 'must be a number above 0 and at most 1, but got') for rate in (0, 1.5, 'much')]
+    + [
+        ({}, 'layer_decay_rate must be .* but got None'),
+        (DECAY, 'needs a backbone with get_layer_depth, but .*Linear'),
+    ],
+)
+def test_wrong_rates_and_models_without_depths_are_refused(paramwise, words):
+    config = dict(constructor=CONSTRUCTOR, optimizer=dict(type='SGD', lr=1.0), paramwise_cfg=paramwise)
+    with pytest.raises(ValueError, match=words):
+        build_optim_wrapper(nn.Linear(2, 2), config)
 
 
 def test_all_backbones_under_any_name_and_in_wrappers():
@@ -61,7 +63,7 @@ def test_all_backbones_under_any_name_and_in_wrappers():
     model.twin = nn.ModuleDict(dict(model=torch.compile(small_backbone())))
     model.twin['model']._orig_mod.stages[0][0] = checkpoint_wrapper(model.twin['model']._orig_mod.stages[0][0])
     model.head = nn.Linear(2, 2)
-    config = dict(constructor=CONSTRUCTOR, optimizer=dict(type='SGD', lr=1.0), paramwise_cfg=dict(layer_decay_rate=0.5))
+    config = dict(constructor=CONSTRUCTOR, optimizer=dict(type='SGD', lr=1.0), paramwise_cfg=DECAY)
     groups = build_optim_wrapper(model, config).optimizer.param_groups
     rates = {id(p): group['lr'] for group in groups for p in group['params']}
     twin = model.twin['model']._orig_mod
@@ -70,10 +72,3 @@ def test_all_backbones_under_any_name_and_in_wrappers():
     assert {rates[id(parameter)] for parameter in twin.stages[0].parameters()} == {0.5**5}
     assert rates[id(twin.stages[2][1].channel_mixing.fc1.weight)] == 0.5**2
     assert rates[id(model.head.weight)] == 1.0
-
-
-def test_backbones_without_depths_are_refused():
-    model = nn.ModuleDict(dict(backbone=nn.Linear(2, 2)))
-    config = dict(constructor=CONSTRUCTOR, optimizer=dict(type='SGD', lr=1.0), paramwise_cfg=dict(layer_decay_rate=0.5))
-    with pytest.raises(ValueError, match='needs a backbone with get_layer_depth, but .*ModuleDict.* has none'):
-        build_optim_wrapper(model, config)

@@ -6,15 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed
-from helpers import ROOT
 from helpers.other_trainings import PlainModel
-from helpers.runs import call_ranks
+from helpers.runs import unformatted
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
 from benchmarks.evidence.clock import ClockHook
-from mmstrip.datasets.digit_scenes import write_digit_scenes
 from mmstrip.engine.launch import build_runner
 from mmstrip.engine.precision import set_train_amp
 from mmstrip.engine.runner import runner_class
@@ -54,13 +52,14 @@ def train(tmp_path, monkeypatch):
         runner.train()
         return runner
 
-    yield call
+    with unformatted:
+        yield call
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.mark.parametrize('pairs', [False, True])
-def test_batches_without_data_samples(pairs, train, tmp_path):
-    assert train(PLAIN, train_dataloader__dataset__pairs=pairs).iter == 2
+@pytest.mark.parametrize('kind', ['dicts', 'pairs'])
+def test_batches_without_data_samples(kind, train, tmp_path):
+    assert train(PLAIN, train_dataloader__dataset__kind=kind).iter == 2
     assert (tmp_path / 'work' / 'epoch_1.pth').is_file()
 
 
@@ -88,76 +87,24 @@ def test_the_clock_counts_the_images_of_all_branches():
     assert hook.clock['images'] == 4 + 3 + 2
 
 
-SOFT_TEACHER = """
-_base_ = [{base!r}]
-detector = _base_.model
-for key in ('mask_head', 'mask_roi_extractor'):
-    detector['roi_head'].pop(key)
-detector['roi_head']['bbox_head'].update(reg_class_agnostic=False)
-detector['backbone'].update(arch=dict(embed_dims=16, depths=(1, 1, 1, 1)))
-detector['neck'].update(in_channels=[16, 32, 64, 128])
-model = dict(
-    _delete_=True,
-    type='SoftTeacher',
-    detector=detector,
-    data_preprocessor=dict(type='MultiBranchDataPreprocessor', data_preprocessor=detector['data_preprocessor']),
-    semi_train_cfg=dict(
-        freeze_teacher=True,
-        pseudo_label_initial_score_thr=0.0,
-        rpn_pseudo_thr=0.0,
-        cls_pseudo_thr=0.0,
-        reg_pseudo_thr=0.02,
-        jitter_times=2,
-        jitter_scale=0.06,
-        min_pseudo_bbox_wh=(1e-2, 1e-2),
-    ),
-    semi_test_cfg=dict(predict_on='teacher'),
-)
-branches = ['sup', 'unsup_teacher', 'unsup_student']
-load, pack = dict(type='LoadImageFromFile'), dict(type='PackDetInputs')
-keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction', 'homography_matrix')
-view = [dict(type='Resize', scale=(64, 64)), dict(type='RandomFlip', prob=0.5), dict(pack, meta_keys=keys)]
-labelled = [load, dict(type='LoadAnnotations', with_bbox=True)]
-labelled += [dict(type='MultiBranch', branch_field=branches, sup=pack)]
-unlabelled = [load, dict(type='LoadEmptyAnnotations')]
-unlabelled += [dict(type='MultiBranch', branch_field=branches, unsup_teacher=view, unsup_student=view)]
-data = dict(_base_.train_dataloader['dataset'], data_root={root!r})
-train_dataloader = dict(
-    _delete_=True,
-    batch_size=2,
-    num_workers=0,
-    sampler=dict(type='GroupMultiSourceSampler', batch_size=2, source_ratio=[1, 1]),
-    dataset=dict(
-        type='ConcatDataset', datasets=[dict(data, pipeline=labelled), dict(data, pipeline=unlabelled)]
-    ),
-)
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=2)
-val_dataloader = val_cfg = val_evaluator = test_dataloader = test_cfg = test_evaluator = None
-param_scheduler = []
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(by_epoch=False, interval=2))
-log_processor = dict(by_epoch=False)
-custom_hooks = [dict(type='MeanTeacherHook')]
-"""
-
-
-def test_a_student_and_its_teacher_train(train, tmp_path):
-    """mmdet's SoftTeacher, whose batches are dicts of branches; in bfloat16 and with layer-wise learning rates."""
-    write_digit_scenes(tmp_path / 'data', num_train=4, num_val=1, size=64)
-    base = str(ROOT / 'configs/detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py')
+def test_a_student_and_its_teacher_train(train):
+    """As mmdet's SoftTeacher: batches are dicts of branches; in bfloat16, with layer-wise learning rates."""
     options = dict(
+        model__type='StudentAndTeacher',
+        train_dataloader__dataset__kind='branches',
         optim_wrapper__constructor='mmstrip.LayerDecayOptimWrapperConstructor',
-        optim_wrapper__paramwise_cfg__layer_decay_rate=0.5,
+        optim_wrapper__paramwise_cfg=dict(layer_decay_rate=0.5),
     )
-    runner = train(SOFT_TEACHER.format(base=base, root=str(tmp_path / 'data')), 'bfloat16', **options)
-    assert runner.iter == 2 and runner.message_hub.get_scalar('train/unsup_loss_cls').current() > 0
+    runner = train(PLAIN, 'bfloat16', **options)
+    assert runner.iter == 2
     groups = runner.optim_wrapper.optimizer.param_groups
     rates = {id(parameter): group['lr'] for group in groups for parameter in group['params']}
-    backbone = runner.model.student.backbone
+    student, teacher = runner.model.student, runner.model.teacher
     # One patch embedding, 4 blocks and what follows them.
-    found = [rates[id(part.weight)] for part in (backbone.patch_embed, backbone.merging[0], backbone.merging[2])]
-    assert found == pytest.approx([1e-3 / 2**5, 1e-3 / 2**3, 1e-3 / 2])
-    assert rates[id(runner.model.student.rpn_head.rpn_cls.weight)] == 2e-3
-    assert not any(id(parameter) in rates for parameter in runner.model.teacher.parameters())
+    parts = (student.encoder.patch_embed, student.encoder.merging[0], student.encoder.merging[2], student.head)
+    assert [rates[id(part.weight)] for part in parts] == pytest.approx([0.01 / 2**5, 0.01 / 2**3, 0.01 / 2, 0.01])
+    assert not any(id(parameter) in rates for parameter in teacher.parameters())
+    assert student.seen == {'encoder': torch.float32, 'patch_embed': torch.bfloat16}
 
 
 def wrap(model: nn.Module, wrapper: dict | None, **config) -> nn.Module:
@@ -210,19 +157,6 @@ def test_sync_bn_on_cpus(sync_bn, norm, group, monkeypatch):
     wrapped(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))['loss'].backward()
     assert not any('Sync' in type(layer).__name__ for layer in wrapped.modules())
     assert ['SyncBN is not available on CPUs' in words for words in said] == [True] * bool(sync_bn or 'Sync' in norm)
-
-
-def test_two_processes_with_wrapper_and_sync_bn_of_their_own(tmp_path):
-    config = tmp_path / 'config.py'
-    config.write_text(
-        PLAIN.replace("type='PlainModel'", "type='PlainModel', norm='SyncBatchNorm'")
-        + "sync_bn = 'torch'\nmodel_wrapper_cfg = dict(type='MMDistributedDataParallel', find_unused_parameters=True)\n"
-    )
-    arguments = ['--launcher', 'pytorch', '--work-dir', tmp_path / 'work']
-    printed = call_ranks('train.py', config, *arguments, folder=tmp_path)
-    assert 'SyncBN is not available on CPUs' in printed and 'Epoch(train) [1][1/1]' in printed
-    dumped = (tmp_path / 'work' / 'config.py').read_text()
-    assert "sync_bn='torch'" in dumped and 'device_ids' not in dumped
 
 
 EMPTY = 'gives no batch: it has 8 images for each process, batch_size=16'

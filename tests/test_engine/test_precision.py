@@ -1,13 +1,12 @@
 """Mixed precision: which parts of a model it holds for, its optim wrapper, and what ``--amp`` means."""
 
 import contextlib
-import copy
 import threading
 import time
 
 import pytest
 import torch
-from helpers import randomise, small_backbone
+from helpers import randomise
 from helpers.runs import CONFIG
 from mmengine.config import Config
 from mmengine.model import BaseModel
@@ -15,13 +14,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmstrip.engine import precision
-from mmstrip.engine.precision import BFloat16OptimWrapper, amp_dtype, mixed_precision, set_test_amp, set_train_amp
+from mmstrip.engine.precision import amp_dtype, mixed_precision, set_test_amp, set_train_amp
 from mmstrip.utils.config import load_config
-
-
-@pytest.fixture
-def without_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
 
 
 def dtypes_of(model: nn.Module, *names: str) -> dict[str, torch.dtype]:
@@ -114,67 +108,47 @@ def test_forward_methods_are_back_after_an_error():
     assert model.own.forward is own and 'forward' not in vars(model.plain)
 
 
-def test_accumulated_and_clipped_gradients():
-    images, targets = torch.randn(4, 3, 64, 64), torch.randn(4)
-    untrained = nn.Module()
-    untrained.backbone = randomise(small_backbone(drop_path_rate=0.0)).eval()
-    trained = []
-    for parts in (1, 2):
-        model = copy.deepcopy(untrained)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        wrapper = BFloat16OptimWrapper(optimizer, accumulative_counts=parts, clip_grad=dict(max_norm=0.5))
-        wrapper.initialize_count_status(model, 0, parts)
-        for part, target in zip(images.chunk(parts), targets.chunk(parts)):
-            with wrapper.optim_context(model):
-                loss = (model.backbone(part)[0].mean(dim=(1, 2, 3)) - target).square().mean()
-            wrapper.update_params(loss)
-        trained.append(torch.cat([value.detach().flatten() for value in model.parameters()]))
-        assert {value.dtype for value in model.parameters()} == {torch.float32}
-    before = torch.cat([value.detach().flatten() for value in untrained.parameters()])
-    steps = [after - before for after in trained]
-    assert steps[0].norm() == pytest.approx(0.05, rel=1e-3)
-    assert (steps[0] - steps[1]).norm() < 0.05 * steps[0].norm()
-
-
 @pytest.mark.parametrize('runs, dtype', [(True, 'bfloat16'), (False, None)])
-def test_auto_is_bfloat16_where_operators_take_it(runs, dtype, without_gpu, monkeypatch, capsys):
+def test_auto_is_bfloat16_where_operators_take_it(runs, dtype, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(precision.ops, 'takes', lambda dtype: runs and dtype is torch.bfloat16)
     assert amp_dtype('auto') == dtype
     assert capsys.readouterr().out.startswith(f'--amp auto: {dtype or "float32"}')
 
 
-def test_float16_needs_a_gpu(without_gpu):
-    assert amp_dtype(None) is None and amp_dtype('bfloat16') == 'bfloat16'
-    with pytest.raises(ValueError, match='--amp float16 needs a GPU, and there is none; CPUs take --amp bfloat16'):
-        amp_dtype('float16')
+PLAIN, OF_GPUS = dict(type='OptimWrapper'), dict(type='AmpOptimWrapper', dtype='float16', loss_scale=512.0)
+OF_CPUS, LOOP = dict(type='mmstrip.BFloat16OptimWrapper'), 'mmstrip.MixedPrecisionTestLoop'
 
 
-@pytest.mark.parametrize(('dtype', 'scale'), [('float16', 'dynamic'), ('bfloat16', dict(enabled=False))])
-def test_gpus_scale_the_loss_of_float16_only(dtype, scale, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    config = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
-    set_train_amp(config, dtype)
-    assert config.optim_wrapper == dict(type='AmpOptimWrapper', dtype=dtype, loss_scale=scale)
-
-
-def test_cpus_take_configs_of_gpus(without_gpu, monkeypatch):
-    wrapper = dict(type='AmpOptimWrapper', dtype='float16', loss_scale=512.0, accumulative_counts=2)
-    config = Config(dict(optim_wrapper=wrapper))
-    for _ in range(2):  # the second time as a run has dumped it
-        set_train_amp(config, 'bfloat16')
-        assert config.optim_wrapper == dict(type='mmstrip.BFloat16OptimWrapper', accumulative_counts=2)
+@pytest.mark.parametrize(
+    'gpu, amp, before, after',
+    [
+        (True, 'float16', PLAIN, dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')),
+        (True, 'bfloat16', PLAIN, dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=dict(enabled=False))),
+        (False, 'bfloat16', OF_GPUS, OF_CPUS),
+        (False, 'bfloat16', OF_CPUS, OF_CPUS),  # as a run has dumped it
+        (False, 'auto', OF_CPUS, PLAIN),
+        (False, None, PLAIN, PLAIN),
+        (False, 'float16', PLAIN, '--amp float16 needs a GPU, and there is none; CPUs take --amp bfloat16'),
+        (False, 'bfloat16', dict(type='Other'), "--amp needs optim_wrapper.type 'OptimWrapper', but got 'Other'"),
+    ],
+)
+def test_amp_of_trainings(gpu, amp, before, after, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
     monkeypatch.setattr(precision.ops, 'takes', lambda dtype: False)
-    set_train_amp(config, 'auto')
-    assert config.optim_wrapper == dict(type='OptimWrapper', accumulative_counts=2)
-    config = Config(dict(optim_wrapper=dict(type='OptimWrapperDict')))
-    with pytest.raises(ValueError, match="optim_wrapper.type 'OptimWrapper', but got 'OptimWrapperDict'"):
-        set_train_amp(config, 'bfloat16')
+    config = Config(dict(optim_wrapper=dict(before, accumulative_counts=2)))
+    if isinstance(after, str):
+        with pytest.raises(ValueError, match=after):
+            set_train_amp(config, amp)
+    else:
+        set_train_amp(config, amp)
+        assert config.optim_wrapper == dict(after, accumulative_counts=2)
 
 
-def test_only_the_known_loop_tests_in_mixed_precision(without_gpu):
+def test_amp_of_tests():
     config = Config(dict(test_cfg=dict()))
     for _ in range(2):
         set_test_amp(config, 'bfloat16')
-        assert config.test_cfg == dict(type='mmstrip.MixedPrecisionTestLoop', dtype='bfloat16')
+        assert config.test_cfg == dict(type=LOOP, dtype='bfloat16')
     with pytest.raises(ValueError, match="test_cfg.type 'TestLoop', but got 'MyLoop'"):
         set_test_amp(Config(dict(test_cfg=dict(type='MyLoop'))), 'bfloat16')

@@ -27,6 +27,14 @@ from mmstrip.utils.checkpoints import (
 )
 
 
+@pytest.fixture
+def plain_weights_only(monkeypatch):
+    """As in the process of a Runner; undone afterwards."""
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    load_plain_weights_only()
+
+
 def test_plain_pickles_are_refused(tmp_path):
     (tmp_path / 'evil.pkl').write_bytes(pickle.dumps(Malicious(tmp_path / 'ran')))
     with pytest.raises(ValueError, match='cannot be loaded as plain weights'):
@@ -66,16 +74,13 @@ def test_counts_that_pytorch_fills_itself_may_be_missing(tmp_path):
     assert 'lacks 1' in load_whole(norm, weights)
 
 
-def test_safetensors(tmp_path, monkeypatch):
+def test_safetensors(tmp_path, monkeypatch, plain_weights_only):
     content = dict(state_dict=dict(weight=torch.arange(6.0).view(2, 3).t()), meta=dict(classes=['cat', 'dog']))
     write_checkpoint(content, tmp_path / 'ours.safetensors')
     loaded = read_checkpoint(tmp_path / 'ours.safetensors')
     assert torch.equal(loaded['state_dict']['weight'], content['state_dict']['weight'])
     assert loaded['meta'] == content['meta']
     assert torch.equal(load_file(tmp_path / 'ours.safetensors')['weight'], content['state_dict']['weight'])
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')  # what follows sets it too; undone with it
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    load_plain_weights_only()
     layer = torch.nn.Linear(2, 3, bias=False)
     load_checkpoint(layer, str(tmp_path / 'ours.safetensors'))
     assert torch.equal(layer.weight, content['state_dict']['weight'])
@@ -95,28 +100,20 @@ def test_safetensors_with_other_metadata(meta, tmp_path):
         read_checkpoint(tmp_path / 'odd.safetensors')
 
 
-def zero_block(path, size: int = 4096) -> None:
-    """As a lost block of a disk, inside of a tensor."""
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + size] = bytes(size)
-    path.write_bytes(content)
-
-
-def test_damage_inside_of_a_tensor_is_noticed(tmp_path, monkeypatch):
+def test_damage_inside_of_a_tensor_is_noticed(tmp_path, plain_weights_only):
     """torch.load gives wrong weights without a word."""
     path, weights = tmp_path / 'lost.pth', dict(state_dict=dict(weight=torch.rand(100, 100)))
     torch.save(weights, path)
     assert torch.equal(read_checkpoint(path)['state_dict']['weight'], weights['state_dict']['weight'])
-    zero_block(path)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4096] = bytes(4096)  # as a lost block of a disk
+    path.write_bytes(content)
     assert (torch.load(path)['state_dict']['weight'] == 0).sum() >= 1000
     words = r'lost.pth cannot be loaded: it is damaged, lost/data/0 in it does not fit its checksum$'
     for trusted in (False, True):
         with pytest.raises(ValueError, match=words):
             read_checkpoint(path, trusted=trusted)
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    load_plain_weights_only()
     for read in (CheckpointLoader.load_checkpoint, convert_official_checkpoint):  # init_cfg, load_from; converters
         with pytest.raises(ValueError, match=words):
             read(str(path), str(tmp_path / 'out.pth'))
@@ -164,10 +161,7 @@ def test_compressed_files_are_refused_before_they_fill_the_memory(method, tmp_pa
     assert not load.called
 
 
-def test_weights_of_other_projects_are_understood(tmp_path, monkeypatch):
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    load_plain_weights_only()
+def test_weights_of_other_projects_are_understood(tmp_path, plain_weights_only):
     other, path = torch.nn.Linear(2, 3), tmp_path / 'other.pth'
     weights = other.state_dict()
     compiled = {f'_orig_mod.{key}': value for key, value in weights.items()}
@@ -190,7 +184,7 @@ def test_weights_of_other_projects_are_understood(tmp_path, monkeypatch):
     assert load_whole(plain, compiled.state_dict()) == '' and torch.equal(plain['layer'].weight, other.weight)
 
 
-def test_addresses(tmp_path, monkeypatch):
+def test_addresses(tmp_path, monkeypatch, plain_weights_only):
     """Downloaded once, and read as files are."""
     served = tmp_path / 'served'
     served.mkdir()
@@ -198,10 +192,7 @@ def test_addresses(tmp_path, monkeypatch):
     for suffix in ('pth', 'safetensors'):
         write_checkpoint(weights, served / f'ours.{suffix}')
     torch.save(dict(evil=Malicious(tmp_path / 'ran')), served / 'evil.pth')
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    load_plain_weights_only()
     handler = partial(SimpleHTTPRequestHandler, directory=str(served))
     with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()

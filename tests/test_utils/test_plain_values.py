@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer
 
 from mmstrip.utils.checkpoints import read_checkpoint
-from mmstrip.utils.plain_values import from_plain, to_plain
+from mmstrip.utils.plain_values import to_plain
 
 Pair = namedtuple('Pair', 'one two')
 Color = enum.IntEnum('Color', 'RED')
@@ -95,8 +94,3 @@ def test_state_dicts_keep_their_metadata(tmp_path):
     state['extra'] = {1}  # of a module with an extra state
     loaded, remarks = saved(dict(state_dict=state), tmp_path / 'file.pth')
     assert loaded['state_dict']._metadata == state._metadata and loaded['state_dict']['extra'] == {1} and not remarks
-
-
-def test_histories_come_back():
-    history = from_plain(to_plain(dict(loss=HistoryBuffer([1.0, 0.5], [1, 2])))[0])['loss']
-    assert history.current() == 0.5 and history.data[1].tolist() == [1, 2]

@@ -4,11 +4,9 @@ from .channels_last import ChannelsLastHook
 from .checkpoint import SafeCheckpointHook
 from .checkpoint_fit import CheckpointFitHook
 from .classification_pictures import ClassificationReportHook
-from .complete_checkpoint import CompleteCheckpointHook
 from .curves import TrainingCurvesHook
 from .eta import TimeLeftHook
 from .invalid_loss import InvalidLossHook
-from .named_files import NamedFilesHook
 from .pictures import PredictionPicturesHook
 from .plain_checkpoint import PlainCheckpointHook
 from .seed import SeedHook
@@ -19,9 +17,7 @@ __all__ = [
     'ChannelsLastHook',
     'CheckpointFitHook',
     'ClassificationReportHook',
-    'CompleteCheckpointHook',
     'InvalidLossHook',
-    'NamedFilesHook',
     'PlainCheckpointHook',
     'PredictionPicturesHook',
     'SafeCheckpointHook',

@@ -10,8 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
 from ...registry import HOOKS
-from ...utils.checkpoints import name_as, weights_in
-from ...utils.plain_values import to_plain
+from ...utils.checkpoints import load_whole, name_as, weights_in
 from ...utils.wrappers import unwrap_model
 from ..param_groups import regroup, wrappers_by_name
 
@@ -21,7 +20,7 @@ _DATA = {
     'processes': 'processes',
     'accumulated': 'accumulated batches',
 }
-_NO_SETTINGS = {'params', 'last_step', 'verbose'}
+_NO_SETTINGS = {'params', 'param_names', 'last_step', 'verbose'}
 
 
 @HOOKS.register_module()
@@ -31,35 +30,29 @@ class CheckpointFitHook(Hook):
     A run is resumed only with the model, classes, optimizer, groups of parameters and kinds of schedules that it was
     saved with, as mmengine would draw the rest at random or mix up the states. What it takes over in spite of the
     config (learning rate, schedule), and what the config changes while the rest stays (images, batches, epochs), is a
-    warning.
+    warning. A test needs all tensors of its model, a training from ``load_from`` one of them; mmengine warns of others.
 
     Raises:
-        ValueError: The checkpoint to resume does not fit, or ``load_from`` has none of the model's tensors.
+        ValueError: The checkpoint does not fit.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook loads its part
 
     def __init__(self):
-        self.foreign = ''
+        self.problem = ''  # of a test
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        checkpoint['meta'].update(
-            training=_training(runner),
-            optimizers={
-                name: type(wrapper.optimizer).__name__
-                for name, wrapper in wrappers_by_name(runner.optim_wrapper).items()
-            },
-        )
+        checkpoint['meta']['training'] = _training(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         model = unwrap_model(runner.model)
-        weights = name_as(model, weights_in(checkpoint))
-        checkpoint['state_dict'] = weights
-        self.foreign = ''
+        weights = checkpoint['state_dict'] = name_as(model, weights_in(checkpoint))
         if not runner._resume:
-            if not set(weights) & set(model.state_dict()):
+            if not weights.keys() & model.state_dict().keys():
                 first = f'; its first keys are {", ".join(list(weights)[:5])}' if weights else ''
-                self.foreign = f"holds none of the model's {len(model.state_dict())} tensors{first}"
+                count = len(model.state_dict())
+                raise ValueError(f"{runner._load_from} holds none of the model's {count} tensors{first}")
+            self.problem = load_whole(model, weights)
             return
         checkpoint['meta'].pop('config', None)  # text that mmengine would run
         problem = _mismatch(runner, checkpoint)
@@ -77,43 +70,46 @@ class CheckpointFitHook(Hook):
             )
 
     def before_train(self, runner: Runner) -> None:
-        if self.foreign:
-            raise ValueError(f'load_from: {runner._load_from} {self.foreign}')
+        self.problem = ''
+
+    def before_test(self, runner: Runner) -> None:
+        if self.problem:
+            raise ValueError(f'the checkpoint {self.problem}')
 
 
 def _training(runner: Runner) -> dict:
-    """Of a run's data and loop, in plain values; None for what is not known."""
-    loader = runner.train_dataloader
+    """Of a run's data, loop and optimizers, in plain values; None for what is not known."""
+    loader, wrappers = runner.train_dataloader, wrappers_by_name(runner.optim_wrapper)
     return dict(
-        by_epoch=isinstance(runner.train_loop, EpochBasedTrainLoop),
+        unit='epochs' if isinstance(runner.train_loop, EpochBasedTrainLoop) else 'iterations',
         images=len(loader.dataset) if hasattr(loader.dataset, '__len__') else None,
         batch_size=loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None),
         processes=get_world_size(),
-        accumulated=getattr(next(iter(wrappers_by_name(runner.optim_wrapper).values())), '_accumulative_counts', None),
+        accumulated=getattr(next(iter(wrappers.values())), '_accumulative_counts', None),
+        optimizers={name: type(wrapper.optimizer).__name__ for name, wrapper in wrappers.items()},
     )
 
 
 def _saved_training(checkpoint: dict) -> dict:
-    """Of the run that was saved; nothing if it was one of mmengine's own tools."""
-    training = checkpoint['meta'].get('training')
-    return training if isinstance(training, dict) else {}
+    """Of the run that was saved; nothing if it was one of mmengine's own tools, or of an older version."""
+    return checkpoint['meta'].get('training') or {}
 
 
 def _mismatch(runner: Runner, checkpoint: dict) -> str:
     """What of a checkpoint does not fit the run, as a sentence; '' if nothing."""
     own, averages = unwrap_model(runner.model).state_dict(), checkpoint.get('ema_state_dict')
-    problem = _other_tensors(own, checkpoint['state_dict']) or _other_classes(runner, checkpoint['meta'])
-    if not problem and averages is not None:
+    if problem := _other_tensors(own, checkpoint['state_dict']) or _other_classes(runner, checkpoint['meta']):
+        return problem
+    if averages is not None:
         if not any(isinstance(hook, EMAHook) for hook in runner.hooks):
             return 'it holds averaged weights, and this config has no EMAHook'
-        averages = averages if isinstance(averages, dict) else {}
-        averages = {key[7:]: value for key, value in averages.items() if str(key).startswith('module.')}
-        problem = _other_tensors(own, averages)
-    by_epoch = _saved_training(checkpoint).get('by_epoch')
-    if not problem and by_epoch not in (None, _training(runner)['by_epoch']):
-        then, now = ('epochs', 'iterations') if by_epoch else ('iterations', 'epochs')
+        averages = {key[7:]: value for key, value in averages.items() if key.startswith('module.')}
+        if problem := _other_tensors(own, averages):
+            return problem
+    then, now = _saved_training(checkpoint).get('unit'), _training(runner)['unit']
+    if then not in (None, now):
         return f'it was trained by {then}, this config trains by {now}'
-    return problem or _other_schedules(runner, checkpoint) or _other_optimizers(runner, checkpoint)
+    return _other_schedules(runner, checkpoint) or _other_optimizers(runner, checkpoint)
 
 
 def _other_tensors(own: dict, found: dict) -> str:
@@ -129,10 +125,9 @@ def _other_tensors(own: dict, found: dict) -> str:
 
 
 def _other_classes(runner: Runner, meta: dict) -> str:
-    data = meta.get('dataset_meta')
-    found = data.get('classes') if isinstance(data, dict) else None
+    found = (meta.get('dataset_meta') or {}).get('classes')
     own = (getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}).get('classes')
-    if isinstance(found, (list, tuple)) and own and list(found) != list(own):
+    if found is not None and own is not None and list(found) != list(own):
         return f'its classes are {_shown(found)}, those of the training data are {_shown(own)}'
     return ''
 
@@ -144,85 +139,66 @@ def _shown(classes) -> str:
 
 def _schedulers(schedulers) -> dict[str, object]:
     """Schedulers, or their states, of one optimizer or of several by name."""
-    named = schedulers if isinstance(schedulers, dict) else {'': schedulers}
-    parts = {name: part for name, part in named.items() if isinstance(part, list)}
-    return {f'param_scheduler[{i}] {name}'.strip(): one for name, part in parts.items() for i, one in enumerate(part)}
+    named = schedulers if isinstance(schedulers, dict) else {'': schedulers or []}
+    return {f'param_scheduler[{i}] {name}'.strip(): one for name, part in named.items() for i, one in enumerate(part)}
 
 
 def _other_schedules(runner: Runner, checkpoint: dict) -> str:
     own, saved = _schedulers(runner.param_schedulers), _schedulers(checkpoint.get('param_schedulers'))
     if own and own.keys() != saved.keys():
         return f'it has {len(saved)} param_schedulers, the config has {len(own)}'
-    for key, scheduler in own.items():
-        own_state, state = to_plain(scheduler.state_dict())[0], saved[key]
-        same = isinstance(state, dict) and _arguments(scheduler) & own_state.keys() <= state.keys() <= own_state.keys()
-        if not same or state.get('param_name') != scheduler.param_name or not _numbers_fit(own_state, state):
-            return f'its {key} is not a {type(scheduler).__name__} or damaged'
+    for place, scheduler in own.items():
+        found = saved[place]
+        if not _settings_of(scheduler).keys() <= found.keys() or found.get('param_name') != scheduler.param_name:
+            return f'its {place} is not a {type(scheduler).__name__}'
     return ''
 
 
-def _arguments(scheduler) -> set[str]:
-    """What a config can set of a scheduler."""
-    return {name for kind in type(scheduler).__mro__ for name in inspect.signature(kind.__init__).parameters}
+def _settings_of(scheduler) -> dict:
+    """What a config can set of a scheduler, and its values."""
+    names = {name for kind in type(scheduler).__mro__ for name in inspect.signature(kind.__init__).parameters}
+    return {key: value for key, value in scheduler.state_dict().items() if key in names - _NO_SETTINGS}
 
 
 def _other_optimizers(runner: Runner, checkpoint: dict) -> str:
-    kinds = checkpoint['meta'].get('optimizers')
+    kinds, saved = _saved_training(checkpoint).get('optimizers') or {}, checkpoint.get('param_schedulers')
     for name, wrapper in wrappers_by_name(runner.optim_wrapper).items():
         optimizer, state = wrapper.optimizer, _state(checkpoint, name)
-        groups = state.get('param_groups')
-        if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        if not state.get('param_groups'):
             return f'it has no state of the optimizer {name}'.rstrip()
-        saved = checkpoint.get('param_schedulers')
         regroup(state, (saved.get(name) if name else saved) or [], wrapper, unwrap_model(runner.model))
-        groups = state['param_groups']
-        kind = kinds.get(name) if isinstance(kinds, dict) else None
-        own = type(optimizer).__name__
-        pairs = list(zip(optimizer.param_groups, groups))
-        same = all(_settings(pair[0]) == _settings(pair[1]) and _numbers_fit(*pair) for pair in pairs)
-        if kind not in (None, own) or not same:
-            settings = ', with other settings' if kind == own else ''
-            return f'its optimizer is {kind or "another one"}, that of the config is {own}{settings}'
-        sizes = [[len(group['params']) for group in optimizer.param_groups]]
-        sizes.append([len(part) if isinstance(part := group.get('params'), list) else -1 for group in groups])
+        own, groups = optimizer.param_groups, state['param_groups']
+        then, now = kinds.get(name), type(optimizer).__name__
+        if then not in (None, now) or _settings(own[0]) != _settings(groups[0]):
+            return f'its optimizer is {"another one" if then in (None, now) else then}, that of the config is {now}'
+        sizes = [[len(group['params']) for group in part] for part in (groups, own)]
         if sizes[0] != sizes[1]:
-            own, saved = (f'{sum(part)} parameters in {len(part)} groups' for part in sizes)
-            return f'its optimizer has {saved}, that of the config has {own}' + (', in another order' * (own == saved))
-        if not _states_fit(state.get('state'), groups, optimizer):
+            then, now = (f'{sum(part)} parameters in {len(part)} groups' for part in sizes)
+            return f'its optimizer has {then}, that of the config has {now}' + (', in another order' * (then == now))
+        if not _states_fit(state.get('state', {}), groups, optimizer):
             return 'the state of its optimizer is of other parameters, or of these in another order'
     return ''
 
 
 def _state(checkpoint: dict, name: str) -> dict:
-    state = checkpoint['optimizer'].get(name) if name else checkpoint['optimizer']
-    return state if isinstance(state, dict) else {}
+    return checkpoint['optimizer'].get(name) or {} if name else checkpoint['optimizer']
 
 
 def _settings(group: dict) -> set[str]:
     """Of an optimizer; without flags, which differ between versions of PyTorch."""
     flags = {key for key, value in group.items() if isinstance(value, (bool, type(None)))}
-    return {key for key in group if key not in flags and not str(key).startswith('initial_')}
+    return {key for key in group if key not in flags | _NO_SETTINGS and not key.startswith('initial_')}
 
 
-def _numbers_fit(own: dict, saved: dict) -> bool:
-    """Whether a state has numbers where the other has."""
-    numbers = [key for key, value in own.items() if isinstance(value, (int, float)) and key in saved]
-    return all(isinstance(saved[key], (int, float, Tensor, type(None))) for key in numbers)
-
-
-def _states_fit(states, groups: list[dict], optimizer: torch.optim.Optimizer) -> bool:
-    pairs = zip(
-        (index for group in groups for index in group['params']),
-        (parameter for group in optimizer.param_groups for parameter in group['params']),
+def _states_fit(states: dict, groups: list[dict], optimizer: torch.optim.Optimizer) -> bool:
+    indices = [index for group in groups for index in group['params']]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    return all(
+        value.shape == parameter.shape
+        for index, parameter in zip(indices, parameters)
+        for value in states.get(index, {}).values()
+        if isinstance(value, Tensor) and value.dim() == parameter.dim()  # some optimizers have values of fewer axes
     )
-    for index, parameter in pairs:
-        state = states.get(index, {}) if isinstance(states, dict) and isinstance(index, int) else None
-        if not isinstance(state, dict):
-            return False
-        for value in state.values():  # some optimizers have values of fewer axes
-            if isinstance(value, Tensor) and value.dim() == parameter.dim() and value.shape != parameter.shape:
-                return False
-    return True
 
 
 def _changes(runner: Runner, checkpoint: dict) -> Iterator[str]:
@@ -232,7 +208,7 @@ def _changes(runner: Runner, checkpoint: dict) -> Iterator[str]:
         before = _saved_training(checkpoint).get(key)
         if None not in (before, now[key]) and before != now[key]:
             yield f'{before} {words} so far, {now[key]} from here on; learning rate and schedule are not adapted'
-    name, done = ('max_epochs', meta['epoch']) if now['by_epoch'] else ('max_iters', meta['iter'])
+    name, done = ('max_epochs', meta['epoch']) if now['unit'] == 'epochs' else ('max_iters', meta['iter'])
     before, end = checkpoint['message_hub']['runtime_info'].get(name), getattr(runner, name, None)
     if None not in (before, end) and before != end:
         goes_on = 'the training goes on to that, by the schedule of the checkpoint'
@@ -248,7 +224,7 @@ def _kept(runner: Runner, checkpoint: dict) -> Iterator[str]:
     words = '{} in the config is not applied, the training goes on with {}'
     for name, wrapper in wrappers_by_name(runner.optim_wrapper).items():
         pairs = list(zip(wrapper.optimizer.param_groups, _state(checkpoint, name)['param_groups']))
-        for key in sorted(pairs[0][0].keys() & pairs[0][1].keys() - _NO_SETTINGS) if pairs else ():
+        for key in sorted(pairs[0][0].keys() & pairs[0][1].keys() - _NO_SETTINGS):
             values = [tuple(group.get(f'initial_{key}', group.get(key)) for group in pair) for pair in pairs]
             other = [pair for pair in values if pair[0] != pair[1]]
             if other and not key.startswith('initial_'):
@@ -256,7 +232,6 @@ def _kept(runner: Runner, checkpoint: dict) -> Iterator[str]:
                 yield f'{key} of the optimizer {name}'.rstrip() + f': {words.format(*other[0])}{groups}'
     saved = _schedulers(checkpoint.get('param_schedulers'))
     for place, scheduler in _schedulers(runner.param_schedulers).items():
-        names = _arguments(scheduler) - _NO_SETTINGS
-        for key, value in scheduler.state_dict().items():
-            if key in names and saved[place].get(key) != value:
-                yield f'{key} of {place} ({type(scheduler).__name__}): {words.format(value, saved[place].get(key))}'
+        for key, value in _settings_of(scheduler).items():
+            if saved[place][key] != value:
+                yield f'{key} of {place} ({type(scheduler).__name__}): {words.format(value, saved[place][key])}'

@@ -1,7 +1,5 @@
 """Confusion matrix and a sheet of predictions at the end of a classification run."""
 
-import random
-
 import numpy as np
 import torch
 from mmengine.dist import collect_results
@@ -11,34 +9,8 @@ from torch import Tensor
 
 from ...registry import HOOKS
 from ...utils.plots import plot_confusion, plot_predictions
+from ...utils.wrappers import unwrap_model
 from .curves import log_folder
-from .pictures import inputs_of
-
-
-class Sheet:
-    """Some of the samples that are offered, each as likely as the others: data sets are often in the order of classes.
-
-    Args:
-        size (int): How many are kept.
-    """
-
-    def __init__(self, size: int):
-        self.size = size
-        self.seen = 0
-        self._kept: list[tuple] = []
-        self._random = random.Random(0)
-
-    def offer(self, image: Tensor, predicted: int, true: int, bgr: bool = False) -> None:
-        """Keep an image, (C, H, W), in place of another one, or not; a copy in RGB, as a view would keep its batch."""
-        self.seen += 1
-        place = len(self._kept) if len(self._kept) < self.size else self._random.randrange(self.seen)
-        if place < self.size:
-            image = image.flip(0) if bgr else image.clone()
-            self._kept[place : place + 1] = [(image.permute(1, 2, 0).cpu().numpy(), predicted, true)]
-
-    def chosen(self, count: int) -> list[tuple]:
-        """So many of them, as (image, predicted, true) by their true class; images (H, W, C)."""
-        return sorted(self._kept[:count], key=lambda sample: sample[2])
 
 
 def _has_one_label(sample) -> bool:
@@ -52,26 +24,21 @@ class ClassificationReportHook(Hook):
 
     After training: of the last validation; after testing: of the test. The PNG files go to the run's log folder,
     ``{work_dir}/{timestamp}/``. Needs data samples with one ``pred_label`` and one ``gt_label`` each, as mmpretrain's
-    for one label an image; where one is without them, as of several labels an image, it stays silent.
+    for one label an image; where one is without them, as of several labels an image, it stays silent. There is no sheet
+    where the data set's own order is another one, as of a loader that shuffles.
 
     Args:
-        sheet_size (int): Images on the sheet, drawn at random (the same ones in each run): wrong predictions first, at
-            most half of it where there are right ones to fill the rest. Defaults to 60.
+        sheet_size (int): Images on the sheet, see :func:`choose_samples`. Defaults to 60.
     """
 
     priority = 'LOW'
 
     def __init__(self, sheet_size: int = 60):
         self.sheet_size = sheet_size
-        self._clear()
-
-    def _clear(self) -> None:
         self.pairs: list[tuple | None] = []  # (true, predicted) of every sample, None without one label of each
-        self.right = Sheet(self.sheet_size)
-        self.wrong = Sheet(self.sheet_size)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        self._clear()
+        self.pairs = []
 
     before_test_epoch = before_val_epoch
 
@@ -79,17 +46,13 @@ class ClassificationReportHook(Hook):
         if not all(map(_has_one_label, outputs)):
             self.pairs += [None] * len(outputs)
             return
-        images, bgr = inputs_of(runner, data_batch)
         # By score as mmpretrain's metrics: where it averages augmentations, it leaves the label of the first one.
         found = [s.pred_score.argmax() if 'pred_score' in s else s.pred_label for s in outputs]
         # All at once, as each reading of a GPU takes its time.
         labels = (
             torch.cat([label.reshape(1) for label in column]) for column in ([s.gt_label for s in outputs], found)
         )
-        for image, true, predicted in zip(images, *(label.tolist() for label in labels)):
-            self.pairs.append((true, predicted))
-            sheet = self.right if true == predicted else self.wrong
-            sheet.offer(image, predicted, true, bgr)
+        self.pairs += zip(*(label.tolist() for label in labels))
 
     after_test_iter = after_val_iter
 
@@ -109,16 +72,40 @@ class ClassificationReportHook(Hook):
         highest = max(labels.max(), predictions.max())  # heads may have more
         classes += map(str, range(len(classes), highest + 1))
         split = getattr(dataset, 'split', None) or 'held-out'
-        right = np.sum(labels == predictions)
-        accuracy = f'{split.capitalize()} top-1 {right / len(labels):.2%} ({right} of {len(labels)} images)'
+        right = labels == predictions
+        accuracy = f'{split.capitalize()} top-1 {right.mean():.2%} ({right.sum()} of {len(labels)} images)'
         folder = log_folder(runner)
-        confusion, sheet = folder / 'confusion_matrix.png', folder / 'predictions.png'
-        plot_confusion(labels, predictions, classes, confusion)
-        wrong = self.wrong.chosen(self.sheet_size - min(self.right.seen, self.sheet_size // 2))
-        samples = wrong + self.right.chosen(self.sheet_size - len(wrong))
-        plot_predictions(
-            [(image, classes[predicted], classes[true]) for image, predicted, true in samples], accuracy, sheet
-        )
-        runner.logger.info(f'Confusion matrix: {confusion}')
-        runner.logger.info(f'Images with predictions: {sheet}')
+        plot_confusion(labels, predictions, classes, folder / 'confusion_matrix.png')
+        runner.logger.info(f'Confusion matrix: {folder / "confusion_matrix.png"}')
+        indices = choose_samples(labels, right, self.sheet_size)
+        samples = [_first_view(dataset[index]) for index in indices]
+        if [label for _, label in samples] == labels[indices].tolist():
+            bgr = getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False)
+            images = [(image.flip(0) if bgr else image).permute(1, 2, 0).numpy() for image, _ in samples]
+            names = [[classes[found[index]] for index in indices] for found in (predictions, labels)]
+            plot_predictions(list(zip(images, *names)), accuracy, folder / 'predictions.png')
+            runner.logger.info(f'Images with predictions: {folder / "predictions.png"}')
         runner.logger.info(accuracy)
+
+
+def choose_samples(labels: np.ndarray, right: np.ndarray, count: int) -> list[int]:
+    """Samples for a sheet, drawn at random, the same ones each time: wrong ones first, each kind by its true class.
+
+    Args:
+        labels: True classes (N, ).
+        right: Whether they were predicted (N, ).
+        count: How many; at least half of them are right ones, where there are so many.
+    """
+    order = np.random.default_rng(0).permutation(len(labels))
+    wrong, good = order[~right[order]], order[right[order]]
+    wrong = wrong[: count - min(len(good), count // 2)]
+    good = good[: count - len(wrong)]
+    return [int(index) for part in (wrong, good) for index in part[labels[part].argsort(kind='stable')]]
+
+
+def _first_view(sample) -> tuple[Tensor | None, int | None]:
+    """Image (C, H, W) and label of a sample; of test-time augmentation, which gives lists, those of the first view."""
+    parts = [sample.get(key) if isinstance(sample, dict) else None for key in ('inputs', 'data_samples')]
+    image, labelled = (part[0] if isinstance(part, list) else part for part in parts)
+    label = getattr(labelled, 'gt_label', None)
+    return image, label.item() if isinstance(label, Tensor) and label.numel() == 1 else None

@@ -1,7 +1,6 @@
 """Pictures of a test's predictions."""
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +13,6 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
-from torch import Tensor
 
 from ...registry import HOOKS
 from ...utils.plots import drawable, legible
@@ -32,8 +30,8 @@ class PredictionPicturesHook(Hook):
     of the images.
 
     Args:
-        out_dir (str): Folder to write to. A picture is named as its image; where several images have that name, by
-            their folders too. The same image has the same name in each run.
+        out_dir (str): Folder to write to. A picture is named as its image, and lies in folders named as those of the
+            images.
         interval (int): Draw every n-th image. Defaults to 1.
 
     Raises:
@@ -71,11 +69,18 @@ class PredictionPicturesHook(Hook):
                 self.seen += 1
 
     def _free_name(self, path: str) -> str:
-        name = self.names.get(path) or _short(Path(path).stem)
+        name = self.names.get(path) or Path(path).stem
         while name in self.taken:  # an image that is there twice, or of a dataset that does not tell its images
             name += '_'
         self.taken.add(name)
         return name
+
+
+def picture_names(paths: Iterable[str]) -> dict[str, str]:
+    """Path of each image -> the same path within the folder that holds them all, without its suffix."""
+    whole = {path: os.path.abspath(path) for path in paths}
+    root = os.path.commonpath(map(os.path.dirname, whole.values())) if whole else ''
+    return {path: os.path.splitext(os.path.relpath(file, root))[0] for path, file in whole.items()}
 
 
 def _image_paths(dataset) -> Iterator[str]:
@@ -84,42 +89,12 @@ def _image_paths(dataset) -> Iterator[str]:
         yield from (path for path in paths if isinstance(path, str))
 
 
-def picture_names(paths: Iterable[str]) -> dict[str, str]:
-    """A name for the picture of each image, without suffix, that no other has, on file systems without case too.
-
-    Returns:
-        Path -> the image's own name; where several have that, with its folder's, or else with a number.
-    """
-    stems = {path: _short(Path(path).stem) for path in paths}
-    counts = Counter(stem.casefold() for stem in stems.values())
-    names, taken = {}, {stem for stem, count in counts.items() if count == 1}
-    for number, (path, stem) in enumerate(stems.items()):
-        if counts[stem.casefold()] > 1:
-            name = f'{_short(Path(path).parent.name, 70)}_{stem}'
-            if name.casefold() in taken:
-                name = f'{stem}_{number}'
-            while name.casefold() in taken:
-                name += '_'
-            taken.add(name.casefold())
-            stem = name
-        names[path] = stem
-    return names
-
-
-def _short(name: str, length: int = 150) -> str:
-    """A file's name cut to so many bytes, as file systems have a limit; bytes that are no UTF-8 go."""
-    return os.fsencode(name)[:length].decode(errors='ignore')
-
-
-def inputs_of(runner: Runner, data_batch: dict) -> tuple[list[Tensor], bool]:
-    """Images (C, H, W) of a batch as its dataset gives them, the first view of each, and whether they are BGR."""
-    images = data_batch['inputs'][0] if isinstance(runner.model, BaseTTAModel) else data_batch['inputs']
-    return images, getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False)
-
-
 def _input(runner: Runner, data_batch: dict, place: int) -> np.ndarray:
-    images, bgr = inputs_of(runner, data_batch)
-    image = images[place].flip(0) if bgr else images[place]
+    """(H, W, 3) in RGB of an image of a batch; of test-time augmentation the first view."""
+    images = data_batch['inputs'][0] if isinstance(runner.model, BaseTTAModel) else data_batch['inputs']
+    image = images[place]
+    if getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False):
+        image = image.flip(0)  # from BGR
     return image.permute(1, 2, 0).cpu().numpy().clip(0, 255).astype(np.uint8)
 
 

@@ -1,13 +1,16 @@
 """Random states that depend on the place in the training alone."""
 
+import re
+
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...registry import HOOKS
-from ...utils.wrappers import unwrap_model
 from ..seeding import seed_all
-from ..stateful import stateful_parts
+
+# Transforms and batch augmentations of mmdet and mmyolo whose state no checkpoint holds.
+_STATEFUL = re.compile(r'\b(CachedMosaic|CachedMixUp|BatchSyncRandomResize|DynamicRoIHead|use_cached(?=\W+True))\b')
 
 
 @HOOKS.register_module()
@@ -15,16 +18,17 @@ class SeedHook(Hook):
     """Before each training iteration, seed what the model draws (mixup, drop path, ...) by seed, rank and iteration.
 
     A run that is resumed then draws what it would have drawn without the stop, and no random state has to be saved.
-    Transforms that keep a state of their own are named in a warning.
+    Transforms of mmdet and mmyolo that keep a state of their own are named in a warning.
     """
 
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        parts = stateful_parts(runner.train_dataloader.dataset, unwrap_model(runner.model).data_preprocessor)
-        if parts:
+        config = str([runner.cfg.get('train_dataloader'), runner.cfg.get('model')])
+        found = dict.fromkeys(match.group() for match in _STATEFUL.finditer(config))
+        if found:
             runner.logger.warning(
-                f'{", ".join(parts)}: its state is not in checkpoints, so a resumed run differs from an undisturbed one'
+                f'{", ".join(found)}: its state is not in checkpoints, so a resumed run differs from an undisturbed one'
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
