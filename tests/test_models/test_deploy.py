@@ -1,7 +1,6 @@
 """The deploy form: what is folded, and accelerated stages, which run as one operator."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -15,32 +14,24 @@ from mmstrip import ops
 from mmstrip.ops.stage import FastStage, _packed
 
 ALL = dict(out_indices=(0, 1, 2, 3))
+VARIANTS = [
+    *(dict(cascade=False), dict(branches='cgsmm'), dict(branches='lsmm')),
+    *(dict(act_cfg=dict(type='ReLU')), dict(norm_cfg=dict(type='GN', num_groups=2))),
+]
 needs_operators = pytest.mark.skipif(not HAS_OPERATORS, reason=ops.status())
 
 
 class TestFolding:
-    @pytest.mark.parametrize(
-        'arguments',
-        [
-            {},
-            dict(cascade=False),
-            dict(branches='cgsmm'),
-            dict(branches='lsmm'),
-            dict(strip_width=5, num_patches=8),
-            dict(norm_cfg=dict(type='GN', num_groups=2)),
-            dict(act_cfg=dict(type='ReLU')),
-        ],
-    )
-    @pytest.mark.parametrize('size', [(64, 64), (97, 75)])
-    def test_same_features_and_a_state_dict_that_loads(self, arguments, size):
-        model = randomise(small_backbone(out_indices=(0, 1, 2, 3), **arguments)).eval()
-        x = torch.rand(2, 3, *size)
+    @pytest.mark.parametrize('arguments', [{}, dict(strip_width=5, num_patches=8), *VARIANTS], ids=str)
+    def test_same_features_and_a_state_dict_that_loads(self, arguments):
+        model = randomise(small_backbone(**ALL, **arguments)).eval()
+        x = torch.rand(2, 3, 97, 75)
         with torch.no_grad():
             expected = model(x)
             model.switch_to_deploy()
             model.switch_to_deploy()  # once more changes nothing
             features = model(x)
-            other = small_backbone(out_indices=(0, 1, 2, 3), deploy=True, **arguments).eval()
+            other = small_backbone(**ALL, deploy=True, **arguments).eval()
             other.load_state_dict(model.state_dict())
             for got, same, reference in zip(features, other(x), expected):
                 torch.testing.assert_close(got, reference, rtol=1e-4, atol=1e-4)
@@ -63,26 +54,15 @@ class TestFolding:
     @pytest.mark.parametrize(
         'name', ['channel_mixing.fc1', 'strip_mixing.fuse', 'strip_mixing.project.1', 'strip_mixing.branches.cgsmm.row']
     )
-    @pytest.mark.parametrize('change', ['replaced', 'hooked', 'parametrised'])
-    def test_changed_layers_are_refused_by_name(self, name, change):
+    def test_changed_layers_are_refused_by_name(self, name):
         """And nothing is folded."""
         model = randomise(small_backbone()).eval()
-        block = model.stages[2][1]
-        layer = block.get_submodule(name)
-        if change == 'replaced':
-            block.set_submodule(name, nn.Sequential(layer))
-        elif change == 'hooked':
-            layer.register_forward_hook(lambda *arguments: None)
-        else:
-            nn.utils.parametrizations.weight_norm(layer)
+        model.stages[2][1].get_submodule(name).register_forward_hook(lambda *arguments: None)
         before = copy.deepcopy(model.state_dict())
-        if name.endswith('project.1') and change != 'hooked':
-            return  # another norm than BN stays
         with pytest.raises(ValueError, match=rf'stages.2.1.{name}'):
             model.switch_to_deploy()
         assert not model.deploy
-        for key, value in model.state_dict().items():
-            torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+        torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
 
 
 def deployed(**arguments):
@@ -167,26 +147,13 @@ class TestPackedStages:
             model(torch.rand(2, 3, 96, 64))
         assert all(_packed[stage] is one for stage, one in zip(model.stages, packed))
 
-    def test_statistics_that_training_moved_are_followed(self, model):
-        """BN's running statistics change without a new version."""
-        x = torch.rand(2, 3, 64, 64)
+    def test_packed_weights_go_with_their_model(self, model):
         with torch.no_grad():
-            before = model(x)[0]
-            model.train()(2 * x)
-            model.eval()
-            assert not torch.allclose(model(x)[0], before)
-        assert_same_step_by_step(model, x)
-
-    def test_packed_weights_are_no_part_of_the_model(self, model):
-        x = torch.rand(1, 3, 64, 64)
-        with torch.no_grad():
-            expected = model(x)
-            for other in (copy.deepcopy(model), mmstrip.accelerate(pickle.loads(pickle.dumps(model)))):
-                for got, same in zip(other(x), expected):
-                    torch.testing.assert_close(got, same, rtol=0, atol=0)
+            other = copy.deepcopy(model)
+            other(torch.rand(1, 3, 64, 64))
         count = len(_packed)
         del other
-        assert len(_packed) < count  # they go with their model
+        assert len(_packed) == count - 4
 
 
 @needs_operators
@@ -205,40 +172,28 @@ class TestWhereBlocksAreCalled:
         assert packed_stages(model, self.X) == 3
 
     def test_under_hooks(self):
-        model = deployed()
-        seen = []
-        for name, module in model.stages.named_modules():
-            if name and name.count('.') == 0:
-                module.register_forward_hook(lambda module, x, y: seen.append(y.shape[1]))
-        assert packed_stages(model, self.X) == 4  # hooks on stages fire anyway
-        assert seen == [16, 32, 64, 128]
+        """Those of stages fire anyway."""
+        model, seen = deployed(), []
+        for stage in model.stages:
+            stage.register_forward_hook(lambda module, x, y: seen.append(y.shape[1]))
+        assert packed_stages(model, self.X) == 4
         model.stages[2][1].strip_mixing.register_forward_hook(lambda module, x, y: seen.append('hook'))
         assert packed_stages(model, self.X) == 3
-        assert seen.count('hook') == 1
+        assert seen == [16, 32, 64, 128, 16, 32, 'hook', 64, 128]
 
-    @pytest.mark.parametrize(
-        'arguments',
-        [
-            dict(cascade=False),
-            dict(branches='cgsmm'),
-            dict(branches='lsmm'),
-            dict(act_cfg=dict(type='ReLU')),
-            dict(norm_cfg=dict(type='GN', num_groups=2)),
-        ],
-    )
+    @pytest.mark.parametrize('arguments', VARIANTS, ids=str)
     def test_of_variants(self, arguments):
         assert packed_stages(deployed(**arguments), self.X) == 0
 
-    def test_of_trained_models_nothing_is_tried(self, monkeypatch):
+    def test_of_trained_models(self, monkeypatch):
+        """Nothing is tried."""
         monkeypatch.setattr(FastStage, '_pack', None)
         model = mmstrip.accelerate(small_backbone().eval())
         with torch.no_grad():
             assert operators_of(lambda: model(self.X))
 
     def test_on_maps_smaller_than_windows(self):
-        model = deployed(**ALL)
-        assert packed_stages(model, torch.rand(1, 3, 64, 50)) == 0
-        assert operators_of(lambda: model(torch.rand(1, 3, 64, 50)))
+        assert packed_stages(deployed(), torch.rand(1, 3, 64, 50)) == 0
 
     def test_where_a_layer_mixes_along_the_other_axis(self):
         model = deployed(**ALL)

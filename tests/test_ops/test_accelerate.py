@@ -311,7 +311,8 @@ def gradients(model) -> torch.Tensor:
     """Of the parameters, in training mode, one after the other."""
     model.train()
     model.zero_grad()
-    model(X)[0].square().mean().backward()
+    out = model(X)[0]
+    (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
     grads = (p.grad.full_tensor() if hasattr(p.grad, 'full_tensor') else p.grad for p in model.parameters())
     return torch.cat([gradient.flatten() for gradient in grads])
 
