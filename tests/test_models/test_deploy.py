@@ -119,26 +119,6 @@ class TestPackedStages:
         assert packed_stages(model, x) == 4
         assert_same_step_by_step(model, x)
 
-    @pytest.mark.parametrize('threads', [1, 2, 3, 16])
-    def test_any_number_of_threads(self, model, threads):
-        """Images go side by side where there are enough of them for the threads."""
-        before = torch.get_num_threads()
-        try:
-            torch.set_num_threads(threads)
-            for images in (1, 4, 7, 33):
-                assert_same_step_by_step(model, torch.rand(images, 3, 64, 64))
-        finally:
-            torch.set_num_threads(before)
-
-    def test_each_block_has_its_own_eps(self, model):
-        for i, block in enumerate(model.stages[2]):
-            block.strip_mixing.depthwise[0].eps = 0.1 * (i + 1)
-            block.channel_mixing.norm.eps = 0.5 * (i + 1)
-            block.channel_mixing.grn.eps = 0.2 * (i + 1)
-        x = torch.rand(2, 3, 64, 64)
-        assert packed_stages(model, x) == 4
-        assert_same_step_by_step(model, x)
-
     def test_weights_are_packed_once(self, model):
         x = torch.rand(1, 3, 64, 64)
         with torch.no_grad():
@@ -165,21 +145,6 @@ class TestWhereBlocksAreCalled:
         assert not any(stage._pack(torch.rand(1, 16 << i, 16, 16)) for i, stage in enumerate(model.stages))
         model(self.X)[0].sum().backward()
         assert all(parameter.grad is not None for parameter in model.stages.parameters())
-
-    def test_where_a_norm_trains(self):
-        model = deployed()
-        model.stages[0][0].strip_mixing.depthwise[0].train()
-        assert packed_stages(model, self.X) == 3
-
-    def test_under_hooks(self):
-        """Those of stages fire anyway."""
-        model, seen = deployed(), []
-        for stage in model.stages:
-            stage.register_forward_hook(lambda module, x, y: seen.append(y.shape[1]))
-        assert packed_stages(model, self.X) == 4
-        model.stages[2][1].strip_mixing.register_forward_hook(lambda module, x, y: seen.append('hook'))
-        assert packed_stages(model, self.X) == 3
-        assert seen == [16, 32, 64, 128, 16, 32, 'hook', 64, 128]
 
     @pytest.mark.parametrize('arguments', VARIANTS, ids=str)
     def test_of_variants(self, arguments):

@@ -10,11 +10,13 @@ import torch
 from helpers import HAS_OPERATORS, operators_of, randomise, small_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_implementations import BOXES, OPERATORS, accelerated, box_of, loss_of, map_for
+from test_implementations import BOXES, EXTENT, OPERATORS, accelerated, loss_of, map_for
 from torch import nn
 
 import mmstrip
 from mmstrip import ops
+from mmstrip.models.channel_mixing import ChannelMixingBlock
+from mmstrip.models.strip_mixing import CascadeGroupStripMixing, LocalStripMixing
 from mmstrip.ops import stage
 
 TAKES_BFLOAT16 = ops.takes(torch.bfloat16)
@@ -75,8 +77,13 @@ def test_values_and_gradients(name, training, form):
 @settings(max_examples=30)
 def test_any_map(size, channels, name, form):
     """Sizes that are windows, in windows and padded; odd depths of products, as pairs of inputs are multiplied."""
-    images, height, width = size
-    assert_as_close(box_of(name, channels, mlp_ratio=1.5), torch.randn(images, channels, height, width), form)
+    images, *sides = size
+    box = {
+        'lsmm': lambda: LocalStripMixing(channels),
+        'cgsmm': lambda: CascadeGroupStripMixing(channels, EXTENT, 2),
+        'channel mixing': lambda: ChannelMixingBlock(channels, mlp_ratio=1.5),
+    }[name]()
+    assert_as_close(randomise(box).eval(), torch.randn(images, channels, *sides), form)
 
 
 @pytest.mark.parametrize('form', FORMS)

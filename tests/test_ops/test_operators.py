@@ -1,6 +1,7 @@
 """Compiled operators against formulas in float64: values, gradients, required gradients, bad arguments, layouts."""
 
 import contextlib
+from functools import partial
 from importlib.machinery import EXTENSION_SUFFIXES
 
 import pytest
@@ -10,7 +11,13 @@ from helpers import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmstrip.ops import extension
+from mmstrip.models.strip_mixing import StripMLPLayer
+from mmstrip.models.windows import merge_windows, split_windows
+from mmstrip.ops import extension, norm_gelu
+from mmstrip.ops.autograd import call_formula
+from mmstrip.ops.channel_mlp import reference as channel_mlp
+from mmstrip.ops.depthwise import reference as depthwise
+from mmstrip.ops.local_strips import reference as local_strips
 
 REASON = extension.load()
 if extension.is_switched_off():
@@ -26,71 +33,15 @@ def library():
     assert REASON is None, REASON
 
 
-# Formulas, of tensors of any precision.
+# Formulas, of tensors of any precision: those of the modules.
 
 
-def depthwise(x, weight):
-    height, width = weight.shape[2:]
-    return F.conv2d(x, weight, padding=(height // 2, width // 2), groups=len(weight))
-
-
-def norm_gelu(x, weight, bias, statistics, eps=1e-5):
-    """GELU of BN, by the map's own statistics (None) or by given ones."""
-    mean, variance = statistics or (x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False))
-    normed = (x - mean[:, None, None]) / (variance[:, None, None] + eps).sqrt()
-    return F.gelu(normed * weight[:, None, None] + bias[:, None, None])
+norm_gelu = partial(norm_gelu.reference, eps=1e-5)  # by the map's own statistics or by given ones
 
 
 def strip_layer(x, weight, bias, row, position=None):
-    if not row:
-        bias = bias.transpose(1, 2) if bias.dim() == 3 else bias
-        position = None if position is None else position.transpose(1, 2)
-        return strip_layer(x.transpose(2, 3), weight, bias, True, position).transpose(2, 3)
-    patches, strip_width, _, _ = weight.shape
-    lines, pad = x.shape[2], strip_width // 2
-    x = F.pad(x if position is None else x + position, (0, 0, pad, pad)).unflatten(1, (-1, patches))
-    out = sum(torch.einsum('gvw,nighw->nighv', weight[:, k], x[..., k : k + lines, :]) for k in range(strip_width))
-    return out.flatten(1, 2) + (bias if bias.dim() == 3 else bias.repeat(out.shape[1], 1)[:, None])
-
-
-def local_strips(u, tall, wide, narrow, narrow_bias, broad, broad_bias):
-    paths = torch.stack([depthwise(u, tall), depthwise(u, wide), u])
-    average = paths.sum(0).mean((2, 3), keepdim=True)
-    logits = F.conv2d(F.gelu(F.conv2d(average, narrow, narrow_bias)), broad, broad_bias)
-    weights = logits.view(len(u), -1, 3).softmax(2).permute(2, 0, 1)
-    return (paths * weights[..., None, None]).sum(0)
-
-
-def channel_mlp(x, norm_weight, norm_bias, norm_eps, expand, expand_bias, gamma, beta, eps, reduce, reduce_bias):
-    rows = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], norm_weight, norm_bias, norm_eps)
-    hidden = F.gelu(F.linear(rows, expand, expand_bias))
-    norm = hidden.square().sum((1, 2), keepdim=True).clamp_min(1e-24).sqrt()
-    hidden = hidden * (1 + gamma * norm / (norm.mean(3, keepdim=True) + eps)) + (0 if beta is None else beta)
-    return F.linear(hidden, reduce, reduce_bias).permute(0, 3, 1, 2)
-
-
-def starts(length, extent, count, stride):
-    return [min(i * stride, length - extent) for i in range(count)]
-
-
-def split_windows(x, extent, counts, strides):
-    rows, columns = (starts(*axis) for axis in zip(x.shape[2:], extent, counts, strides))
-    windows = [x[:, :, h : h + extent[0], w : w + extent[1]] for h in rows for w in columns]
-    return torch.stack(windows, 1).flatten(0, 1)
-
-
-def mean_of_windows(x, size, counts, strides):
-    """The mean of the first and the last window along each axis, of at most two that overlap."""
-    extent = x.shape[2:]
-    windows = x.unflatten(0, (-1, counts[0] * counts[1]))
-    out = x.new_zeros(len(windows), x.shape[1], *size)
-    share = x.new_zeros(size)
-    rows, columns = (starts(*axis) for axis in zip(size, extent, counts, strides))
-    places = [(..., slice(h, h + extent[0]), slice(w, w + extent[1])) for h in rows for w in columns]
-    for i, place in enumerate(places):
-        share[place] += 1
-        out[place] += windows[:, i]
-    return out / share
+    x = x if position is None else x + position
+    return call_formula(StripMLPLayer, x, weight=weight, bias=bias, axis='row' if row else 'column')
 
 
 def stage(x, blocks, eps, windows):
@@ -100,11 +51,11 @@ def stage(x, blocks, eps, windows):
         fuse_row, fuse_row_bias, column, column_bias, *local, fuse, channel_kernel, expand, expand_bias = rest[:-3]
         gamma, reduce, reduce_bias = rest[-3:]
 
-        y = depthwise(norm_gelu(x, weight, bias, (mean, variance), norm_eps), kernel)
+        y = depthwise(norm_gelu(x, weight, bias, mean, variance, eps=norm_eps), kernel)
         first, second = F.gelu(F.conv2d(y, project, project_bias)).chunk(2, 1)
         u = split_windows(first, *windows)
         u = F.gelu(F.conv2d(torch.cat([strip_layer(u, row, row_bias, True), u], 1), fuse_row, fuse_row_bias))
-        mixed = mean_of_windows(strip_layer(u, column, column_bias, False), x.shape[2:], *windows[1:])
+        mixed = merge_windows(strip_layer(u, column, column_bias, False), x.shape[2:], *windows[1:])
         x = x + F.conv2d(torch.cat([first, mixed, local_strips(second, *local)], 1), fuse)
         y = depthwise(x, channel_kernel)
         x = x + channel_mlp(
@@ -181,11 +132,11 @@ def updated(mean, variance, x, momentum):
 def test_norm_gelu_depthwise(size, training):
     x, weight, grad = torch.randn(size), torch.randn(size[1], 1, 3, 3), torch.randn(size)
     norm_weight, norm_bias, mean, variance = norm_arguments(size[1])
-    statistics = None if training else (mean.double(), variance.double())
+    statistics = () if training else (mean.double(), variance.double())
     moved = updated(mean, variance, x.double(), 0.3) if training else (mean.double(), variance.double())
 
     def formula(x, weight, norm_weight, norm_bias):
-        return depthwise(norm_gelu(x, norm_weight, norm_bias, statistics), weight)
+        return depthwise(norm_gelu(x, norm_weight, norm_bias, *statistics), weight)
 
     (out,), expected = gradients(formula, [x, weight, norm_weight, norm_bias], grad)
     got, norm = operators.norm_gelu_depthwise(x, weight, norm_weight, norm_bias, mean, variance, training, 0.3, 1e-5)
@@ -234,13 +185,13 @@ def test_pointwise_norm_gelu(size, width, chunks, biased, training):
     weight, bias = torch.randn(outputs, size[1] + 3, 1, 1), torch.randn(outputs)
     norm_weight, norm_bias, mean, variance = norm_arguments(outputs)
     grads = [torch.randn(size[0], width, *size[2:]) for _ in range(chunks)]
-    statistics = None if training else (mean.double(), variance.double())
+    statistics = () if training else (mean.double(), variance.double())
     convolved = F.conv2d(torch.cat(parts, 1).double(), weight.double(), bias.double() if biased else None)
     moved = updated(mean, variance, convolved, 0.3) if training else (mean.double(), variance.double())
 
     def formula(weight, bias, norm_weight, norm_bias, *parts):
         x = F.conv2d(torch.cat(parts, 1), weight) + (bias if biased else 0 * bias)[:, None, None]
-        return norm_gelu(x, norm_weight, norm_bias, statistics).chunk(chunks, 1)
+        return norm_gelu(x, norm_weight, norm_bias, *statistics).chunk(chunks, 1)
 
     outs, expected = gradients(formula, [weight, bias, norm_weight, norm_bias, *parts], *grads)
     layer = [parts, weight, bias if biased else None, norm_weight, norm_bias]
@@ -410,7 +361,7 @@ def test_windows(images, channels, rows, columns):
     x = torch.randn(images, channels, *size)
     windows = torch.randn(images * counts[0] * counts[1], channels, *extent)
     (split,), (split_grad,) = gradients(lambda x: split_windows(x, extent, counts, strides), [x], windows)
-    (mean,), (mean_grad,) = gradients(lambda w: mean_of_windows(w, size, counts, strides), [windows], x)
+    (mean,), (mean_grad,) = gradients(lambda w: merge_windows(w, size, counts, strides), [windows], x)
     close(operators.split_windows(x, extent, counts, strides), split)
     close(operators.merge_windows(windows, size, counts, strides, False), split_grad)
     close(operators.merge_windows(windows, size, counts, strides), mean)
@@ -619,28 +570,26 @@ def channels_last(tensor):
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
+def of_one_value(tensor):
+    return tensor.flatten()[:1].abs().expand(tensor.shape)
+
+
+def of_one_row(tensor):
+    return tensor[:1].abs().expand_as(tensor)
+
+
 @pytest.mark.parametrize('name', CASES)
-@pytest.mark.parametrize('layout', [spread, reversed_dims, shifted, channels_last])
+@pytest.mark.parametrize('layout', [spread, reversed_dims, shifted, channels_last, of_one_value, of_one_row])
 def test_any_layout(name, layout):
-    expected = results(name, copied(CASES[name]))
+    """As of dense tensors of the same values. Statistics cannot be written to expanded ones."""
     for place in places(name):
-        for got, value in zip(results(name, replaced(name, place, layout)), expected):
+        if '(training)' in name and argument_name(name, place) in ('mean', 'variance') and 'one' in layout.__name__:
+            with pytest.raises(RuntimeError, match='single memory location'):
+                results(name, replaced(name, place, layout))
+            continue
+        dense = results(name, replaced(name, place, lambda tensor: layout(tensor).clone().contiguous()))
+        for got, value in zip(results(name, replaced(name, place, layout)), dense):
             close(got, value)
-
-
-@pytest.mark.parametrize('name', CASES)
-def test_expanded_tensors(name):
-    """Of one value, or of one row: read like dense ones. Statistics cannot be written to them."""
-    for place in places(name):
-        for part in (lambda tensor: tensor.flatten()[:1].abs(), lambda tensor: tensor[:1].abs()):
-            expanded = replaced(name, place, lambda tensor, part=part: part(tensor).expand_as(tensor))
-            if '(training)' in name and argument_name(name, place) in ('mean', 'variance'):
-                with pytest.raises(RuntimeError, match='single memory location'):
-                    results(name, expanded)
-                continue
-            dense = replaced(name, place, lambda tensor, part=part: part(tensor).expand_as(tensor).contiguous())
-            for got, value in zip(results(name, expanded), results(name, dense)):
-                close(got, value)
 
 
 @pytest.mark.parametrize('name', CASES)
