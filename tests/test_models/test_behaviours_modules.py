@@ -83,13 +83,13 @@ class Flipped(nn.Module):
 
 
 class WeightOfItsOwn(torch.Tensor):
-    """A weight that decides itself what a linear layer is, as quantised ones do."""
+    """A weight that decides itself what a layer computes, as quantised ones do."""
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), named=None):
-        if function is nn.functional.linear:
-            x, weight, bias = arguments
-            return nn.functional.linear(x, weight.as_subclass(torch.Tensor).flip(0), bias)
+        if function in (nn.functional.linear, nn.functional.conv1d):
+            x, weight, *others = arguments
+            return function(x, weight.as_subclass(torch.Tensor).flip(0), *others, **(named or {}))
         return super().__torch_function__(function, types, arguments, named)
 
     def __deepcopy__(self, memo):
@@ -245,7 +245,7 @@ CHANGES = {
         ('parametrised', ('channel_mixing.fc2', BATCH_NORMS[0]), parametrise('bias')),
         ('parametrised', (f'{CGSMM}.position_column',), parametrise('table')),
         ('parametrised', (GRN,), parametrise('gamma')),
-        ('a weight of another class', LINEAR, with_a_weight_of_its_own),
+        ('a weight of another class', (*LINEAR, f'{CGSMM}.row'), with_a_weight_of_its_own),
         ('pruned', ('strip_mixing.project.0', 'channel_mixing.fc1', f'{CGSMM}.row'), pruned('weight')),
         ('patched', (*DEPTHWISE, 'strip_mixing.fuse'), constant_convolution),
         ('a method of its own', (CGSMM,), assign(mix_window=lambda u: 2 * u)),
