@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import mmstrip
 from mmstrip.models import StripMLP
 from mmstrip.models.padding import image_ends, valid_tokens
 from mmstrip.models.state_dict import resample_strips, resample_table
@@ -383,6 +384,7 @@ def test_ignored_padding_changes_padded_images_alone(deploy):
         torch.testing.assert_close(after[1], before[1], rtol=1e-4, atol=1e-5)
         assert (after[0] - before[0]).abs().max() > 1e-3
         assert torch.equal(model(images[1:])[0], usual(images[1:])[0])
+        torch.testing.assert_close(mmstrip.accelerate(model)(images)[0], after, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,15 @@ def test_a_branch_may_give_another_dtype():
         torch.testing.assert_close(model(X)[0], as_reference(model), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize('changes', [dict(stride=(2, 2)), dict(dilation=(2, 2))], ids=str)
+def test_a_convolution_that_makes_maps_smaller(changes):
+    box, x = mmstrip.accelerate(ChannelMixingBlock(8)), torch.randn(2, 8, 9, 9)
+    for name, value in changes.items():
+        setattr(box.depthwise, name, value)
+    found = box(x)
+    torch.testing.assert_close(found, mmstrip.restore(box)(x))
+
+
 def test_sparse_parameters():
     box, x = mmstrip.accelerate(ChannelMixingBlock(8, 3)), torch.randn(2, 8, 4, 4)
     box.fc1.weight = nn.Parameter(torch.rand(24, 8).to_sparse_csr(), requires_grad=False)

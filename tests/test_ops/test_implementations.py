@@ -121,21 +121,6 @@ def test_gradients_that_are_batched(name):
     assert_close([batched], [torch.stack(one_by_one)])
 
 
-@pytest.mark.parametrize('name', BOXES)
-def test_gradients_that_are_not_required(name):
-    """Freeze all but one of the parameters, or the input: the rest is what it was."""
-    box = accelerated(randomise(BOXES[name]()))
-    x = map_for(box)
-    _, expected = gradients(box, x.requires_grad_())
-    for kept in range(len(expected)):
-        alone = copy.deepcopy(box).requires_grad_(False)
-        inputs = [x.detach().clone(), *alone.parameters()]
-        inputs[kept].requires_grad_()
-        loss_of(alone(inputs[0])).backward()
-        assert_close([inputs[kept].grad], [expected[kept]])
-        assert all(value.grad is None for i, value in enumerate(inputs) if i != kept)
-
-
 @pytest.mark.skipif(not HAS_OPERATORS, reason=ops.status())
 @pytest.mark.parametrize('name', OPERATORS)
 def test_operators_stand_in(name):
