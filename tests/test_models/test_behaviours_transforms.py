@@ -149,6 +149,7 @@ VARIANTS = {
     'by LSMM': (dict(branches='lsmm'), (32, 32)),
     'by CGSMM': (dict(branches='cgsmm'), (57, 41)),
     'of 24 channels': (dict(arch=dict(embed_dims=24, depths=(1, 1, 1, 1))), (32, 32)),
+    'of wider strips': (dict(strip_width=5), (57, 41)),
     'of one patch': (dict(num_patches=1), (32, 32)),
     'with checkpoints': (dict(with_cp=True), (32, 32)),
 }

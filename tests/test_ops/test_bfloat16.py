@@ -29,7 +29,7 @@ def autocast(form: str) -> torch.autocast:
 
 
 def run(box: nn.Module, x: torch.Tensor, form: str) -> list[torch.Tensor]:
-    """The output, and the gradients of the input and of all parameters, in bfloat16 maps."""
+    """The output, the gradients of the input and of all parameters, and the statistics, in bfloat16 maps."""
     box = copy.deepcopy(box).bfloat16() if form == 'bfloat16' else box
     inputs = [x.bfloat16().requires_grad_(), *box.parameters()]
     with autocast(form):
@@ -37,7 +37,11 @@ def run(box: nn.Module, x: torch.Tensor, form: str) -> list[torch.Tensor]:
     found = torch.autograd.grad(loss_of(out.float()), inputs)
     assert out.dtype is torch.bfloat16
     assert all(gradient.dtype is value.dtype for gradient, value in zip(found, inputs))
-    return [out, *found]
+    return [out, *found, *statistics_of(box)]
+
+
+def statistics_of(box: nn.Module) -> list[torch.Tensor]:
+    return [buffer for buffer in box.buffers() if buffer.is_floating_point()]
 
 
 def distance(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -53,7 +57,7 @@ def assert_as_close(box: nn.Module, x: torch.Tensor, form: str) -> None:
     got, reference = run(accelerated(box), x, form), run(copy.deepcopy(box), x, form)
     box, x = box.double(), x.bfloat16().double().requires_grad_()
     out = box(x)
-    expected = [out, *torch.autograd.grad(loss_of(out), [x, *box.parameters()])]
+    expected = [out, *torch.autograd.grad(loss_of(out), [x, *box.parameters()]), *statistics_of(box)]
     largest = max(value.norm().item() for value in expected)
     for a, b, c in zip(got, reference, expected):
         if c.norm() >= 1e-3 * largest:  # a bias before BN has no gradient
@@ -159,18 +163,6 @@ def test_a_stage_is_packed_for_what_it_runs():
         assert not packed.is_current(first, packed.types)
 
 
-@pytest.mark.parametrize('deployed, form', [(False, 'autocast'), (True, 'bfloat16')])
-def test_compilers_get_one_graph(deployed, form):
-    model, x = mmstrip.accelerate(randomise(small_backbone(out_indices=0)).eval()), X
-    if deployed:
-        model.switch_to_deploy()
-    if form == 'bfloat16':
-        model, x = model.bfloat16(), x.bfloat16()
-    with torch.no_grad(), autocast(form):
-        (feature,) = torch.compile(model, backend='eager', fullgraph=True)(x)
-        torch.testing.assert_close(feature, mmstrip.restore(model)(x)[0], rtol=0.02, atol=0.02)
-
-
 def test_second_derivatives():
     """Under autocast the reference is computed again under autocast."""
     box = randomise(BOXES['strip mixing']())
@@ -183,25 +175,3 @@ def test_second_derivatives():
         first.float().square().sum().backward()
         found.append(torch.cat([value.grad.flatten() for value in module.parameters() if value.grad is not None]))
     assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.95
-
-
-def test_training_keeps_weights_in_float32():
-    """Under autocast: parameters, their gradients and running statistics; and the loss falls as it does in float32."""
-    start = mmstrip.accelerate(randomise(small_backbone(drop_path_rate=0.0)))
-    target = torch.randn(2, 128, 2, 2)
-    losses = []
-    for form in ('', 'autocast'):
-        model = copy.deepcopy(start)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        for _ in range(12):
-            with autocast(form):
-                loss = (model(X)[0].float() - target).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        losses.append(loss.item())
-    assert losses[1] < 1.3 * losses[0] < 1
-    assert all(value.dtype is value.grad.dtype is torch.float32 for value in model.parameters())
-    name = 'stages.0.0.strip_mixing.depthwise.0.running_mean'
-    assert model.state_dict()[name].dtype is torch.float32
-    assert not torch.equal(model.state_dict()[name], start.state_dict()[name])
