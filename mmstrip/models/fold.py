@@ -87,7 +87,8 @@ def _is_foldable(key: str, layer: nn.Module | None) -> bool:
 
 def _fold_strip_mixing(mixing: StripMixingBlock) -> None:
     """Fold BN into ``project``, what CGSMM can fold, and its last fusion into ``fuse``; the first norm is left."""
-    mixing.depthwise[0] = _local_norm(mixing.depthwise[0])
+    for name, layer in list(mixing.depthwise.named_children()):
+        setattr(mixing.depthwise, name, _local_norm(layer))
     mixing.project[0], mixing.project[1] = _fold_norm(*mixing.project[:2])
     if 'cgsmm' not in mixing.branches:
         return

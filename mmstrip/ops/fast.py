@@ -78,8 +78,7 @@ class Snapshot:
         self.states = [(layer, type(layer), _state(layer)) for layer in layers]
         tensors = (tensor for layer in (module, *layers) for tensor in own_tensors(layer).values())
         self.tensors = [(tensor, type(tensor), tensor.dtype, tensor.is_cpu) for tensor in tensors]
-        # A subclass may compute something else.
-        self.is_stock = class_of(module) is not self.kind and module.find_mismatch(module, types) is None
+        self.is_stock = module.find_mismatch(module, types) is None
 
     def layers_of(self, module: nn.Module) -> list[nn.Module]:
         """Layers that the implementation reads, and the containers that they are in."""

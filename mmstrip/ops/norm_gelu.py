@@ -12,19 +12,14 @@ def reference(
     return F.gelu(F.batch_norm(x, mean, variance, weight, bias, training=mean is None, eps=eps))
 
 
-def statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, bool, float, float]:
-    """BN's statistics and how to use them, as PyTorch and the operators take them; counts the batch in training."""
-    if norm.training:
-        norm.num_batches_tracked.add_(1)
-    return norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
-
-
 def layer_arguments(norm: nn.Module, channels: int, like: Tensor) -> tuple:
-    """A BN layer, or an identity in its place, as the operators take it."""
+    """A BN layer, or an identity in its place, as the operators take it; counts the batch in training."""
     if isinstance(norm, nn.Identity):
         ones, zeros = like.new_ones(channels), like.new_zeros(channels)
         return ones, zeros, zeros, ones, False, 0.0, 0.0
-    return norm.weight, norm.bias, *statistics(norm)
+    if norm.training:
+        norm.num_batches_tracked.add_(1)
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
 
 
 def frozen_statistics(norm: Tensor, training: bool, eps: float) -> tuple[Tensor | None, Tensor | None]:

@@ -2,13 +2,14 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy
 import torch
 from torch import Tensor, nn
 
-from helpers import accelerator, randomise, small_backbone
+import mmstrip
+from helpers import randomise, small_backbone
 from mmstrip.models import StripMLP
 from mmstrip.models.stock import class_of
 
@@ -19,27 +20,11 @@ TOLERANCE = 1e-4  # of the largest value
 FAST = dict(img_size=32, out_indices=(0, 1, 2), drop_path_rate=0.0)
 BLOCK = 'stages.1.0'
 # Boxes of a block, by the names that they have in it.
-BOXES = {
-    'row': 'strip_mixing.branches.cgsmm.row',
-    'column': 'strip_mixing.branches.cgsmm.column',
-    'position_row': 'strip_mixing.branches.cgsmm.position_row',
-    'position_column': 'strip_mixing.branches.cgsmm.position_column',
-    'cgsmm': 'strip_mixing.branches.cgsmm',
-    'lsmm': 'strip_mixing.branches.lsmm',
-    'strip_mixing': 'strip_mixing',
-    'grn': 'channel_mixing.grn',
-    'channel_mixing': 'channel_mixing',
-}
-# Convolutions that are linear layers over the channels, and linear layers.
-POINTWISE = (
-    'strip_mixing.project.0',
-    'strip_mixing.branches.cgsmm.fuse_row',
-    'strip_mixing.branches.cgsmm.fuse_column',
-    'strip_mixing.branches.lsmm.reweight.0',
-    'strip_mixing.branches.lsmm.reweight.2',
-    'strip_mixing.fuse',
-    'channel_mixing.fc1',
-    'channel_mixing.fc2',
+CGSMM = 'strip_mixing.branches.cgsmm'
+LSMM = 'strip_mixing.branches.lsmm'
+BOXES = (
+    *(f'{CGSMM}.row', f'{CGSMM}.column', f'{CGSMM}.position_row', f'{CGSMM}.position_column', CGSMM, LSMM),
+    *('strip_mixing', 'channel_mixing.grn', 'channel_mixing'),
 )
 
 
@@ -52,8 +37,7 @@ def backbone(mode: str = 'eval', seed: int = 0, **arguments) -> StripMLP:
 
 def _build(mode: str, seed: int, **arguments) -> StripMLP:
     torch.manual_seed(seed)
-    model = randomise(small_backbone(**{**FAST, **arguments}), seed)
-    accelerator.change_classes(model)
+    model = mmstrip.accelerate(randomise(small_backbone(**{**FAST, **arguments}), seed))
     if mode == 'deploy':
         model.eval().switch_to_deploy()
     return model.train(mode == 'train')
@@ -61,7 +45,7 @@ def _build(mode: str, seed: int, **arguments) -> StripMLP:
 
 @functools.cache
 def _template(mode: str, seed: int) -> StripMLP:
-    with torch.device('cpu'), torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         return _build(mode, seed)
 
 
@@ -94,13 +78,13 @@ def float64_copy(module: nn.Module) -> nn.Module:
 
 
 def module_of_block(model: nn.Module, name: str) -> nn.Module:
-    """The module of that name in the second stage's block."""
-    return model.get_submodule(f'{BLOCK}.{name}' if name else BLOCK)
+    """The module of that name in the second stage's block; '' for the block."""
+    return model.get_submodule(f'{BLOCK}.{name}'.rstrip('.'))
 
 
 def replace_in_block(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     """Put a module in place of the one of that name in the second stage's block."""
-    parent, _, last = (f'{BLOCK}.{name}' if name else BLOCK).rpartition('.')
+    parent, _, last = f'{BLOCK}.{name}'.rstrip('.').rpartition('.')
     setattr(model.get_submodule(parent), last, module)
     return model
 
@@ -113,29 +97,37 @@ def loss_of(maps) -> Tensor:
     return sum((feature * torch.from_numpy(weight).to(feature.dtype)).sum() for feature, weight in zip(maps, weights))
 
 
-def outputs_of(model: Callable, x: Tensor, gradients: bool | None = None) -> dict[str, Tensor]:
-    """Maps by number; in training mode, or if gradients are asked for, also those of images and parameters by name."""
-    if gradients is None:
-        gradients = model.training
-    if not gradients:
-        with torch.no_grad():
-            return _numbered(model(x))
+def outputs_of(model: nn.Module, x: Tensor, gradients: bool | None = None) -> dict[str, Tensor]:
+    """Maps by number; in training mode also the statistics of norms, by name.
+
+    In training mode, or if gradients are asked for, those of images and parameters as well.
+    """
+    gradients = model.training if gradients is None else gradients
     model.zero_grad()
-    with torch.enable_grad():
-        x = x.clone().requires_grad_()
+    with torch.set_grad_enabled(gradients):
+        x = x.detach().requires_grad_(gradients)
         maps = model(x)
+    outputs = numbered(maps)
+    if gradients:
         loss_of(maps).backward()
-    grads = {f'grad of {name}': p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {**_numbered(maps), 'grad of x': x.grad, **grads}
+        outputs['grad of x'] = x.grad
+        outputs |= {f'grad of {name}': p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if model.training:
+        outputs |= {f'statistic of {name}': buffer.clone() for name, buffer in model.named_buffers()}
+    return outputs
 
 
-def _numbered(maps) -> dict[str, Tensor]:
+def numbered(maps) -> dict[str, Tensor]:
     maps = (maps,) if isinstance(maps, Tensor) else maps
     return {f'map {i}': feature.detach() for i, feature in enumerate(maps)}
 
 
+def maps_of(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in outputs.items() if name.startswith('map')}
+
+
 def float64_outputs(model: nn.Module, x: Tensor, gradients: bool | None = None) -> dict[str, Tensor]:
-    """What :func:`run` gives in float64, of a copy."""
+    """What :func:`outputs_of` gives in float64, of a copy."""
     return outputs_of(float64_copy(model), x.double(), gradients)
 
 
@@ -148,7 +140,7 @@ def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance:
         floor = 0.01 * largest if name.startswith('grad') else 0
         error = (got[name].double() - value.double()).abs().max().item()
         scale = max(value.abs().max().item(), floor)
-        assert error <= tolerance * scale, f'{name}: relative error {error / scale:.2g}'
+        assert error <= tolerance * scale, f'{name}: error {error:.2g} of {scale:.2g}'
 
 
 def assert_matches_float64(
@@ -162,22 +154,19 @@ def assert_matches_float64(
 
 def assert_changed(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     """At least one map is clearly another one: what was asked for is not without effect."""
+    one, other = maps_of(one), maps_of(other)
     differences = (
-        (one[name].double() - other[name].double()).abs().max() / other[name].abs().max()
-        for name in other
-        if name.startswith('map')
+        (one[name].double() - value.double()).abs().max() / value.abs().max() for name, value in other.items()
     )
     assert max(differences) > 2 * TOLERANCE, 'the change is without effect'
 
 
 @functools.cache
-def unchanged_outputs(mode: str, part: str = 'model') -> dict[str, Tensor]:
+def unchanged_outputs(mode: str, part: str = 'model', seed: int = 0) -> dict[str, Tensor]:
     """What an unchanged backbone, or its second stage, gives in float64."""
-    return (
-        float64_outputs(backbone(mode), images())
-        if part == 'model'
-        else float64_outputs(SecondStage(mode), SecondStage.input())
-    )
+    if part == 'model':
+        return float64_outputs(backbone(mode, seed), images())
+    return float64_outputs(SecondStage(mode), SecondStage.input())
 
 
 def called_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -6,12 +6,11 @@ import torch.nn.functional as F
 from helpers import STRIP_LAYERS
 from hypothesis import given, settings
 
-from mmstrip.models.channel_mixing import ChannelMixingBlock, GlobalResponseNorm
+from mmstrip.models.channel_mixing import GlobalResponseNorm
 from mmstrip.models.strip_mixing import (
     CascadeGroupStripMixing,
     LocalStripMixing,
     RelativePosition,
-    StripMixingBlock,
     StripMLPLayer,
 )
 
@@ -101,14 +100,6 @@ def test_averages_leave_padding_out():
     torch.testing.assert_close(lsmm(padded, valid=valid)[1:], lsmm(padded[1:]))
 
 
-def test_a_single_branch_takes_all_channels():
-    for name in ('cgsmm', 'lsmm'):
-        block = StripMixingBlock(8, (4, 4), num_patches=8, branches=(name,))
-        assert list(block.branches) == [name]
-        assert block(torch.randn(1, 8, 4, 4)).shape == (1, 8, 4, 4)
-    assert block.branches['lsmm'].tall.out_channels == 8
-
-
 def test_global_response_norm():
     norm = GlobalResponseNorm(5)
     x = torch.randn(2, 4, 3, 5)
@@ -119,9 +110,3 @@ def test_global_response_norm():
     dead = torch.zeros(1, 4, 3, 5, requires_grad=True)
     norm(dead).sum().backward()
     assert torch.isfinite(dead.grad).all()
-
-
-def test_channel_mixing_ratio_sets_the_hidden_channels():
-    block = ChannelMixingBlock(8, mlp_ratio=2.5)
-    assert block.fc1.out_features == block.grn.gamma.numel() == block.fc2.in_features == 20
-    assert block(torch.randn(1, 8, 5, 4)).shape == (1, 8, 5, 4)

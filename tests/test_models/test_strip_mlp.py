@@ -9,26 +9,34 @@ import torch
 from helpers import SMALL_ARCH, randomise, small_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import mmstrip
 from mmstrip.models import StripMLP
 from mmstrip.models.padding import image_ends, valid_tokens
 from mmstrip.models.state_dict import resample_strips, resample_table
 from mmstrip.models.strip_mixing import CascadeGroupStripMixing, RelativePosition, StripMLPLayer
 
-PAPER_PARAMS = {'tiny-light': 18_243_920, 'tiny': 24_903_920, 'small': 42_568_600, 'base': 57_216_480}
+# Parameters with 1000 classes, and the patches of the first stage: a patch has 2 channels, or 4.
+PAPER = {
+    'tiny-light': (18_243_920, 20),
+    'tiny': (24_903_920, 20),
+    'small': (42_568_600, 12),
+    'base': (57_216_480, 14),
+}
 
 
-@pytest.mark.parametrize('arch', PAPER_PARAMS)
+@pytest.mark.parametrize('arch', PAPER)
 def test_published_sizes(arch):
     with torch.device('meta'):
         model = StripMLP(arch)
     head = (model.embed_dims * 8 + 1) * 1000
-    assert sum(p.numel() for p in model.parameters()) + head == PAPER_PARAMS[arch]
+    patches = [stage[0].strip_mixing.branches['cgsmm'].row.weight.shape[0] for stage in model.stages]
+    assert (sum(p.numel() for p in model.parameters()) + head, patches[0]) == PAPER[arch]
+    assert patches == [patches[0] * 2**i for i in range(4)]
 
 
 @given(height=st.integers(32, 200), width=st.integers(32, 200))
@@ -43,7 +51,7 @@ def test_any_size_gives_floored_strides(height, width):
         assert torch.isfinite(feature).all()
 
 
-@pytest.mark.parametrize('out_indices', [c for n in range(1, 5) for c in itertools.combinations(range(4), n)])
+@pytest.mark.parametrize('out_indices', [(0,), (1, 3), (2, 0), (0, 1, 2, 3)])
 def test_out_indices_choose_from_the_same_maps(out_indices):
     full = randomise(small_backbone(out_indices=(0, 1, 2, 3))).eval()
     model = small_backbone(out_indices=out_indices)
@@ -55,11 +63,8 @@ def test_out_indices_choose_from_the_same_maps(out_indices):
     assert len(model.stages) == max(out_indices) + 1
     sum(feature.sum() for feature in model.train()(x)).backward()
     assert all(p.grad is not None for p in model.parameters())
-
-
-def test_negative_and_single_indices():
-    assert small_backbone(out_indices=-1).out_indices == (3,)
-    assert small_backbone(out_indices=[-4, 2]).out_indices == (0, 2)
+    assert small_backbone(out_indices=[i - 4 for i in out_indices]).out_indices == out_indices
+    assert small_backbone(out_indices=out_indices[0]).out_indices == out_indices[:1]
 
 
 def test_rectangular_training_size():
@@ -71,68 +76,23 @@ def test_rectangular_training_size():
     assert model(torch.rand(2, 3, 64, 128))[0].shape == (2, 128, 2, 4)
 
 
-def test_variants_of_the_ablations():
-    x = torch.rand(2, 3, 64, 64)
-    variants = [
-        dict(strip_width=1),
-        dict(strip_width=5),
-        dict(num_patches=1),
-        dict(num_patches=8),
-        dict(num_patches=(8, 16, 32, 64)),
-        dict(cascade=False),
-        dict(branches='cgsmm'),
-        dict(branches=['lsmm']),
-        dict(mlp_ratio=2),
-        dict(in_channels=1),
-        dict(act_cfg=dict(type='ReLU')),
-        dict(norm_cfg=dict(type='GN', num_groups=2)),
-    ]
-    for variant in variants:
-        model = small_backbone(**variant)
-        (out,) = model(x[:, : variant.get('in_channels', 3)])
-        assert out.shape == (2, 128, 2, 2), variant
-        out.sum().backward()
-        assert all(p.grad is not None for p in model.parameters()), variant
+VARIANTS = [
+    *(dict(strip_width=1), dict(strip_width=5), dict(num_patches=1), dict(num_patches=(8, 16, 32, 64))),
+    *(dict(cascade=False), dict(branches='cgsmm'), dict(branches=['lsmm']), dict(mlp_ratio=2), dict(in_channels=1)),
+    *(dict(act_cfg=dict(type='ReLU')), dict(norm_cfg=dict(type='GN', num_groups=2))),
+]
 
 
-def test_authors_patch_rule():
-    def patches(arch):
-        with torch.device('meta'):
-            model = StripMLP(arch)
-        return [stage[0].strip_mixing.branches['cgsmm'].row.weight.shape[0] for stage in model.stages]
-
-    assert patches('tiny') == [20, 40, 80, 160]
-    assert patches('small') == [12, 24, 48, 96]
-    assert patches('base') == [14, 28, 56, 112]
-
-
-def test_gradients_reach_every_parameter():
-    model = randomise(small_backbone(out_indices=(0, 1, 2, 3), drop_path_rate=0.0))
-    sum((feature * torch.randn_like(feature)).sum() for feature in model(torch.rand(2, 3, 96, 80))).backward()
+@pytest.mark.parametrize('variant', VARIANTS, ids=str)
+def test_variants_of_the_ablations(variant):
+    """Gradients reach every parameter."""
+    model = randomise(small_backbone(**variant, drop_path_rate=0.0))
+    (out,) = model(torch.rand(2, variant.get('in_channels', 3), 96, 80))
+    assert out.shape == (2, 128, 3, 2)
+    (out * torch.randn_like(out)).sum().backward()
     for name, parameter in model.named_parameters():
         taken_away = name.endswith('project.0.bias')  # BN subtracts it again with the mean
         assert parameter.grad is not None and (taken_away or parameter.grad.abs().sum() > 0), name
-
-
-def test_gradients_are_right():
-    """Against finite differences, through windows and all branches."""
-    model = randomise(small_backbone(arch=dict(embed_dims=8, depths=(1, 1, 1, 1)), img_size=32)).double().eval()
-    x = torch.rand(1, 3, 40, 33, dtype=torch.float64)
-    weight = torch.randn(1, 64, 1, 1, dtype=torch.float64)
-    loss = lambda: (model(x)[0] * weight).sum()  # noqa: E731
-    loss().backward()
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        start, losses = parameter.detach().clone(), []
-        for step in (1e-6, -1e-6):
-            with torch.no_grad():
-                parameter.copy_(start + step * direction)
-            losses.append(loss().detach())
-        with torch.no_grad():
-            parameter.copy_(start)
-        numeric, exact = (losses[0] - losses[1]) / 2e-6, (parameter.grad * direction).sum()
-        assert abs(numeric - exact) < 1e-4 * max(1, abs(exact)), name
 
 
 def test_features_do_not_depend_on_batch_mates():
@@ -142,18 +102,18 @@ def test_features_do_not_depend_on_batch_mates():
         torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_checkpointing_changes_nothing_but_memory():
-    reference = randomise(small_backbone(drop_path_rate=0.3, img_size=32))
-    saving = copy.deepcopy(reference)
-    saving.with_cp = True
-    x = torch.rand(4, 3, 32, 48)
-    for model in (reference, saving):
+@pytest.mark.parametrize('padding', [False, True])
+def test_checkpointing_changes_nothing_but_memory(padding):
+    """Drop path drops the same branches, and BN statistics count the batch once."""
+    results, images = [], padded_images()
+    for with_cp in (False, True):
         torch.manual_seed(1)
-        model(x)[0].square().sum().backward()
-    for (name, a), b in zip(reference.named_parameters(), saving.parameters()):
-        torch.testing.assert_close(a.grad, b.grad, msg=name)
-    for (name, a), b in zip(reference.named_buffers(), saving.buffers()):
-        torch.testing.assert_close(a, b, msg=name)  # BN statistics count the batch once
+        model = randomise(small_backbone(drop_path_rate=0.3, out_indices=2, ignore_padding=padding, with_cp=with_cp))
+        out = model(images)[0]
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        results.append({**{name: p.grad for name, p in model.named_parameters()}, **dict(model.named_buffers())})
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    assert results[0]['patch_embed.weight'].abs().max() > 1
 
 
 @pytest.mark.parametrize('frozen_stages', range(-1, 5))
@@ -233,20 +193,6 @@ def test_checkpoints_say_how_much_they_hold(tmp_path, monkeypatch):
         small_backbone(init_cfg=dict(init, checkpoint=str(tmp_path / 'gone.pth'))).init_weights()
 
 
-def test_compiles_without_graph_breaks():
-    model = randomise(small_backbone(arch=dict(embed_dims=16, depths=(1, 1, 1, 1)), out_indices=(0, 1, 2, 3)))
-    for training, size in ((False, (64, 64)), (True, (64, 80))):
-        model.train(training)
-        x = torch.rand(2, 3, *size)
-        torch._dynamo.reset()
-        compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-        torch.manual_seed(0)
-        expected = model(x)
-        torch.manual_seed(0)
-        for got, reference in zip(compiled(x), expected):
-            torch.testing.assert_close(got, reference, rtol=1e-4, atol=1e-4)
-
-
 def test_compiles_once_for_many_sizes():
     """One graph serves all maps that need windows, another one those of few windows: PyTorch's convolution chooses its
     way by the number of images."""
@@ -255,52 +201,34 @@ def test_compiles_once_for_many_sizes():
     module = randomise(CascadeGroupStripMixing(8, (4, 5), num_patches=4)).eval()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
     with torch.no_grad():
-        for height, width in ((6, 9), (13, 7), (40, 31), (8, 10), (12, 6), (33, 44), (7, 12)):
+        for height, width in ((6, 9), (13, 7), (40, 31), (12, 6)):
             x = torch.rand(2, 8, height, width)
             torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-5)
     assert counter.frame_count <= 2
 
 
-def test_exports():
-    model = randomise(small_backbone(out_indices=(1, 3))).eval()
-    x = torch.rand(1, 3, 96, 64)
-    exported = torch.export.export(model, (x,)).module()
-    for got, reference in zip(exported(x), model(x)):
-        torch.testing.assert_close(got, reference, rtol=1e-4, atol=1e-5)
-
-
-def test_bfloat16_autocast_stays_close():
-    model = randomise(small_backbone()).eval()
-    x = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        expected = model(x)[0]
-        with torch.autocast('cpu', torch.bfloat16):
-            got = model(x)[0].float()
-    assert (got - expected).abs().mean() < 0.03 * expected.abs().mean()
-
-
 class TestLoadingAtAnotherSize:
     """Weights of another img_size are resampled."""
 
-    def test_it_is_done_and_said(self, caplog):
-        MMLogger.get_instance('resample')
-        source, target = randomise(small_backbone(img_size=64)), small_backbone(img_size=(96, 128))
-        with caplog.at_level(logging.INFO):
-            logger = MMLogger.get_current_instance()
-            logger.addHandler(caplog.handler)
-            target.load_state_dict(source.state_dict())
-            logger.removeHandler(caplog.handler)
-        words = 'Resampled the weights of 10 strip MLP layers and 10 position tables to img_size (96, 128)'
-        assert words in caplog.text
-        with torch.no_grad():
-            (out,) = target.eval()(torch.rand(1, 3, 96, 128))
-        assert torch.isfinite(out).all()
-
-    def test_the_same_size_is_loaded_exactly(self):
-        source = randomise(small_backbone())
-        target = small_backbone()
-        target.load_state_dict(source.state_dict())
-        assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values()))
+    def test_it_is_done_and_said(self, monkeypatch, tmp_path):
+        """Also inside of a larger model, through mmengine; of the same size, weights are loaded as they are."""
+        model, said = torch.nn.Module(), []
+        model.backbone = randomise(small_backbone(img_size=64))
+        torch.save({'state_dict': model.state_dict()}, tmp_path / 'c.pth')
+        monkeypatch.setattr('mmstrip.models.state_dict.print_log', lambda text, **_: said.append(text))
+        monkeypatch.setattr('mmstrip.models.strip_mlp.report_coverage', lambda *arguments: None)
+        pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'c.pth'), prefix='backbone.')
+        for img_size, table in ((64, slice(None)), ((128, 128), slice(None, None, 2))):
+            other = small_backbone(img_size=img_size, init_cfg=pretrained)
+            other.init_weights()
+            for name, value in model.backbone.state_dict().items():
+                if 'position' in name:
+                    torch.testing.assert_close(other.state_dict()[name][table], value)
+                elif img_size == 64 or not name.endswith(('row.weight', 'row.bias', 'column.weight', 'column.bias')):
+                    assert torch.equal(other.state_dict()[name], value), name
+        assert len(said) == 1 and said[0].startswith(
+            'Resampled the weights of 10 strip MLP layers and 10 position tables to img_size (128, 128)'
+        )
 
     @pytest.mark.parametrize('new', [4, 6, 12, 16, 24])
     def test_strip_weights_keep_their_effect_on_smooth_maps(self, new):
@@ -325,19 +253,6 @@ class TestLoadingAtAnotherSize:
         for old, new in ((0, 0), (2, 4), (4, 8), (8, 16)):
             torch.testing.assert_close(state['table'][new], source.table[old])
 
-    def test_inside_a_larger_model_through_mmengine(self, tmp_path):
-        model = torch.nn.Module()
-        model.backbone = randomise(small_backbone(img_size=64))
-        torch.save({'state_dict': model.state_dict()}, tmp_path / 'c.pth')
-        pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'c.pth'), prefix='backbone.')
-        larger = small_backbone(img_size=128, init_cfg=pretrained)
-        larger.init_weights()
-        expected = model.backbone.state_dict()
-        got = larger.state_dict()
-        assert torch.equal(got['patch_embed.weight'], expected['patch_embed.weight'])
-        table = 'stages.0.0.strip_mixing.branches.cgsmm.position_row.table'
-        torch.testing.assert_close(got[table][::2], expected[table])
-
 
 class TestBadInput:
     """One sentence that names the argument, what it got and what is allowed."""
@@ -357,21 +272,19 @@ class TestBadInput:
             (dict(frozen_stages=5), 'frozen_stages must be an int from -1 to 4, but got 5'),
             (dict(strip_width=2), 'strip_width must be an odd positive int, but got 2'),
             (dict(img_size=100), 'img_size must be .* multiples of 32 from 32 up, but got 100'),
-            (dict(img_size=(64, 16)), 'img_size must be'),
             (dict(img_size=0), 'img_size must be'),
             (dict(drop_path_rate=1.0), r'drop_path_rate must be a number in \[0, 1\), but got 1.0'),
-            (dict(drop_path_rate=-0.1), 'drop_path_rate must be'),
             (dict(num_patches=3), r'num_patches must be divisors .*\(8 in stage 0\), but got 3'),
             (dict(num_patches=(1, 1)), 'num_patches must be an int or 4 ints'),
             (dict(arch=dict(SMALL_ARCH, num_patches=2), num_patches=4), 'num_patches is 4, but arch has num_patches 2'),
             (dict(branches=('cgsmm', 'mlp')), 'branches must be one or both of cgsmm, lsmm'),
             (dict(in_channels=0), 'in_channels must be a positive int'),
             (dict(mlp_ratio=0.01), 'mlp_ratio must be a number that leaves at least one hidden channel, but got 0.01'),
-            (dict(mlp_ratio='3'), "mlp_ratio must be .* but got '3'"),
             (dict(drop_path_rate='0.1'), "drop_path_rate must be .* but got '0.1'"),
             (dict(out_indices=None), 'out_indices must be .* but got None'),
             (dict(branches=None), 'branches must be .* but got None'),
             (dict(frozen_stages=True), 'frozen_stages must be .* but got True'),
+            *((dict(ignore_padding=wrong), 'ignore_padding must be True or False') for wrong in ('no', 1, None)),
         ],
     )
     def test_arguments(self, arguments, words):
@@ -440,6 +353,7 @@ def test_ends_of_images_are_found(height, width, data):
     for image, (rows, columns) in zip(images, ends):
         image[1, :rows, :columns] = torch.randn(rows, columns)
         image[:, : rows // 2] = 0  # black above is no padding
+    assert image_ends(torch.zeros(1, 3, 40, 50)) is None  # an image of zeros counts as a whole
     found = image_ends(images)
     if found is None:
         assert ends == [(height, width)] * 2
@@ -449,11 +363,6 @@ def test_ends_of_images_are_found(height, width, data):
     for mask, (rows, columns) in zip(tokens, ends):
         assert mask.sum() == min(-(-rows // 8), height // 8) * min(-(-columns // 8), width // 8)
         assert mask[0, 0, 0] == 1
-
-
-def test_images_of_zeros_and_whole_images_have_no_padding():
-    assert image_ends(torch.randn(2, 3, 40, 50)) is None
-    assert image_ends(torch.zeros(1, 3, 40, 50)) is None
 
 
 def padded_images():
@@ -475,6 +384,7 @@ def test_ignored_padding_changes_padded_images_alone(deploy):
         torch.testing.assert_close(after[1], before[1], rtol=1e-4, atol=1e-5)
         assert (after[0] - before[0]).abs().max() > 1e-3
         assert torch.equal(model(images[1:])[0], usual(images[1:])[0])
+        torch.testing.assert_close(mmstrip.accelerate(model)(images)[0], after, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -492,12 +402,6 @@ def test_ignored_padding_refuses_modules_that_average_all(part):
             model.eval()
 
 
-@pytest.mark.parametrize('wrong', ['no', 1, None])
-def test_ignore_padding_is_true_or_false(wrong):
-    with pytest.raises(ValueError, match='ignore_padding must be True or False'):
-        small_backbone(ignore_padding=wrong)
-
-
 @pytest.mark.parametrize('branches', ['cgsmm', 'lsmm'])
 def test_ignored_padding_with_one_branch_and_traced(branches):
     model = randomise(small_backbone(ignore_padding=True, branches=branches)).eval()
@@ -510,14 +414,8 @@ def test_ignored_padding_with_one_branch_and_traced(branches):
         torch.testing.assert_close(torch.jit.trace(model, images, check_trace=False)(images)[0], expected)
 
 
-def test_ignored_padding_trains_with_checkpointing_and_compiles():
-    images, found = padded_images(), []
-    for arguments in ({}, dict(with_cp=True)):
-        model = randomise(small_backbone(ignore_padding=True, drop_path_rate=0.0, **arguments))
-        model(images)[0].square().mean().backward()
-        found.append(torch.cat([value.grad.flatten() for value in model.parameters()]))
-    torch.testing.assert_close(*found)
-    model.eval()
+def test_ignored_padding_compiles():
+    model, images = randomise(small_backbone(ignore_padding=True, out_indices=0)).eval(), padded_images()
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, backend='eager', fullgraph=True)(images), model(images))
 

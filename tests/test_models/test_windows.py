@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import pytest
 import torch
 import torch.nn.functional as F
 from helpers import HAS_OPERATORS, randomise
@@ -42,7 +41,7 @@ def loop_over_windows(function, x, extent):
 
 
 @given(length=st.integers(2, 2000), extent=st.integers(1, 64))
-@settings(max_examples=500)
+@settings(max_examples=300)
 @example(length=3, extent=1)
 @example(length=6, extent=2)
 @example(length=42, extent=14)
@@ -52,75 +51,37 @@ def test_layout_is_the_published_one(length, extent):
     count, stride = count_and_stride(length, extent)
     starts = starts_by_rule(length, extent)
     assert [min(i * stride, length - extent) for i in range(count)] == starts
-    covering = [[i for i, start in enumerate(starts) if start <= token < start + extent] for token in range(length)]
-    assert all(1 <= len({starts[i] for i in ids}) <= 2 for ids in covering)
-
-
-@given(size=st.tuples(st.integers(1, 40), st.integers(1, 40)), extent=st.tuples(st.integers(1, 9), st.integers(1, 9)))
-@settings(max_examples=150)
-def test_batched_windows_equal_a_loop(size, extent):
-    x = torch.randn(2, 3, *size)
-    mixing = torch.randn(4, 3)
-    position = torch.randn(1, 1, *extent)
-
-    def function(window):  # depends on the place in the window and on its other tokens
-        return torch.einsum('oc,nchw->nohw', mixing, window * position) + window.sum(dim=(2, 3), keepdim=True)[:, :1]
-
-    torch.testing.assert_close(
-        run_in_windows(function, x, extent), loop_over_windows(function, x, extent), rtol=1e-4, atol=1e-4
-    )
+    covering = torch.zeros(length)
+    for start in set(starts):
+        covering[start : start + extent] += 1
+    assert set(covering.tolist()) <= {1, 2}
 
 
 @given(size=st.tuples(st.integers(1, 40), st.integers(1, 40)), extent=st.tuples(st.integers(1, 9), st.integers(1, 9)))
 @settings(max_examples=100)
 @example(size=(6, 3), extent=(2, 1))  # the last windows are the same
-def test_gradients_of_windows(size, extent):
-    """By operators and without, against the loop."""
-    weight = torch.randn(1, 1, *extent, generator=torch.Generator().manual_seed(0))
-    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    upstream = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+@example(size=(14, 10), extent=(7, 5))
+def test_batched_windows_equal_a_loop(size, extent):
+    """Values and gradients, by operators and without."""
+    x, position = torch.randn(2, 3, *size, requires_grad=True), torch.randn(1, 1, *extent)
+    mixing, upstream = torch.randn(4, 3), torch.randn(2, 4, *size)
 
-    def function(window):
-        return window * weight + window.flip(2).sum(dim=3, keepdim=True)
+    def function(window):  # depends on the place in the window and on its other tokens
+        return torch.einsum('oc,nchw->nohw', mixing, window * position) + window.flip(2).sum(dim=(1, 3), keepdim=True)
 
-    def gradient(run):
-        leaf = x.clone().requires_grad_()
-        return torch.autograd.grad((run(function, leaf, extent) * upstream).sum(), leaf)[0]
+    def run(windows):
+        out = windows(function, x, extent)
+        return out, *torch.autograd.grad(out, x, upstream)
 
-    expected = gradient(loop_over_windows)
-    torch.testing.assert_close(gradient(run_in_windows), expected, rtol=1e-4, atol=1e-4)
-    if HAS_OPERATORS:
-        by_operators = partial(run_in_windows, split=split_windows, merge=merge_windows)
-        torch.testing.assert_close(gradient(by_operators), expected, rtol=1e-4, atol=1e-4)
-
-
-@given(size=st.tuples(st.integers(1, 90), st.integers(1, 90)))
-@settings(max_examples=25)
-@example(size=(7, 5))
-@example(size=(14, 10))
-def test_strip_mixing_equals_a_loop(size):
-    torch.manual_seed(0)
-    module = CascadeGroupStripMixing(8, extent=(7, 5), num_patches=4).eval()
-    u = torch.randn(2, 8, *size)
-    with torch.no_grad():
-        mixed = loop_over_windows(module.mix_window, u, module.extent)
-        expected = module.fuse_column(torch.cat([u, mixed], dim=1))
-        torch.testing.assert_close(module(u), expected, rtol=1e-4, atol=1e-5)
+    ways = run_in_windows, partial(run_in_windows, split=split_windows, merge=merge_windows)
+    for windows in ways[: 1 + HAS_OPERATORS]:
+        torch.testing.assert_close(run(windows), run(loop_over_windows), rtol=1e-4, atol=1e-4)
 
 
 def test_all_windows_go_in_one_call():
     calls = []
     run_in_windows(lambda x: calls.append(x.shape) or x, torch.randn(2, 3, 20, 33), (7, 7))
     assert calls == [(2 * 3 * 5, 3, 7, 7)]
-
-
-@pytest.mark.parametrize('size', [(7, 7), (3, 4), (30, 17)])
-def test_splitting_and_averaging_keep_the_identity(size):
-    x = torch.randn(1, 2, *size, requires_grad=True)
-    y = run_in_windows(lambda window: window, x, (7, 7))
-    torch.testing.assert_close(y, x)
-    y.sum().backward()
-    torch.testing.assert_close(x.grad, torch.ones_like(x))
 
 
 def test_second_derivatives_that_are_batched():

@@ -5,16 +5,14 @@ import importlib.util
 import os
 import pickle
 import sys
-import warnings
 from collections import Counter
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
-import torch.utils.flop_counter
 from helpers import HAS_OPERATORS, accelerator, operators_of, python, randomise, small_backbone
 from mmcv.cnn import fuse_conv_bn
-from mmengine.model import ExponentialMovingAverage
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch import nn
@@ -66,14 +64,8 @@ def test_operators_are_here():
         assert HAS_OPERATORS, ops.status()
 
 
-def test_import_is_quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        assert python('import mmstrip.models').stdout == ''
-
-
 def test_models_know_nothing_of_speed():
-    """The library is loaded by mmstrip.ops alone."""
+    """The library is loaded by mmstrip.ops alone; importing is quiet."""
     done = python('import sys, mmstrip.models; print([name for name in sys.modules if name.startswith("mmstrip.ops")])')
     assert done.stdout == '[]\n'
 
@@ -114,14 +106,12 @@ class TestTheCall:
         types = 'float32 and bfloat16' if ops.takes(torch.bfloat16) else 'float32'
         instructions = accelerator.INSTRUCTIONS[accelerator.extension.variant()]
         assert accelerator.change_classes(model) == f'5 of 5 blocks on native operators, {instructions}{types}'
+        assert accelerator.change_classes(nn.Linear(2, 2)) == 'there is none in this Linear'
 
     @pytest.mark.parametrize(
         'change, where',
         [
-            (
-                lambda block: setattr(block.channel_mixing, 'fc1', nn.Sequential(nn.Linear(64, 192))),
-                'fc1 (Sequential)',
-            ),
+            (lambda block: setattr(block.channel_mixing, 'fc1', nn.Sequential(nn.Linear(2, 3))), 'fc1 (Sequential)'),
             (lambda block: block.strip_mixing.fuse.register_forward_hook(print), 'strip_mixing.fuse (Conv2d)'),
             (lambda block: nn.utils.parametrizations.weight_norm(block.channel_mixing.fc2), 'fc2 (ParametrizedLinear)'),
             (lambda block: setattr(block, 'drop_path', nn.Identity()), 'drop_path (Identity)'),
@@ -134,9 +124,6 @@ class TestTheCall:
         said = accelerator.change_classes(model)
         assert said.startswith('4 of 5 blocks') and 'the reference elsewhere: stages.2.1' in said
         assert f'{where} is replaced, wrapped, parametrised, hooked or of another type' in said
-
-    def test_where_there_is_none(self):
-        assert accelerator.change_classes(nn.Linear(2, 2)) == 'there is none in this Linear'
 
     def test_on_other_devices_the_reference_runs(self, model):
         said = accelerator.change_classes(model.to('meta'))
@@ -190,22 +177,6 @@ class TestAroundIt:
         loaded = pickle.loads(pickled)
         assert not fast_boxes(loaded) and loaded.state_dict().keys() == model.state_dict().keys()
         assert_as_restored(mmstrip.accelerate(loaded))
-
-    def test_averages_swapped_in_and_out(self, model):
-        """As EMAHook does around a validation, by .data.copy_, which moves no version of a tensor."""
-        model.switch_to_deploy()
-        average = ExponentialMovingAverage(model, momentum=0.5)
-        for parameter in average.module.parameters():
-            parameter.data.mul_(1.1)
-        with torch.no_grad():
-            before = model(X)[0]
-            for _ in range(2):
-                for mine, other in zip(model.parameters(), average.module.parameters()):
-                    kept = mine.data.clone()
-                    mine.data.copy_(other.data)
-                    other.data.copy_(kept)
-                assert_as_restored(model)
-            assert torch.equal(model(X)[0], before)
 
     def test_the_call_packs_weights_again(self, model):
         """As after pruning through .data, which a forward may not notice."""
@@ -272,7 +243,7 @@ class TestAroundIt:
         assert_as_restored(model)
 
     @pytest.mark.parametrize('first', [True, False])
-    @pytest.mark.parametrize('name', ['stages.0.0', 'stages.2.1.channel_mixing', 'stages.2.1.channel_mixing.fc1'])
+    @pytest.mark.parametrize('name', ['stages.0.0', 'stages.2.1.channel_mixing.fc1'])
     def test_activation_checkpointing_of_mmengine(self, name, first):
         """It assigns another forward to a module."""
         model = plain(drop_path_rate=0.0).train()
@@ -292,108 +263,32 @@ class TestAroundIt:
         assert_as_restored(model)
 
     def test_other_types(self, model):
-        assert not operators(model.double(), X.double())
-        assert not operators(model.half(), X.half())
-        assert operators(model.float()) == EVERYTHING
+        stage, x = model.stages[0], torch.rand(1, 16, 16, 16)
+        assert not operators(stage.double(), x.double())
+        assert not operators(stage.half(), x.half())
+        assert operators(stage.float(), x) == EVERYTHING
         with torch.autocast('cpu', torch.float16):
-            assert not operators(model)
-
-    def test_a_bare_loop(self):
-        """As anybody writes it: the losses are those of the reference."""
-        losses = {}
-        for accelerated in (False, True):
-            torch.manual_seed(0)
-            network = nn.Sequential(plain(drop_path_rate=0.0), nn.Identity())
-            if accelerated:
-                mmstrip.accelerate(network)
-            optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-            losses[accelerated] = []
-            for _ in range(4):
-                loss = network.train()(X)[0].square().mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses[accelerated].append(loss.item())
-        torch.testing.assert_close(losses[True], losses[False], rtol=1e-3, atol=1e-4)
-
-    def test_an_adapter_put_in_and_merged(self, model):
-        """Its box runs the reference, and operators again once it is merged; the others run them throughout."""
-
-        class LoRA(nn.Module):
-            def __init__(self, layer):
-                super().__init__()
-                self.layer, self.down = layer, nn.Linear(layer.in_features, 2, bias=False)
-                self.up = nn.Linear(2, layer.out_features, bias=False)
-
-            def forward(self, x):
-                return self.layer(x) + self.up(self.down(x))
-
-            @torch.no_grad()
-            def merge(self):
-                self.layer.weight += self.up.weight @ self.down.weight
-                return self.layer
-
-        mixings = [block.channel_mixing for stage in model.stages for block in stage]
-        with torch.no_grad():
-            before = model(X)[0]
-        for mixing in mixings:
-            mixing.fc1 = LoRA(mixing.fc1)
-        assert operators(model) == EVERYTHING - {'channel_mlp', 'depthwise'}
-        assert_as_restored(model)
-        for mixing in mixings:
-            mixing.fc1 = mixing.fc1.merge()
-        assert operators(model) == EVERYTHING
-        assert_as_restored(model)
-        with torch.no_grad():
-            assert not torch.allclose(model(X)[0], before)
-
-    def test_compilers_and_exporters_see_the_reference(self, model):
-        for exported in (
-            torch.export.export(model, (X,), strict=False).module(),
-            torch.compile(model, backend='eager', fullgraph=True),
-            torch.jit.trace(model, X, check_trace=False),
-        ):
-            assert not operators(exported)
-            with torch.no_grad():
-                torch.testing.assert_close(exported(X)[0], mmstrip.restore(copy.deepcopy(model))(X)[0])
-
-    def test_interception(self, model):
-        with torch.utils.flop_counter.FlopCounterMode(display=False):
-            assert not operators(model)
-        with torch.device('cpu'):  # a function mode: it may change any call
-            assert not operators(model)
-        with torch.nn.modules.module.register_module_forward_hook(lambda *arguments: None):
-            assert not operators(model)
-        assert operators(model) == EVERYTHING
-
-    @pytest.mark.parametrize('how', ['assigned', 'in a subclass'])
-    def test_methods_of_ones_own(self, how, model):
-        cgsmm, u = model.stages[0][0].strip_mixing.branches['cgsmm'], torch.ones(1, 8, 16, 16)
-        with torch.no_grad():
-            cgsmm(u)
-            if how == 'assigned':
-                cgsmm.mix_window = lambda u: 2 * u
-            else:
-                cgsmm.__class__ = type('Mine', (type(cgsmm),), dict(mix_window=lambda self, u: 2 * u))
-            torch.testing.assert_close(cgsmm(u), cgsmm.fuse_column(torch.cat([u, 2 * u], dim=1)))
+            assert not operators(stage, x)
 
     def test_attributes_that_cannot_be_compared(self, model):
         class Stubborn:
             def __eq__(self, other):
                 raise TypeError
 
-        for _ in range(2):
-            model.stages[0][0].channel_mixing.fc1.note = Stubborn()
-            assert operators(model) == EVERYTHING
+        for note in (Stubborn, lambda: numpy.zeros(3), lambda: torch.ones(3), lambda: [numpy.ones(2)]):
+            for _ in range(2):
+                model.stages[0][0].channel_mixing.fc1.note = model.stages[0][0].note = note()
+                assert operators(model) == EVERYTHING
 
-    def test_folding_is_the_same_before_and_after(self, model):
-        deployed = mmstrip.restore(copy.deepcopy(model))
-        deployed.switch_to_deploy()
-        model.switch_to_deploy()
-        for name, value in deployed.state_dict().items():
-            torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-5)
-        assert operators(model) == set()  # whole stages, none of the others
-        assert_as_restored(model)
+    @pytest.mark.parametrize('deploy', [False, True])
+    def test_features_are_not_overwritten(self, deploy):
+        """By the next forward; nor are the images."""
+        model, x = mmstrip.accelerate(plain(deploy=deploy, out_indices=(0, 1, 2, 3))), X.clone()
+        with torch.no_grad():
+            features = model(x)
+            saved = [feature.clone() for feature in features]
+            model(torch.rand_like(x))
+        assert torch.equal(x, X) and all(map(torch.equal, features, saved))
 
 
 @pytest.fixture
@@ -407,7 +302,8 @@ def gradients(model) -> torch.Tensor:
     """Of the parameters, in training mode, one after the other."""
     model.train()
     model.zero_grad()
-    model(X)[0].square().mean().backward()
+    out = model(X)[0]
+    (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
     grads = (p.grad.full_tensor() if hasattr(p.grad, 'full_tensor') else p.grad for p in model.parameters())
     return torch.cat([gradient.flatten() for gradient in grads])
 
