@@ -45,7 +45,7 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def check_format(form: str, out: str | Path, half: bool = False, opset: int | None = None) -> None:
+def check_format(form: str, out: str | Path, half: bool = False) -> None:
     """Whether a format can do what is asked.
 
     Raises:
@@ -61,8 +61,6 @@ def check_format(form: str, out: str | Path, half: bool = False, opset: int | No
     check_packages(form)
     if half and form not in HALVED:
         raise ValueError(f'weights in float16 are for {" and ".join(HALVED)}, but the format is {form}')
-    if opset is not None and form not in HALVED:
-        raise ValueError(f'--opset is for {" and ".join(HALVED)}, but the format is {form}')
 
 
 def check_packages(form: str) -> None:
@@ -126,18 +124,14 @@ def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic
         )
 
 
-def to_onnx(program: ExportedProgram, names: Sequence[str] = (), opset: int | None = None, optimize: bool = True):
+def to_onnx(program: ExportedProgram, names: Sequence[str] = (), optimize: bool = True):
     """A traced model as one of ONNX.
 
     Args:
         program: See :func:`trace`.
         names: Of its outputs. Defaults to PyTorch's.
-        opset: Version of ONNX's operators. Defaults to PyTorch's choice.
         optimize: Simplify the graph, a third of the time. ONNX Runtime takes 1.6 times as long without, OpenVINO not.
             Defaults to True.
-
-    Raises:
-        ValueError: PyTorch cannot write the model in that opset.
     """
     with quietly():
         exported = torch.onnx.export(
@@ -145,25 +139,18 @@ def to_onnx(program: ExportedProgram, names: Sequence[str] = (), opset: int | No
             dynamo=True,
             verbose=False,
             optimize=optimize,
-            opset_version=opset,
             input_names=['images'],
             output_names=list(names) or None,
         )
-    model = exported.model_proto
-    written = next(item.version for item in model.opset_import if not item.domain)
-    if opset not in (None, written):  # of which PyTorch only warns
-        raise ValueError(f'opset must be one in which PyTorch can write the model, but got {opset}: it wrote {written}')
-    return model
+    return exported.model_proto
 
 
 def _drop_traces(model) -> None:
     """Drop the lines of Python code and the PyTorch graph that each operation came from."""
-    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
-    for function in model.functions:
-        for node in function.node:
-            del node.metadata_props[:]
-    for item in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+    graph, nodes = model.graph, [node for function in model.functions for node in function.node]
+    for item in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *nodes):
         del item.metadata_props[:]
+    del graph.value_info[:]
 
 
 def halve(model) -> None:
@@ -208,14 +195,14 @@ def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> No
         from .mmdeploy.rewriters import trace_detector
 
         with quietly():
-            written = trace_detector(model, images, about['outputs'], about['opset'])
+            written = trace_detector(model, images, about['outputs'])
     else:
         program = trace(model, images, about['dynamic_batch'], about['dynamic_size'])
         if form == 'torch-export':
             with quietly():
                 torch.export.save(program, str(path), extra_files={EXTRA: text})
             return
-        written = to_onnx(program, about['outputs'], about['opset'], optimize=form == 'onnx')
+        written = to_onnx(program, about['outputs'], optimize=form == 'onnx')
     _drop_traces(written)
     if form == 'onnx' and about['half']:
         halve(written)

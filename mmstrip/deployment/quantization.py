@@ -39,11 +39,9 @@ def calibration_pixels(config: Config, count: int) -> list[np.ndarray]:
             'images for calibration come from train_dataloader and test_dataloader, but the config lacks one'
         )
     datasets = [DATASETS.build({**leaf, 'pipeline': test[0].pipeline}) for leaf in train]
-    ends = np.cumsum([len(dataset) for dataset in datasets])
-    chosen = np.random.default_rng(0).permutation(ends[-1])[:count]
-    owners = np.searchsorted(ends, chosen, side='right')
-    samples = ((datasets[i], int(index - ends[i] + len(datasets[i]))) for i, index in zip(owners, chosen))
-    return [read_sample(*sample)['inputs'].numpy() for sample in samples]
+    places = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
+    chosen = np.random.default_rng(0).permutation(len(places))[:count]
+    return [read_sample(*places[i])['inputs'].numpy() for i in chosen]
 
 
 def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) -> float:

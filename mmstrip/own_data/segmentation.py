@@ -291,14 +291,27 @@ def _classes(data: Folder, classes: str | Path | None, values: dict[int, Path]) 
             f'{values[IGNORED]} must hold class numbers, but is a mask of 0 and 255, and 255 stands for ignored '
             'pixels; write 1 for 255'
         )
-    if not files:
-        if numbers != list(range(len(numbers))):
-            raise ValueError(
-                f'{values[numbers[-1]]} must hold class numbers from 0 without gaps, but the label maps have '
-                f'{listed(numbers, 10)}; a file of names, classes.txt, allows gaps'
-            )
-        _check_several(numbers, values)
-        return [str(number) for number in numbers], IGNORED
+    names = _names(data, files) if files else [str(number) for number in numbers]
+    if not files and numbers != list(range(len(numbers))):
+        raise ValueError(
+            f'{values[numbers[-1]]} must hold class numbers from 0 without gaps, but the label maps have '
+            f'{listed(numbers, 10)}; a file of names, classes.txt, allows gaps'
+        )
+    above = [number for number in numbers if number >= len(names)]
+    if len(above) + (IGNORED in values) > 1:
+        raise ValueError(
+            f'{values[above[-1]]} must hold numbers from 0 to {len(names) - 1} as {files[0]} names {len(names)} '
+            f'classes, and at most one more, to be ignored, but has {listed(above, 5)}'
+        )
+    if len(numbers) - len(above) < 2:
+        raise ValueError(
+            f'{next(iter(values.values()))} must hold at least two classes, as all label maps together, but they have '
+            f'{listed(sorted(values))}' + ', one of them to be ignored' * (len(values) > 1)
+        )
+    return names, above[0] if above else IGNORED
+
+
+def _names(data: Folder, files: Sequence[Path]) -> list[str]:
     file, names = files[0], read_lines(files[0])
     data.note_items(f'names of classes from {file}, not', files[1:])
     if names[:1] == [LABELME_IGNORED]:
@@ -307,19 +320,4 @@ def _classes(data: Folder, classes: str | Path | None, values: dict[int, Path]) 
     if len(names) < 2:
         raise ValueError(f'{file} must name at least two classes, the background among them, but names {listed(names)}')
     check_names(names, file)
-    above = [number for number in numbers if number >= len(names)]
-    if len(above) + (IGNORED in values) > 1:
-        raise ValueError(
-            f'{values[above[-1]]} must hold numbers from 0 to {len(names) - 1} as {file} names {len(names)} '
-            f'classes, and at most one more, to be ignored, but has {listed(above, 5)}'
-        )
-    _check_several([number for number in numbers if number not in above], values)
-    return names, above[0] if above else IGNORED
-
-
-def _check_several(numbers: Sequence[int], values: dict[int, Path]) -> None:
-    if len(numbers) < 2:
-        raise ValueError(
-            f'{next(iter(values.values()))} must hold at least two classes, as all label maps together, but they have '
-            f'{listed(sorted(values))}' + ', one of them to be ignored' * (len(values) > len(numbers) > 0)
-        )
+    return names

@@ -20,13 +20,11 @@ def parse_args() -> argparse.Namespace:
     part.add_argument('--features', action='store_true', help='the maps of the backbone alone')
     part.add_argument('--neck', action='store_true', help='the maps of backbone and neck')
     parser.add_argument('--scores', action='store_true', help="a classifier's scores instead of logits")
-    parser.add_argument('--no-deploy', action='store_true', help='keep the trained form, not folded for inference')
     parser.add_argument(
         '--shape', type=int, nargs='+', metavar=('H', 'W'), help="image size (default: the test pipeline's, else 224)"
     )
     parser.add_argument('--dynamic-batch', action='store_true', help='take any number of images (default: one)')
     parser.add_argument('--dynamic-size', action='store_true', help='take images of any size')
-    parser.add_argument('--opset', type=int, help="version of ONNX's operators (default: PyTorch's choice)")
     parser.add_argument('--half', action='store_true', help='weights in float16, half the file: ONNX and OpenVINO')
     parser.add_argument('--normalize', action='store_true', help='take pixels, BGR in uint8, and normalise them')
     parser.add_argument(
@@ -41,11 +39,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    names = ('format', 'dynamic_batch', 'dynamic_size', 'opset', 'half', 'normalize', 'scores')
+    names = ('format', 'dynamic_batch', 'dynamic_size', 'half', 'normalize', 'scores')
     settings = Export(
         **{name: getattr(args, name) for name in names},
         part='backbone' if args.features else 'neck' if args.neck else 'whole',
-        deploy=not args.no_deploy,
         shape=(args.shape[0], args.shape[-1]) if args.shape else None,
     )
     start = time.perf_counter()

@@ -6,9 +6,10 @@ This folder is for that version alone; :mod:`.rewriters` imports mmdeploy, and o
 from importlib.metadata import PackageNotFoundError, version
 
 VERSION = '1.3.1'
+OPSET = 17  # the RoiAlign of 15 and before lacks mmcv's half pixels
 # One image of a fixed size, boxes by ONNX's own NonMaxSuppression, masks as the mask head gives them.
 CONFIG = dict(
-    onnx_config=dict(type='onnx', input_shape=None),
+    onnx_config=dict(type='onnx', input_shape=None, opset_version=OPSET),
     codebase_config=dict(
         type='mmdet',
         task='ObjectDetection',
@@ -17,7 +18,6 @@ CONFIG = dict(
     ),
     backend_config=dict(type='onnxruntime'),
 )
-LEAST_OPSET, OPSET = 16, 17  # 16 is the first whose RoiAlign has mmcv's half pixels
 
 
 def check_installed() -> None:

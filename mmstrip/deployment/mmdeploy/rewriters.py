@@ -15,7 +15,7 @@ from mmdeploy.utils import IR
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from . import CONFIG, LEAST_OPSET, OPSET
+from . import CONFIG, OPSET
 
 MMDetection.register_all_modules()
 _HEADS = 'mmdet.models'
@@ -61,23 +61,13 @@ def _one_of(labels: Tensor, count: int, scores: Tensor) -> Tensor:
     return torch.where(own, scores, torch.zeros_like(scores))[None]
 
 
-def _activated(self, map_: Tensor) -> Tensor:
-    """Scores (cells, classes) of a map (1, C, H, W)."""
-    scores = map_[0].permute(1, 2, 0).reshape(-1, self.cls_out_channels)
-    return scores.sigmoid() if self.use_sigmoid_cls else scores.softmax(1)[:, :-1]
-
-
-def _priors(self, maps: list[Tensor]) -> list[Tensor]:
-    sizes = [tuple(map(int, map_.shape[2:])) for map_ in maps]
-    return [priors.data for priors in self.prior_generator.grid_priors(sizes, device=maps[0].device)]
-
-
-@rewrite('dense_heads.base_dense_head.BaseDenseHead.predict_by_feat')
-def dense_head(self, cls_scores, bbox_preds, score_factors=None, batch_img_metas=None, cfg=None, **_):
-    cfg = self.test_cfg if cfg is None else cfg
+def _best(self, cls_scores, bbox_preds, score_factors, batch_img_metas, cfg) -> tuple[Tensor, ...]:
+    """Scores, classes, levels and boxes of the best cells of each level."""
+    sizes = [tuple(map(int, map_.shape[2:])) for map_ in cls_scores]
     found = []
-    for level, priors in enumerate(_priors(self, cls_scores)):
-        scores = _activated(self, cls_scores[level])
+    for level, priors in enumerate(self.prior_generator.grid_priors(sizes, device=cls_scores[0].device)):
+        scores = cls_scores[level][0].permute(1, 2, 0).reshape(-1, self.cls_out_channels)
+        scores = scores.sigmoid() if self.use_sigmoid_cls else scores.softmax(1)[:, :-1]
         classes = scores.shape[1]
         scores = torch.where(scores > cfg.get('score_thr', 0), scores, torch.zeros_like(scores))
         scores, best = scores.flatten().topk(min(cfg.get('nms_pre', scores.numel()), int(scores.numel())))
@@ -85,23 +75,23 @@ def dense_head(self, cls_scores, bbox_preds, score_factors=None, batch_img_metas
         deltas = bbox_preds[level][0].permute(1, 2, 0).reshape(-1, self.bbox_coder.encode_size)
         if score_factors is not None:
             scores = scores * score_factors[level][0].permute(1, 2, 0).flatten().sigmoid()[places]
-        found.append((scores, best % classes, deltas[places], priors[places]))
-    scores, labels, deltas, priors = (torch.cat(parts) for parts in zip(*found))
+        found.append((scores, best % classes, torch.full_like(best, level), deltas[places], priors.data[places]))
+    scores, labels, levels, deltas, priors = (torch.cat(parts) for parts in zip(*found))
     boxes = self.bbox_coder.decode(priors[None], deltas[None], max_shape=batch_img_metas[0]['img_shape'])
+    return scores, labels, levels, boxes
+
+
+@rewrite('dense_heads.base_dense_head.BaseDenseHead.predict_by_feat')
+def dense_head(self, cls_scores, bbox_preds, score_factors=None, batch_img_metas=None, cfg=None, **_):
+    cfg = self.test_cfg if cfg is None else cfg
+    scores, labels, _, boxes = _best(self, cls_scores, bbox_preds, score_factors, batch_img_metas, cfg)
     return choose(boxes, _one_of(labels, self.num_classes, scores), cfg)
 
 
 @rewrite('dense_heads.rpn_head.RPNHead.predict_by_feat')
 def proposals(self, cls_scores, bbox_preds, score_factors=None, batch_img_metas=None, cfg=None, **_):
     cfg = self.test_cfg if cfg is None else cfg
-    found = []
-    for level, priors in enumerate(_priors(self, cls_scores)):
-        scores = _activated(self, cls_scores[level])[:, 0]
-        scores, best = scores.topk(min(cfg.get('nms_pre', len(priors)), len(priors)))
-        deltas = bbox_preds[level][0].permute(1, 2, 0).reshape(-1, self.bbox_coder.encode_size)
-        found.append((scores, torch.full_like(best, level), deltas[best], priors[best]))
-    scores, levels, deltas, priors = (torch.cat(parts) for parts in zip(*found))
-    boxes = self.bbox_coder.decode(priors[None], deltas[None], max_shape=batch_img_metas[0]['img_shape'])
+    scores, _, levels, boxes = _best(self, cls_scores, bbox_preds, None, batch_img_metas, cfg)
     return choose(boxes, _one_of(levels, len(cls_scores), scores), cfg)
 
 
@@ -184,32 +174,27 @@ def roi_align(g, features, rois, output_size, spatial_scale, sampling_ratio, poo
     )
 
 
-def trace_detector(network: nn.Module, images: Tensor, names: list[str], opset: int | None = None):
+def trace_detector(network: nn.Module, images: Tensor, names: list[str]):
     """A detector as a model of ONNX.
 
     Args:
         network: :class:`..export.Network` of a detector.
         images: (1, C, H, W).
         names: Of the outputs: boxes with scores, labels, and masks if it has them.
-        opset: Version of ONNX's operators, 16 or more. Defaults to 17.
 
     Raises:
         ValueError: It cannot be traced.
     """
-    opset = opset or OPSET
-    if opset < LEAST_OPSET:
-        raise ValueError(f'--opset must be at least {LEAST_OPSET} for detectors, but got {opset}')
     config, file, name = Config(CONFIG), io.BytesIO(), type(network.model).__name__
-    config.onnx_config.opset_version = opset
     try:
-        with RewriterContext(cfg=config, backend=config.backend_config.type, ir=IR.ONNX, opset=opset):
+        with RewriterContext(cfg=config, backend=config.backend_config.type, ir=IR.ONNX, opset=OPSET):
             torch.onnx.export(
                 network,
                 (images,),
                 file,
                 dynamo=False,
                 autograd_inlining=False,  # of the suppression, which is an operator in ONNX
-                opset_version=opset,
+                opset_version=OPSET,
                 input_names=['images'],
                 output_names=names,
             )
