@@ -11,7 +11,6 @@ from .formats import DYNAMIC_SIDES, EXTRA, KEY, SUFFIXES, files_of, require_trus
 
 Shape = Sequence[int | None] | None  # None for what a graph leaves open
 Rule = tuple[str, Callable[[object], bool]]  # what is allowed, in words, and whether a value is that
-_LONGEST = 2**24  # bytes of a description
 
 
 @dataclass
@@ -143,6 +142,10 @@ def check_about(about: dict, path: str | Path) -> None:
         _check(step, STEPS[step['type']], path, f'steps.{i}.')
         for name in step.keys() - {'type'}.union(*STEPS[step['type']]):
             raise _error(path, f'steps.{i}.{name}', f'left out of {step["type"]}', step[name])
+        if step.get('backend') == 'pillow' and step.get('interpolation') == 'area':
+            raise _error(path, f'steps.{i}.interpolation', 'nearest, bilinear, bicubic or lanczos of pillow', 'area')
+        if step['type'] == 'Resize' and step.get('scale') is None and step.get('scale_factor') is None:
+            raise _error(path, f'steps.{i}.scale', 'given, or scale_factor', None)
     channels, suffix = about['channels'], Path(path).suffix
     has_masks = about['task'] == 'detector' and len(about['outputs']) > 2
     for field, words, holds in (
@@ -268,8 +271,6 @@ def _read_pt2(path: Path) -> Content:
     """From the zip file, as PyTorch would run the code in it."""
     with zipfile.ZipFile(path) as archive:
         entry = next((entry for entry in archive.infolist() if Path(entry.filename).name == EXTRA), None)
-        if entry and entry.file_size > _LONGEST:
-            raise ValueError(f'its {EXTRA} has {entry.file_size} bytes')
         return Content(archive.read(entry).decode() if entry else '')
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 _IGNORED = 0.02  # of the boxes, whose scores or overlaps are so near to a threshold that rounding decides
 _MASK_PIXELS = 0.01  # of the picture's, in which masks may differ for the same reason

@@ -1,7 +1,6 @@
 """From a config and a checkpoint to a file that runs without them."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from ..version import __version__
 from . import any_size
 from .description import check_about
 from .detections import detections_of, disagreement, values_of
-from .formats import DYNAMIC_SIDES, check_detector, check_format, publish, write
+from .formats import DYNAMIC_SIDES, check_format, write, written_whole
+from .mmdeploy import check_detector
 from .preprocessing import fits, size_of, steps_of
 from .runtimes import Session, open_session
 
@@ -40,7 +40,7 @@ class Export:
         shape: Height and width, pixels; None: those of the test pipeline's crop or fixed size, of detectors its scale,
             of segmentors else the ``size`` of their ``data_preprocessor``, else 224.
         dynamic_batch, dynamic_size: See :func:`.formats.trace`. Without them the batch is 1.
-        half: See :func:`.formats.halve`.
+        opset, half: See :func:`.formats.to_onnx` and :func:`.formats.halve`.
         normalize: Take pixels, BGR in uint8, and normalise them in the graph.
         scores: Give a classifier's scores instead of logits.
     """
@@ -50,6 +50,7 @@ class Export:
     shape: tuple[int, int] | None = None
     dynamic_batch: bool = False
     dynamic_size: bool = False
+    opset: int | None = None
     half: bool = False
     normalize: bool = False
     scores: bool = False
@@ -203,7 +204,7 @@ def export_model(
         ValueError: Something cannot be exported as asked, or the outputs differ by more than :data:`TOLERANCES`;
             then nothing is written.
     """
-    check_format(settings.format, out, settings.half)
+    check_format(settings.format, out, settings.half, settings.opset)
     loaded = load_config(config, options)
     if not loaded.get('model'):
         raise ValueError(f'{config} has no model to be exported')
@@ -230,8 +231,7 @@ def export_model(
     with torch.no_grad():
         about['outputs'] = _output_names(network, images)
         check_about(json.loads(json.dumps(about)), out)
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / Path(out).name
+        with written_whole(out) as made:
             write(made, network, images, about)
             error = check(network, open_session(made, trusted=True), about)
             if error is not None and not error < TOLERANCES[settings.half]:
@@ -239,7 +239,6 @@ def export_model(
                     f'{out}: outputs differ by {error:.1e} of the largest from those of PyTorch, where '
                     f'{TOLERANCES[settings.half]:.0e} is allowed; nothing was written'
                 )
-            publish(made, out)
     return error
 
 
@@ -326,7 +325,7 @@ def _threshold(network: Network) -> float | None:
 
 
 def _images(about: dict, batch: int, shape: Sequence[int], spot: int = 1) -> Tensor:
-    """Random images as a file takes them, with spots of so many pixels, among which detectors find more than in noise."""
+    """Random images as a file takes them, with spots of so many pixels: a detector finds more in them than in noise."""
     generator = torch.Generator().manual_seed(spot)
     values = torch.randn(batch, about['channels'], *(max(side // spot, 2) for side in shape), generator=generator)
     images = 1.5 * F.interpolate(values, tuple(shape), mode='bicubic')

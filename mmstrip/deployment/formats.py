@@ -2,20 +2,17 @@
 
 import json
 import logging
-import shutil
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-
-from ..utils.files import write_file
-from .mmdeploy import check_installed
 
 # How the files of each format end, and what they and int8 need beside PyTorch.
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2', 'openvino': '.xml'}
@@ -45,7 +42,7 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def check_format(form: str, out: str | Path, half: bool = False) -> None:
+def check_format(form: str, out: str | Path, half: bool = False, opset: int | None = None) -> None:
     """Whether a format can do what is asked.
 
     Raises:
@@ -59,8 +56,9 @@ def check_format(form: str, out: str | Path, half: bool = False) -> None:
     if not Path(out).absolute().parent.is_dir():
         raise FileNotFoundError(f'{out}: there is no folder {Path(out).parent}')
     check_packages(form)
-    if half and form not in HALVED:
-        raise ValueError(f'weights in float16 are for {" and ".join(HALVED)}, but the format is {form}')
+    for name, asked in (('--half', half), ('--opset', opset is not None)):
+        if asked and form not in HALVED:
+            raise ValueError(f'{name} is for {" and ".join(HALVED)}, but the format is {form}')
 
 
 def check_packages(form: str) -> None:
@@ -68,22 +66,6 @@ def check_packages(form: str) -> None:
     missing = [name for name in PACKAGES.get(form, ()) if find_spec(name) is None]
     if missing:
         raise ValueError(f'{form} needs what is not installed here: pip install {" ".join(missing)}')
-
-
-def check_detector(form: str, dynamic: bool) -> None:
-    """Whether a whole detector can be exported as asked.
-
-    Raises:
-        ValueError: It cannot, or mmdeploy is not installed in the version that is supported.
-    """
-    if form not in HALVED:
-        raise ValueError(f'whole detectors are exported to {" and ".join(HALVED)}, but the format is {form}')
-    if dynamic:
-        raise ValueError(
-            'whole detectors take one image of one size: leave out --dynamic-batch and --dynamic-size, '
-            'or export --features or --neck'
-        )
-    check_installed()
 
 
 def require_trust(path: str | Path, trusted: bool) -> None:
@@ -124,14 +106,18 @@ def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic
         )
 
 
-def to_onnx(program: ExportedProgram, names: Sequence[str] = (), optimize: bool = True):
+def to_onnx(program: ExportedProgram, names: Sequence[str] = (), opset: int | None = None, optimize: bool = True):
     """A traced model as one of ONNX.
 
     Args:
         program: See :func:`trace`.
         names: Of its outputs. Defaults to PyTorch's.
+        opset: Version of ONNX's operators. Defaults to PyTorch's choice.
         optimize: Simplify the graph, a third of the time. ONNX Runtime takes 1.6 times as long without, OpenVINO not.
             Defaults to True.
+
+    Raises:
+        ValueError: PyTorch cannot write the model in that opset.
     """
     with quietly():
         exported = torch.onnx.export(
@@ -139,10 +125,15 @@ def to_onnx(program: ExportedProgram, names: Sequence[str] = (), optimize: bool 
             dynamo=True,
             verbose=False,
             optimize=optimize,
+            opset_version=opset,
             input_names=['images'],
             output_names=list(names) or None,
         )
-    return exported.model_proto
+    model = exported.model_proto
+    written = next(item.version for item in model.opset_import if not item.domain)
+    if opset not in (None, written):  # of which PyTorch only warns
+        raise ValueError(f'opset must be one in which PyTorch can write the model, but got {opset}: it wrote {written}')
+    return model
 
 
 def _drop_traces(model) -> None:
@@ -195,14 +186,14 @@ def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> No
         from .mmdeploy.rewriters import trace_detector
 
         with quietly():
-            written = trace_detector(model, images, about['outputs'])
+            written = trace_detector(model, images, about['outputs'], about['opset'])
     else:
         program = trace(model, images, about['dynamic_batch'], about['dynamic_size'])
         if form == 'torch-export':
             with quietly():
                 torch.export.save(program, str(path), extra_files={EXTRA: text})
             return
-        written = to_onnx(program, about['outputs'], optimize=form == 'onnx')
+        written = to_onnx(program, about['outputs'], about['opset'], optimize=form == 'onnx')
     _drop_traces(written)
     if form == 'onnx' and about['half']:
         halve(written)
@@ -229,25 +220,16 @@ def files_of(path: str | Path) -> list[Path]:
     return [path.with_suffix('.bin'), path] if path.suffix == SUFFIXES['openvino'] else [path]
 
 
-def publish(source: str | Path, out: str | Path) -> None:
-    """Copy an export to its place, each file atomically.
-
-    The one that is opened is written first and takes its place last, so that no old one lies beside new ones.
+@contextmanager
+def written_whole(out: str | Path) -> Iterator[Path]:
+    """A path to write an export to, which takes the place of ``out`` when all is well; until then older files stay.
 
     Raises:
-        OSError: It cannot be written; older files are still there.
+        OSError: The folder of ``out`` cannot be written.
     """
-    *others, (opened, path) = zip(files_of(source), files_of(out))
-
-    def write(file) -> None:
-        _copy(opened, file)
-        file.flush()
-        for made, other in others:
-            write_file(other, partial(_copy, made))
-
-    write_file(path, write)
-
-
-def _copy(path: Path, file) -> None:
-    with path.open('rb') as content:
-        shutil.copyfileobj(content, file)
+    out = Path(out).absolute()
+    with tempfile.TemporaryDirectory(prefix='.export-', dir=out.parent) as folder:
+        made = Path(folder) / out.name
+        yield made
+        for file, other in zip(files_of(made), files_of(out)):
+            os.replace(file, other)

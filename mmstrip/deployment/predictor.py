@@ -77,7 +77,7 @@ class Predictor:
             picture = _read(image)
             try:
                 pixels = run_steps(picture, self.about['steps'])
-            except Exception as error:  # of a step
+            except ValueError as error:
                 name = 'a picture' if isinstance(image, np.ndarray) else image
                 raise ValueError(f'{name} does not fit {self.path}: {error}') from error
             sizes.append((pixels.shape[1:], picture.shape[:2]))

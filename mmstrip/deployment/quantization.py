@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from ..utils.config import leaf_datasets
 from ..utils.samples import read_sample
 from .description import read_about
-from .formats import HALVED, SUFFIXES, check_format, check_packages, publish, quietly, store
+from .formats import HALVED, SUFFIXES, check_format, check_packages, quietly, store, written_whole
 from .predictor import Predictor
 
 _COMPARED = 16  # images, before and after
@@ -70,13 +69,11 @@ def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) ->
         raise ValueError(f'{path} must have weights in float32 to be quantised')
     before = Predictor(path)
     inputs = [before.inputs(image[None]) for image in pixels]
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / Path(out).name
+    with written_whole(out) as made:
         write_int8(path, made, inputs, json.dumps({**about, 'int8': True}))
         after = Predictor(made)
         some = pixels[:_COMPARED]
         error = _distance([(after.run(image[None])[0], before.run(image[None])[0]) for image in some])
-        publish(made, out)
     return error
 
 

@@ -6,6 +6,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from helpers import ROOT, randomise
+from helpers.runs import CONFIG
 from mmstrip.utils.config import load_config
 
 CLASSES = [f'digit {i}' for i in range(10)]
@@ -48,6 +49,25 @@ OPTIONS = {
             for key, value in dict(num_classes=10, num_shared_convs=1, conv_out_channels=32, fc_out_channels=64).items()
         },
     },
+}
+ANY = dict(dynamic_batch=True, dynamic_size=True)
+RESIZED = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(112, 80), keep_ratio=False)]
+PADDED = {  # as whole models may not be
+    'model.data_preprocessor.test_cfg': dict(size=(96, 96)),
+    'test_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile'), dict(type='Pad', size=(96, 96))],
+}
+# A config, its options, how it is exported, and the names of classes in its checkpoint.
+EXPORTS = {
+    'classifier': (str(CONFIG), {}, dict(dynamic_batch=True), CLASSES),
+    'classifier in openvino': (str(CONFIG), {}, dict(format='openvino', dynamic_batch=True, scores=True), CLASSES),
+    'segmentor': (
+        SCENES,
+        {**SMALL_SCENES, 'test_dataloader.dataset.pipeline': [*RESIZED, dict(type='PackSegInputs')]},
+        dict(ANY, format='openvino', shape=(80, 112)),
+        list('abcdefghijk'),
+    ),
+    'maps': (SCENES, {**SMALL_SCENES, **PADDED}, dict(ANY, part='backbone', shape=(80, 112)), None),
+    'neck': (DETECTORS['RetinaNet'], OPTIONS['RetinaNet'], dict(part='neck', shape=(64, 96)), None),
 }
 PAD_VALUE = 1.0  # after normalisation
 SPREAD = {'cls.weight': 0.1, 'reg.weight': 0.1, 'logits.weight': 0.3}  # of weights with which heads find something

@@ -25,6 +25,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--dynamic-batch', action='store_true', help='take any number of images (default: one)')
     parser.add_argument('--dynamic-size', action='store_true', help='take images of any size')
+    parser.add_argument('--opset', type=int, help="version of ONNX's operators (default: PyTorch's choice)")
     parser.add_argument('--half', action='store_true', help='weights in float16, half the file: ONNX and OpenVINO')
     parser.add_argument('--normalize', action='store_true', help='take pixels, BGR in uint8, and normalise them')
     parser.add_argument(
@@ -39,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    names = ('format', 'dynamic_batch', 'dynamic_size', 'half', 'normalize', 'scores')
+    names = ('format', 'dynamic_batch', 'dynamic_size', 'opset', 'half', 'normalize', 'scores')
     settings = Export(
         **{name: getattr(args, name) for name in names},
         part='backbone' if args.features else 'neck' if args.neck else 'whole',

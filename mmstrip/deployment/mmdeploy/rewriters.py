@@ -15,7 +15,7 @@ from mmdeploy.utils import IR
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from . import CONFIG, OPSET
+from . import CONFIG, LEAST_OPSET, OPSET
 
 MMDetection.register_all_modules()
 _HEADS = 'mmdet.models'
@@ -174,27 +174,32 @@ def roi_align(g, features, rois, output_size, spatial_scale, sampling_ratio, poo
     )
 
 
-def trace_detector(network: nn.Module, images: Tensor, names: list[str]):
+def trace_detector(network: nn.Module, images: Tensor, names: list[str], opset: int | None = None):
     """A detector as a model of ONNX.
 
     Args:
         network: :class:`..export.Network` of a detector.
         images: (1, C, H, W).
         names: Of the outputs: boxes with scores, labels, and masks if it has them.
+        opset: Version of ONNX's operators, 16 or more. Defaults to 17.
 
     Raises:
         ValueError: It cannot be traced.
     """
+    opset = opset or OPSET
+    if opset < LEAST_OPSET:
+        raise ValueError(f'--opset must be at least {LEAST_OPSET} for detectors, but got {opset}')
     config, file, name = Config(CONFIG), io.BytesIO(), type(network.model).__name__
+    config.onnx_config.opset_version = opset
     try:
-        with RewriterContext(cfg=config, backend=config.backend_config.type, ir=IR.ONNX, opset=OPSET):
+        with RewriterContext(cfg=config, backend=config.backend_config.type, ir=IR.ONNX, opset=opset):
             torch.onnx.export(
                 network,
                 (images,),
                 file,
                 dynamo=False,
                 autograd_inlining=False,  # of the suppression, which is an operator in ONNX
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=['images'],
                 output_names=names,
             )
