@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from helpers import SMALL_ARCH, last_line, randomise
-from helpers.exports import CLASSES, EXPORTS, SCENES, SMALL_SCENES, build_model
+from helpers.exports import CLASSES, EXPORTS, SCENES, SMALL_SCENES, Stems, build_model
 from helpers.runs import CONFIG, call_tool
 from mmcv.transforms import RandomFlip
 from mmengine.registry import MODELS, init_default_scope
@@ -71,16 +71,16 @@ class Headed(torch.nn.Module):
     def __init__(self):
         super().__init__()
         init_default_scope('mmseg')
-        options = dict(in_channels=[4] * 2, in_index=[0, 1], channels=4, num_classes=3, norm_cfg=dict(type='BN'))
+        options = dict(in_channels=[8] * 2, in_index=[0, 2], channels=4, num_classes=3, norm_cfg=dict(type='BN'))
         self.head = MODELS.build(dict(type='mmseg.UPerHead', **options))
-        self.stems = torch.nn.ModuleList(torch.nn.Conv2d(3, 4, stride, stride) for stride in (4, 16))
+        self.stems = Stems()
 
     def forward(self, images):
-        return (self.head([stem(images) for stem in self.stems]),)
+        return (self.head(self.stems(images)),)
 
 
 def test_heads_of_segmentors_at_any_size():
-    """Whole segmentors are tested in test_tables.py, with the head of FPN."""
+    """Whole ones, with the head of FPN, are exported for test_tables.py."""
     model = randomise(Headed().eval().requires_grad_(False))
     any_size.prepare(model)
     traced = to_onnx(trace(model, torch.randn(2, 3, 96, 128), dynamic_batch=True, dynamic_size=True))
