@@ -50,7 +50,7 @@ def _paste(mask: np.ndarray, box: np.ndarray, size: tuple) -> np.ndarray:
 def disagreement(found: dict, expected: dict, side: int) -> float | None:
     """Largest difference of two networks' detections: of scores, and of sides relative to the picture's.
 
-    Each detection is compared with the nearest of its class among the other's; it is infinite where there is none.
+    Each detection is compared with the nearest of its class among the other's; it is 1 or more where there is none.
 
     Args:
         found, expected: See :func:`detections_of`.
@@ -64,10 +64,12 @@ def disagreement(found: dict, expected: dict, side: int) -> float | None:
     )
     if not len(some) or not len(others):
         return None if len(some) == len(others) else np.inf
-    apart = np.abs(some[:, None] - others).max(2)  # 1 and more where the classes differ
+    apart = np.abs(some[:, None] - others).max(2)  # 1 or more where the classes differ
     if 'masks' in found:
-        differing = np.stack([(mask != expected['masks']).mean((1, 2)) for mask in found['masks']])
-        apart[differing > _MASK_PIXELS] = np.inf
+        for row, mask in zip(apart, found['masks']):
+            alike = np.flatnonzero(row < 1)
+            differing = (mask != expected['masks'][alike]).mean((1, 2))
+            row[alike[differing > _MASK_PIXELS]] = np.inf
     errors = np.sort([*apart.min(0), *apart.min(1)])
     return float(errors[len(errors) - int(_IGNORED * len(errors)) - 1])
 

@@ -86,27 +86,24 @@ def write_int8(path: str | Path, out: Path, inputs: Sequence[np.ndarray], about:
         inputs: What it is calibrated on.
         about: Description, as JSON. Defaults to none.
     """
+    import nncf
+
     if out.suffix == SUFFIXES['onnx']:
         from onnx import load
     else:
         from openvino import Core
 
         load = Core().read_model
-    store(_quantised(load(path), inputs), out, about)
-
-
-def _quantised(model, inputs: Sequence[np.ndarray]):
-    import nncf
-
     with quietly():
         nncf.set_log_level(logging.ERROR)
-        return nncf.quantize(
-            model,
+        quantised = nncf.quantize(
+            load(path),
             nncf.Dataset([{'images': images} for images in inputs]),
             subset_size=len(inputs),
             # Weights of 7 bits, as the sums of AVX2 and AVX-512 without VNNI overflow with 8.
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix='enable'),
         )
+    store(quantised, out, about)
 
 
 def _distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:

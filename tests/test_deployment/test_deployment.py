@@ -39,7 +39,7 @@ def test_classifiers_predict_as_in_mmpretrain(name, exported, pictures):
         np.testing.assert_allclose(result['pred_scores'], other['pred_scores'], atol=1e-4)
         assert result['pred_score'] == result['pred_scores'].max() and set(result) == set(other)
         assert result['pred_label'] == other['pred_label'] and result['pred_class'] == CLASSES[result['pred_label']]
-    with pytest.raises(ValueError, match='takes images of 32 x 32, but got 64 x 32; export it with --dynamic-size or'):
+    with pytest.raises(ValueError, match='takes images of 32 x 32, but got 64 x 32; export it with another --shape or'):
         predictor.run(np.zeros((1, 3, 64, 32), np.uint8))
 
 

@@ -51,7 +51,9 @@ def test_detectors_predict_as_in_mmdet(name, options, detector, tmp_path):
         assert disagreement(found, expected, width) < 1e-4
         if 'masks' in expected:
             assert found['masks'].shape[1:] == expected['masks'].shape[1:] and found['masks'].any()
-    with pytest.raises(ValueError, match=f'of up to {height} x {width}, but got 64 x 97; export it with --shape 97 97'):
+    with pytest.raises(
+        ValueError, match=f'of up to {height} x {width}, but got 64 x 97; export it with another --shape$'
+    ):
         predictor.run(np.zeros((1, 3, 64, 97), np.uint8))
     truth = InstanceData(bboxes=HorizontalBoxes(torch.tensor([[8.0, 8.0, 24.0, 24.0]])), labels=torch.tensor([1]))
     sample = DetDataSample(metainfo=dict(ori_shape=(height, width)), gt_instances=truth)
@@ -68,6 +70,24 @@ def test_detectors_predict_as_in_mmdet(name, options, detector, tmp_path):
     np.testing.assert_allclose(padding, PAD_VALUE, atol=0.01)
     with pytest.raises(ValueError, match=f'backbones and necks are quantised, but {out} holds a detector'):
         quantise(out, tmp_path / f'int8{out.suffix}', [])
+
+
+def test_other_detections_are_noticed():
+    boxes = np.float32([[0, 0, 8, 8], [8, 8, 16, 16], [2, 2, 10, 10], [4, 0, 16, 8]])
+    masks = np.random.default_rng(0).random((4, 16, 16)) > 0.5
+    found = dict(bboxes=boxes, scores=np.float32([0.9, 0.8, 0.5, 0.3]), labels=np.array([0, 1, 1, 0]), masks=masks)
+    order = [2, 0, 3, 1]
+    assert disagreement(found, {name: values[order] for name, values in found.items()}, 16) == 0
+    moved, lower = boxes + np.float32([[0.16, 0, 0, 0]] + [[0] * 4] * 3), found['scores'] - np.float32([0, 0, 0, 0.02])
+    assert disagreement(found, dict(found, bboxes=moved), 16) == pytest.approx(0.01, abs=1e-6)
+    assert disagreement(found, dict(found, scores=lower), 16) == pytest.approx(0.02, abs=1e-6)
+    assert disagreement(found, dict(found, labels=np.array([0, 1, 1, 2])), 16) > 0.1
+    assert disagreement(found, dict(found, masks=masks[order]), 16) >= 1
+    for fewer in (1, 3):
+        some = {name: values[:fewer] for name, values in found.items()}
+        assert disagreement(found, some, 16) > 0.1 and disagreement(some, found, 16) > 0.1
+    none = {name: values[:0] for name, values in found.items()}
+    assert disagreement(none, found, 16) == np.inf and disagreement(none, none, 16) is None
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,6 @@ from mmstrip.own_data import write_detection
 RED = ('c', 20, 10, 50, 30)
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def set_in(key, row=0, **values):
     return lambda content: content[key][row].update(values)
 

@@ -9,11 +9,6 @@ from mmengine.config import Config
 from mmstrip.own_data import write_classification, write_detection, write_segmentation
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def names_of(written):
     """The classes, and the images of each split below the folder."""
     splits = read_splits(written.config)

@@ -9,13 +9,7 @@ from PIL import Image
 from mmstrip.own_data import write_segmentation
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
-@pytest.mark.parametrize('line', ['\n', '\r\n', '\r'])
+@pytest.mark.parametrize('encoding, line', [('utf-8', '\n'), ('utf-8-sig', '\r\n'), ('utf-16', '\r')])
 def test_encodings_of_names(encoding, line, tmp_path):
     write_pairs(tmp_path / 'data', '0123')
     (tmp_path / 'data/classes.txt').write_bytes(f'background{line}straße{line}{line}'.encode(encoding))

@@ -84,8 +84,7 @@ def run(config, work_dir, options, **more) -> Runner:
         ('segmentation', 'segformer', False, None, None, SEGFORMER),
     ],
 )
-def test_every_config_trains_tests_and_exports(task, model, starts, size, part, options, init, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_every_config_trains_tests_and_exports(task, model, starts, size, part, options, init, tmp_path):
     writer, make, metric = TASKS[task]
     make(tmp_path / 'data')
     asked = dict(init=init if starts else None, size=size, batch_size=2, epochs=2 if task == 'classification' else 1)

@@ -22,9 +22,8 @@ INERT = [name for name in NAMES if '{{' not in name]
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """A working directory in which nothing may appear but the data and what is written."""
-    monkeypatch.chdir(tmp_path)
+def nothing_else(folder, tmp_path, monkeypatch):
+    """Nothing may appear in the working directory but the data and what is written."""
     monkeypatch.setenv('HOME', '/where/the/heart/is')
     yield
     assert set(os.listdir(tmp_path)) <= {'data', 'own_data', 'dumps', 'out'}

@@ -17,11 +17,6 @@ VARIABLE = '{{$HOME:x}}'
 VOC = {str(i): RED for i in range(3)}
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def classes(root):
     write_classes(root, ('one', 'two'), 2)
 

@@ -20,11 +20,6 @@ TOOL = 'misc/own_data.py'
 ARCH = dict(embed_dims=16, depths=(1, 1, 1, 1))
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def write_weights(path, weights):
     torch.save(weights, path)
     return path
