@@ -78,7 +78,8 @@ def test_what_cannot_be_quantised_or_tested_is_said(exported, tmp_path):
     done = call_tool('deployment/quantize.py', tmp_path / 'maps.pt2', CONFIG, tmp_path / 'out.pt2', folder=tmp_path)
     assert last_line(done.stdout) == f'Error: files of onnx and openvino are quantised, but got {tmp_path}/maps.pt2'
     with zipfile.ZipFile(tmp_path / 'maps.pt2', 'w') as archive:
-        archive.writestr('mmstrip.json', json.dumps(dict(load(exported('maps')).about, format='torch-export')))
+        about = dict(load(exported('classifier')).about, format='torch-export', task='backbone')
+        archive.writestr('mmstrip.json', json.dumps(about))
     arguments = [CONFIG, tmp_path / 'maps.pt2', '--work-dir', tmp_path / 'test']
     done = call_tool('test.py', *arguments, folder=tmp_path)
     assert f'{tmp_path}/maps.pt2 would run code when it is opened' in last_line(done.stdout)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from helpers import ROOT, table
 from helpers.exports import CLASSES
 from helpers.runs import CONFIG
 
-from mmstrip.deployment import Export, export_model, load
+from mmstrip.deployment import Export, export_model, formats, load
 from mmstrip.deployment.formats import HALVED, SUFFIXES
 
 PAGE = ROOT / 'docs' / 'deployment.md'
@@ -49,8 +50,21 @@ def test_maps_of_any_size(exported):
         maps.run(np.zeros((1, 3, 63, 64), np.uint8))
 
 
+@pytest.fixture(scope='module')
+def traced_once():
+    """A model at any size takes half a minute to trace; each format writes the same program."""
+    trace, programs = formats.trace, []
+
+    def trace_once(*arguments):
+        programs[:] = programs or [trace(*arguments)]
+        return programs[0]
+
+    with mock.patch.object(formats, 'trace', trace_once):
+        yield
+
+
 @pytest.mark.parametrize('row', table(PAGE, '`--format`'), ids=lambda row: row[0])
-def test_each_format_can_do_what_it_says(row, checkpoint, tmp_path):
+def test_each_format_can_do_what_it_says(row, checkpoint, traced_once, tmp_path):
     """All at once, of a classifier with names of classes."""
     form, suffix, _, *cells = row
     form, promised = form.strip('`'), dict(zip(PROMISES, cells, strict=False))
