@@ -105,11 +105,8 @@ def write_checkpoint(config, path, classes=None):
     return str(path)
 
 
-def write_detector(name: str, folder: Path, spread: float = 1.0) -> tuple[str, str]:
-    """Config file and checkpoint of a detector that takes pictures of its size and finds something in any.
-
-    With a larger spread of its weights it is surer.
-    """
+def write_detector(name: str, folder: Path) -> tuple[str, str]:
+    """Config file and checkpoint of a detector that takes pictures of its size and finds something in any."""
     height, width = SIZES[name]
     config = load_config(DETECTORS[name], OPTIONS[name])
     config.model.data_preprocessor.pad_value = PAD_VALUE
@@ -122,7 +119,7 @@ def write_detector(name: str, folder: Path, spread: float = 1.0) -> tuple[str, s
     for key, value in model.named_parameters():
         for ending, std in SPREAD.items():
             if key.endswith(ending):
-                torch.nn.init.normal_(value, std=std * spread)
+                torch.nn.init.normal_(value, std=std)
         if key.endswith('retina_cls.bias'):
             torch.nn.init.constant_(value, -2)
     meta = dict(dataset_meta=dict(classes=CLASSES))

@@ -92,14 +92,6 @@ def test_heads_of_segmentors_at_any_size():
             torch.testing.assert_close(torch.from_numpy(run(images.numpy())[0]), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('size', [(7, 9), (3, 5), (12, 6)])
-def test_pooling_as_a_product_is_the_same(size):
-    x = torch.rand(2, 3, *size)
-    for count in (1, 2, 3, 6):
-        layer = torch.nn.AdaptiveAvgPool2d(count)
-        torch.testing.assert_close(any_size._pool(layer, x), layer(x))
-
-
 @pytest.mark.parametrize('extent', [(4, 5), (9, 17), (20, 20), (4, 17), (1, 3)])
 def test_windows_without_branches_are_the_same(extent):
     x = torch.rand(2, 3, 9, 17)
