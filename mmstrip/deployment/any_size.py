@@ -1,5 +1,7 @@
 """Layers whose graphs are right at the size alone that they were traced at, in a form that is right at any size."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,20 +9,24 @@ from torch import Tensor, nn
 from ..models.windows import is_exporting
 
 
-class AnySize(nn.Module):
-    """A layer that is itself in PyTorch and runs in another form in an exported graph.
+def prepare(model: nn.Module) -> None:
+    """Let layers of a segmentor that cannot be exported at any size take another form while the tracer looks on."""
+    for layer in model.modules():
+        form = _form_of(layer)
+        if form is not None:
+            layer.forward = partial(_run, layer.forward, partial(form, layer))
 
-    Args:
-        layer: The layer.
-        form: Gives the same of (N, C, H, W), of any size, while the tracer looks on.
-    """
 
-    def __init__(self, layer: nn.Module, form):
-        super().__init__()
-        self.layer, self.form = layer, form
+def _run(forward, form, x: Tensor) -> Tensor:
+    return form(x) if is_exporting() else forward(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.form(self.layer, x) if is_exporting() else self.layer(x)
+
+def _form_of(layer: nn.Module):
+    if isinstance(layer, nn.AdaptiveAvgPool2d):
+        return _pool
+    ours = type(layer).__module__ == 'mmseg.models.utils.wrappers' and type(layer).__name__ == 'Upsample'
+    whole = ours and not layer.size and isinstance(layer.scale_factor, float) and layer.scale_factor.is_integer()
+    return _upsample if whole else None
 
 
 def _upsample(layer: nn.Module, x: Tensor) -> Tensor:
@@ -42,20 +48,3 @@ def _bins(length: int, count: int, like: Tensor) -> Tensor:
     first, end = bins * length // count, ((bins + 1) * length + count - 1) // count
     inside = (tokens >= first) & (tokens < end)
     return inside.to(like.dtype) / (end - first)
-
-
-def prepare(model: nn.Module) -> None:
-    """Replace, in place, the layers of a segmentor that cannot be exported at any size as they are."""
-    for parent in list(model.modules()):
-        for name, layer in parent.named_children():
-            form = _form_of(layer)
-            if form is not None and not isinstance(parent, AnySize):
-                setattr(parent, name, AnySize(layer, form))
-
-
-def _form_of(layer: nn.Module):
-    if isinstance(layer, nn.AdaptiveAvgPool2d):
-        return _pool
-    ours = type(layer).__module__ == 'mmseg.models.utils.wrappers' and type(layer).__name__ == 'Upsample'
-    whole = ours and not layer.size and isinstance(layer.scale_factor, float) and layer.scale_factor.is_integer()
-    return _upsample if whole else None

@@ -11,7 +11,6 @@ from .formats import DYNAMIC_SIDES, EXTRA, KEY, SUFFIXES, files_of, require_trus
 
 Shape = Sequence[int | None] | None  # None for what a graph leaves open
 Rule = tuple[str, Callable[[object], bool]]  # what is allowed, in words, and whether a value is that
-_LONGEST = 2**24  # bytes of a description
 
 
 @dataclass
@@ -61,13 +60,9 @@ def read_about(path: str | Path, trusted: bool = False) -> dict:
     return about
 
 
-def _number(least: float, most: float) -> Rule:
-    words = f'a number from {least:g} to {most:g}'
-    return words, lambda value: type(value) in (int, float) and least <= value <= most
-
-
-def _whole(least: int, most: int) -> Rule:
-    return f'a whole number from {least} to {most}', lambda value: type(value) is int and least <= value <= most
+def _number(least: float, most: float, kinds: tuple[type, ...] = (int, float)) -> Rule:
+    words = f'a {"" if float in kinds else "whole "}number from {least:g} to {most:g}'
+    return words, lambda value: type(value) in kinds and least <= value <= most
 
 
 def _one_of(*values) -> Rule:
@@ -91,7 +86,7 @@ def _is_text(value) -> bool:
 _NONE: Rule = ('null', lambda value: value is None)
 _BOOL = _one_of(True, False)
 _TEXT: Rule = ('text of up to 1000 characters', _is_text)
-_SIDE = _whole(1, DYNAMIC_SIDES[1])  # so that no shape has more than MAX_PIXELS
+_SIDE = _number(1, DYNAMIC_SIDES[1], (int,))  # so that no shape has more than MAX_PIXELS
 _SIDES = _either(_SIDE, _list_of(_SIDE, 2, 2))
 _FACTOR = _number(0.01, 100)
 _RESIZED = dict(
@@ -99,27 +94,26 @@ _RESIZED = dict(
     backend=_one_of('cv2', 'pillow'),
     clip_object_border=_BOOL,
 )
+_RESIZE = dict(
+    _RESIZED,
+    scale=_either(_SIDES, _NONE),
+    scale_factor=_either(_FACTOR, _list_of(_FACTOR, 2, 2), _NONE),
+    keep_ratio=_BOOL,
+)
 # Of the steps of a test pipeline, and of a whole description: what each needs, and what it may have.
-STEPS: dict[str, tuple[dict[str, Rule], dict[str, Rule]]] = {
-    'Resize': (
-        {},
-        dict(
-            _RESIZED,
-            scale=_either(_SIDES, _NONE),
-            scale_factor=_either(_FACTOR, _list_of(_FACTOR, 2, 2), _NONE),
-            keep_ratio=_BOOL,
-        ),
-    ),
+Fields = tuple[dict[str, Rule], dict[str, Rule]]
+STEPS: dict[str, Fields] = {
+    'Resize': ({}, _RESIZE),
     'ResizeEdge': (dict(scale=_SIDE), dict(_RESIZED, edge=_one_of('short', 'long', 'width', 'height'))),
     'CenterCrop': (dict(crop_size=_SIDES), dict(auto_pad=_BOOL, clip_object_border=_BOOL)),
 }
 _STEP: Rule = (f'a step of {", ".join(STEPS)}', lambda value: type(value) is dict and value.get('type') in list(STEPS))
-ABOUT: tuple[dict[str, Rule], dict[str, Rule]] = (
+ABOUT: Fields = (
     dict(
         format=_one_of(*SUFFIXES),
         task=_one_of('classifier', 'segmentor', 'detector', 'backbone', 'neck'),
         classes=_either(_NONE, _list_of(_TEXT, 100_000, 1)),
-        channels=_whole(1, 1024),
+        channels=_number(1, 1024, (int,)),
         shape=_list_of(_SIDE, 2, 2),
         steps=_list_of(_STEP, 10),
         mean=_either(_NONE, _list_of(_number(-1e6, 1e6), 1024, 1)),
@@ -145,34 +139,27 @@ def check_about(about: dict, path: str | Path) -> None:
     """
     _check(about, ABOUT, path)
     for i, step in enumerate(about['steps']):
-        _check_step(step, path, f'steps.{i}.')
-    task, channels, suffix = about['task'], about['channels'], Path(path).suffix
-    has_masks = task == 'detector' and len(about['outputs']) > 2
-    counts = {name: len(about[name]) if about[name] else 1 for name in ('mean', 'std')}
+        _check(step, STEPS[step['type']], path, f'steps.{i}.')
+        for name in step.keys() - {'type'}.union(*STEPS[step['type']]):
+            raise _error(path, f'steps.{i}.{name}', f'left out of {step["type"]}', step[name])
+        if step.get('backend') == 'pillow' and step.get('interpolation') == 'area':
+            raise _error(path, f'steps.{i}.interpolation', 'nearest, bilinear, bicubic or lanczos of pillow', 'area')
+        if step['type'] == 'Resize' and step.get('scale') is None and step.get('scale_factor') is None:
+            raise _error(path, f'steps.{i}.scale', 'given, or scale_factor', None)
+    channels, suffix = about['channels'], Path(path).suffix
+    has_masks = about['task'] == 'detector' and len(about['outputs']) > 2
     for field, words, holds in (
         ('format', f'that of files that end in {suffix}', SUFFIXES[about['format']] == suffix),
-        ('mean', f'one number or {channels}, as the channels', counts['mean'] in (1, channels)),
-        ('std', f'one number or {channels}, as the channels', counts['std'] in (1, channels)),
         ('std', 'there if mean is', (about['mean'] is None) == (about['std'] is None)),
+        ('mean', f'one number or {channels}, as the channels', len(about['mean'] or '-') in (1, channels)),
+        ('std', f'one number or {channels}, as the channels', len(about['std'] or '-') in (1, channels)),
         ('threshold', 'a number of a detector with masks', about['threshold'] is not None or not has_masks),
-        ('scores', f'false of a {task}', task == 'classifier' or not about['scores']),
     ):
         if not holds:
             raise _error(path, field, words, about[field])
 
 
-def _check_step(step: dict, path: str | Path, start: str) -> None:
-    needed, optional = STEPS[step['type']]
-    _check(step, (needed, optional), path, start)
-    for name in step.keys() - {'type', *needed, *optional}:
-        raise _error(path, start + name, f'left out of {step["type"]}', step[name])
-    if step.get('backend') == 'pillow' and step.get('interpolation') == 'area':
-        raise _error(path, f'{start}interpolation', 'nearest, bilinear, bicubic or lanczos of pillow', 'area')
-    if step['type'] == 'Resize' and step.get('scale') is None and step.get('scale_factor') is None:
-        raise _error(path, f'{start}scale', 'given, or scale_factor', None)
-
-
-def _check(values: dict, fields: tuple[dict[str, Rule], dict[str, Rule]], path: str | Path, start: str = '') -> None:
+def _check(values: dict, fields: Fields, path: str | Path, start: str = '') -> None:
     needed, optional = fields
     for name, (words, holds) in {**needed, **optional}.items():
         if name in values and not holds(values[name]):
@@ -284,8 +271,6 @@ def _read_pt2(path: Path) -> Content:
     """From the zip file, as PyTorch would run the code in it."""
     with zipfile.ZipFile(path) as archive:
         entry = next((entry for entry in archive.infolist() if Path(entry.filename).name == EXTRA), None)
-        if entry and entry.file_size > _LONGEST:
-            raise ValueError(f'its {EXTRA} has {entry.file_size} bytes')
         return Content(archive.read(entry).decode() if entry else '')
 
 

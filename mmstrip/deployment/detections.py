@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 _IGNORED = 0.02  # of the boxes, whose scores or overlaps are so near to a threshold that rounding decides
-_MASK_PIXELS = 0.01  # of a mask's, that may differ for the same reason
+_MASK_PIXELS = 0.01  # of the picture's, in which masks may differ for the same reason
 
 
 def detections_of(outputs: Sequence[np.ndarray], about: dict, inside: tuple, size: tuple) -> dict:
@@ -51,7 +50,7 @@ def _paste(mask: np.ndarray, box: np.ndarray, size: tuple) -> np.ndarray:
 def disagreement(found: dict, expected: dict, side: int) -> float | None:
     """Largest difference of two networks' detections: of scores, and of sides relative to the picture's.
 
-    Each detection is compared with the nearest of its class among the other's; it is infinite where there is none.
+    Each detection is compared with the nearest of its class among the other's; it is 1 or more where there is none.
 
     Args:
         found, expected: See :func:`detections_of`.
@@ -60,46 +59,22 @@ def disagreement(found: dict, expected: dict, side: int) -> float | None:
     Returns:
         None if neither has found anything.
     """
-    errors = sorted([*_nearest(found, expected, side), *_nearest(expected, found, side)])
-    errors = errors[: len(errors) - int(_IGNORED * len(errors))]
-    return errors[-1] if errors else None
-
-
-def _nearest(some: dict, others: dict, side: int) -> list[float]:
-    errors = []
-    for i, label in enumerate(some['labels']):
-        distances = [np.inf]
-        for k in np.flatnonzero(others['labels'] == label):
-            if 'masks' in some and not _same_mask(some['masks'][i], others['masks'][k]):
-                continue
-            apart = np.abs(some['bboxes'][i] - others['bboxes'][k]).max() / side
-            distances.append(max(float(apart), abs(float(some['scores'][i] - others['scores'][k]))))
-        errors.append(min(distances))
-    return errors
-
-
-def _same_mask(one: np.ndarray, other: np.ndarray) -> bool:
-    return (one != other).sum() <= max(_MASK_PIXELS * one.size, 4)
+    some, others = (
+        np.column_stack([part['bboxes'] / side, part['scores'], part['labels']]) for part in (found, expected)
+    )
+    if not len(some) or not len(others):
+        return None if len(some) == len(others) else np.inf
+    apart = np.abs(some[:, None] - others).max(2)  # 1 or more where the classes differ
+    if 'masks' in found:
+        for row, mask in zip(apart, found['masks']):
+            alike = np.flatnonzero(row < 1)
+            differing = (mask != expected['masks'][alike]).mean((1, 2))
+            row[alike[differing > _MASK_PIXELS]] = np.inf
+    errors = np.sort([*apart.min(0), *apart.min(1)])
+    return float(errors[len(errors) - int(_IGNORED * len(errors)) - 1])
 
 
 def values_of(instances) -> dict:
     """The same of mmdet's InstanceData."""
     names = ('bboxes', 'scores', 'labels', 'masks')
     return {name: np.asarray(getattr(instances, name)) for name in names if name in instances}
-
-
-def pictures_for(size: tuple, channels: int, pixels: bool) -> list[Tensor]:
-    """Random spots of three sizes, (1, C, H, W), in which a detector finds more than in noise.
-
-    Args:
-        size: Height and width.
-        channels: Of a picture.
-        pixels: Values of 0 to 255 in uint8; else normalised ones.
-    """
-    pictures = []
-    for seed, spot in enumerate((4, 8, 16)):
-        generator = torch.Generator().manual_seed(seed)
-        few = torch.randn(1, 1, *(max(side // spot, 2) for side in size), generator=generator)
-        picture = 1.5 * F.interpolate(few, size, mode='bicubic').expand(1, channels, *size)
-        pictures.append((128 + 64 * picture).clamp(0, 255).byte() if pixels else picture.contiguous())
-    return pictures

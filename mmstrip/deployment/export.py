@@ -1,7 +1,6 @@
 """From a config and a checkpoint to a file that runs without them."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from ..utils.config import dataset_class, leaf_datasets, load_config
 from ..version import __version__
 from . import any_size
 from .description import check_about
-from .detections import detections_of, disagreement, pictures_for, values_of
-from .formats import DYNAMIC_SIDES, check_detector, check_format, publish, write
+from .detections import detections_of, disagreement, values_of
+from .formats import DYNAMIC_SIDES, check_format, write, written_whole
+from .mmdeploy import check_detector
 from .preprocessing import fits, size_of, steps_of
 from .runtimes import Session, open_session
 
@@ -37,7 +37,6 @@ class Export:
         format: One of :data:`.formats.SUFFIXES`.
         part: 'whole', a classifier's logits, a segmentor's at the size of its input, or a detector's boxes;
             'backbone', its maps, or 'neck', maps of the neck after it.
-        deploy: Fold what inference can do without; see ``switch_to_deploy``.
         shape: Height and width, pixels; None: those of the test pipeline's crop or fixed size, of detectors its scale,
             of segmentors else the ``size`` of their ``data_preprocessor``, else 224.
         dynamic_batch, dynamic_size: See :func:`.formats.trace`. Without them the batch is 1.
@@ -48,7 +47,6 @@ class Export:
 
     format: str = 'onnx'
     part: str = 'whole'
-    deploy: bool = True
     shape: tuple[int, int] | None = None
     dynamic_batch: bool = False
     dynamic_size: bool = False
@@ -223,7 +221,7 @@ def export_model(
     if task == 'detector':
         check_detector(settings.format, settings.dynamic_batch or settings.dynamic_size)
     meta = fill_model(model, config, checkpoint, trusted).get('meta') or {}
-    if settings.deploy and hasattr(model.backbone, 'switch_to_deploy'):
+    if hasattr(model.backbone, 'switch_to_deploy'):
         model.backbone.switch_to_deploy()
     if task == 'segmentor' and settings.dynamic_size:
         any_size.prepare(model)
@@ -233,8 +231,7 @@ def export_model(
     with torch.no_grad():
         about['outputs'] = _output_names(network, images)
         check_about(json.loads(json.dumps(about)), out)
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / Path(out).name
+        with written_whole(out) as made:
             write(made, network, images, about)
             error = check(network, open_session(made, trusted=True), about)
             if error is not None and not error < TOLERANCES[settings.half]:
@@ -242,7 +239,6 @@ def export_model(
                     f'{out}: outputs differ by {error:.1e} of the largest from those of PyTorch, where '
                     f'{TOLERANCES[settings.half]:.0e} is allowed; nothing was written'
                 )
-            publish(made, out)
     return error
 
 
@@ -287,10 +283,10 @@ def _steps_of(dataset: dict, part: str) -> list[dict]:
 
 
 def _classes_of(model: nn.Module, meta: dict, dataset: dict) -> list[str] | None:
-    """From what is beside the weights, under its older name too, else of the test set where a head has as many."""
-    stored = {key.lower(): value for key, value in {**meta, **(meta.get('dataset_meta') or {})}.items()}
-    if stored.get('classes') is not None:
-        return list(stored['classes'])
+    """From what is beside the weights, else of the test set where a head has as many."""
+    stored = (meta.get('dataset_meta') or {}).get('classes')
+    if stored is not None:
+        return list(stored)
     known = dict(getattr(dataset_class(dataset), 'METAINFO', {}) if dataset else {})
     names = dataset.get('classes') or {**known, **(dataset.get('metainfo') or {})}.get('classes')
     counts = {getattr(module, 'num_classes', None) for module in model.modules()}
@@ -328,44 +324,42 @@ def _threshold(network: Network) -> float | None:
     return getattr(getattr(network.model, 'decode_head', None), 'threshold', None)
 
 
-def _images(about: dict, batch: int, shape: Sequence[int]) -> Tensor:
-    """Random images as a file takes them."""
-    size = (batch, about['channels'], *shape)
-    generator = torch.Generator().manual_seed(batch)
-    if about['normalize']:
-        return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
-    return torch.randn(size, generator=generator)
+def _images(about: dict, batch: int, shape: Sequence[int], spot: int = 1) -> Tensor:
+    """Random images as a file takes them, with spots of so many pixels: a detector finds more in them than in noise."""
+    generator = torch.Generator().manual_seed(spot)
+    values = torch.randn(batch, about['channels'], *(max(side // spot, 2) for side in shape), generator=generator)
+    images = 1.5 * F.interpolate(values, tuple(shape), mode='bicubic')
+    return (128 + 64 * images).clamp(0, 255).byte() if about['normalize'] else images
 
 
 def check(network: nn.Module, session: Session, about: dict) -> float | None:
     """Largest difference of a file's outputs from PyTorch's, as :func:`export_model` returns it.
 
-    Compared are batches of 1, 2 and 3, and three more sizes, where they are dynamic.
+    Compared are batches of 1, 2 and 3, and three more sizes, where they are dynamic; of detectors, three pictures.
     """
-    if about['task'] == 'detector':
-        return _check_detector(network, session, about)
     (height, width), least = about['shape'], DYNAMIC_SIDES[0]
     batches = (1, 2, 3) if about['dynamic_batch'] else (1,)
-    cases = [(batch, (height, width)) for batch in batches]
+    cases = [(batch, (height, width), 1) for batch in batches]
     if about['dynamic_size']:
-        for shape in ((height + 32, width), (max(height // 2, least), width + 45), (least, 2 * width)):
-            cases.append((batches[-1], shape))
+        sizes = (height + 32, width), (max(height // 2, least), width + 45), (least, 2 * width)
+        cases += [(batches[-1], size, 1) for size in sizes]
+    if about['task'] == 'detector':
+        cases = [(1, (height, width), spot) for spot in (4, 8, 16)]
     errors = []
-    for batch, shape in cases:
-        images = _images(about, batch, shape)
+    for batch, size, spot in cases:
+        images = _images(about, batch, size, spot)
         with torch.no_grad():
             expected = network(images)
-        for found, output in zip(session(images.numpy()), expected, strict=True):
-            difference = np.abs(found - output.numpy()).max() if found.shape == output.shape else np.inf
-            errors.append(float(difference / output.abs().max().clamp(min=_TINY)))
-    return float(np.max(errors))  # not a number if one is none
-
-
-def _check_detector(network: nn.Module, session: Session, about: dict) -> float | None:
-    size = tuple(about['shape'])
-    errors = []
-    for picture in pictures_for(size, about['channels'], about['normalize']):
-        found = detections_of([output[0] for output in session(picture.numpy())], about, size, size)
-        errors.append(disagreement(found, values_of(network(picture)[0]), max(size)))
+        found = session(images.numpy())
+        if about['task'] == 'detector':
+            boxes = detections_of([output[0] for output in found], about, size, size)
+            errors.append(disagreement(boxes, values_of(expected[0]), max(size)))
+        else:
+            errors += map(_difference, found, expected)
     errors = [error for error in errors if error is not None]
-    return float(np.max(errors)) if errors else None
+    return float(np.max(errors)) if errors else None  # not a number if one is none
+
+
+def _difference(found: np.ndarray, expected: Tensor) -> float:
+    difference = np.abs(found - expected.numpy()).max() if found.shape == expected.shape else np.inf
+    return float(difference / expected.abs().max().clamp(min=_TINY))

@@ -2,20 +2,17 @@
 
 import json
 import logging
-import shutil
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-
-from ..utils.files import write_file
-from .mmdeploy import check_installed
 
 # How the files of each format end, and what they and int8 need beside PyTorch.
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2', 'openvino': '.xml'}
@@ -59,10 +56,9 @@ def check_format(form: str, out: str | Path, half: bool = False, opset: int | No
     if not Path(out).absolute().parent.is_dir():
         raise FileNotFoundError(f'{out}: there is no folder {Path(out).parent}')
     check_packages(form)
-    if half and form not in HALVED:
-        raise ValueError(f'weights in float16 are for {" and ".join(HALVED)}, but the format is {form}')
-    if opset is not None and form not in HALVED:
-        raise ValueError(f'--opset is for {" and ".join(HALVED)}, but the format is {form}')
+    for name, asked in (('--half', half), ('--opset', opset is not None)):
+        if asked and form not in HALVED:
+            raise ValueError(f'{name} is for {" and ".join(HALVED)}, but the format is {form}')
 
 
 def check_packages(form: str) -> None:
@@ -70,22 +66,6 @@ def check_packages(form: str) -> None:
     missing = [name for name in PACKAGES.get(form, ()) if find_spec(name) is None]
     if missing:
         raise ValueError(f'{form} needs what is not installed here: pip install {" ".join(missing)}')
-
-
-def check_detector(form: str, dynamic: bool) -> None:
-    """Whether a whole detector can be exported as asked.
-
-    Raises:
-        ValueError: It cannot, or mmdeploy is not installed in the version that is supported.
-    """
-    if form not in HALVED:
-        raise ValueError(f'whole detectors are exported to {" and ".join(HALVED)}, but the format is {form}')
-    if dynamic:
-        raise ValueError(
-            'whole detectors take one image of one size: leave out --dynamic-batch and --dynamic-size, '
-            'or export --features or --neck'
-        )
-    check_installed()
 
 
 def require_trust(path: str | Path, trusted: bool) -> None:
@@ -158,12 +138,10 @@ def to_onnx(program: ExportedProgram, names: Sequence[str] = (), opset: int | No
 
 def _drop_traces(model) -> None:
     """Drop the lines of Python code and the PyTorch graph that each operation came from."""
-    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
-    for function in model.functions:
-        for node in function.node:
-            del node.metadata_props[:]
-    for item in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+    graph, nodes = model.graph, [node for function in model.functions for node in function.node]
+    for item in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *nodes):
         del item.metadata_props[:]
+    del graph.value_info[:]
 
 
 def halve(model) -> None:
@@ -242,25 +220,16 @@ def files_of(path: str | Path) -> list[Path]:
     return [path.with_suffix('.bin'), path] if path.suffix == SUFFIXES['openvino'] else [path]
 
 
-def publish(source: str | Path, out: str | Path) -> None:
-    """Copy an export to its place, each file atomically.
-
-    The one that is opened is written first and takes its place last, so that no old one lies beside new ones.
+@contextmanager
+def written_whole(out: str | Path) -> Iterator[Path]:
+    """A path to write an export to, which takes the place of ``out`` when all is well; until then older files stay.
 
     Raises:
-        OSError: It cannot be written; older files are still there.
+        OSError: The folder of ``out`` cannot be written.
     """
-    *others, (opened, path) = zip(files_of(source), files_of(out))
-
-    def write(file) -> None:
-        _copy(opened, file)
-        file.flush()
-        for made, other in others:
-            write_file(other, partial(_copy, made))
-
-    write_file(path, write)
-
-
-def _copy(path: Path, file) -> None:
-    with path.open('rb') as content:
-        shutil.copyfileobj(content, file)
+    out = Path(out).absolute()
+    with tempfile.TemporaryDirectory(prefix='.export-', dir=out.parent) as folder:
+        made = Path(folder) / out.name
+        yield made
+        for file, other in zip(files_of(made), files_of(out)):
+            os.replace(file, other)

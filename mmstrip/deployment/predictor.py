@@ -121,20 +121,17 @@ class Predictor:
         if about['dynamic_size'] and not least <= min(size) <= max(size) <= most:
             raise ValueError(f'{self.path} takes sides of {least} to {most} pixels, but got {size[0]} x {size[1]}')
         if not about['dynamic_size'] and not fits(size, about['shape'], about['task']):
-            raise ValueError(self._refusal(size))
+            height, width = about['shape']
+            most, other = ('up to ', '') if about['task'] == 'detector' else ('', ' or --dynamic-size')
+            raise ValueError(
+                f'{self.path} takes images of {most}{height} x {width}, but got {size[0]} x {size[1]}; export it with '
+                f'another --shape{other}'
+            )
         if not about['dynamic_batch'] and len(pixels) > 1:
             raise ValueError(f'{self.path} takes one image at a time, but got {len(pixels)}')
         if not about['normalize']:
             pixels = normalise(pixels, about['mean'], about['std'], about['flip'])
         return pixels if about['dynamic_size'] or tuple(about['shape']) == size else self._padded(pixels)
-
-    def _refusal(self, size: tuple[int, int]) -> str:
-        (height, width), (own_height, own_width) = self.about['shape'], size
-        start = f'but got {own_height} x {own_width}; export it with'
-        if self.about['task'] == 'detector':
-            side = max(height, width, *size)
-            return f'{self.path} takes images of up to {height} x {width}, {start} --shape {side} {side} for both'
-        return f'{self.path} takes images of {height} x {width}, {start} --dynamic-size or another --shape'
 
     def _padded(self, pixels: np.ndarray) -> np.ndarray:
         """Images with mmdet's padding below and beside them, as in a batch: of one value after normalisation."""

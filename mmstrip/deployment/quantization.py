@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from ..utils.config import leaf_datasets
 from ..utils.samples import read_sample
 from .description import read_about
-from .formats import HALVED, SUFFIXES, check_format, check_packages, publish, quietly, store
+from .formats import HALVED, SUFFIXES, check_format, check_packages, quietly, store, written_whole
 from .predictor import Predictor
 
 _COMPARED = 16  # images, before and after
@@ -39,11 +38,9 @@ def calibration_pixels(config: Config, count: int) -> list[np.ndarray]:
             'images for calibration come from train_dataloader and test_dataloader, but the config lacks one'
         )
     datasets = [DATASETS.build({**leaf, 'pipeline': test[0].pipeline}) for leaf in train]
-    ends = np.cumsum([len(dataset) for dataset in datasets])
-    chosen = np.random.default_rng(0).permutation(ends[-1])[:count]
-    owners = np.searchsorted(ends, chosen, side='right')
-    samples = ((datasets[i], int(index - ends[i] + len(datasets[i]))) for i, index in zip(owners, chosen))
-    return [read_sample(*sample)['inputs'].numpy() for sample in samples]
+    places = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
+    chosen = np.random.default_rng(0).permutation(len(places))[:count]
+    return [read_sample(*places[i])['inputs'].numpy() for i in chosen]
 
 
 def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) -> float:
@@ -72,13 +69,11 @@ def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) ->
         raise ValueError(f'{path} must have weights in float32 to be quantised')
     before = Predictor(path)
     inputs = [before.inputs(image[None]) for image in pixels]
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / Path(out).name
+    with written_whole(out) as made:
         write_int8(path, made, inputs, json.dumps({**about, 'int8': True}))
         after = Predictor(made)
         some = pixels[:_COMPARED]
         error = _distance([(after.run(image[None])[0], before.run(image[None])[0]) for image in some])
-        publish(made, out)
     return error
 
 
@@ -91,27 +86,24 @@ def write_int8(path: str | Path, out: Path, inputs: Sequence[np.ndarray], about:
         inputs: What it is calibrated on.
         about: Description, as JSON. Defaults to none.
     """
+    import nncf
+
     if out.suffix == SUFFIXES['onnx']:
         from onnx import load
     else:
         from openvino import Core
 
         load = Core().read_model
-    store(_quantised(load(path), inputs), out, about)
-
-
-def _quantised(model, inputs: Sequence[np.ndarray]):
-    import nncf
-
     with quietly():
         nncf.set_log_level(logging.ERROR)
-        return nncf.quantize(
-            model,
+        quantised = nncf.quantize(
+            load(path),
             nncf.Dataset([{'images': images} for images in inputs]),
             subset_size=len(inputs),
             # Weights of 7 bits, as the sums of AVX2 and AVX-512 without VNNI overflow with 8.
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix='enable'),
         )
+    store(quantised, out, about)
 
 
 def _distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:

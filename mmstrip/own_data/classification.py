@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..models.arguments import MIN_SIDE
 from .folders import VAL_SHARE, Folder, check_names, hold_out
-from .writing import Written, check_positive, choose_backbone, compare, output_folder, write_config
+from .writing import Part, Written, check_positive, choose_backbone, write_config
 
 IMG_SIZE = 224
 TEMPLATE = """\
@@ -98,14 +98,13 @@ def write_classification(
         raise ValueError(f'batch_size must be at most the {count} training images of {folder}, but got {batch_size}')
     batch_size = batch_size or min(count, max(4, min(64, 2 ** (count // 20).bit_length() // 2)))
     backbone = choose_backbone(arch, init)
-    out = output_folder(out, data.path)
-    config = out / f'strip-mlp-{backbone.name}_{out.name}.py'
     recipe, default_epochs, warm_up = ('finetune_100e', 100, 5) if init else ('300e_1xb128', 300, 20)
-    write_config(
-        config,
-        {f'{split}.txt': _lines(data.path, samples, classes) for split, samples in splits.items()},
-        {split: dict(ann_file=out / f'{split}.txt') for split in splits},
+    config = write_config(
+        data,
+        f'strip-mlp-{backbone.name}',
         TEMPLATE,
+        {split: Part(dict(samples), _lines(data.path, samples, classes)) for split, samples in splits.items()},
+        lambda sample, names: names[sample['gt_label']],
         classes=classes,
         schedule=f'mmstrip::_base_/schedules/adamw_{recipe}.py',
         size=size,
@@ -119,8 +118,6 @@ def write_classification(
         topk=(1, 5) if len(classes) > 5 else 1,
         warm_up=warm_up,
     )
-    found = {split: dict(samples) for split, samples in splits.items()}
-    compare(data, config, found, lambda sample, names: names[sample['gt_label']])
     numbers = Counter(name for samples in splits.values() for _, name in samples)
     smallest, largest = min(classes, key=numbers.get), max(classes, key=numbers.get)
     counts = {split: len(samples) for split, samples in splits.items()}

@@ -2,12 +2,11 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 from .annotations import Split, read_boxes
 from .folders import VAL_SHARE, Folder, check_names, hold_out, listed
-from .writing import Written, check_positive, choose_backbone, compare, output_folder, write_config
+from .writing import Part, Written, check_positive, choose_backbone, write_config
 
 # The config that is inherited, the first stage that the neck gets, the place of the resizing in the training pipeline,
 # and the shares of the epochs after which the learning rate drops.
@@ -96,23 +95,25 @@ def write_detection(
     classes = _classes(data, splits)
     boxes = {split: _count(data, split, part, classes) for split, part in splits.items()}
     backbone = choose_backbone(arch, init)
-    out = output_folder(out, data.path)
-    config = out / f'{model}_strip-mlp-{backbone.name}_{out.name}.py'
     base, stage, position, drops = MODELS[model]
     head = dict(bbox_head=dict(num_classes=len(classes)))
     images = len(splits['train'].content['images'])
     epochs, batch_size = epochs or (SMALL_EPOCHS if images < SMALL else EPOCHS), batch_size or 2
     # Statistics and scales of BN stand still where a checkpoint has them.
     norm = {} if init else dict(norm_cfg=dict(type='BN', requires_grad=True), norm_eval=False)
-    places = {
-        split: dict(ann_file=part.file or out / f'{split}.json', data_prefix=dict(img=part.root))
+    parts = {
+        split: Part(boxes[split], part.file or part.content, dict(data_prefix=dict(img=part.root)))
         for split, part in splits.items()
     }
-    write_config(
-        config,
-        {f'{split}.json': part.content for split, part in splits.items() if not part.file},
-        places,
+    config = write_config(
+        data,
+        f'{model}_strip-mlp-{backbone.name}',
         TEMPLATE,
+        parts,
+        lambda sample, names: Counter(
+            names[box['bbox_label']] for box in sample['instances'] if not box['ignore_flag']
+        ),
+        f'images without boxes, or with a side of less than {LEAST_SIDE} pixels,',
         base=f'mmstrip::detection/{base}.py',
         classes=classes,
         size=size or SHORT_SIDE,
@@ -126,11 +127,6 @@ def write_detection(
         warm_up=min(WARM_UP, math.ceil(epochs * images / batch_size / 10)),
         milestones=[round(epochs * share) for share in drops],
     )
-
-    def read(sample: dict, names: Sequence[str]) -> Counter:
-        return Counter(names[box['bbox_label']] for box in sample['instances'] if not box['ignore_flag'])
-
-    compare(data, config, boxes, read, f'images without boxes, or with a side of less than {LEAST_SIDE} pixels,')
     sizes = [(image['width'], image['height']) for part in splits.values() for image in part.content['images']]
     counts = {split: len(part.content['images']) for split, part in splits.items()}
     numbers = Counter(name for images in boxes.values() for count in images.values() for name in count.elements())

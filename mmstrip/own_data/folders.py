@@ -36,7 +36,8 @@ Sample = TypeVar('Sample')
 class Folder:
     """A user's folder, in which each file is found once, however many links lead to it.
 
-    ``notes`` take what a user must know of it, a sentence each; ``out``, where the config will be, is no part of it.
+    ``notes`` take what a user must know of it, a sentence each. ``out``, where the config goes, is no part of it; by
+    default it is named as the folder.
     """
 
     def __init__(self, path: str | Path, out: str | Path | None = None):
@@ -44,7 +45,9 @@ class Folder:
             raise FileNotFoundError(f'no folder {path}')
         self.path = Path(path)
         self.notes: list[str] = []
-        self._outputs = {os.path.realpath(place) for place in (*(self.path / name for name in OUTPUTS), out or path)}
+        name = re.sub(r'[^\w.-]+', '-', self.path.name or self.path.resolve().name)  # in letters that shells take
+        self.out = Path(out or Path('own_data') / name)
+        self._outputs = {os.path.realpath(place) for place in (*(self.path / name for name in OUTPUTS), self.out)}
         self._seen: set[str] = set()
         self._repeated: list[Path] = []
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..utils.samples import IGNORED
 from .folders import IMAGE_FOLDERS, VAL_SHARE, Folder, check_names, hold_out, listed, progress, read_lines
-from .writing import Written, check_positive, choose_backbone, compare, output_folder, write_config
+from .writing import Part, Written, check_positive, choose_backbone, write_config
 
 MODELS = {'fpn': '8xb2-80k', 'upernet': '8xb2-160k', 'segformer': '8xb2-160k'}  # and the configs of theirs
 CROP_SIZE, STEP = 512, 32  # pixels
@@ -82,10 +82,10 @@ class Split(NamedTuple):
         """Images with their label maps."""
         return dict(tuple(map(Path, self.roots, map(name.__add__, self.suffixes))) for name in self.names)
 
-    def place(self, names: Path) -> dict:
-        """The arguments by which a dataset finds the pairs, the file of their names given."""
+    def place(self) -> dict:
+        """The arguments by which a dataset finds the pairs."""
         prefix = dict(img_path=self.roots[0], seg_map_path=self.roots[1])
-        return dict(ann_file=names, img_suffix=self.suffixes[0], seg_map_suffix=self.suffixes[1], data_prefix=prefix)
+        return dict(img_suffix=self.suffixes[0], seg_map_suffix=self.suffixes[1], data_prefix=prefix)
 
 
 def write_segmentation(
@@ -131,14 +131,13 @@ def write_segmentation(
     values = _values(splits, sizes)
     names, ignored = _classes(data, classes, values)
     backbone = choose_backbone(arch, init)
-    out = output_folder(out, data.path)
-    config = out / f'strip-mlp-{backbone.name}_{model}_{out.name}.py'
     side, batch_size = int(median(map(min, sizes.values()))) // STEP * STEP, batch_size or 4
-    write_config(
-        config,
-        {f'{split}.txt': part.names for split, part in splits.items()},
-        {split: part.place(out / f'{split}.txt') for split, part in splits.items()},
+    config = write_config(
+        data,
+        f'strip-mlp-{backbone.name}_{model}',
         TEMPLATE,
+        {split: Part(part.pairs(), part.names, part.place()) for split, part in splits.items()},
+        lambda sample, _: Path(sample['seg_map_path']),
         base=f'mmstrip::segmentation/strip-mlp-tiny-light_{model}_{MODELS[model]}_ade20k-512x512.py',
         classes=names,
         size=size or min(CROP_SIZE, max(STEP, side)),
@@ -149,12 +148,6 @@ def write_segmentation(
         backbone=backbone.arguments(norm_cfg=dict(type='BN')),
         heads=_heads(model, backbone.channels, len(names), ignored),
         lr=2e-4 if init else 5e-4,
-    )
-    compare(
-        data,
-        config,
-        {split: part.pairs() for split, part in splits.items()},
-        lambda sample, _: Path(sample['seg_map_path']),
     )
     data.note_items('classes without a pixel', [name for number, name in enumerate(names) if number not in values])
     counts = {split: len(part.names) for split, part in splits.items()}
@@ -291,14 +284,27 @@ def _classes(data: Folder, classes: str | Path | None, values: dict[int, Path]) 
             f'{values[IGNORED]} must hold class numbers, but is a mask of 0 and 255, and 255 stands for ignored '
             'pixels; write 1 for 255'
         )
-    if not files:
-        if numbers != list(range(len(numbers))):
-            raise ValueError(
-                f'{values[numbers[-1]]} must hold class numbers from 0 without gaps, but the label maps have '
-                f'{listed(numbers, 10)}; a file of names, classes.txt, allows gaps'
-            )
-        _check_several(numbers, values)
-        return [str(number) for number in numbers], IGNORED
+    names = _names(data, files) if files else [str(number) for number in numbers]
+    if not files and numbers != list(range(len(numbers))):
+        raise ValueError(
+            f'{values[numbers[-1]]} must hold class numbers from 0 without gaps, but the label maps have '
+            f'{listed(numbers, 10)}; a file of names, classes.txt, allows gaps'
+        )
+    above = [number for number in numbers if number >= len(names)]
+    if len(above) + (IGNORED in values) > 1:
+        raise ValueError(
+            f'{values[above[-1]]} must hold numbers from 0 to {len(names) - 1} as {files[0]} names {len(names)} '
+            f'classes, and at most one more, to be ignored, but has {listed(above, 5)}'
+        )
+    if len(numbers) - len(above) < 2:
+        raise ValueError(
+            f'{next(iter(values.values()))} must hold at least two classes, as all label maps together, but they have '
+            f'{listed(sorted(values))}' + ', one of them to be ignored' * (len(values) > 1)
+        )
+    return names, above[0] if above else IGNORED
+
+
+def _names(data: Folder, files: Sequence[Path]) -> list[str]:
     file, names = files[0], read_lines(files[0])
     data.note_items(f'names of classes from {file}, not', files[1:])
     if names[:1] == [LABELME_IGNORED]:
@@ -307,19 +313,4 @@ def _classes(data: Folder, classes: str | Path | None, values: dict[int, Path]) 
     if len(names) < 2:
         raise ValueError(f'{file} must name at least two classes, the background among them, but names {listed(names)}')
     check_names(names, file)
-    above = [number for number in numbers if number >= len(names)]
-    if len(above) + (IGNORED in values) > 1:
-        raise ValueError(
-            f'{values[above[-1]]} must hold numbers from 0 to {len(names) - 1} as {file} names {len(names)} '
-            f'classes, and at most one more, to be ignored, but has {listed(above, 5)}'
-        )
-    _check_several([number for number in numbers if number not in above], values)
-    return names, above[0] if above else IGNORED
-
-
-def _check_several(numbers: Sequence[int], values: dict[int, Path]) -> None:
-    if len(numbers) < 2:
-        raise ValueError(
-            f'{next(iter(values.values()))} must hold at least two classes, as all label maps together, but they have '
-            f'{listed(sorted(values))}' + ', one of them to be ignored' * (len(values) > len(numbers) > 0)
-        )
+    return names

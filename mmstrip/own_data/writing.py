@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from pprint import pformat
 from typing import NamedTuple
@@ -100,12 +100,6 @@ def choose_backbone(arch: str | None, init: str | Path | None) -> Backbone:
     return Backbone(name or 'custom', name or settings, others, init_cfg)
 
 
-def output_folder(out: str | Path | None, images: Path) -> Path:
-    """The folder for what is written, by default named as that of the images, in letters that shells take."""
-    name = re.sub(r'[^\w.-]+', '-', images.name or images.resolve().name)
-    return Path(out or Path('own_data') / name)
-
-
 def check_positive(**arguments: int | None) -> None:
     """Raises ValueError for one that is given and not positive."""
     for name, value in arguments.items():
@@ -145,14 +139,34 @@ def fill(template: str, values: dict) -> str:
     return re.sub(r'^( *)\$(\w+),\n|\$(\w+)', text, template, flags=re.MULTILINE)
 
 
-def write_config(path: Path, files: dict[str, Sequence | dict], places: dict[str, dict], template: str, **values):
+class Part(NamedTuple):
+    """What a config says of a split.
+
+    Attributes:
+        images: Each image with what belongs to it.
+        annotations: The file that its dataset reads, or what to write into one: lines, or JSON.
+        place: Further arguments of its dataset, which say where the images are.
+    """
+
+    images: dict[Path, object]
+    annotations: Path | list[str] | dict
+    place: dict = {}
+
+
+def write_config(
+    data: Folder, name: str, template: str, parts: dict[str, Part], read: Callable, unused: str = 'images', **values
+) -> Path:
     """Write a config and the files beside it, each atomically; nothing where a value cannot be kept.
 
+    It is read back as the tools do: where its datasets differ from what was found is noted.
+
     Args:
-        path: The config.
-        files: Lines or JSON of each file, by its name.
-        places: The arguments of each split's dataset that say where its data are.
+        data: The folder, which knows where the config goes.
+        name: What the config's name begins with.
         template: The config as :func:`fill` takes it, with ``$loaders`` for the three loaders.
+        parts: The splits.
+        read: Gives what belongs to an image, of a sample of a dataset and the names of its classes.
+        unused: What to call images that a dataset leaves out.
         **values: The values. ``classes`` is written to a file where mmengine would change a name, in the config or in
             the dump of it in a work dir.
 
@@ -160,37 +174,36 @@ def write_config(path: Path, files: dict[str, Sequence | dict], places: dict[str
         OSError: A file cannot be written.
         ValueError: A value cannot stand in a config.
     """
+    config, files, places = data.out / f'{name}_{data.out.name}.py', {}, {}
+    for split, part in parts.items():
+        file = part.annotations
+        if not isinstance(file, Path):
+            file = data.out / f'{split}.{"json" if isinstance(file, dict) else "txt"}'
+            files[file] = part.annotations
+        places[split] = dict(ann_file=file, **part.place)
     if any(SUBSTITUTED in name for name in values['classes']):
-        files['class_names.txt'] = values['classes']
-        values['classes'] = path.parent / 'class_names.txt'
-    values |= {'test': places['val']} | places
-    python(path)  # the Runner writes its name into the config
-    texts = {path.name: fill(template.replace('$loaders\n', LOADERS), values)}
-    for name, content in files.items():
-        texts[name] = json.dumps(content) if isinstance(content, dict) else ''.join(f'{line}\n' for line in content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_file(path.parent / name, lambda file, text=text: file.write(text.encode()))
-
-
-def compare(data: Folder, config: Path, found: dict[str, dict], read: Callable, unused: str = 'images') -> None:
-    """Read a config as the tools do, and note where its datasets differ from what was found.
-
-    Args:
-        data: The folder, which takes the notes.
-        config: The config.
-        found: What belongs to each image of each split.
-        read: Gives the same of a sample of a dataset and the names of its classes.
-        unused: What to call images that a dataset leaves out.
-    """
-    config = Config.fromfile(config)
-    for split, images in found.items():
-        settings = dict(config[f'{split}_dataloader'].dataset, pipeline=[], serialize_data=False)
-        with contextlib.redirect_stdout(io.StringIO()):  # COCO's API prints
-            dataset = DATASETS.build(settings)
-        samples = (dataset.get_data_info(i) for i in range(len(dataset)))
-        given = {Path(sample['img_path']): read(sample, dataset.metainfo['classes']) for sample in samples}
-        lacking = [image for image in images if image not in given]
-        differing = [image for image in images if image in given and images[image] != given[image]]
+        file = data.out / 'class_names.txt'
+        files[file], values['classes'] = values['classes'], file
+    python(config)  # the Runner writes its name into the config
+    text = fill(template.replace('$loaders\n', LOADERS), values | {'test': places['val']} | places)
+    data.out.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        lines = json.dumps(content) if isinstance(content, dict) else ''.join(f'{line}\n' for line in content)
+        write_file(file, lambda opened, lines=lines: opened.write(lines.encode()))
+    write_file(config, lambda opened: opened.write(text.encode()))
+    loaded = Config.fromfile(config)
+    for split, part in parts.items():
+        given = _given(loaded[f'{split}_dataloader'].dataset, read)
+        lacking = [image for image in part.images if image not in given]
+        differing = [image for image, own in part.images.items() if given.get(image, own) != own]
         data.note_items(f'{split}: {len(lacking)} {unused} are not trained on', lacking)
         data.note_items(f'{split}: {len(differing)} images are not trained on as they were found', differing)
+    return config
+
+
+def _given(settings: dict, read: Callable) -> dict[Path, object]:
+    """What a dataset gives of each image."""
+    with contextlib.redirect_stdout(io.StringIO()):  # COCO's API prints
+        dataset = DATASETS.build(dict(settings, pipeline=[], serialize_data=False))
+    samples = (dataset.get_data_info(i) for i in range(len(dataset)))
+    return {Path(sample['img_path']): read(sample, dataset.metainfo['classes']) for sample in samples}

@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import functools
 import itertools
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+import mmengine.config.utils
 import torch
 from hypothesis import strategies as st
 
@@ -23,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / 'tests' / 'data'
 SMALL_ARCH = dict(embed_dims=16, depths=(1, 1, 2, 1))
 SMALL_CONFIG = DATA / 'digits_small.py'
+
+# A config of a toolbox is found by reading all model indices of it, a second for each; they do not change here.
+mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)
 
 
 # Sizes of a strip MLP layer and of the map it mixes, for hypothesis.

@@ -6,10 +6,25 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from helpers import ROOT, randomise
+from helpers.runs import CONFIG
 from mmstrip.utils.config import load_config
 
 CLASSES = [f'digit {i}' for i in range(10)]
 SCENES = str(ROOT / 'configs/segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py')
+
+
+@MODELS.register_module()
+class Stems(torch.nn.Module):
+    """A backbone that is traced in no time, as Strip-MLP at any size is not: a convolution for each map."""
+
+    def __init__(self):
+        super().__init__()
+        self.stems = torch.nn.ModuleList(torch.nn.Conv2d(3, 8, stride, stride) for stride in (4, 8, 16, 32))
+
+    def forward(self, images):
+        return [stem(images) for stem in self.stems]
+
+
 SMALL_SCENES = {
     'model.backbone.arch': dict(embed_dims=8, depths=(1, 1, 1, 1)),
     'model.neck.in_channels': [8, 16, 32, 64],
@@ -49,6 +64,30 @@ OPTIONS = {
         },
     },
 }
+ANY = dict(dynamic_batch=True, dynamic_size=True)
+RESIZED = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(112, 80), keep_ratio=False)]
+PADDED = {  # as whole models may not be
+    'model.data_preprocessor.test_cfg': dict(size=(96, 96)),
+    'test_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile'), dict(type='Pad', size=(96, 96))],
+}
+# A config, its options, how it is exported, and the names of classes in its checkpoint.
+EXPORTS = {
+    'classifier': (str(CONFIG), {}, dict(dynamic_batch=True), CLASSES),
+    'classifier in openvino': (str(CONFIG), {}, dict(format='openvino', dynamic_batch=True, scores=True), CLASSES),
+    'segmentor': (
+        SCENES,
+        {
+            **SMALL_SCENES,
+            'model.backbone': dict(_delete_=True, type='Stems'),
+            'model.neck.in_channels': [8] * 4,
+            'test_dataloader.dataset.pipeline': [*RESIZED, dict(type='PackSegInputs')],
+        },
+        dict(ANY, format='openvino', shape=(80, 112)),
+        list('abcdefghijk'),
+    ),
+    'maps': (SCENES, {**SMALL_SCENES, **PADDED}, dict(ANY, part='backbone', shape=(80, 112)), None),
+    'neck': (DETECTORS['RetinaNet'], OPTIONS['RetinaNet'], dict(part='neck', shape=(64, 96)), None),
+}
 PAD_VALUE = 1.0  # after normalisation
 SPREAD = {'cls.weight': 0.1, 'reg.weight': 0.1, 'logits.weight': 0.3}  # of weights with which heads find something
 SIZES = {'RetinaNet': (64, 64), 'MaskRCNN': (64, 96), 'CascadeRCNN': (64, 64)}  # one as its windows, and larger
@@ -66,11 +105,8 @@ def write_checkpoint(config, path, classes=None):
     return str(path)
 
 
-def write_detector(name: str, folder: Path, spread: float = 1.0) -> tuple[str, str]:
-    """Config file and checkpoint of a detector that takes pictures of its size and finds something in any.
-
-    With a larger spread of its weights it is surer.
-    """
+def write_detector(name: str, folder: Path) -> tuple[str, str]:
+    """Config file and checkpoint of a detector that takes pictures of its size and finds something in any."""
     height, width = SIZES[name]
     config = load_config(DETECTORS[name], OPTIONS[name])
     config.model.data_preprocessor.pad_value = PAD_VALUE
@@ -83,7 +119,7 @@ def write_detector(name: str, folder: Path, spread: float = 1.0) -> tuple[str, s
     for key, value in model.named_parameters():
         for ending, std in SPREAD.items():
             if key.endswith(ending):
-                torch.nn.init.normal_(value, std=std * spread)
+                torch.nn.init.normal_(value, std=std)
         if key.endswith('retina_cls.bias'):
             torch.nn.init.constant_(value, -2)
     meta = dict(dataset_meta=dict(classes=CLASSES))

@@ -82,6 +82,6 @@ def read_splits(config: Path | Config) -> dict[str, tuple[tuple, list[dict]]]:
     config = Config.fromfile(config) if isinstance(config, Path) else config
     found = {}
     for split in ('train', 'val', 'test'):
-        dataset = DATASETS.build(dict(config[f'{split}_dataloader'].dataset, pipeline=[]))
+        dataset = DATASETS.build(dict(config[f'{split}_dataloader'].dataset, pipeline=[], serialize_data=False))
         found[split] = tuple(dataset.metainfo['classes']), [dataset.get_data_info(i) for i in range(len(dataset))]
     return found

@@ -12,6 +12,7 @@ import resource
 import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -76,6 +77,7 @@ def _run_tool(tool: str, arguments: list[str], output: str, cwd: str, env: dict[
     _prepare(output)
     os.chdir(cwd)
     os.environ.update(env)
+    tempfile.tempdir = None  # that of the fork server, whatever the environment says
     sys.argv = [tool, *arguments]
     if tool.startswith('benchmarks.'):
         runpy.run_module(tool, run_name='__main__', alter_sys=True)

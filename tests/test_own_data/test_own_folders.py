@@ -9,11 +9,6 @@ from mmengine.config import Config
 from mmstrip.own_data import write_classification, write_detection, write_segmentation
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def names_of(written):
     """The classes, and the images of each split below the folder."""
     splits = read_splits(written.config)
@@ -46,12 +41,6 @@ def test_folders_beside_splits(tmp_path):
         'val',
     }
     assert 'left out, as beside the folders of splits: data/extra, data/valid, data/cover.png' in written.found
-
-
-def test_splits_without_one_for_training(tmp_path):
-    write_classes(tmp_path / 'data', ['val/a', 'test/a', 'bus/a'])
-    with pytest.raises(ValueError, match='data has val, test, but no folder train'):
-        write_classification('data')
 
 
 @pytest.mark.parametrize('out', [None, 'data/configs', 'data'])
@@ -107,40 +96,17 @@ def test_classes_in_other_folders_are_linked(tmp_path):
     assert len(names_of(write_classification('data'))[1]['train']) == 6
 
 
-def test_an_image_in_two_splits(tmp_path):
-    for split in ('train', 'val'):
-        write_coco(tmp_path / 'data', f'{split}.json')
-    with pytest.raises(ValueError, match='data/1.jpg must be in one split, but is in train and val'):
-        write_detection('data')
-
-
-def test_an_image_twice_in_a_file(tmp_path):
-    """Held out, it could be in two splits."""
-
-    def again(content):
-        content['images'].append(dict(content['images'][0], id=9, file_name='./1.jpg'))
-
-    write_coco(tmp_path / 'data', edit=again)
-    with pytest.raises(ValueError, match=r'a.json: images\[0\] and images\[4\] have the same file_name'):
-        write_detection('data')
-
-
 @pytest.mark.parametrize(
     'masks, pairs',
     [
         ([f'{i}_mask' for i in (10, 20, 30, 40)], {'10': '10_mask', '20': '20_mask', '30': '30_mask', '40': '40_mask'}),
         ([f'{i}0mask' for i in range(1, 5)], {'10': '10mask', '20': '20mask', '30': '30mask', '40': '40mask'}),
-        (['3_mask'], None),
         (['4', '30'], {'4': '4', '30': '30'}),
     ],
 )
 def test_pairs_by_endings(masks, pairs, tmp_path):
     """Digits belong to the number before the ending."""
     write_pairs(tmp_path / 'data', range(1, 41), masks)
-    if pairs is None:
-        with pytest.raises(ValueError, match='at least two images'):
-            write_segmentation('data')
-        return
     written = write_segmentation('data')
     samples = [sample for split in ('train', 'val') for sample in read_splits(written.config)[split][1]]
     stems = {tuple(os.path.basename(sample[key])[:-4] for key in ('img_path', 'seg_map_path')) for sample in samples}

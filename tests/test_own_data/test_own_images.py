@@ -16,11 +16,6 @@ from mmstrip.own_data import write_classification, write_detection, write_segmen
 from mmstrip.utils.samples import ORIENTATION, inspect_image
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def lying(orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation

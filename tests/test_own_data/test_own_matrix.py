@@ -46,6 +46,22 @@ def init(tmp_path_factory):
     return path
 
 
+def predict(task, config, checkpoint, options):
+    """In the toolbox's own words, for a picture of the training."""
+    if task == 'detection':
+        from mmdet.apis import inference_detector, init_detector
+
+        model = init_detector(config, checkpoint, device='cpu', cfg_options=options)
+        assert model.dataset_meta['classes'] == ['cell']
+        assert inference_detector(model, 'data/1.jpg').pred_instances.bboxes.shape[1] == 4
+    elif task == 'segmentation':
+        from mmseg.apis import inference_model, init_model
+
+        model = init_model(config, checkpoint, device='cpu', cfg_options=options)
+        assert model.dataset_meta['classes'] == ['0', '1']
+        assert inference_model(model, 'data/images/0.png').pred_sem_seg.data.shape == (1, 48, 64)
+
+
 def run(config, work_dir, options, **more) -> Runner:
     loaded = load_config(str(config), {**options, **more})
     loaded.work_dir = str(work_dir)
@@ -68,19 +84,24 @@ def run(config, work_dir, options, **more) -> Runner:
         ('segmentation', 'segformer', False, None, None, SEGFORMER),
     ],
 )
-def test_every_config_trains_tests_and_exports(task, model, starts, size, part, options, init, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_every_config_trains_tests_and_exports(task, model, starts, size, part, options, init, tmp_path):
     writer, make, metric = TASKS[task]
     make(tmp_path / 'data')
     asked = dict(init=init if starts else None, size=size, batch_size=2, epochs=2 if task == 'classification' else 1)
     with mock.patch.dict(StripMLP.arch_zoo, {'tiny-light': ARCH}):  # what a config from scratch names
         config = writer('data', **asked, **({'model': model} if model else {})).config
         runner = run(config, tmp_path / 'run', options)
+        heads = [getattr(runner.model, name, None) for name in ('head', 'bbox_head', 'decode_head', 'roi_head')]
+        heads = [getattr(head, 'bbox_head', head) for head in heads if head is not None]
+        assert [head.num_classes for head in heads] == [1 if task == 'detection' else 2]
+        assert runner.model.backbone.embed_dims == 8
         runner.train()
         assert all(torch.isfinite(value).all() for value in runner.model.state_dict().values())
         checkpoint = (tmp_path / 'run' / 'last_checkpoint').read_text()
         tested = run(config, tmp_path / 'test', options, load_from=checkpoint).test()
         assert any(re.fullmatch(metric, key) for key in tested), tested
+        if starts:
+            predict(task, str(config), checkpoint, options)
         if part is None:
             return
         shape = None if part == 'whole' else (64, 64)

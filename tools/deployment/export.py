@@ -20,7 +20,6 @@ def parse_args() -> argparse.Namespace:
     part.add_argument('--features', action='store_true', help='the maps of the backbone alone')
     part.add_argument('--neck', action='store_true', help='the maps of backbone and neck')
     parser.add_argument('--scores', action='store_true', help="a classifier's scores instead of logits")
-    parser.add_argument('--no-deploy', action='store_true', help='keep the trained form, not folded for inference')
     parser.add_argument(
         '--shape', type=int, nargs='+', metavar=('H', 'W'), help="image size (default: the test pipeline's, else 224)"
     )
@@ -45,7 +44,6 @@ def main() -> None:
     settings = Export(
         **{name: getattr(args, name) for name in names},
         part='backbone' if args.features else 'neck' if args.neck else 'whole',
-        deploy=not args.no_deploy,
         shape=(args.shape[0], args.shape[-1]) if args.shape else None,
     )
     start = time.perf_counter()

@@ -5,7 +5,10 @@ This folder is for that version alone; :mod:`.rewriters` imports mmdeploy, and o
 
 from importlib.metadata import PackageNotFoundError, version
 
+from ..formats import HALVED
+
 VERSION = '1.3.1'
+LEAST_OPSET, OPSET = 16, 17  # 16 is the first whose RoiAlign has mmcv's half pixels
 # One image of a fixed size, boxes by ONNX's own NonMaxSuppression, masks as the mask head gives them.
 CONFIG = dict(
     onnx_config=dict(type='onnx', input_shape=None),
@@ -17,15 +20,21 @@ CONFIG = dict(
     ),
     backend_config=dict(type='onnxruntime'),
 )
-LEAST_OPSET, OPSET = 16, 17  # 16 is the first whose RoiAlign has mmcv's half pixels
 
 
-def check_installed() -> None:
-    """Whether the mmdeploy that this folder is for is installed.
+def check_detector(form: str, dynamic: bool) -> None:
+    """Whether a whole detector can be exported as asked.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It cannot, or mmdeploy is not installed in the version that this folder is for.
     """
+    if form not in HALVED:
+        raise ValueError(f'whole detectors are exported to {" and ".join(HALVED)}, but the format is {form}')
+    if dynamic:
+        raise ValueError(
+            'whole detectors take one image of one size: leave out --dynamic-batch and --dynamic-size, '
+            'or export --features or --neck'
+        )
     try:
         found = version('mmdeploy')
     except PackageNotFoundError:

@@ -61,23 +61,13 @@ def _one_of(labels: Tensor, count: int, scores: Tensor) -> Tensor:
     return torch.where(own, scores, torch.zeros_like(scores))[None]
 
 
-def _activated(self, map_: Tensor) -> Tensor:
-    """Scores (cells, classes) of a map (1, C, H, W)."""
-    scores = map_[0].permute(1, 2, 0).reshape(-1, self.cls_out_channels)
-    return scores.sigmoid() if self.use_sigmoid_cls else scores.softmax(1)[:, :-1]
-
-
-def _priors(self, maps: list[Tensor]) -> list[Tensor]:
-    sizes = [tuple(map(int, map_.shape[2:])) for map_ in maps]
-    return [priors.data for priors in self.prior_generator.grid_priors(sizes, device=maps[0].device)]
-
-
-@rewrite('dense_heads.base_dense_head.BaseDenseHead.predict_by_feat')
-def dense_head(self, cls_scores, bbox_preds, score_factors=None, batch_img_metas=None, cfg=None, **_):
-    cfg = self.test_cfg if cfg is None else cfg
+def _best(self, cls_scores, bbox_preds, score_factors, batch_img_metas, cfg) -> tuple[Tensor, ...]:
+    """Scores, classes, levels and boxes of the best cells of each level."""
+    sizes = [tuple(map(int, map_.shape[2:])) for map_ in cls_scores]
     found = []
-    for level, priors in enumerate(_priors(self, cls_scores)):
-        scores = _activated(self, cls_scores[level])
+    for level, priors in enumerate(self.prior_generator.grid_priors(sizes, device=cls_scores[0].device)):
+        scores = cls_scores[level][0].permute(1, 2, 0).reshape(-1, self.cls_out_channels)
+        scores = scores.sigmoid() if self.use_sigmoid_cls else scores.softmax(1)[:, :-1]
         classes = scores.shape[1]
         scores = torch.where(scores > cfg.get('score_thr', 0), scores, torch.zeros_like(scores))
         scores, best = scores.flatten().topk(min(cfg.get('nms_pre', scores.numel()), int(scores.numel())))
@@ -85,23 +75,23 @@ def dense_head(self, cls_scores, bbox_preds, score_factors=None, batch_img_metas
         deltas = bbox_preds[level][0].permute(1, 2, 0).reshape(-1, self.bbox_coder.encode_size)
         if score_factors is not None:
             scores = scores * score_factors[level][0].permute(1, 2, 0).flatten().sigmoid()[places]
-        found.append((scores, best % classes, deltas[places], priors[places]))
-    scores, labels, deltas, priors = (torch.cat(parts) for parts in zip(*found))
+        found.append((scores, best % classes, torch.full_like(best, level), deltas[places], priors.data[places]))
+    scores, labels, levels, deltas, priors = (torch.cat(parts) for parts in zip(*found))
     boxes = self.bbox_coder.decode(priors[None], deltas[None], max_shape=batch_img_metas[0]['img_shape'])
+    return scores, labels, levels, boxes
+
+
+@rewrite('dense_heads.base_dense_head.BaseDenseHead.predict_by_feat')
+def dense_head(self, cls_scores, bbox_preds, score_factors=None, batch_img_metas=None, cfg=None, **_):
+    cfg = self.test_cfg if cfg is None else cfg
+    scores, labels, _, boxes = _best(self, cls_scores, bbox_preds, score_factors, batch_img_metas, cfg)
     return choose(boxes, _one_of(labels, self.num_classes, scores), cfg)
 
 
 @rewrite('dense_heads.rpn_head.RPNHead.predict_by_feat')
 def proposals(self, cls_scores, bbox_preds, score_factors=None, batch_img_metas=None, cfg=None, **_):
     cfg = self.test_cfg if cfg is None else cfg
-    found = []
-    for level, priors in enumerate(_priors(self, cls_scores)):
-        scores = _activated(self, cls_scores[level])[:, 0]
-        scores, best = scores.topk(min(cfg.get('nms_pre', len(priors)), len(priors)))
-        deltas = bbox_preds[level][0].permute(1, 2, 0).reshape(-1, self.bbox_coder.encode_size)
-        found.append((scores, torch.full_like(best, level), deltas[best], priors[best]))
-    scores, levels, deltas, priors = (torch.cat(parts) for parts in zip(*found))
-    boxes = self.bbox_coder.decode(priors[None], deltas[None], max_shape=batch_img_metas[0]['img_shape'])
+    scores, _, levels, boxes = _best(self, cls_scores, bbox_preds, None, batch_img_metas, cfg)
     return choose(boxes, _one_of(levels, len(cls_scores), scores), cfg)
 
 
