@@ -9,6 +9,10 @@ _MODULES = {
     'Digits': 'digits',  # mmpretrain
     'FashionMNIST': 'fashion_mnist',  # mmpretrain
     'PlaceDigit': 'digit_scenes',
+    'RandAugment': 'transforms',  # mmpretrain
+    'RandomErasing': 'transforms',
+    'RandomFlip': 'transforms',
+    'RandomResizedCrop': 'transforms',
     'SegDataset': 'segmentation',  # mmseg
     'SplitFolder': 'split_folder',  # mmpretrain
 }
