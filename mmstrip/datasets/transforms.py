@@ -66,7 +66,11 @@ class RandomFlip(mmcv_transforms.RandomFlip):
 
 @TRANSFORMS.register_module()
 class RandAugment(mmpretrain_transforms.RandAugment):
-    """Random operations, those on single values by tables of 256 values, whose entries mmcv computes."""
+    """Random operations, those on single values by tables of 256 values."""
+
+    @cache_randomness
+    def random_policy_indices(self) -> list[int]:
+        return np.random.randint(len(self.policies), size=self.num_policies).tolist()
 
     def transform(self, results: dict) -> dict | None:
         for index in self.random_policy_indices():
@@ -95,17 +99,19 @@ class RandomErasing(mmpretrain_transforms.RandomErasing):
         return img
 
 
-def _on_values(operation: mmcv_transforms.BaseTransform, img: np.ndarray, values: np.ndarray = _VALUES) -> np.ndarray:
+def _on_values(operation: mmcv_transforms.BaseTransform, img: np.ndarray) -> np.ndarray:
     """Of operations whose result depends on a pixel's value alone: what they make of each value."""
-    table = operation.transform(dict(img=values))['img']
-    return img if table is values else cv2.LUT(img, table)
+    table = operation.transform(dict(img=_VALUES))['img']
+    return img if table is _VALUES else cv2.LUT(img, table)
 
 
 def _auto_contrast(operation: mmpretrain_transforms.AutoContrast, img: np.ndarray) -> np.ndarray:
-    """It depends on the lowest and highest value of each channel as well."""
-    present = [np.flatnonzero(counts)[[0, -1]] for counts in _histograms(img)]
-    low, high = np.uint8(present).T
-    return _on_values(operation, img, _VALUES.clip(low, high))
+    if operation.random_disable():
+        return img
+    low, high = np.transpose([np.flatnonzero(counts)[[0, -1]] for counts in _histograms(img)])
+    scale = 255.0 / np.maximum(high - low, 1)
+    table = np.where(low < high, (_VALUES * scale - low * scale).clip(0, 255), _VALUES)
+    return cv2.LUT(img, table.astype(np.uint8))
 
 
 def _equalize(operation: mmpretrain_transforms.Equalize, img: np.ndarray) -> np.ndarray:
