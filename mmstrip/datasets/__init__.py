@@ -15,6 +15,7 @@ _MODULES = {
     'RandomResizedCrop': 'transforms',
     'SegDataset': 'segmentation',  # mmseg
     'SplitFolder': 'split_folder',  # mmpretrain
+    'ToPlanes': 'planes',
 }
 
 __all__ = list(_MODULES)
