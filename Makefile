@@ -24,8 +24,8 @@ STORED := @onnxruntime @onnxruntime@half @onnxruntime@int8 @openvino $(BF16) @op
 FILES := $(STRIP)@deploy $(foreach model,$(STRIP)@deploy $(CONVNEXT),$(addprefix $(model),$(STORED))) \
 	$(foreach model,$(SWIN) $(RESNET),$(addprefix $(model),@onnxruntime @openvino $(BF16)))
 
-# make install, demo, transfer, evidence, ablations, speed, benchmark, benchmark-forms, benchmark-files, gpu and test all work from nothing; see README.md.
-.PHONY: install demo transfer evidence ablations speed benchmark benchmark-forms benchmark-files files gpu soak test sanitize lint clean
+# make install, demo, transfer, evidence, ablations, speed, benchmark, benchmark-forms, benchmark-files, benchmark-loader, gpu and test all work from nothing; see README.md.
+.PHONY: install demo transfer evidence ablations speed benchmark benchmark-forms benchmark-files benchmark-loader files gpu soak test sanitize lint clean
 
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
@@ -79,6 +79,10 @@ benchmark-files: install
 	for batch in 1 8; do \
 		$(BIN)/python -m benchmarks.speed $(FILES) --batch $$batch --out work_dirs/benchmark/files-$$batch || exit 1; \
 	done
+
+# Training images that a core loads per second: make benchmark-loader IMAGES=FOLDER measures photographs of one's own.
+benchmark-loader: install
+	$(BIN)/python -m benchmarks.speed.loader $(IMAGES) --out work_dirs/benchmark/loader.json
 
 # And its accuracy and size: make files CONFIG=... CHECKPOINT=... exports a classifier in every way and tests each file.
 FILES_DIR := work_dirs/files

@@ -8,7 +8,12 @@ model = dict(
     neck=dict(in_channels=[160, 320, 640]),
 )
 
-train_pipeline = [dict(type='LoadImageFromFile'), *_base_.train_pipeline[1:]]
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    *_base_.train_pipeline[1:-1],
+    dict(type='mmstrip.ToPlanes'),
+    _base_.train_pipeline[-1],
+]
 test_pipeline = [dict(type='LoadImageFromFile'), *_base_.test_pipeline[1:]]
 # Where another project inherits this, mmengine gives its own scope to what has none; these types are mmdet's.
 for __step in train_pipeline + test_pipeline:

@@ -9,8 +9,13 @@ _MODULES = {
     'Digits': 'digits',  # mmpretrain
     'FashionMNIST': 'fashion_mnist',  # mmpretrain
     'PlaceDigit': 'digit_scenes',
+    'RandAugment': 'transforms',  # mmpretrain
+    'RandomErasing': 'transforms',
+    'RandomFlip': 'transforms',
+    'RandomResizedCrop': 'transforms',
     'SegDataset': 'segmentation',  # mmseg
     'SplitFolder': 'split_folder',  # mmpretrain
+    'ToPlanes': 'planes',
 }
 
 __all__ = list(_MODULES)

@@ -1,7 +1,12 @@
 # COCO at 1333 x 800, as mmdet has it.
 _base_ = ['mmdet::_base_/datasets/coco_detection.py']
 
-train_pipeline = [dict(type='LoadImageFromFile'), *_base_.train_pipeline[1:]]
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    *_base_.train_pipeline[1:-1],
+    dict(type='mmstrip.ToPlanes'),
+    _base_.train_pipeline[-1],
+]
 test_pipeline = [dict(type='LoadImageFromFile'), *_base_.test_pipeline[1:]]
 
 # Where another project inherits this, mmengine gives its own scope to what has none; these types are mmdet's.

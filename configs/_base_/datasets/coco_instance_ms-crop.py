@@ -17,6 +17,7 @@ train_pipeline = [
             ],
         ],
     ),
+    dict(type='mmstrip.ToPlanes'),
     dict(type='PackDetInputs'),
 ]
 

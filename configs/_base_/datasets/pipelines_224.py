@@ -7,10 +7,10 @@ bgr_std = data_preprocessor['std'][::-1]
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='mmstrip.RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
+    dict(type='mmstrip.RandomFlip', prob=0.5, direction='horizontal'),
     dict(
-        type='RandAugment',
+        type='mmstrip.RandAugment',
         policies='timm_increasing',
         num_policies=2,
         total_level=10,
@@ -19,7 +19,7 @@ train_pipeline = [
         hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation='bicubic'),
     ),
     dict(
-        type='RandomErasing',
+        type='mmstrip.RandomErasing',
         erase_prob=0.25,
         mode='rand',
         min_area_ratio=0.02,
