@@ -119,8 +119,8 @@ def test_extras_are_named_where_they_are_missing(tmp_path):
 
 
 LOOKUPS = {
-    ('PlaceDigit', 'SeededSampler', 'shield_worker'): None,
-    ('Digits', 'Caltech101'): 'mmpretrain',
+    ('PlaceDigit', 'ToPlanes', 'SeededSampler', 'shield_worker'): None,
+    ('Digits', 'Caltech101', 'RandAugment'): 'mmpretrain',
     ('CocoDataset',): 'mmdet',
     ('SegDataset',): 'mmseg',
 }
