@@ -11,13 +11,12 @@ from .channel_mlp import FastChannelMixingBlock
 from .context import MISSING, UNKNOWN, takes
 from .fast import Fast, Types
 from .local_strips import FastLocalStripMixing
-from .memory_saving import TYPES, SavingCascadeGroupStripMixing, SavingChannelMixingBlock, SavingStripMixingBlock
 from .residual import FastStripMLPBlock
 from .stage import FastStage, forget_packed
 from .strip_layer import FastStripMLPLayer
 from .strip_mixing import FastCascadeGroupStripMixing, FastStripMixingBlock
 
-NATIVE = (
+CLASSES = (
     FastStripMLPLayer,
     FastCascadeGroupStripMixing,
     FastLocalStripMixing,
@@ -26,13 +25,6 @@ NATIVE = (
     FastStripMLPBlock,
     FastStage,
 )
-MEMORY_SAVING = (
-    SavingCascadeGroupStripMixing,
-    SavingStripMixingBlock,
-    SavingChannelMixingBlock,
-    FastStripMLPBlock,
-)
-CLASSES = NATIVE if MISSING is None else MEMORY_SAVING
 INSTRUCTIONS = dict(avx2='AVX2, ', avx512='AVX-512, ')
 AUTHORS = ('torch', 'mmengine', 'mmcv', 'mmstrip')  # packages whose layers an implementation knows
 
@@ -41,9 +33,9 @@ def accelerate(model: nn.Module) -> nn.Module:
     """Let the Strip-MLP in a model run faster, where nobody can tell the difference but by the clock.
 
     The modules of the paper take subclasses of their classes, so that parameters, names, state dict, hooks and copies
-    stay what they were. On CPUs these compute by compiled operators, in float32 and bfloat16, or, where there are none,
-    save memory in training. A module whose layers are replaced, hooked or parametrised runs the reference, and so does
-    whatever is compiled, traced, exported or transformed. Logs what runs, and why not where not.
+    stay what they were. On CPUs these compute by compiled operators, in float32 and bfloat16. A module whose layers are
+    replaced, hooked or parametrised runs the reference, and so does whatever is compiled, traced, exported or
+    transformed. Logs what runs, and why not where not.
 
     Call it once a model is on its device, before wrappers that change classes themselves (FSDP2, parametrizations), and
     again where layers were put in, classes patched, or weights of a folded model pruned through ``.data``.
@@ -119,6 +111,8 @@ def change_classes(model: nn.Module) -> str:
 
 def _why_not(modules: dict[str, nn.Module]) -> str | None:
     """Why nothing may run faster."""
+    if MISSING is not None:
+        return f'there are no native operators: {MISSING}'
     if UNKNOWN:
         return f'this PyTorch, {torch.__version__}, has no {UNKNOWN[0]}'
     devices = {tensor.device.type for module in modules.values() for tensor in module.parameters()} - {'cpu'}
@@ -149,11 +143,9 @@ def _find_mismatch(name: str, block: nn.Module) -> str | None:
 
 
 def _types() -> Types:
-    return tuple(filter(takes, (torch.float32, torch.bfloat16))) if CLASSES is NATIVE else TYPES
+    return tuple(filter(takes, (torch.float32, torch.bfloat16)))
 
 
 def _what_runs() -> str:
-    if CLASSES is MEMORY_SAVING:
-        return f'save memory in training, without native operators: {MISSING}'
     types = ' and '.join(str(dtype).removeprefix('torch.') for dtype in _types())
     return f'on native operators, {INSTRUCTIONS.get(extension.variant(), "")}{types}'
