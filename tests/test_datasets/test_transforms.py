@@ -163,7 +163,8 @@ def test_an_image_in_memory_stays_as_it_is():
 def test_flips(settings):
     pair = [kind(**settings) for kind in (datasets.RandomFlip, RandomFlip)]
     boxes = np.float32([[1, 2, 30, 40]])
-    for img in (photo(50, 60), photo(5, 6, 1), photo(5, 6, 1)[..., 0], photo(5, 6, 7), photo(5, 6) > 9):
+    others = photo(5, 6, 1), photo(5, 6, 1)[..., 0], photo(5, 6, 7), photo(5, 6) > 9, photo(5, 6)[None], photo(5, 6)[:0]
+    for img in (photo(50, 60), *others):
         assert_equal(pair, img, gt_bboxes=boxes, gt_seg_map=photo(50, 60)[..., 0])
     np.random.seed(1)
     assert pair[0](dict(img=photo(5, 6)))['img'].flags.c_contiguous
