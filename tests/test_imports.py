@@ -119,8 +119,8 @@ def test_extras_are_named_where_they_are_missing(tmp_path):
 
 
 LOOKUPS = {
-    'mmengine': ('PlaceDigit', 'SeededSampler', 'shield_worker'),
-    'mmpretrain': ('Digits', 'Caltech101'),
+    'mmengine': ('PlaceDigit', 'ToPlanes', 'SeededSampler', 'shield_worker'),
+    'mmpretrain': ('Digits', 'Caltech101', 'RandAugment'),
 }
 LOOK_UP = f"""
 import os, sys

@@ -25,10 +25,10 @@ from ..results import markdown_table, write_json
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / '_base_' / 'datasets'
 OURS, THEIRS, TORCHVISION = 'mmstrip', 'toolbox', 'torchvision v2'
-TASKS = {  # config and toolbox
-    'classification, 224 px': ('imagenet_bs128_224', 'mmpretrain'),
-    'detection, short side 480 to 800': ('coco_detection', 'mmdet'),
-    'segmentation, 512 px': ('ade20k_512x512', 'mmseg'),
+TASKS = {  # config, toolbox and what is made
+    'classification': ('imagenet_bs128_224', 'mmpretrain', '224 px'),
+    'detection': ('coco_detection', 'mmdet', 'short side 480 to 800'),
+    'segmentation': ('ade20k_512x512', 'mmseg', '512 px'),
 }
 _SHORT_SIDES = list(range(480, 801, 32))
 _BOXES = np.float32([[0.1, 0.2, 0.5, 0.9], [0.4, 0.1, 0.6, 0.3], [0.6, 0.5, 0.95, 0.95]])  # of each image, relative
@@ -37,7 +37,7 @@ _MADE_SIZE, _MADE = (500, 375), 50
 
 def pipelines(task: str) -> dict[str, Callable[[dict], object]]:
     """What makes a training sample of an image with its annotations, by whose pipeline it is."""
-    config, toolbox = TASKS[task]
+    config, toolbox, _ = TASKS[task]
     steps = [dict(step) for step in Config.fromfile(CONFIGS / f'{config}.py').train_pipeline]
     if toolbox == 'mmdet':
         scales = [(1333, side) for side in _SHORT_SIDES]
@@ -152,12 +152,14 @@ def table(results: dict[str, dict[str, list[float]]]) -> str:
     head = ('training pipeline', 'whose', 'ms per image (quartiles)', 'images/s per core', 'mmstrip is as fast as')
     rows = []
     for task, milliseconds in results.items():
+        _, toolbox, size = TASKS[task]
         for name, values in milliseconds.items():
             first, _, third = quantiles(values, n=4, method='inclusive') if len(values) > 1 else values * 3
             ratio = median(other / own for own, other in zip(milliseconds[OURS], values))
-            whose = TASKS[task][1] if name == THEIRS else name
+            whose = toolbox if name == THEIRS else name
             times = f'{median(values):.2f} ({first:.2f}-{third:.2f})'
-            rows.append((task, whose, times, f'{1e3 / median(values):.0f}', '' if name == OURS else f'{ratio:.2f}x'))
+            compared = '' if name == OURS else f'{ratio:.2f}x'
+            rows.append((f'{task}, {size}', whose, times, f'{1e3 / median(values):.0f}', compared))
     return markdown_table(head, rows)
 
 

@@ -30,12 +30,7 @@ class RandomResizedCrop(mmpretrain_transforms.RandomResizedCrop):
 
     def transform(self, results: dict) -> dict:
         img = results['img']
-        if not (
-            self.backend == 'pillow'
-            and self.interpolation in ('bilinear', 'bicubic')
-            and img.dtype == np.uint8
-            and (img.ndim == 2 or img.shape[2] == 3)
-        ):
+        if self.backend != 'pillow' or self.interpolation not in ('bilinear', 'bicubic') or not _is_common(img):
             return super().transform(results)
         top, left, height, width = self.rand_crop_params(img)
         crop = np.array(img[top : top + height, left : left + width], order='C')
@@ -60,7 +55,7 @@ class RandomFlip(mmcv_transforms.RandomFlip):
     def _flip(self, results: dict) -> None:
         img = results['img']
         super()._flip(results)
-        if img.dtype == np.uint8:
+        if _is_common(img):
             results['img'] = cv2.flip(img, _FLIPS[results['flip_direction']]).reshape(img.shape)
 
 
@@ -76,7 +71,7 @@ class RandAugment(mmpretrain_transforms.RandAugment):
         for index in self.random_policy_indices():
             operation, img = self.transforms[index], results['img']
             look_up = _LOOK_UPS.get(type(operation))
-            if look_up and img.dtype == np.uint8 and img.ndim == 3 and img.shape[2] == 3 and 0 < img.size < 2**24:
+            if look_up and _is_common(img) and img.ndim == 3 and img.size < 2**24:  # what float32 counts exactly
                 results['img'] = look_up(operation, img)
             else:
                 results = operation(results)
@@ -97,6 +92,11 @@ class RandomErasing(mmpretrain_transforms.RandomErasing):
         noise += self.fill_color
         img[top : top + h, left : left + w] = noise.clip(0, 255, out=noise).astype(np.uint8)
         return img
+
+
+def _is_common(img: np.ndarray) -> bool:
+    """Whether it has 8 bits, and one channel without an axis of its own, or three."""
+    return img.dtype == np.uint8 and img.size > 0 and (img.ndim == 2 or img.shape[2:] == (3,))
 
 
 def _on_values(operation: mmcv_transforms.BaseTransform, img: np.ndarray) -> np.ndarray:

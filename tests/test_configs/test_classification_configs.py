@@ -97,10 +97,10 @@ def test_no_decay_on_biases_and_flat_parameters_but_on_grn():
 def test_cifar_images_are_taken_as_rgb():
     config = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_1xb128_cifar10.py')
     assert config.data_preprocessor.to_rgb is False
-    *_, augment, erase, _ = config.train_dataloader.dataset.pipeline
+    *_, augment, erase, _, _ = config.train_dataloader.dataset.pipeline
     assert augment.hparams.pad_val == [124, 116, 104] and erase.fill_color == config.data_preprocessor.mean
     imagenet = Config.fromfile(ROOT / 'configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py')
-    erase = imagenet.train_dataloader.dataset.pipeline[-2]
+    erase = imagenet.train_dataloader.dataset.pipeline[-3]
     assert imagenet.data_preprocessor.to_rgb and erase.fill_color == imagenet.data_preprocessor.mean[::-1]
 
 
