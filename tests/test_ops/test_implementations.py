@@ -117,8 +117,9 @@ def test_gradients_that_are_batched(name):
     out = box(x)
     batch = torch.randn(3, *out.shape)
     (batched,) = torch.autograd.grad(out, x, batch, is_grads_batched=True, retain_graph=True)
-    one_by_one = [torch.autograd.grad(out, x, grad, retain_graph=True)[0] for grad in batch]
-    assert_close([batched], [torch.stack(one_by_one)])
+    backward = lambda grad: torch.autograd.grad(out, x, grad, retain_graph=True)[0]  # noqa: E731
+    one_by_one = torch.stack([backward(grad) for grad in batch])
+    assert_close([batched, torch.func.vmap(backward)(batch)], [one_by_one, one_by_one])
 
 
 @pytest.mark.skipif(not HAS_OPERATORS, reason=ops.status())
