@@ -81,7 +81,9 @@ def _is_foldable(key: str, layer: nn.Module | None) -> bool:
     if key in FOLDED:
         return FOLDED[key].fits(layer)
     if key in KEPT:
-        return layer is not None and class_of(layer) is KEPT[key] and 'forward' not in vars(layer)
+        if layer is None or class_of(layer) is not KEPT[key] or 'forward' in vars(layer):
+            return False
+        return KEPT[key] is not CascadeGroupStripMixing or not layer._forward_hooks  # what it gives, changes
     return layer is not None and is_untouched(layer)
 
 

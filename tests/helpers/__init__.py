@@ -12,14 +12,12 @@ from pathlib import Path
 
 import mmengine.config.utils
 import torch
-from hypothesis import strategies as st
 
 from mmstrip import ops
 from mmstrip.models import StripMLP
 
 accelerator = import_module('mmstrip.ops.accelerate')  # the function of that name hides the module
 HAS_OPERATORS = ops.takes(torch.float32)
-IMPLEMENTATIONS = ('reference', *(['native'] if HAS_OPERATORS else []))
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / 'tests' / 'data'
@@ -30,28 +28,9 @@ SMALL_CONFIG = DATA / 'digits_small.py'
 mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)
 
 
-# Sizes of a strip MLP layer and of the map it mixes, for hypothesis.
-STRIP_LAYERS = dict(
-    tokens=st.integers(1, 9),
-    lines=st.integers(1, 9),
-    patches=st.integers(1, 4),
-    size=st.integers(1, 3),
-    strip_width=st.sampled_from([1, 3, 5, 7]),
-    axis=st.sampled_from(['row', 'column']),
-)
-
-
 def small_backbone(**arguments) -> StripMLP:
     """A backbone that runs in milliseconds."""
     return StripMLP(**{'arch': SMALL_ARCH, 'img_size': 64, **arguments})
-
-
-def run_by(implementation: str, model: torch.nn.Module) -> torch.nn.Module:
-    """A model, brought to one of :data:`IMPLEMENTATIONS`."""
-    ops.restore(model)
-    if implementation != 'reference':
-        accelerator.change_classes(model)
-    return model
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

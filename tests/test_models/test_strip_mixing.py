@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import STRIP_LAYERS
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmstrip.models.channel_mixing import GlobalResponseNorm
 from mmstrip.models.strip_mixing import (
@@ -34,7 +34,14 @@ def strip_layer_by_formula(layer, x):
     return y.transpose(2, 3) if layer.axis == 'column' else y
 
 
-@given(**STRIP_LAYERS)
+@given(
+    tokens=st.integers(1, 9),
+    lines=st.integers(1, 9),
+    patches=st.integers(1, 4),
+    size=st.integers(1, 3),
+    strip_width=st.sampled_from([1, 3, 5, 7]),
+    axis=st.sampled_from(['row', 'column']),
+)
 @settings(max_examples=60)
 def test_strip_layer_is_the_formula(tokens, lines, patches, size, strip_width, axis):
     layer = StripMLPLayer(tokens, patches, strip_width, axis)

@@ -52,9 +52,10 @@ def test_patched_classes_act_once_the_model_is_accelerated_again(kind, name, for
         assert torch.equal(model(X)[0], before)
 
 
-def test_drop_path_follows_its_own_mode():
+@pytest.mark.parametrize('deploy', [False, True])
+def test_drop_path_follows_its_own_mode(deploy):
     """As Monte Carlo dropout sets it."""
-    model = accelerated(drop_path_rate=0.5)
+    model = accelerated(drop_path_rate=0.5, deploy=deploy)
     for module in model.modules():
         if isinstance(module, DropPath):
             module.train()
@@ -93,8 +94,15 @@ def test_a_branch_may_give_another_dtype():
         torch.testing.assert_close(model(X)[0], as_reference(model), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize('changes', [dict(stride=(2, 2)), dict(dilation=(2, 2))], ids=str)
-def test_a_convolution_that_makes_maps_smaller(changes):
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(stride=(2, 2)),
+        dict(dilation=(2, 2)),
+        dict(kernel_size=(5, 5), weight=nn.Parameter(torch.rand(8, 1, 5, 5))),
+    ],
+)
+def test_a_convolution_that_gives_maps_of_another_size(changes):
     box, x = mmstrip.accelerate(ChannelMixingBlock(8)), torch.randn(2, 8, 9, 9)
     for name, value in changes.items():
         setattr(box.depthwise, name, value)
