@@ -42,8 +42,9 @@ def test_wheel_of_the_source_distribution_holds_configs_tools_and_index(tmp_path
     source.mkdir()
     for name in ('mmstrip', 'benchmarks', 'configs', 'tools', 'requirements', 'tests'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__', '.mim', '*.so'))
-    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'CITATION.cff', 'model-index.yml'):
-        shutil.copy(ROOT / name, source / name)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
     done = run(sys.executable, 'setup.py', 'sdist', '-d', tmp_path, cwd=source)
     assert done.returncode == 0, done.stdout
     (archive,) = tmp_path.glob('*.tar.gz')
