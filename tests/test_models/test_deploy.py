@@ -123,6 +123,11 @@ class TestWhereBlocksAreCalled:
     def test_on_maps_smaller_than_windows(self):
         assert packed_stages(deployed(), torch.rand(1, 3, 64, 50)) == 0
 
+    def test_where_a_norm_was_put_back(self):
+        model = deployed()
+        model.stages[2][1].strip_mixing.project[1] = nn.BatchNorm2d(64).eval()
+        assert packed_stages(model, self.X) == 3
+
     def test_where_a_layer_mixes_along_the_other_axis(self):
         model = deployed(**ALL)
         model.stages[1][0].strip_mixing.branches['cgsmm'].row.axis = 'column'

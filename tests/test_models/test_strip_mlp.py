@@ -304,7 +304,7 @@ class TestBadInput:
             (dict(arch=dict(embed_dims=16, depths=(1, 1, 3, 1))), r'depths\[2\]=3 where the model has depths\[2\]=2'),
             (dict(num_patches=1), r'num_patches\[0\]=1'),
             (dict(strip_width=1), 'strip_width=1 where the model has strip_width=3'),
-            (dict(in_channels=1), 'in_channels=1 where the model has in_channels=3'),
+            (dict(in_channels=1), 'in_channels=1 where the model has in_channels=3: docs/model_zoo.md'),
             (dict(mlp_ratio=2), r'fc1.weight has shape \(32, 16\) where the model has \(48, 16\)'),
             (dict(branches='lsmm'), r'lsmm.tall.weight has shape \(16, 1, 7, 3\)'),
         ],

@@ -84,16 +84,16 @@ def results_of(function, tensors, required):
     return [*(out.detach() for out in outs), *(leaf.grad for leaf in leaves)]
 
 
-def assert_operator(function, formula, *tensors, tolerance=2e-4):
+def assert_operator(function, formula, *tensors, values=1e-4, gradients=2e-4):
     """Outputs and gradients: of all tensors, of each alone, and of none."""
     count = len(tensors)
     expected = results_of(formula, [tensor.double() for tensor in tensors], [True] * count)
     for required in ([True] * count, [False] * count, *([i == j for j in range(count)] for i in range(count))):
         found = results_of(function, tensors, required)
         assert [value is not None for value in found] == [True] * (len(found) - count) + required
-        for got, value in zip(found, expected):
+        for i, (got, value) in enumerate(zip(found, expected)):
             if got is not None:
-                close(got, value, tolerance)
+                close(got, value, values if i < len(found) - count else gradients)
 
 
 def flat(values):
@@ -171,13 +171,14 @@ def test_pointwise(size, outputs, more, biased):
 
 @EXAMPLES
 @given(
-    size=MAPS.filter(lambda size: size[0] * size[2] * size[3] > 8),
+    size=MAPS,
     width=st.integers(1, 20),
     chunks=st.integers(1, 3),
     biased=st.booleans(),
     training=st.booleans(),
 )
 def test_pointwise_norm_gelu(size, width, chunks, biased, training):
+    training = training and size[0] * size[2] * size[3] > 8  # else the variance may be next to nothing
     outputs = width * chunks
     parts = [torch.randn(size), torch.randn(size[0], 3, *size[2:])]
     weight, bias = torch.randn(outputs, size[1] + 3, 1, 1), [torch.randn(outputs)] * biased
@@ -195,7 +196,7 @@ def test_pointwise_norm_gelu(size, width, chunks, biased, training):
         statistics = () if training else (mean, variance)
         return norm_gelu.reference(x, *rest[biased : 2 + biased], *statistics, eps=1e-5).chunk(chunks, 1)
 
-    assert_operator(function, formula, weight, *bias, *affine, *parts, tolerance=1e-3)
+    assert_operator(function, formula, weight, *bias, *affine, *parts, values=1e-3)
 
 
 @settings(max_examples=25)
@@ -274,7 +275,7 @@ def mlp_arguments(channels, hidden, outputs, norm='both', beta=True):
 
 @settings(max_examples=20)
 @given(
-    size=MAPS,
+    size=MAPS.filter(lambda size: size[1] > 1),  # LayerNorm of a single channel has no gradient but rounding
     hidden=st.integers(1, 40),
     outputs=st.integers(1, 20),
     norm=st.sampled_from(['both', 'weight', 'bias', 'none']),
@@ -320,11 +321,13 @@ def test_windows(images, channels, rows, columns):
         lambda x: windows.split_windows(x, extent, *places),
         lambda x: formulas_of_windows.split_windows(x, extent, *places),
         torch.randn(images, channels, *size),
+        gradients=1e-4,
     )
     assert_operator(
         lambda x: windows.merge_windows(x, size, *places),
         lambda x: formulas_of_windows.merge_windows(x, size, *places),
         torch.randn(images * counts[0] * counts[1], channels, *extent),
+        gradients=1e-4,
     )
 
 
