@@ -21,29 +21,29 @@ PROGRAMS = 1024
 @triton.jit
 def _convolve(
     x_ptr, weight_ptr, y_ptr, rows, height, width, groups,
-    SIDE: tl.constexpr, FLIP: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, MARGIN: tl.constexpr,
+    side: tl.constexpr, flip: tl.constexpr, precision: tl.constexpr,
+    row_block: tl.constexpr, in_block: tl.constexpr, out_block: tl.constexpr, margin: tl.constexpr,
 ):  # fmt: skip
     """Rows of a channel and of a group of images, which share their weights."""
     group = tl.program_id(1).to(tl.int64)  # channel * groups + group of images
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    out = tl.program_id(2) * OUT + tl.arange(0, OUT)
-    token = tl.program_id(2) * OUT - MARGIN + tl.arange(0, IN)
+    row = tl.program_id(0) * row_block + tl.arange(0, row_block)
+    out = tl.program_id(2) * out_block + tl.arange(0, out_block)
+    token = tl.program_id(2) * out_block - margin + tl.arange(0, in_block)
     start = group * rows * width
     h = row % height
-    dx = token[:, None] - out[None, :] + SIDE // 2
-    band = (dx >= 0) & (dx < SIDE)
-    total = tl.zeros((ROWS, OUT), tl.float32)
-    for dy in range(SIDE):
-        shift = dy - SIDE // 2
+    dx = token[:, None] - out[None, :] + side // 2
+    band = (dx >= 0) & (dx < side)
+    total = tl.zeros((row_block, out_block), tl.float32)
+    for dy in range(side):
+        shift = dy - side // 2
         inside = (row < rows) & (h + shift >= 0) & (h + shift < height)
         mask = inside[:, None] & ((token >= 0) & (token < width))[None, :]
         x = tl.load(x_ptr + start + (row + shift)[:, None] * width + token[None, :], mask=mask, other=0.0)
-        cell = dy * SIDE + dx
-        if FLIP:
-            cell = SIDE * SIDE - 1 - cell
-        weight = tl.load(weight_ptr + group * (SIDE * SIDE) + cell, mask=band, other=0.0)
-        total = tl.dot(x, weight.to(x.dtype), total, input_precision=PRECISION)
+        cell = dy * side + dx
+        if flip:
+            cell = side * side - 1 - cell
+        weight = tl.load(weight_ptr + group * (side * side) + cell, mask=band, other=0.0)
+        total = tl.dot(x, weight.to(x.dtype), total, input_precision=precision)
     mask = (row < rows)[:, None] & (out < width)[None, :]
     tl.store(y_ptr + start + row[:, None] * width + out[None, :], total.to(y_ptr.dtype.element_ty), mask=mask)
 
@@ -51,30 +51,30 @@ def _convolve(
 @triton.jit
 def _gradient(
     grad_ptr, x_ptr, weight_ptr, rows, height, width, share,
-    SIDE: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, MARGIN: tl.constexpr,
+    side: tl.constexpr, precision: tl.constexpr,
+    row_block: tl.constexpr, in_block: tl.constexpr, out_block: tl.constexpr, margin: tl.constexpr,
 ):  # fmt: skip
     """Sums over a share of the rows: one row of weights (share, group, dy)."""
     group, part, dy = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     start = group * rows * width
-    shift = dy - SIDE // 2
-    total = tl.zeros((IN, OUT), tl.float32)
-    for first in range(part * share, (part + 1) * share, ROWS):
-        row = first + tl.arange(0, ROWS)
+    shift = dy - side // 2
+    total = tl.zeros((in_block, out_block), tl.float32)
+    for first in range(part * share, (part + 1) * share, row_block):
+        row = first + tl.arange(0, row_block)
         h = row % height
         ours = (row < rows) & (row < (part + 1) * share)
         inside = ours & (h + shift >= 0) & (h + shift < height)
-        for column in range(0, width, OUT):
-            out = column + tl.arange(0, OUT)
-            token = column - MARGIN + tl.arange(0, IN)
+        for column in range(0, width, out_block):
+            out = column + tl.arange(0, out_block)
+            token = column - margin + tl.arange(0, in_block)
             mask = ours[:, None] & (out < width)[None, :]
             grad = tl.load(grad_ptr + start + row[:, None] * width + out[None, :], mask=mask, other=0.0)
             mask = inside[:, None] & ((token >= 0) & (token < width))[None, :]
             x = tl.load(x_ptr + start + (row + shift)[:, None] * width + token[None, :], mask=mask, other=0.0)
-            total = tl.dot(tl.trans(x), grad, total, input_precision=PRECISION)
-    diagonal = tl.arange(0, IN)[:, None] - MARGIN - tl.arange(0, OUT)[None, :] + SIDE // 2
-    cell = ((part * tl.num_programs(0) + group) * SIDE + dy) * SIDE
-    for dx in range(SIDE):
+            total = tl.dot(tl.trans(x), grad, total, input_precision=precision)
+    diagonal = tl.arange(0, in_block)[:, None] - margin - tl.arange(0, out_block)[None, :] + side // 2
+    cell = ((part * tl.num_programs(0) + group) * side + dy) * side
+    for dx in range(side):
         tl.store(weight_ptr + cell + dx, tl.sum(tl.where(diagonal == dx, total, 0.0)))
 
 
@@ -82,8 +82,8 @@ def _tile(width: int) -> dict[str, int]:
     """Tokens of a row that a program reads and writes; lines of one tile need no margin."""
     if width <= 32:
         tokens = power_of_two(width, 16, 32)
-        return dict(IN=tokens, OUT=tokens, MARGIN=0)
-    return dict(IN=32, OUT=16, MARGIN=8)
+        return dict(in_block=tokens, out_block=tokens, margin=0)
+    return dict(in_block=32, out_block=16, margin=8)
 
 
 @triton_op('mmstrip_gpu::depthwise', mutates_args={})
@@ -98,10 +98,10 @@ def depthwise(x: Tensor, weight: Tensor, flip: bool = False) -> Tensor:
     rows = images // groups * height
     block = power_of_two(rows, 16, 64)
     tile = _tile(width)
-    grid = triton.cdiv(rows, block), channels * groups, triton.cdiv(width, tile['OUT'])
+    grid = triton.cdiv(rows, block), channels * groups, triton.cdiv(width, tile['out_block'])
     launch(_convolve)[grid](
         x, weight, y, rows, height, width, groups,
-        SIDE=weight.shape[-1], FLIP=flip, PRECISION=precision(x), ROWS=block, **tile,
+        side=weight.shape[-1], flip=flip, precision=precision(x), row_block=block, **tile,
     )  # fmt: skip
     return y
 
@@ -118,7 +118,7 @@ def depthwise_weight(grad: Tensor, x: Tensor, groups: int, side: int) -> Tensor:
     weight = x.new_empty((parts, channels, groups, side, side), dtype=torch.float32)
     launch(_gradient)[channels * groups, parts, side](
         grad, x, weight, rows, height, width, triton.cdiv(rows, parts),
-        SIDE=side, PRECISION=precision(x), ROWS=block, **_tile(width),
+        side=side, precision=precision(x), row_block=block, **_tile(width),
     )  # fmt: skip
     return weight
 

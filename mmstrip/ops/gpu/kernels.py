@@ -5,7 +5,7 @@ from torch import Tensor
 
 try:
     import triton
-    from torch.library import triton_op, wrap_triton  # PyTorch 2.6
+    from torch.library import wrap_triton  # PyTorch 2.6
 
     MISSING = None
 except ImportError as error:

@@ -22,34 +22,34 @@ PROGRAMS = 1024  # that the gradient of the weights is shared between, at least 
 def _mix(
     x_ptr, weight_ptr, bias_ptr, position_ptr, y_ptr,
     patches, images, lines, tokens, line_stride, token_stride,
-    STRIP: tl.constexpr, BACKWARD: tl.constexpr, BIAS: tl.constexpr, POSITION: tl.constexpr, PRECISION: tl.constexpr,
-    LINES: tl.constexpr, TOKENS: tl.constexpr,
+    strip: tl.constexpr, backward: tl.constexpr, has_bias: tl.constexpr, has_position: tl.constexpr, precision: tl.constexpr,
+    line_block: tl.constexpr, token_block: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(1).to(tl.int64)
     patch = channel % patches
-    line = tl.program_id(0) * LINES + tl.arange(0, LINES)
+    line = tl.program_id(0) * line_block + tl.arange(0, line_block)
     image, inner = line // lines, line % lines
     size = lines * tokens
     start = channel * images * size + image * size
-    out = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
-    total = tl.zeros((LINES, TOKENS), tl.float32)
-    for k in range(STRIP):
-        other = inner + k - STRIP // 2
+    out = tl.program_id(2) * token_block + tl.arange(0, token_block)
+    total = tl.zeros((line_block, token_block), tl.float32)
+    for k in range(strip):
+        other = inner + k - strip // 2
         inside = (line < images * lines) & (other >= 0) & (other < lines)
-        for first in range(0, tokens, TOKENS):
-            token = first + tl.arange(0, TOKENS)
+        for first in range(0, tokens, token_block):
+            token = first + tl.arange(0, token_block)
             mask = inside[:, None] & (token < tokens)[None, :]
             place = other[:, None] * line_stride + token[None, :] * token_stride
             x = tl.load(x_ptr + start[:, None] + place, mask=mask, other=0.0)
-            if POSITION:
+            if has_position:
                 x += tl.load(position_ptr + channel * size + place, mask=mask, other=0.0).to(x.dtype)
-            if BACKWARD:  # (in, out) of the gradient are (out, in) of the layer
-                cell = ((patch * STRIP + STRIP - 1 - k) * tokens + token[:, None]) * tokens + out[None, :]
+            if backward:  # (in, out) of the gradient are (out, in) of the layer
+                cell = ((patch * strip + strip - 1 - k) * tokens + token[:, None]) * tokens + out[None, :]
             else:
-                cell = ((patch * STRIP + k) * tokens + out[None, :]) * tokens + token[:, None]
+                cell = ((patch * strip + k) * tokens + out[None, :]) * tokens + token[:, None]
             weight = tl.load(weight_ptr + cell, mask=(token < tokens)[:, None] & (out < tokens)[None, :], other=0.0)
-            total = tl.dot(x, weight.to(x.dtype), total, input_precision=PRECISION)
-    if BIAS:
+            total = tl.dot(x, weight.to(x.dtype), total, input_precision=precision)
+    if has_bias:
         total += tl.load(bias_ptr + patch * tokens + out, mask=out < tokens, other=0.0).to(tl.float32)[None, :]
     place = start[:, None] + inner[:, None] * line_stride + out[None, :] * token_stride
     mask = (line < images * lines)[:, None] & (out < tokens)[None, :]
@@ -60,21 +60,21 @@ def _mix(
 def _gradient(
     grad_ptr, x_ptr, position_ptr, weight_ptr, bias_ptr,
     patches, images, lines, tokens, line_stride, token_stride, channels, share,
-    STRIP: tl.constexpr, POSITION: tl.constexpr, PRECISION: tl.constexpr, LINES: tl.constexpr, TOKENS: tl.constexpr,
+    strip: tl.constexpr, has_position: tl.constexpr, precision: tl.constexpr, line_block: tl.constexpr, token_block: tl.constexpr,
 ):  # fmt: skip
     """Sums over a share of the lines of all channels of a patch: (share, patch, k, out, in) and (share, patch, out)."""
-    patch, k, part = tl.program_id(0) // STRIP, tl.program_id(0) % STRIP, tl.program_id(1)
-    tiles = tl.cdiv(tokens, TOKENS)
-    out = (tl.program_id(2) // tiles) * TOKENS + tl.arange(0, TOKENS)
-    token = (tl.program_id(2) % tiles) * TOKENS + tl.arange(0, TOKENS)
+    patch, k, part = tl.program_id(0) // strip, tl.program_id(0) % strip, tl.program_id(1)
+    tiles = tl.cdiv(tokens, token_block)
+    out = (tl.program_id(2) // tiles) * token_block + tl.arange(0, token_block)
+    token = (tl.program_id(2) % tiles) * token_block + tl.arange(0, token_block)
     size, count = lines * tokens, images * lines
-    total = tl.zeros((TOKENS, TOKENS), tl.float32)
-    bias = tl.zeros((TOKENS,), tl.float32)
+    total = tl.zeros((token_block, token_block), tl.float32)
+    bias = tl.zeros((token_block,), tl.float32)
     for channel in range(patch, channels, patches):
-        for first in range(part * share, (part + 1) * share, LINES):
-            line = first + tl.arange(0, LINES)
+        for first in range(part * share, (part + 1) * share, line_block):
+            line = first + tl.arange(0, line_block)
             image, inner = line // lines, line % lines
-            other = inner + k - STRIP // 2
+            other = inner + k - strip // 2
             start = channel.to(tl.int64) * images * size + image * size
             ours = (line < count) & (line < (part + 1) * share)
             place = start[:, None] + inner[:, None] * line_stride + out[None, :] * token_stride
@@ -82,12 +82,12 @@ def _gradient(
             mask = (ours & (other >= 0) & (other < lines))[:, None] & (token < tokens)[None, :]
             place = other[:, None] * line_stride + token[None, :] * token_stride
             x = tl.load(x_ptr + start[:, None] + place, mask=mask, other=0.0)
-            if POSITION:
+            if has_position:
                 x += tl.load(position_ptr + channel.to(tl.int64) * size + place, mask=mask, other=0.0).to(x.dtype)
-            total = tl.dot(tl.trans(grad), x, total, input_precision=PRECISION)
+            total = tl.dot(tl.trans(grad), x, total, input_precision=precision)
             bias += tl.sum(grad.to(tl.float32), 0)
     row = part * patches + patch
-    cell = ((row * STRIP + k) * tokens + out[:, None]) * tokens + token[None, :]
+    cell = ((row * strip + k) * tokens + out[:, None]) * tokens + token[None, :]
     tl.store(weight_ptr + cell, total, mask=(out < tokens)[:, None] & (token < tokens)[None, :])
     if (k == 0) & (tl.program_id(2) % tiles == 0):
         tl.store(bias_ptr + row * tokens + out, bias, mask=out < tokens)
@@ -114,8 +114,8 @@ def strips(
     launch(_mix)[grid](
         x, weight, x if bias is None else bias, x if position is None else position, y,
         weight.shape[0], images, lines, tokens, *strides,
-        STRIP=weight.shape[1], BACKWARD=backward, BIAS=bias is not None, POSITION=position is not None,
-        PRECISION=precision(x), LINES=LINES, TOKENS=block,
+        strip=weight.shape[1], backward=backward, has_bias=bias is not None, has_position=position is not None,
+        precision=precision(x), line_block=LINES, token_block=block,
     )  # fmt: skip
     return y
 
@@ -138,7 +138,7 @@ def strips_weight(
     launch(_gradient)[patches * strip, parts, tiles](
         grad, x, x if position is None else position, weight, bias,
         patches, images, lines, tokens, *strides, channels, share,
-        STRIP=strip, POSITION=position is not None, PRECISION=precision(x), LINES=LINES, TOKENS=block,
+        strip=strip, has_position=position is not None, precision=precision(x), line_block=LINES, token_block=block,
     )  # fmt: skip
     return weight, bias
 
