@@ -1,16 +1,21 @@
 """Formulas and kernels for GPUs: subclasses of the paper's modules whose forward suits a compiled graph."""
 
+from ...models.strip_mlp import StripMLPBlock
 from .kernels import MISSING
 
+__all__ = ['CLASSES', 'block_forward']
+
 CLASSES: tuple[type, ...] = ()
+block_forward = StripMLPBlock.forward
 if MISSING is None:
-    from .channel_mixing import CompiledChannelMixingBlock
-    from .local_strips import CompiledLocalStripMixing
-    from .strip_mixing import CompiledCascadeGroupStripMixing, CompiledStripMixingBlock
+    from .block import block_forward
+    from .channel_mixing import FormulaChannelMixingBlock
+    from .local_strips import FormulaLocalStripMixing
+    from .strip_mixing import FormulaCascadeGroupStripMixing, FormulaStripMixingBlock
 
     CLASSES = (
-        CompiledCascadeGroupStripMixing,
-        CompiledLocalStripMixing,
-        CompiledStripMixingBlock,
-        CompiledChannelMixingBlock,
+        FormulaCascadeGroupStripMixing,
+        FormulaLocalStripMixing,
+        FormulaStripMixingBlock,
+        FormulaChannelMixingBlock,
     )

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from ...models import stock
 from ...models.strip_mixing import LocalStripMixing
-from .compiled import Compiled, channel_major
 from .depthwise import depthwise
+from .formula import Formula
 
 SIDE = 7
 
 
-class CompiledLocalStripMixing(Compiled, LocalStripMixing):
+class FormulaLocalStripMixing(Formula, LocalStripMixing):
     reference = LocalStripMixing
     layers = dict(
         tall=stock.depthwise(7, 3),
@@ -20,41 +20,33 @@ class CompiledLocalStripMixing(Compiled, LocalStripMixing):
         reweight=stock.sequence(stock.pointwise(bias=True), stock.gelu, stock.pointwise(bias=True)),
     )
 
-    def forward(self, u: Tensor, *, valid: Tensor | None = None) -> Tensor:
-        if valid is not None or not self.may_run(u):
-            return super().forward(u, valid=valid)
-        u = channel_major(u)
-        kernels = torch.stack(  # (3, C, 7, 7)
-            [
-                F.pad(self.tall.weight[:, 0], (2, 2)),
-                F.pad(self.wide.weight[:, 0], (0, 0, 2, 2)),
-                F.pad(torch.ones_like(self.tall.weight[:, 0, :1, :1]), (3, 3, 3, 3)),
-            ]
-        )
-        use = tap_uses(kernels.sum(0), u.shape[2:])
-        average = (u * use[:, None]).mean(dim=(2, 3))  # (C, N), in float32: of tall + wide + u
-        narrow, _, broad = self.reweight
-        hidden = F.gelu(small_linear(narrow.weight.flatten(1), average) + narrow.bias[:, None])
-        logits = small_linear(broad.weight.flatten(1), hidden) + broad.bias[:, None]
-        a, b, c = logits.unflatten(0, (-1, 3)).unbind(1)  # (C, N) each
-        largest = torch.maximum(torch.maximum(a, b), c).detach()
-        shares = [(logit - largest).exp() for logit in (a, b, c)]
-        total = shares[0] + shares[1] + shares[2]
-        kernel = sum((share / total)[:, :, None, None] * one[:, None] for share, one in zip(shares, kernels))
-        return depthwise(u, kernel).transpose(0, 1)
+    def run(self, u: Tensor, statistics: list, beside: Tensor | None = None) -> Tensor:
+        """With a map beside, the result comes after it, in one (2 C, N, H, W)."""
+        tall = F.pad(self.tall.weight[:, 0], (2, 2))
+        wide = F.pad(self.wide.weight[:, 0], (0, 0, 2, 2))
+        itself = F.pad(tall.new_ones(1, 1, 1), (3, 3, 3, 3))
+        reads = token_reads(tall + wide + itself, u.shape[2:])
+        average = (u * reads[:, None]).mean(dim=(2, 3))  # (C, N): of tall + wide + u
+        narrow, act, broad = self.reweight
+        hidden = act(small_linear(narrow.weight.flatten(1), average) + narrow.bias[:, None])
+        weights, biases = broad.weight.flatten(1).unflatten(0, (-1, 3)), broad.bias.unflatten(0, (-1, 3))
+        logits = [small_linear(weights[:, i], hidden) + biases[:, i, None] for i in range(3)]
+        a, b, c = (share[:, :, None, None] for share in torch.stack(logits).softmax(0))
+        return depthwise(u, a * tall[:, None] + b * wide[:, None] + c * itself[:, None], beside)
 
 
-def tap_uses(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """How often, times the weight, a kernel (C, K, K) reads each token of a map of a size: (C, H, W)."""
-    tall, wide = (_reads(length, kernel.shape[-1], kernel) for length in size)
+def token_reads(kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """The sum of the weights by which a kernel (C, K, K) reads each token of a map of a size: (C, H, W)."""
+    tall, wide = (_is_read(length, kernel) for length in size)
     return (kernel[:, None, None] * (tall[:, None, :, None] * wide[None, :, None, :])).sum((3, 4))
 
 
-def _reads(length: int, side: int, like: Tensor) -> Tensor:
-    """(length, side): whether the output that would read a token by a weight is in the map."""
-    token = torch.arange(length, device=like.device)[:, None]
-    output = token + side // 2 - torch.arange(side, device=like.device)
-    return ((output >= 0) & (output < length)).to(like.dtype)
+def _is_read(length: int, kernel: Tensor) -> Tensor:
+    """(length, K): whether the output that would read a token by a weight is in the map."""
+    side = kernel.shape[-1]
+    token = torch.arange(length, device=kernel.device)[:, None]
+    output = token + side // 2 - torch.arange(side, device=kernel.device)
+    return ((output >= 0) & (output < length)).to(kernel.dtype)
 
 
 def small_linear(weight: Tensor, x: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ from torch import Tensor
 from ...models import stock
 from ...models.strip_mixing import CascadeGroupStripMixing, StripMixingBlock
 from ...models.windows import run_in_windows
-from .compiled import Compiled, batch_norm, channel_major, linear
 from .depthwise import depthwise
+from .formula import Formula, channel_major, is_formula, linear
+from .norm_gelu import norm_gelu
 from .strips import strips
 
 
-class CompiledCascadeGroupStripMixing(Compiled, CascadeGroupStripMixing):
+class FormulaCascadeGroupStripMixing(Formula, CascadeGroupStripMixing):
     reference = CascadeGroupStripMixing
     layers = dict(
         position_row=stock.position,
@@ -24,25 +25,27 @@ class CompiledCascadeGroupStripMixing(Compiled, CascadeGroupStripMixing):
         fuse_column=stock.pointwise(bias=False),
     )
 
-    def forward(self, u: Tensor) -> Tensor:
-        if not self.may_run(u):
-            return super().forward(u)
-        mixed = channel_major(run_in_windows(self.mix_window, u, self.extent))
-        maps = [channel_major(u), mixed] if self.cascade else [mixed]
-        return linear(self.fuse_column.weight.flatten(1), torch.cat(maps)).transpose(0, 1)
+    def run(self, u: Tensor, statistics: list) -> Tensor:
+        if self.cascade and tuple(u.shape[2:]) == self.extent:  # one window
+            mixed = strips(self.column, self._mix_rows(u, statistics), self.position_column, u, before=True)
+            return linear(self.fuse_column.weight, mixed)
 
-    def mix_window(self, u: Tensor) -> Tensor:
-        if not self.may_run(u):
-            return super().mix_window(u)
-        u = channel_major(u)
-        r = strips(u, self.row.weight, self.row.bias, self.position_row.expand(), True)
-        v = self.act(batch_norm(self.norm, linear(self.fuse_row.weight.flatten(1), torch.cat([r, u]))))
-        start = v if self.cascade else u
-        c = strips(start, self.column.weight, self.column.bias, self.position_column.expand(), False)
-        return (c if self.cascade else torch.cat([v, c])).transpose(0, 1)
+        def mix_window(windows: Tensor) -> Tensor:
+            windows = channel_major(windows)
+            v = self._mix_rows(windows, statistics)
+            if self.cascade:
+                return strips(self.column, v, self.position_column).transpose(0, 1)
+            return strips(self.column, windows, self.position_column, v, before=True).transpose(0, 1)
+
+        mixed = channel_major(run_in_windows(mix_window, u.transpose(0, 1), self.extent))
+        return linear(self.fuse_column.weight, torch.cat([u, mixed]) if self.cascade else mixed)
+
+    def _mix_rows(self, u: Tensor, statistics: list) -> Tensor:
+        r = strips(self.row, u, self.position_row, u)
+        return norm_gelu(self.norm, linear(self.fuse_row.weight, r), statistics)[0]
 
 
-class CompiledStripMixingBlock(Compiled, StripMixingBlock):
+class FormulaStripMixingBlock(Formula, StripMixingBlock):
     reference = StripMixingBlock
     layers = dict(
         depthwise=stock.sequence(stock.batch_norm, stock.gelu, stock.depthwise(3, 3)),
@@ -50,13 +53,23 @@ class CompiledStripMixingBlock(Compiled, StripMixingBlock):
         fuse=stock.pointwise(bias=False),
     )
 
-    def forward(self, x: Tensor, **valid: Tensor) -> Tensor:
-        if not self.may_run(x):
-            return super().forward(x, **valid)
-        norm, act, conv = self.depthwise
-        x = depthwise(act(batch_norm(norm, channel_major(x))), conv.weight)
-        conv, norm, act = self.project
-        x = act(batch_norm(norm, linear(conv.weight.flatten(1), x, conv.bias)))
-        parts = [part.transpose(0, 1) for part in x.chunk(len(self.branches))]
-        mixed = torch.cat([channel_major(part) for part in self.mix(parts, **valid)])
-        return linear(self.fuse.weight.flatten(1), mixed).transpose(0, 1)
+    def run(self, x: Tensor, statistics: list) -> Tensor:
+        return self.run_residual(x, statistics)[0]
+
+    def run_residual(self, x: Tensor, statistics: list) -> tuple[Tensor, Tensor]:
+        """The formula, and x itself for those who read it too."""
+        norm, _, conv = self.depthwise
+        y, x = norm_gelu(norm, x, statistics)
+        y = depthwise(y, conv.weight)
+        conv, norm, _ = self.project
+        y = norm_gelu(norm, linear(conv.weight, y), statistics, conv.bias)[0]
+        return linear(self.fuse.weight, self._mix(y.chunk(len(self.branches)), statistics)), x
+
+    def _mix(self, parts: tuple[Tensor, ...], statistics: list) -> Tensor:
+        """The branches, each on its part of the channels."""
+        branches = list(self.branches.values())
+        if list(self.branches) == ['cgsmm', 'lsmm'] and all(map(is_formula, branches)):
+            cgsmm, lsmm = branches
+            return lsmm.run(parts[1], statistics, cgsmm.run(parts[0], statistics))
+        mixed = self.mix([part.transpose(0, 1) for part in parts])
+        return torch.cat([channel_major(part) for part in mixed])
