@@ -15,6 +15,7 @@ from ..models.strip_mlp import StripMLP, StripMLPBlock, merge_maps
 from .context import is_ordinary
 from .fast import Fast
 from .gpu import CLASSES as FORMULAS
+from .gpu import block_forward
 from .tables import given, tables_of
 
 BACKEND = 'inductor'
@@ -61,9 +62,15 @@ CLASSES = (*FORMULAS, CompiledStripMLPBlock, CompiledStripMLP)
 def run_block(block: nn.Module, x: Tensor, tables: list | None, **valid: Tensor) -> Tensor:
     """A block on a map of any size; tables of its windows along both axes."""
     given.tables = tables
-    x = StripMLPBlock.forward(block, x, **valid)
+    x = block_forward(block, x, **valid)
     given.tables = None
     return x
+
+
+def run_merging(merging: nn.Module, cross_stage: nn.ModuleList, x: Tensor, earlier: list[Tensor]):
+    """:func:`.merge_maps`, in the memory format of blocks, so that all of a stage have one graph."""
+    x, earlier = merge_maps(merging, cross_stage, x, earlier)
+    return x.transpose(0, 1).contiguous().transpose(0, 1) if FORMULAS else x, earlier
 
 
 class Graphs:
@@ -109,8 +116,8 @@ class Network:
     """
 
     def __init__(self, stages: int):
-        self.blocks = [Graphs(StripMLPBlock.forward, run_block) for _ in range(stages)]
-        self.merging = [Graphs(merge_maps, merge_maps) for _ in range(stages)]
+        self.blocks = [Graphs(block_forward, run_block) for _ in range(stages)]
+        self.merging = [Graphs(run_merging, run_merging) for _ in range(stages)]
         self.group, self.error = None, None
         self.tried: set[tuple] = set()
         self.first: dict[bool, torch.Size] = {}

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...models import stock
 from ...models.strip_mixing import CascadeGroupStripMixing, StripMixingBlock
-from ...models.windows import run_in_windows
+from ..tables import run_in_windows
 from .depthwise import depthwise
 from .formula import Formula, channel_major, is_formula, linear
 from .norm_gelu import norm_gelu
