@@ -127,9 +127,11 @@ def set_accelerate(config: Config, accelerate: bool) -> None:
 
     The hook is among ``default_hooks``, as lists of ``custom_hooks`` are replaced where they are inherited.
     """
-    hooks = {key: hook for key, hook in (config.get('default_hooks') or {}).items() if not _accelerates(hook)}
+    hooks = dict(config.get('default_hooks') or {})
+    options = hooks.pop('accelerate', None) or {}  # without a type where the command line alone has it
+    hooks = {key: hook for key, hook in hooks.items() if not _accelerates(hook)}
     if accelerate and _has_strip_mlp(config.get('model')):
-        hooks['accelerate'] = dict(type='mmstrip.AccelerateHook')
+        hooks['accelerate'] = dict(options, type='mmstrip.AccelerateHook')
     config.default_hooks = hooks
     config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _accelerates(hook)]
 

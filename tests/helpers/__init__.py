@@ -5,11 +5,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from unittest import mock
 
 import torch
 from hypothesis import strategies as st
@@ -19,7 +17,7 @@ from mmstrip.models import StripMLP
 
 accelerator = import_module('mmstrip.ops.accelerate')  # the function of that name hides the module
 HAS_OPERATORS = ops.takes(torch.float32)
-IMPLEMENTATIONS = ('reference', 'memory saving', *(['native'] if HAS_OPERATORS else []))
+IMPLEMENTATIONS = ('reference', *(['native'] if HAS_OPERATORS else []))
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / 'tests' / 'data'
@@ -43,20 +41,11 @@ def small_backbone(**arguments) -> StripMLP:
     return StripMLP(**{'arch': SMALL_ARCH, 'img_size': 64, **arguments})
 
 
-@contextmanager
-def accelerated_by(implementation: str) -> Iterator[None]:
-    """Within it, models are accelerated by the native operators, as where there are none, or not at all."""
-    classes = {'native': accelerator.NATIVE, 'memory saving': accelerator.MEMORY_SAVING, 'reference': ()}
-    with mock.patch.object(accelerator, 'CLASSES', classes[implementation]):
-        yield
-
-
 def run_by(implementation: str, model: torch.nn.Module) -> torch.nn.Module:
     """A model, brought to one of :data:`IMPLEMENTATIONS`."""
     ops.restore(model)
-    with accelerated_by(implementation):
-        if implementation != 'reference':
-            accelerator.change_classes(model)
+    if implementation != 'reference':
+        accelerator.change_classes(model)
     return model
 
 

@@ -5,11 +5,10 @@ import functools
 from collections.abc import Callable, Iterator
 
 import numpy
-import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import accelerated_by, accelerator, randomise, small_backbone
+from helpers import accelerator, randomise, small_backbone
 from mmstrip.models import StripMLP
 from mmstrip.models.stock import class_of
 
@@ -48,7 +47,7 @@ def backbone(mode: str = 'eval', seed: int = 0, **arguments) -> StripMLP:
     """A backbone of random weights that was accelerated, in training mode, in evaluation mode or in the deploy form."""
     if arguments:
         return _build(mode, seed, **arguments)
-    return copy.deepcopy(_template(mode, seed, accelerator.CLASSES))
+    return copy.deepcopy(_template(mode, seed))
 
 
 def _build(mode: str, seed: int, **arguments) -> StripMLP:
@@ -61,7 +60,7 @@ def _build(mode: str, seed: int, **arguments) -> StripMLP:
 
 
 @functools.cache
-def _template(mode: str, seed: int, classes: tuple) -> StripMLP:
+def _template(mode: str, seed: int) -> StripMLP:
     with torch.device('cpu'), torch.inference_mode(False), torch.enable_grad():
         return _build(mode, seed)
 
@@ -186,10 +185,3 @@ def called_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.ModuleDict):
             yield name, module
-
-
-@pytest.fixture(params=['native', 'memory saving'])
-def implementation(request):
-    """Models are accelerated by the native operators, or as where there are none."""
-    with accelerated_by(request.param):
-        yield request.param

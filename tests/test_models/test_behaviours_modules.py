@@ -158,7 +158,7 @@ class TestAdapters:
 
     @pytest.mark.parametrize('adapter', [ExposingLoRA, HidingLoRA])
     @pytest.mark.parametrize('mode', MODES)
-    def test_lora_everywhere(self, mode, adapter, implementation):
+    def test_lora_everywhere(self, mode, adapter):
         model = backbone(mode)
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
@@ -304,7 +304,7 @@ def expected_calls(model):
 
 class TestHooks:
     @pytest.mark.parametrize('mode', MODES)
-    def test_they_fire_on_every_module_and_see_what_is_right(self, mode, implementation):
+    def test_they_fire_on_every_module_and_see_what_is_right(self, mode):
         model, reference = backbone(mode), float64_copy(backbone(mode))
         seen, expected = Seen(model), Seen(reference)
         assert_close(outputs_of(model, images()), outputs_of(reference, images().double()))
@@ -313,7 +313,7 @@ class TestHooks:
         assert_close(seen.tensors(), expected.tensors())
 
     @pytest.mark.parametrize('mode', MODES)
-    def test_what_they_store_is_not_overwritten(self, mode, implementation):
+    def test_what_they_store_is_not_overwritten(self, mode):
         model = backbone(mode)
         seen = Seen(model)
         outputs_of(model, images())
@@ -365,7 +365,7 @@ class TestHooks:
         assert_close({key: got[key] for key in unchanged_outputs(mode) if key in got}, unchanged_outputs(mode))
 
     @pytest.mark.parametrize('mode', MODES)
-    def test_full_backward_hooks_on_every_module(self, mode, implementation):
+    def test_full_backward_hooks_on_every_module(self, mode):
         results = []
         for model, x in ((backbone(mode), images()), (float64_copy(backbone(mode)), images().double())):
             counts, seen = Counter(), {}

@@ -516,7 +516,7 @@ class TestTraining:
         ],
         ids=['SGD', 'AdamW', 'AdamW foreach', 'AdamW fused'],
     )
-    def test_evaluation_between_steps(self, optimizer, implementation):
+    def test_evaluation_between_steps(self, optimizer):
         """Each evaluation sees the weights and statistics of the last step, as in float64."""
         models = backbone('train'), float64_copy(backbone('train'))
         optimizers = [optimizer(model.parameters()) for model in models]
@@ -544,7 +544,7 @@ class TestTraining:
 
         assert closure() > optimizer.step(closure) * 0.999 > closure()
 
-    def test_statistics_of_all_norms(self, implementation):
+    def test_statistics_of_all_norms(self):
         models = backbone('train'), float64_copy(backbone('train'))
         for seed in range(3):
             for model in models:
@@ -603,7 +603,7 @@ class TestDistributed:
         torch.distributed.destroy_process_group()
 
     @pytest.mark.parametrize('arguments', [{}, dict(static_graph=True), dict(find_unused_parameters=True)])
-    def test_data_parallel(self, arguments, implementation):
+    def test_data_parallel(self, arguments):
         model = nn.parallel.DistributedDataParallel(backbone('train'), gradient_as_bucket_view=True, **arguments)
         got = outputs_of(model, images())
         assert_close({name.replace('module.', ''): value for name, value in got.items()}, unchanged_outputs('train'))
@@ -611,12 +611,12 @@ class TestDistributed:
 
 class TestInferenceMode:
     @pytest.mark.parametrize('mode', MODES)
-    def test_same_maps(self, mode, implementation):
+    def test_same_maps(self, mode):
         with torch.inference_mode():
             got = forward(backbone(mode))
         assert_close(got, maps_of(unchanged_outputs(mode)))
 
-    def test_statistics(self, implementation):
+    def test_statistics(self):
         model, reference = backbone('train'), float64_copy(backbone('train'))
         with torch.inference_mode():
             forward(model)

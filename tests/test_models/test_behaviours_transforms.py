@@ -83,7 +83,7 @@ def of_all(values):
 
 class TestFunctionalCalls:
     @pytest.mark.parametrize('mode', MODES)
-    def test_with_other_parameters(self, mode, implementation):
+    def test_with_other_parameters(self, mode):
         """Twice with different ones, and then with the model's own."""
         model, others = backbone(mode), [backbone(mode, seed) for seed in (1, 2)]
         results = []
@@ -370,7 +370,7 @@ class TestSecondDerivatives:
             assert_close(hessian_product(module, x, 'autograd.grad'), expected)
 
     @pytest.mark.parametrize('name', SHAPES)
-    def test_by_finite_differences(self, name, implementation):
+    def test_by_finite_differences(self, name):
         """Of the reference itself, in float64: along one direction of parameters and input."""
         module, x = box(name, NORMS[1])
         leaves = [x.double().requires_grad_(), *module.double().parameters()]
@@ -421,17 +421,17 @@ class TestGradients:
         assert_matches_float64(model, images(), gradients=True)
 
     @pytest.mark.parametrize('mode', MODES)
-    def test_in_every_mode(self, mode, implementation):
+    def test_in_every_mode(self, mode):
         assert_matches_float64(backbone(mode), images(), gradients=True)
 
     @pytest.mark.parametrize('size', [(24, 32), (57, 41)])
     @pytest.mark.parametrize('mode', MODES)
-    def test_in_windows(self, mode, size, implementation):
+    def test_in_windows(self, mode, size):
         model = backbone(mode, img_size=64 if min(size) < 32 else 32)
         assert_matches_float64(model, images(2, 3, 32 + size[0] % 32, size[1]), gradients=True)
 
     @pytest.mark.parametrize('arguments', [dict(arch=dict(embed_dims=24, depths=(1, 1, 1, 1))), dict(num_patches=1)])
-    def test_of_other_widths(self, arguments, implementation):
+    def test_of_other_widths(self, arguments):
         for mode in MODES:
             assert_matches_float64(backbone(mode, **arguments), images(), gradients=True)
 
@@ -735,14 +735,14 @@ class TestDevicesAndDtypes:
             maps = backbone(mode)(images(0, 3, 32, 40))
         assert [tuple(feature.shape) for feature in maps] == [(0, 16, 8, 10), (0, 32, 4, 5), (0, 64, 2, 2)]
 
-    def test_one_pixel_is_no_batch(self, implementation):
+    def test_one_pixel_is_no_batch(self):
         """BN refuses it in training, as everywhere."""
         model = backbone('train', out_indices=(3,))
         with pytest.raises(ValueError, match='more than 1 value per channel'):
             model(images(1, 3, 32, 32))
 
     @pytest.mark.parametrize('mode', ['train', 'eval'])
-    def test_training_in_autocast(self, mode, implementation):
+    def test_training_in_autocast(self, mode):
         """Gradients in the direction of the expected ones."""
         model = backbone(mode)
         with torch.autocast('cpu', torch.bfloat16):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.utils.flop_counter
-from helpers import HAS_OPERATORS, accelerated_by, accelerator, operators_of, python, randomise, small_backbone
+from helpers import HAS_OPERATORS, accelerator, operators_of, python, randomise, small_backbone
 from mmcv.cnn import fuse_conv_bn
 from mmengine.model import ExponentialMovingAverage
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
@@ -412,38 +412,17 @@ def gradients(model) -> torch.Tensor:
     return torch.cat([gradient.flatten() for gradient in grads])
 
 
-class TestWithoutOperators:
-    """As on a machine without a compiler."""
-
-    def test_training_takes_less_memory(self):
-        model, saved = plain(drop_path_rate=0.0).train(), []
-        for accelerated in (False, True):
-            if accelerated:
-                with accelerated_by('memory saving'):
-                    said = accelerator.change_classes(model)
-            held = {}
-
-            def pack(tensor, held=held):
-                held[tensor.data_ptr()] = tensor.nbytes
-                return tensor
-
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                model(X)
-            saved.append(sum(held.values()))
-        assert said.startswith('5 of 5 blocks save memory in training, without native operators')
-        assert saved[1] < 0.85 * saved[0]
-
-    def test_it_says_so(self):
-        code = (
-            'import torch, mmstrip; from mmstrip import ops; from mmstrip.models import StripMLP\n'
-            "model = mmstrip.accelerate(StripMLP('tiny-light', img_size=32))\n"
-            'print(ops.status())\n'
-            'model(torch.rand(2, 3, 64, 64))[0].sum().backward()\n'
-        )
-        done = python(code, env={'MMSTRIP_NATIVE': '0'})
-        why = 'MMSTRIP_NATIVE=0 switches the compiled operators off'
-        assert f'12 of 12 blocks save memory in training, without native operators: {why}' in done.stdout, done.stdout
-        assert f'no compiled operators, the network is slower on CPUs: {why}\n' in done.stdout
+def test_a_machine_without_a_compiler_says_so():
+    code = (
+        'import torch, mmstrip; from mmstrip import ops; from mmstrip.models import StripMLP\n'
+        "model = mmstrip.accelerate(StripMLP('tiny-light', img_size=32))\n"
+        'print(ops.status(), {type(module).__module__ for module in model.stages.modules()})\n'
+    )
+    done = python(code, env={'MMSTRIP_NATIVE': '0'})
+    why = 'MMSTRIP_NATIVE=0 switches the compiled operators off'
+    assert f'the reference runs, as there are no native operators: {why}\n' in done.stdout, done.stdout
+    assert f'no compiled operators, the network is slower on CPUs: {why} ' in done.stdout
+    assert 'mmstrip.models.strip_mlp' in done.stdout and 'mmstrip.ops' not in done.stdout
 
 
 PRIVATE = [

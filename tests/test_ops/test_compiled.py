@@ -1,0 +1,325 @@
+"""mmstrip.accelerate(model, compile=True), what GPUs run: graphs are counted, and what is around a model stays."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from helpers import accelerator, behaviours, operators_of, randomise, small_backbone
+from mmengine.model import ExponentialMovingAverage
+from torch import nn
+from torch._dynamo.utils import counters
+
+import mmstrip
+from mmstrip.models import StripMLP
+from mmstrip.ops import compiled
+from mmstrip.ops.fast import Fast
+
+X = torch.rand(4, 3, 64, 64)
+
+
+class Count:
+    """A backend that counts graphs, and runs them as they are."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph
+
+    def new(self) -> int:
+        """Since the last call."""
+        count, self.graphs = self.graphs, 0
+        return count
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    monkeypatch.setattr(compiled, 'BACKEND', Count())
+    counters.clear()
+    yield compiled.BACKEND
+    assert not counters['graph_break']
+
+
+def plain(depth: int = 1, **arguments) -> StripMLP:
+    """A network of one stage."""
+    arch = dict(embed_dims=8, depths=(depth, 1, 1, 1))
+    return randomise(small_backbone(**dict(arch=arch, out_indices=0, drop_path_rate=0.0) | arguments))
+
+
+def accelerated(*arguments, **keywords) -> StripMLP:
+    return mmstrip.accelerate(plain(*arguments, **keywords), compile=True)
+
+
+def reference_of(model: StripMLP) -> StripMLP:
+    return mmstrip.restore(copy.deepcopy(model))
+
+
+def train(model: nn.Module, x: torch.Tensor = X) -> dict[str, torch.Tensor]:
+    """Maps and gradients."""
+    model.train().zero_grad()
+    maps = model(x)
+    sum(y.square().mean() for y in maps).backward()
+    grads = {f'grad of {name}': p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {**{f'map {i}': y.detach() for i, y in enumerate(maps)}, **grads}
+
+
+def infer(model: nn.Module, x: torch.Tensor = X) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(x)[0]
+
+
+def assert_close(got, expected, tolerance: float = 1e-4):
+    """Within a part of the largest value."""
+    got, expected = ({'map': y} if isinstance(y, torch.Tensor) else y for y in (got, expected))
+    behaviours.assert_close(got, expected, tolerance)
+
+
+class TestGraphs:
+    """Nothing falls back to eager in silence. A stage has one graph for its blocks, one for the step before them."""
+
+    def test_of_a_training(self, backend):
+        model = accelerated(depth=3, drop_path_rate=0.2)
+        train(model)
+        assert backend.new() == 2
+        for _ in range(3):  # accumulated gradients too
+            train(model)
+        assert backend.new() == 0
+        infer(model)
+        assert backend.new() == 2
+        with torch.autocast('cpu', torch.bfloat16):
+            train(model)
+        assert backend.new() == 2
+        for images in (3, 2, 3, 4):  # the last batch of an epoch
+            train(model, X[:images])
+        assert backend.new() == 2
+
+    def test_the_shape_decides_which_graph_computes(self, backend):
+        """Not the order in which sizes came, so that a resumed training computes the same."""
+        model = accelerated()
+        infer(model, X)
+        (blocks,) = compiled._networks[model].blocks
+        calls = []
+        fixed = blocks.fixed
+        blocks.fixed = lambda *arguments: calls.append(len(arguments[1])) or fixed(*arguments)
+        for images in (4, 3, 4):
+            infer(model, X[:images])
+        assert calls == [4, 4]
+
+    def test_one_for_all_sizes(self, backend):
+        model = accelerated()
+        reference = reference_of(model)
+        train(model)
+        backend.new()
+        for size in ((96, 128), (128, 96), (96, 96), (160, 160), (128, 224), (100, 140), (75, 333), (352, 224)):
+            x = torch.rand(2, 3, *size)
+            assert_close(train(model, x), train(reference, x))
+        train(model, torch.rand(3, 3, 160, 96))
+        assert backend.new() == 2
+
+    @pytest.mark.parametrize('size', [(48, 48), (32, 96)])
+    def test_maps_smaller_than_a_window(self, backend, size):
+        model = accelerated()
+        infer(model)
+        assert_close(infer(model, torch.ones(2, 3, *size)), infer(reference_of(model), torch.ones(2, 3, *size)))
+
+    def test_checkpointed(self, backend):
+        """Statistics count a batch once."""
+        model = accelerated(depth=2, with_cp=True)
+        reference = reference_of(model)
+        for new in (3, 0):  # one graph more: the second time, statistics stand still
+            assert_close(train(model), train(reference))
+            assert backend.new() == new
+        assert_close(dict(model.named_buffers()), dict(reference.named_buffers()))
+
+    def test_frozen_stages(self, backend):
+        model = accelerated(out_indices=(0, 1), frozen_stages=1)
+        reference = reference_of(model)
+        for new in (4, 0):
+            assert_close(train(model), train(reference))
+            assert backend.new() == new
+
+    def test_synchronised_norms(self, backend):
+        """In one process."""
+        model = mmstrip.accelerate(nn.SyncBatchNorm.convert_sync_batchnorm(plain()), compile=True)
+        assert_close(train(model), train(reference_of(model)))
+        assert backend.new() == 2
+
+    def test_padding_ignored(self, backend):
+        model, x = accelerated(ignore_padding=True), X.clone()
+        x[1, :, 40:] = 0
+        assert_close(infer(model, x), infer(reference_of(model), x))
+        assert backend.new() == 2
+
+    def test_limits_of_ones_own_stay(self, backend):
+        """More graphs than PyTorch allows one function, of networks that do not count together."""
+        before = torch._dynamo.config.recompile_limit
+        with torch._dynamo.config.patch(recompile_limit=1):
+            model = accelerated()
+            train(model)
+            infer(model)
+            assert backend.new() == 4
+            assert torch._dynamo.config.recompile_limit == 1
+        assert torch._dynamo.config.recompile_limit == before
+
+
+class TestTheTrial:
+    def test_nothing_changes(self, backend):
+        model = accelerated(drop_path_rate=0.5).train()
+        before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        compiled._networks[model].try_once(model, X)
+        assert backend.new() == 2
+        assert torch.equal(torch.get_rng_state(), random)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert all(parameter.grad is None for parameter in model.parameters())
+        train(model)
+        assert backend.new() == 0
+
+    def test_a_compiler_that_fails(self, monkeypatch, capsys):
+        """On the way back, say: the reference runs from the first step on, and one line says why."""
+
+        def fail(graph, inputs):
+            raise OSError('no space left\non this device')
+
+        monkeypatch.setattr(compiled, 'BACKEND', fail)
+        model = accelerated()
+        reference = reference_of(model)
+        assert_close(train(model), train(reference), 0)
+        infer(model)
+        said = capsys.readouterr()
+        lines = [line for line in (said.out + said.err).splitlines() if 'compiling failed' in line]
+        assert len(lines) == 1 and 'the reference runs, as compiling failed: BackendCompilerFailed: ' in lines[0]
+        assert 'no space left' in lines[0]
+        assert 'compiling failed' in accelerator.change_classes(model, compile=True)
+
+    def test_an_older_pytorch(self, monkeypatch):
+        monkeypatch.setattr(accelerator, 'COMPILES', (99, 1))
+        said = accelerator.change_classes(plain(), compile=True)
+        assert said == f'the reference runs, as compiling takes PyTorch 99.1, and this is {torch.__version__}'
+
+
+@pytest.fixture(scope='module')
+def shared():
+    """Compiled for inference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, 'BACKEND', Count())
+        model = accelerated().eval()
+        infer(model)
+        model.count = compiled.BACKEND
+        yield model
+
+
+def is_compiled(model: StripMLP) -> bool:
+    return any(isinstance(module, Fast) for module in model.modules())
+
+
+class TestAroundIt:
+    def test_it_says_what_it_does(self):
+        said = accelerator.change_classes(plain(depth=2), compile=True)
+        assert said == '2 of 2 blocks, and what stands between stages, are compiled in the first forward'
+        assert accelerator.change_classes(plain().stages, compile=True) == (
+            'the reference runs, as only whole networks are compiled'
+        )
+
+    def test_nothing_but_classes_changes(self, backend):
+        model = plain()
+        state, before = model.state_dict(), {module: dict(vars(module)) for module in model.modules()}
+        mmstrip.accelerate(model, compile=True)
+        infer(model)
+        assert model.state_dict().keys() == state.keys() and isinstance(model, StripMLP)
+        assert all(vars(module) == attributes for module, attributes in before.items())
+        mmstrip.restore(model)
+        assert not is_compiled(model)
+        backend.new()
+        infer(model)
+        assert backend.new() == 0
+
+    def test_the_call_again_compiles_nothing_again(self, shared):
+        mmstrip.accelerate(shared, compile=True)
+        infer(shared)
+        shared.count.new()
+        mmstrip.accelerate(shared, compile=True)
+        infer(shared)
+        assert shared.count.new() == 0
+
+    def test_from_operators_to_graphs_and_back(self):
+        model = mmstrip.accelerate(plain())
+        mmstrip.accelerate(model, compile=True)
+        kinds = {type(module) for module in model.modules()}
+        assert kinds & set(compiled.CLASSES) and not kinds & set(accelerator.CLASSES)
+        mmstrip.accelerate(model)
+        assert not {type(module) for module in model.modules()} & set(compiled.CLASSES)
+
+    def test_pickles_are_of_the_reference(self, shared):
+        pickled = pickle.dumps(shared)
+        assert b'mmstrip.ops' not in pickled
+        assert_close(infer(pickle.loads(pickled)), infer(shared))
+
+    def test_copies_and_averages(self, shared):
+        """They run the reference until the call; weights swapped in by .data.copy_ count at once."""
+        expected = infer(shared)
+        shared.count.new()
+        averaged = ExponentialMovingAverage(shared, momentum=0.5).module
+        assert isinstance(averaged, StripMLP)
+        assert_close(infer(averaged), expected)
+        for parameter in averaged.parameters():
+            parameter.data.mul_(1.1)
+        mine = copy.deepcopy(shared.state_dict())
+        for parameter, other in zip(shared.parameters(), averaged.parameters()):
+            parameter.data.copy_(other.data)
+        assert_close(infer(shared), infer(averaged))
+        shared.load_state_dict(mine)
+        assert_close(infer(shared), expected)
+        assert shared.count.new() == 0
+
+    @pytest.mark.parametrize('where', ['stages.0.0.channel_mixing.fc1', 'patch_embed'])
+    def test_hooks_inside_fire(self, shared, where):
+        """A graph would not see them."""
+        seen = []
+        with shared.get_submodule(where).register_forward_hook(lambda *arguments: seen.append(1)):
+            assert_close(infer(shared), infer(reference_of(shared)))
+            if where != 'patch_embed':
+                said = accelerator.change_classes(shared, compile=True)
+                assert said.startswith('0 of 1 blocks') and said.endswith('stages.0.0 is wrapped or hooked')
+        assert len(seen) == 2  # of the copy too
+        shared.count.new()
+        infer(shared)
+        assert len(seen) == 2 and shared.count.new() == 0
+
+    def test_layers_put_in_and_weights_changed(self, backend):
+        model = accelerated()
+        before = infer(model)
+        model.stages[0][0].channel_mixing.fc2 = nn.Sequential(model.stages[0][0].channel_mixing.fc2, nn.Tanh())
+        assert_close(infer(model), infer(reference_of(model)))
+        assert not torch.allclose(infer(model), before)
+
+    def test_the_deploy_form(self, backend):
+        model = accelerated()
+        expected = infer(model)
+        model.switch_to_deploy()
+        backend.new()
+        assert_close(infer(model), expected)
+        assert backend.new() == 1
+
+    def test_exporters_compilers_and_transforms_see_the_reference(self, shared):
+        expected = infer(reference_of(shared))
+        shared.count.new()
+        for exported in (
+            torch.export.export(shared, (X,), strict=False).module(),
+            torch.jit.trace(shared, X, check_trace=False),
+            torch.compile(shared, backend='eager', fullgraph=True),
+            torch.func.vmap(lambda x: shared(x[None])[0][0]),
+        ):
+            with torch.no_grad():
+                found = exported(X)
+            assert_close(found if isinstance(found, torch.Tensor) else found[0], expected)
+        assert shared.count.new() == 0
+
+    def test_other_parameters(self, shared):
+        doubled = {name: 2 * value for name, value in shared.named_parameters()}
+        found = torch.func.functional_call(shared, doubled, X)[0]
+        assert_close(found, torch.func.functional_call(reference_of(shared), doubled, X)[0])
+
+    def test_operators_of_ours_stay_out(self, shared):
+        assert not operators_of(lambda: infer(shared))
