@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.library import triton_op
 
-from .kernels import launch, on_card, total, welford, wide
+from .kernels import launch, on_card, welford, wide
 
 TOKENS, CHANNELS = 64, 32  # of a program's tile
 
@@ -62,9 +62,9 @@ def _backward(
         place = channel[:, None].to(tl.int64) * size + token[None, :]
         normed = (tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32) - center[None, :]) * inverse[None, :]
         grad = tl.load(grad_ptr + place, mask=mask, other=0.0).to(tl.float32)
-        part = parts_ptr + tl.program_id(0) * 2 * channels + channel
+        part = parts_ptr + channel * tl.num_programs(0) + tl.program_id(0)
         tl.store(part, tl.sum(grad * normed, 1), mask=channel < channels)
-        tl.store(part + channels, tl.sum(grad, 1), mask=channel < channels)
+        tl.store(part + channels * tl.num_programs(0), tl.sum(grad, 1), mask=channel < channels)
         grad *= tl.load(weight_ptr + channel, mask=channel < channels, other=0.0).to(tl.float32)[:, None]
         sums += grad
         products += grad * normed
@@ -101,18 +101,18 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Te
 def _layer_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of x, and parts of those of weight and bias: (parts, 2, C)."""
+    """The gradient of x, and parts of those of weight and bias: (2, C, parts)."""
     if not on_card(x):
         normed = (x.flatten(1) - mean) * inverse
         grad = grad.flatten(1).to(normed.dtype)
-        parts = torch.stack([(grad * normed).sum(1), grad.sum(1)])[None]
+        parts = torch.stack([(grad * normed).sum(1), grad.sum(1)])[:, :, None]
         grad = grad * weight[:, None]
         grad = (grad - grad.mean(0) - normed * (grad * normed).mean(0)) * inverse
         return grad.to(x.dtype).view(x.shape), parts
     grad_x = torch.empty_like(x)
     size = x.shape[1] * x.shape[2] * x.shape[3]
     programs = triton.cdiv(size, TOKENS)
-    parts = x.new_empty((programs, 2, x.shape[0]), dtype=torch.float32)
+    parts = x.new_empty((2, x.shape[0], programs), dtype=torch.float32)
     launch(_backward)[programs,](
         grad, x, weight, mean, inverse, grad_x, parts, x.shape[0], size, token_block=TOKENS, block=CHANNELS
     )
@@ -130,7 +130,7 @@ class _LayerNorm(Function):
     def backward(ctx, grad):
         x, weight, mean, inverse = ctx.saved_tensors
         grad_x, parts = _layer_norm_backward(grad.contiguous(), x, weight, mean, inverse)
-        grad_weight, grad_bias = total(parts).to(weight.dtype)
+        grad_weight, grad_bias = parts.sum(2).to(weight.dtype)
         return grad_x, grad_weight, grad_bias, None
 
 

@@ -269,28 +269,18 @@ def _local_kernels_backward(
     grad_u: Tensor, grad_kernel: Tensor, u: Tensor, tall: Tensor, wide: Tensor, narrow: Tensor, broad: Tensor,
     average: Tensor, hidden: Tensor, share: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of u, of which one through the convolution is given, of tall and wide in parts (P, 2, C, 21), of narrow,
-    its bias, broad, its bias."""
+    """Gradients of u, of which one through the convolution is given, of tall and wide in parts (P, 2, C, 21), and of
+    narrow, its bias, broad, its bias."""
     channels, images, height, width = u.shape
     hiddens = narrow.shape[0]
     if not on_card(u):
-        return _local_kernels_backward_by_aten(
-            grad_u, grad_kernel, u, tall, wide, narrow, broad, average, hidden, share
-        )
+        saved = average, hidden, share
+        return _local_kernels_backward_by_aten(grad_u, grad_kernel, u, tall, wide, narrow, broad, *saved)
     parts = min(triton.cdiv(PROGRAMS, channels), images)
-    grad_logit, grad_hidden, grad_average, of_narrow, of_narrow_bias, of_broad, of_broad_bias, of_kernels = (
-        u.new_empty(shape, dtype=torch.float32)
-        for shape in (
-            (images, 3 * channels),
-            (images, hiddens),
-            (images, channels),
-            (hiddens, channels),
-            (hiddens,),
-            (3 * channels, hiddens),
-            (3 * channels,),
-            (parts, 2, channels, 21),
-        )  # fmt: skip
-    )
+    shapes = (images, 3 * channels), (images, hiddens), (images, channels), (parts, 2, channels, 21)
+    grad_logit, grad_hidden, grad_average, of_kernels = (u.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    shapes = (hiddens, channels), (hiddens,), (3 * channels, hiddens), (3 * channels,)
+    of_narrow, of_narrow_bias, of_broad, of_broad_bias = (u.new_empty(shape, dtype=torch.float32) for shape in shapes)
     launch(_reweight_backward)[images,](
         grad_kernel, share, tall, wide, narrow, broad, hidden, grad_logit, grad_hidden, grad_average,
         channels, hiddens, images, hidden_block=block_size(hiddens, 16, 4096), block=CHANNELS, tap_block=TAPS,

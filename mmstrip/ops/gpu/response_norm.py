@@ -27,10 +27,10 @@ def _load_gelu(x_ptr, bias, start, token, mask):
 
 @triton.jit
 def _sum_tokens(
-    x_ptr, bias_ptr, grad_ptr, sums_ptr, channels, images, size,
+    x_ptr, bias_ptr, grad_ptr, sums_ptr, parts_ptr, channels, images, size,
     backward: tl.constexpr, row_block: tl.constexpr, token_block: tl.constexpr,
 ):  # fmt: skip
-    """Norms (N, C); or the sums of gradient times GELU, and of the gradient: (2, N, C)."""
+    """Norms (N, C); or the sums of gradient times GELU, and those of the gradient: the first of the parts (3, N, C)."""
     row = tl.program_id(0) * row_block + tl.arange(0, row_block)
     channel, image = row // images, row % images
     ours = channel < channels
@@ -40,7 +40,7 @@ def _sum_tokens(
     for first in range(0, size, token_block):
         token = first + tl.arange(0, token_block)
         mask = ours[:, None] & (token < size)[None, :]
-        x, y = _load_gelu(x_ptr, bias, start, token, mask)
+        _, y = _load_gelu(x_ptr, bias, start, token, mask)
         if backward:
             grad = tl.load(grad_ptr + start[:, None] + token[None, :], mask=mask, other=0.0).to(tl.float32)
             sums += grad
@@ -50,7 +50,7 @@ def _sum_tokens(
     there = image * channels + channel
     product = tl.sum(products, 1)
     if backward:
-        tl.store(sums_ptr + images * channels + there, tl.sum(sums, 1), mask=ours)
+        tl.store(parts_ptr + there, tl.sum(sums, 1), mask=ours)
     else:
         product = tl.sqrt(tl.maximum(product, SMALLEST * SMALLEST))
     tl.store(sums_ptr + there, product, mask=ours)
@@ -76,7 +76,7 @@ def _apply(
     for first in range(0, size, token_block):
         token = first + tl.arange(0, token_block)
         mask = ours[:, None] & (token < size)[None, :]
-        x, y = _load_gelu(x_ptr, bias, start, token, mask)
+        _, y = _load_gelu(x_ptr, bias, start, token, mask)
         y *= factor[:, None]
         if has_beta:
             y += tl.load(beta_ptr + channel, mask=ours, other=0.0).to(tl.float32)[:, None]
@@ -88,7 +88,7 @@ def _backward(
     grad_ptr, x_ptr, bias_ptr, norm_ptr, gamma_ptr, sums_ptr, grad_x_ptr, parts_ptr, channels, images, size, eps,
     row_block: tl.constexpr, token_block: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of x, and those of gamma and bias for each image: (2, N, C)."""
+    """The gradient of x, and those of gamma and bias for each image: the other two of the parts."""
     image = tl.program_id(1)
     norms, through = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
     for first in range(0, channels, block):
@@ -118,8 +118,8 @@ def _backward(
         grad = tl.where(mask, (grad * factor[:, None] + y * slope[:, None]) * gelu_slope(x), 0.0)
         total += grad
         tl.store(grad_x_ptr + start[:, None] + token[None, :], grad.to(grad_x_ptr.dtype.element_ty), mask=mask)
-    tl.store(parts_ptr + there, product * norm / mean, mask=ours)
-    tl.store(parts_ptr + images * channels + there, tl.sum(total, 1), mask=ours)
+    tl.store(parts_ptr + images * channels + there, product * norm / mean, mask=ours)
+    tl.store(parts_ptr + 2 * images * channels + there, tl.sum(total, 1), mask=ours)
 
 
 @triton_op('mmstrip_gpu::response_norm', mutates_args={})
@@ -135,7 +135,7 @@ def _response_norm(x: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor | None, 
     norm = x.new_empty((images, channels), dtype=torch.float32)
     y = torch.empty_like(x)
     launch(_sum_tokens)[triton.cdiv(channels * images, ROWS),](
-        x, bias, x, norm, channels, images, size, backward=False, row_block=ROWS, token_block=TOKENS
+        x, bias, x, norm, norm, channels, images, size, backward=False, row_block=ROWS, token_block=TOKENS
     )
     launch(_apply)[triton.cdiv(channels, ROWS), images](
         x, bias, norm, gamma, gamma if beta is None else beta, y, channels, images, size, eps,
@@ -147,32 +147,32 @@ def _response_norm(x: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor | None, 
 @triton_op('mmstrip_gpu::response_norm_backward', mutates_args={})
 def _response_norm_backward(
     grad: Tensor, x: Tensor, bias: Tensor, norm: Tensor, gamma: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of x, and for each image those of gamma and bias (2, N, C), and of beta as the second of (2, N, C)."""
+) -> tuple[Tensor, Tensor]:
+    """The gradient of x, and for each image those of beta, gamma and bias: (3, N, C)."""
     channels, images, height, width = x.shape
     size = height * width
     if not on_card(x):
         dtype, x = x.dtype, (x + _spread(bias)).to(norm.dtype)
         y, grad = F.gelu(x), grad.to(norm.dtype)
-        sums = torch.stack([(grad * y).sum((2, 3)).t(), grad.sum((2, 3)).t()])
+        product, of_beta = (grad * y).sum((2, 3)).t(), grad.sum((2, 3)).t()
         mean = norm.mean(1, keepdim=True) + eps
-        through = sums[0] * gamma
+        through = product * gamma
         slope = (through - (through * norm).mean(1, keepdim=True) / mean) / (mean * norm)
         slope = torch.where(norm > 1.001 * SMALLEST_NORM, slope, 0)
         factor = 1 + gamma * norm / mean
         grad = grad * factor.t()[:, :, None, None] + y * slope.t()[:, :, None, None]
         grad = torch.ops.aten.gelu_backward(grad, x)
-        return grad.to(dtype), torch.stack([sums[0] * norm / mean, grad.sum((2, 3)).t()]), sums
-    sums, parts = (x.new_empty((2, images, channels), dtype=torch.float32) for _ in range(2))
+        return grad.to(dtype), torch.stack([of_beta, product * norm / mean, grad.sum((2, 3)).t()])
+    sums, parts = (x.new_empty((count, images, channels), dtype=torch.float32) for count in (1, 3))
     grad_x = torch.empty_like(x)
     launch(_sum_tokens)[triton.cdiv(channels * images, ROWS),](
-        x, bias, grad, sums, channels, images, size, backward=True, row_block=ROWS, token_block=TOKENS
+        x, bias, grad, sums, parts, channels, images, size, backward=True, row_block=ROWS, token_block=TOKENS
     )
     launch(_backward)[triton.cdiv(channels, ROWS), images](
         grad, x, bias, norm, gamma, sums, grad_x, parts, channels, images, size, eps,
         row_block=ROWS, token_block=TOKENS, block=CHANNELS,
     )  # fmt: skip
-    return grad_x, parts, sums
+    return grad_x, parts
 
 
 def _spread(x: Tensor) -> Tensor:
@@ -190,10 +190,9 @@ class _ResponseNorm(Function):
     @staticmethod
     def backward(ctx, grad):
         x, bias, gamma, norm = ctx.saved_tensors
-        grad_x, parts, sums = _response_norm_backward(grad.contiguous(), x, bias, norm, gamma, ctx.eps)
-        grad_gamma, grad_bias = parts.sum(1)
-        grad_beta = sums[1].sum(0).to(gamma.dtype) if ctx.has_beta else None
-        return grad_x, grad_bias.to(bias.dtype), grad_gamma.to(gamma.dtype), grad_beta, None
+        grad_x, parts = _response_norm_backward(grad.contiguous(), x, bias, norm, gamma, ctx.eps)
+        grad_beta, grad_gamma, grad_bias = parts.sum(1).to(gamma.dtype)
+        return grad_x, grad_bias.to(bias.dtype), grad_gamma, grad_beta if ctx.has_beta else None, None
 
 
 def gelu_response_norm(x: Tensor, bias: Tensor, grn: GlobalResponseNorm) -> Tensor:
