@@ -8,6 +8,7 @@ from .complete_checkpoint import CompleteCheckpointHook
 from .curves import TrainingCurvesHook
 from .eta import TimeLeftHook
 from .invalid_loss import InvalidLossHook
+from .late_losses import LateLossesHook
 from .named_files import NamedFilesHook
 from .pictures import PredictionPicturesHook
 from .plain_checkpoint import PlainCheckpointHook
@@ -21,6 +22,7 @@ __all__ = [
     'ClassificationReportHook',
     'CompleteCheckpointHook',
     'InvalidLossHook',
+    'LateLossesHook',
     'NamedFilesHook',
     'PlainCheckpointHook',
     'PredictionPicturesHook',

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from ...models.strip_mlp import StripMLPBlock
 from .formula import channel_major, compute_type, is_formula
-from .norm_gelu import update_statistics
 
 
 def block_forward(block: StripMLPBlock, x: Tensor, **valid: Tensor) -> Tensor:
@@ -14,17 +13,16 @@ def block_forward(block: StripMLPBlock, x: Tensor, **valid: Tensor) -> Tensor:
     mixing = block.strip_mixing, block.channel_mixing
     if valid or type(block.drop_path) is not DropPath or not all(is_formula(m) and m.may_run(x) for m in mixing):
         return StripMLPBlock.forward(block, x, **valid)
-    dtype, statistics = compute_type(x), []
+    dtype = compute_type(x)
     x = channel_major(x)
     kept = _draw(block.drop_path, x)
     if x.dtype == dtype:
-        y, x = block.strip_mixing.run_residual(x, statistics)
+        y, x = block.strip_mixing.run_residual(x)
     else:
-        y = block.strip_mixing.run(x.to(dtype), statistics)
+        y = block.strip_mixing.run(x.to(dtype))
     x = _add(x, y, kept, 0)
-    y = block.channel_mixing.run(x.to(dtype), statistics)
+    y = block.channel_mixing.run(x.to(dtype))
     x = _add(x, y, kept, 1)
-    update_statistics(statistics)
     return x.transpose(0, 1)
 
 

@@ -157,7 +157,7 @@ def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor
     side = weight.shape[-1]
     groups, rows = channels * weight.shape[1], images // weight.shape[1] * height
     tile = _tile(rows, width)
-    parts = triton.cdiv(PROGRAMS, groups * side)
+    parts = min(triton.cdiv(PROGRAMS, groups * side), triton.cdiv(rows, tile['row_block']))
     grad_x = torch.empty_like(x)
     grad_weight = x.new_empty((parts, *weight.shape), dtype=torch.float32)
     programs = triton.cdiv(rows, tile['row_block']) * triton.cdiv(width, tile['out_block'])

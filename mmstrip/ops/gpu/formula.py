@@ -10,7 +10,6 @@ from torch.autograd import Function
 
 from ...models.stock import PLAIN
 from ..fast import Fast
-from .norm_gelu import update_statistics
 
 
 class Formula(Fast):
@@ -25,13 +24,10 @@ class Formula(Fast):
     def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
         if valid is not None or not self.may_run(x):
             return super().forward(x) if valid is None else super().forward(x, valid=valid)
-        statistics = []
-        y = self.run(channel_major(x, compute_type(x)), statistics)
-        update_statistics(statistics)
-        return y.transpose(0, 1)
+        return self.run(channel_major(x, compute_type(x))).transpose(0, 1)
 
-    def run(self, x: Tensor, statistics: list) -> Tensor:
-        """The formula of (C, N, H, W), contiguous; BN's statistics are for :func:`.update_statistics`."""
+    def run(self, x: Tensor) -> Tensor:
+        """The formula of (C, N, H, W), contiguous."""
         raise NotImplementedError
 
 

@@ -1,6 +1,6 @@
 """BN by batch statistics and GELU, of channel-major maps: one kernel forward, one backward, a program a channel.
 
-Backward computes the normalised map again instead of keeping it.
+Running statistics move in the kernel. Backward computes the normalised map again instead of keeping it.
 """
 
 import torch
@@ -13,11 +13,12 @@ from torch.library import triton_op
 
 from .kernels import block_size, gelu, gelu_slope, launch, on_card, welford, wide
 
-Statistics = list[tuple[nn.BatchNorm2d, Tensor, Tensor, int]]
-
 
 @triton.jit
-def _forward(x_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, variance_ptr, size, eps, block: tl.constexpr):
+def _forward(
+    x_ptr, weight_ptr, bias_ptr, shift_ptr, y_ptr, mean_ptr, variance_ptr, running_mean_ptr, running_var_ptr, count_ptr,
+    size, eps, momentum, has_shift: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
     channel = tl.program_id(0)
     start = channel.to(tl.int64) * size
     count, mean, squares = (
@@ -33,6 +34,15 @@ def _forward(x_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, variance_ptr, size, e
     variance = tl.sum(squares + count * (mean - center) * (mean - center)) / size
     tl.store(mean_ptr + channel, center)
     tl.store(variance_ptr + channel, variance)
+    running = tl.load(running_var_ptr + channel)
+    tl.store(running_var_ptr + channel, running + momentum * (variance * size / (size - 1) - running))
+    running = tl.load(running_mean_ptr + channel)
+    shifted = center
+    if has_shift:
+        shifted += tl.load(shift_ptr + channel).to(tl.float32)
+    tl.store(running_mean_ptr + channel, running + momentum * (shifted - running))
+    if channel == 0:
+        tl.store(count_ptr, tl.load(count_ptr) + 1)
     scale = tl.load(weight_ptr + channel).to(tl.float32) / tl.sqrt(variance + eps)
     bias = tl.load(bias_ptr + channel).to(tl.float32)
     for first in range(0, size, block):
@@ -64,6 +74,7 @@ def _backward(
     total, product = tl.sum(sums), tl.sum(products)
     tl.store(sums_ptr + channel, product)  # of weight
     tl.store(sums_ptr + channels + channel, total)  # of bias
+    tl.store(sums_ptr + 2 * channels + channel, 0.0)  # of what was added to x: its mean takes it away
     for first in range(0, size, block):
         at = first + tl.arange(0, block)
         normed = (tl.load(x_ptr + start + at, mask=at < size, other=0.0).to(tl.float32) - center) * inverse
@@ -75,17 +86,25 @@ def _backward(
         tl.store(grad_x_ptr + start + at, grad.to(grad_x_ptr.dtype.element_ty), mask=at < size)
 
 
-@triton_op('mmstrip_gpu::norm_gelu', mutates_args={})
-def _norm_gelu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+@triton_op('mmstrip_gpu::norm_gelu', mutates_args={'running_mean', 'running_var', 'count'})
+def _norm_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None,
+    running_mean: Tensor, running_var: Tensor, count: Tensor, eps: float, momentum: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Of x (C, N, H, W): GELU of BN, mean and biased variance, in at least float32."""
+    size = x.shape[1] * x.shape[2] * x.shape[3]
     if not on_card(x):
         variance, mean = torch.var_mean(x.to(wide(x.dtype)), (1, 2, 3), correction=0)
+        running_mean.lerp_((mean if shift is None else mean + shift).to(running_mean.dtype), momentum)
+        running_var.lerp_((variance * (size / (size - 1))).to(running_var.dtype), momentum)
+        count.add_(1)
         return F.gelu(_normed(x, mean, variance, eps) * _spread(weight) + _spread(bias)).to(x.dtype), mean, variance
     y = torch.empty_like(x)
     mean, variance = (x.new_empty(x.shape[0], dtype=torch.float32) for _ in range(2))
-    size = x.shape[1] * x.shape[2] * x.shape[3]
-    block = block_size(size, 256, 4096)
-    launch(_forward)[x.shape[0],](x, weight, bias, y, mean, variance, size, eps, block=block, num_warps=8)
+    launch(_forward)[x.shape[0],](
+        x, weight, bias, weight if shift is None else shift, y, mean, variance, running_mean, running_var, count,
+        size, eps, momentum, has_shift=shift is not None, block=block_size(size, 256, 4096), num_warps=8,
+    )  # fmt: skip
     return y, mean, variance
 
 
@@ -94,16 +113,17 @@ def _norm_gelu_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, more: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, plus ``more``, and of weight and bias (2, C)."""
+    """Gradients of x, plus ``more``, and of weight, bias and what was added to x (3, C)."""
     if not on_card(x):
         normed = _normed(x, mean, variance, eps)
         grad = torch.ops.aten.gelu_backward(grad.to(normed.dtype), normed * _spread(weight) + _spread(bias))
-        sums = torch.stack([(grad * normed).sum((1, 2, 3)), grad.sum((1, 2, 3))])
-        product, total = (_spread(part) / x[0].numel() for part in sums)
+        product, total = (grad * normed).sum((1, 2, 3)), grad.sum((1, 2, 3))
+        sums = torch.stack([product, total, torch.zeros_like(total)])
+        product, total = (_spread(part) / x[0].numel() for part in (product, total))
         grad = (grad - total - normed * product) * _spread(weight * (variance + eps).rsqrt())
         return (grad if more is None else grad + more).to(x.dtype), sums
     grad_x = torch.empty_like(x)
-    sums = x.new_empty((2, x.shape[0]), dtype=torch.float32)
+    sums = x.new_empty((3, x.shape[0]), dtype=torch.float32)
     size = x.shape[1] * x.shape[2] * x.shape[3]
     launch(_backward)[x.shape[0],](
         grad, x, weight, bias, mean, variance, x if more is None else more, grad_x, sums, x.shape[0], size, eps,
@@ -121,54 +141,30 @@ def _normed(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
 
 
 class _NormGELU(Function):
-    """Also hands x on, so that its other gradient is added in the kernel."""
+    """With ``keeps``, x is handed on too: its other gradient is added in the kernel."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, eps: float):
-        y, mean, variance = _norm_gelu(x, weight, bias, eps)
-        ctx.save_for_backward(x, weight, bias, mean, variance, shift)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance)
-        ctx.set_materialize_grads(False)
-        return y, x.view_as(x), mean, variance
+    def forward(ctx, x, weight, bias, shift, running_mean, running_var, count, eps, momentum, keeps):
+        y, mean, variance = _norm_gelu(x, weight, bias, shift, running_mean, running_var, count, eps, momentum)
+        ctx.save_for_backward(x, weight, bias, mean, variance)
+        ctx.eps, ctx.shift = eps, None if shift is None else shift.dtype
+        return (y, x.view_as(x)) if keeps else y
 
     @staticmethod
-    def backward(ctx, grad, more, *_):
-        x, weight, bias, mean, variance, shift = ctx.saved_tensors
+    def backward(ctx, grad, more=None):
+        x, weight, bias, mean, variance = ctx.saved_tensors
         more = None if more is None else more.contiguous()
         grad_x, sums = _norm_gelu_backward(grad.contiguous(), x, weight, bias, mean, variance, more, ctx.eps)
-        grad_shift = None if shift is None else torch.zeros_like(shift)  # batch statistics take it away
-        return grad_x, sums[0].to(weight.dtype), sums[1].to(bias.dtype), grad_shift, None
+        grad_shift = None if ctx.shift is None else sums[2].to(ctx.shift)
+        return grad_x, sums[0].to(weight.dtype), sums[1].to(bias.dtype), grad_shift, *[None] * 6
 
 
-def norm_gelu(
-    norm: nn.BatchNorm2d, x: Tensor, statistics: Statistics, shift: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """GELU of BN of x (C, N, H, W) plus shift (C, ), and x itself for those who read it too.
-
-    Args:
-        statistics: Takes those that :func:`update_statistics` is to make use of.
-    """
+def norm_gelu(norm: nn.BatchNorm2d, x: Tensor, shift: Tensor | None = None, keeps: bool = False):
+    """GELU of BN of x (C, N, H, W) plus shift (C, ); if it keeps x, also x, for what else reads it."""
     if not norm.training:
-        x = x if shift is None else x + _spread(shift.to(x.dtype))
+        shifted = x if shift is None else x + _spread(shift.to(x.dtype))
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return F.gelu((x - _spread(norm.running_mean)) * _spread(scale) + _spread(norm.bias)).to(x.dtype), x
-    y, same, mean, variance = _NormGELU.apply(x, norm.weight, norm.bias, shift, norm.eps)
-    statistics.append((norm, mean if shift is None else mean + shift.detach(), variance, x[0].numel()))
-    return y, same
-
-
-def update_statistics(statistics: Statistics) -> None:
-    """Move the running statistics of BN layers, all in one kernel."""
-    if not statistics:
-        return
-    with torch.no_grad():
-        running, batch = [], []
-        for norm, mean, variance, count in statistics:
-            running += [norm.running_mean, norm.running_var]
-            batch += [mean, variance * (count / (count - 1))]
-        momenta = {norm.momentum for norm, *_ in statistics}
-        for momentum in momenta:
-            ours = [i for i in range(len(running)) if statistics[i // 2][0].momentum == momentum]
-            torch._foreach_lerp_([running[i] for i in ours], [batch[i] for i in ours], momentum)
-        torch._foreach_add_([norm.num_batches_tracked for norm, *_ in statistics], 1)
+        y = F.gelu((shifted - _spread(norm.running_mean)) * _spread(scale) + _spread(norm.bias)).to(x.dtype)
+        return (y, x) if keeps else y
+    running = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    return _NormGELU.apply(x, norm.weight, norm.bias, shift, *running, norm.eps, norm.momentum, keeps)

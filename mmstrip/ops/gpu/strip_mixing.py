@@ -25,14 +25,14 @@ class FormulaCascadeGroupStripMixing(Formula, CascadeGroupStripMixing):
         fuse_column=stock.pointwise(bias=False),
     )
 
-    def run(self, u: Tensor, statistics: list) -> Tensor:
+    def run(self, u: Tensor) -> Tensor:
         if self.cascade and tuple(u.shape[2:]) == self.extent:  # one window
-            mixed = strips(self.column, self._mix_rows(u, statistics), self.position_column, u, before=True)
+            mixed = strips(self.column, self._mix_rows(u), self.position_column, u, before=True)
             return linear(self.fuse_column.weight, mixed)
 
         def mix_window(windows: Tensor) -> Tensor:
             windows = channel_major(windows)
-            v = self._mix_rows(windows, statistics)
+            v = self._mix_rows(windows)
             if self.cascade:
                 return strips(self.column, v, self.position_column).transpose(0, 1)
             return strips(self.column, windows, self.position_column, v, before=True).transpose(0, 1)
@@ -40,9 +40,9 @@ class FormulaCascadeGroupStripMixing(Formula, CascadeGroupStripMixing):
         mixed = channel_major(run_in_windows(mix_window, u.transpose(0, 1), self.extent))
         return linear(self.fuse_column.weight, torch.cat([u, mixed]) if self.cascade else mixed)
 
-    def _mix_rows(self, u: Tensor, statistics: list) -> Tensor:
+    def _mix_rows(self, u: Tensor) -> Tensor:
         r = strips(self.row, u, self.position_row, u)
-        return norm_gelu(self.norm, linear(self.fuse_row.weight, r), statistics)[0]
+        return norm_gelu(self.norm, linear(self.fuse_row.weight, r))
 
 
 class FormulaStripMixingBlock(Formula, StripMixingBlock):
@@ -53,23 +53,25 @@ class FormulaStripMixingBlock(Formula, StripMixingBlock):
         fuse=stock.pointwise(bias=False),
     )
 
-    def run(self, x: Tensor, statistics: list) -> Tensor:
-        return self.run_residual(x, statistics)[0]
+    def run(self, x: Tensor) -> Tensor:
+        return self._mix_normed(norm_gelu(self.depthwise[0], x))
 
-    def run_residual(self, x: Tensor, statistics: list) -> tuple[Tensor, Tensor]:
+    def run_residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The formula, and x itself for those who read it too."""
-        norm, _, conv = self.depthwise
-        y, x = norm_gelu(norm, x, statistics)
-        y = depthwise(y, conv.weight)
-        conv, norm, _ = self.project
-        y = norm_gelu(norm, linear(conv.weight, y), statistics, conv.bias)[0]
-        return linear(self.fuse.weight, self._mix(y.chunk(len(self.branches)), statistics)), x
+        y, x = norm_gelu(self.depthwise[0], x, keeps=True)
+        return self._mix_normed(y), x
 
-    def _mix(self, parts: tuple[Tensor, ...], statistics: list) -> Tensor:
+    def _mix_normed(self, x: Tensor) -> Tensor:
+        conv, norm, _ = self.project
+        x = linear(conv.weight, depthwise(x, self.depthwise[2].weight))
+        x = norm_gelu(norm, x, conv.bias)
+        return linear(self.fuse.weight, self._mix(x.chunk(len(self.branches))))
+
+    def _mix(self, parts: tuple[Tensor, ...]) -> Tensor:
         """The branches, each on its part of the channels."""
         branches = list(self.branches.values())
         if list(self.branches) == ['cgsmm', 'lsmm'] and all(map(is_formula, branches)):
             cgsmm, lsmm = branches
-            return lsmm.run(parts[1], statistics, cgsmm.run(parts[0], statistics))
+            return lsmm.run(parts[1], cgsmm.run(parts[0]))
         mixed = self.mix([part.transpose(0, 1) for part in parts])
         return torch.cat([channel_major(part) for part in mixed])

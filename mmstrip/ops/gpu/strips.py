@@ -86,7 +86,8 @@ def _sum_weights(
     size, count = lines * tokens, images * lines
     total = tl.zeros((token_block, token_block), tl.float32)
     bias = tl.zeros((token_block,), tl.float32)
-    for channel in range(patch, channels, patches):
+    for i in range(channels // patches):
+        channel = patch + i * patches
         for first in range(part * share, (part + 1) * share, line_block):
             line = first + tl.arange(0, line_block)
             inner = line % lines
@@ -216,7 +217,7 @@ def _strips_backward(
     block = block_size(tokens)
     tiles = triton.cdiv(tokens, block)
     blocks = triton.cdiv(images * lines, LINES)
-    parts = triton.cdiv(PROGRAMS, patches * strip * tiles * tiles)
+    parts = min(triton.cdiv(PROGRAMS, patches * strip * tiles * tiles), blocks)
     grad_x = torch.empty_like(x)
     grad_weight = x.new_empty((parts, *weight.shape), dtype=torch.float32)
     grad_bias = x.new_empty((parts, patches, tokens), dtype=torch.float32)
