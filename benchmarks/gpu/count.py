@@ -182,7 +182,7 @@ def iteration(name: str, how: str, batch: int = BATCH, tiny: bool = False, optio
     Its phases are 'network', with loss and data, 'clipping', 'optimizer' and 'hooks', with logs and EMA.
     """
     # As on CUDA.
-    options = {'optim_wrapper.optimizer.fused': True, 'default_hooks.accelerate.compile': True, **options}
+    options = {'optim_wrapper.optimizer.fused': True, 'default_hooks.accelerate.compile': True, 'log_level': 'ERROR'} | options
     counted = Launches()
     runner = iterations.build(name, how, Setting('', 'cpu', tiny), batch, 2, options=options)
 
@@ -228,13 +228,13 @@ def compiled_block(name: str, how: str, stage: int) -> Launches:
     else:
         block.compile()
     channels, side = (model.embed_dims if name == STRIP else 96) * 2**stage, 56 // 2**stage
-    x = torch.empty(BATCH, channels, side, side).to(memory_format=torch.channels_last).requires_grad_()
+    x = torch.empty(BATCH, channels, side, side).to(memory_format=torch.channels_last)
     with card(counted):
         for _ in range(2):
             model.zero_grad(set_to_none=True)
             counted.reset('forward')
             with counted, torch.autocast('cpu', dtype=torch.bfloat16):
-                y = block(x)
+                y = block(x.detach().requires_grad_())
             gradient, counted.phase = torch.empty_like(y), 'backward'
             with counted:
                 y.backward(gradient)
