@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -144,19 +145,15 @@ def card(counted: Launches) -> Iterator[None]:
 
     from mmstrip.ops import compiled
 
-    kernels = [
-        module
-        for name, module in sys.modules.items()
-        if name.startswith('mmstrip.ops.gpu') and 'on_card' in vars(module)
-    ]
+    ours = [module for name, module in sys.modules.items() if name.startswith('mmstrip.ops.gpu.')]
     target, make_backend = GPUTarget('cuda', 90, 32), compiler.make_backend
-    no_card = mock.Mock()
-    no_card.get_current_target.return_value, no_card.get_current_device.return_value = target, 0
-    no_card.get_active_torch_device.return_value, no_card.get_device_interface.return_value = (
-        torch.device('cpu'),
-        torch.cpu,
+    no_card = SimpleNamespace(
+        get_current_target=lambda: target,
+        get_current_device=lambda: 0,
+        get_active_torch_device=lambda: torch.device('cpu'),
+        get_device_interface=lambda: torch.cpu,
+        get_current_stream=lambda device=None: 0,
     )
-    no_card.get_current_stream.return_value = 0
 
     def run(self, *args, **kwargs) -> None:
         counted.note(_KERNEL + self.fn.__name__, args)
@@ -170,7 +167,7 @@ def card(counted: Launches) -> Iterator[None]:
             (CachingAutotuner, 'precompile', lambda *args, **kwargs: None),
             (CachingAutotuner, 'run', run),
             (compiled, 'is_ordinary', lambda: True),  # its graphs run though they are counted
-            *((module, 'on_card', lambda x: True) for module in kernels),
+            *((module, 'on_card', lambda x: True) for module in ours if 'on_card' in vars(module)),
         ):
             patches.enter_context(mock.patch.object(owner, attribute, value))
         yield
@@ -181,10 +178,11 @@ def iteration(name: str, how: str, batch: int = BATCH, tiny: bool = False, optio
 
     Its phases are 'network', with loss and data, 'clipping', 'optimizer' and 'hooks', with logs and EMA.
     """
-    # As on CUDA.
-    options = {'optim_wrapper.optimizer.fused': True, 'default_hooks.accelerate.compile': True, 'log_level': 'ERROR'} | options
+    on_cuda = {'optim_wrapper.optimizer.fused': True, 'default_hooks.accelerate.compile': True}
     counted = Launches()
-    runner = iterations.build(name, how, Setting('', 'cpu', tiny), batch, 2, options=options)
+    runner = iterations.build(
+        name, how, Setting('', 'cpu', tiny), batch, 2, options={'log_level': 'ERROR'} | on_cuda | options
+    )
 
     def around(index: int, run) -> None:
         if index == 0:

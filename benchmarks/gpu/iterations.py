@@ -4,13 +4,13 @@ A batch in memory takes the loader's place. As a module it is what torchrun star
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -49,27 +49,19 @@ WINDOWS, WINDOW = 3, 10  # iterations between two looks at the clock
 
 
 def build(
-    name: str,
-    how: str,
-    setting: Setting,
-    batch: int,
-    iterations: int,
-    amp: str = 'bfloat16',
-    launcher: str = 'none',
-    options: dict = {},
+    name: str, how: str, setting: Setting, batch: int, iterations: int, launcher: str = 'none', options: dict = {}
 ) -> Runner:
-    """The Runner of a network in the recipe of Strip-MLP-T.
+    """The Runner of one of :data:`NETWORKS` in the recipe of Strip-MLP-T, in bfloat16.
 
     Args:
-        name: One of :data:`NETWORKS`.
+        name, setting, batch: Of the network, the device and size, and images of each process.
         how: 'eager'; 'compiled' by torch.compile, Strip-MLP block by block; 'accelerated', as tools/train.py has it.
-        setting: Device and size.
-        batch: Images of each process.
         iterations: Of the only epoch.
-        amp: As of ``--amp``.
         launcher: See :func:`mmstrip.engine.launch.build_runner`.
         options: Dotted keys and values that override parts of the config.
     """
+    from mmpretrain.structures import DataSample
+
     backbone, channels, layout = (SMALL if setting.tiny else NETWORKS)[name]
     config = load_config(str(CONFIG))
     config.model.backbone = dict(backbone)
@@ -77,14 +69,20 @@ def build(
     config.work_dir = tempfile.mkdtemp()
     config.randomness, config.param_scheduler = dict(seed=0), config.param_scheduler[:1]
     config.train_cfg.update(max_epochs=1)
-    config.val_cfg = config.val_dataloader = config.val_evaluator = None
-    config.test_cfg = config.test_dataloader = config.test_evaluator = None
+    for key in (f'{part}_{name}' for part in ('val', 'test') for name in ('cfg', 'dataloader', 'evaluator')):
+        config[key] = None
     config.custom_hooks = []
     config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=2, save_last=False)
     config.merge_from_dict(options)
-    set_train_amp(config, amp)
+    set_train_amp(config, 'bfloat16')
     runner = build_runner(config, launcher, accelerate=how == 'accelerated')
-    runner._train_dataloader = _batches(64 if setting.tiny else 224, batch, iterations, setting)
+    draw, side = torch.Generator().manual_seed(0), 64 if setting.tiny else 224
+    images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, generator=draw)
+    images = images.pin_memory() if setting.cuda else images
+    samples = [DataSample().set_gt_label(label) for label in torch.randint(0, 1000, (batch,), generator=draw)]
+    runner._train_dataloader = DataLoader(  # models write to samples
+        range(iterations), collate_fn=lambda _: dict(inputs=images, data_samples=deepcopy(samples))
+    )
     model = unwrap_model(runner.model)
     if layout is not None:
         model.to(memory_format=layout)
@@ -93,17 +91,6 @@ def build(
         for part in parts:
             part.compile()
     return runner
-
-
-def _batches(side: int, batch: int, iterations: int, setting: Setting) -> DataLoader:
-    from mmpretrain.structures import DataSample
-
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, generator=draw)
-    images = images.pin_memory() if setting.cuda else images
-    samples = [DataSample().set_gt_label(label) for label in torch.randint(0, 1000, (batch,), generator=draw)]
-    # Models write to samples.
-    return DataLoader(range(iterations), collate_fn=lambda _: dict(inputs=images, data_samples=deepcopy(samples)))
 
 
 def run(runner: Runner, around: Callable[[int, Callable[[], None]], None]) -> None:
@@ -119,8 +106,8 @@ def measure(name: str, how: str, setting: Setting, batch: int = 64, **options) -
 
     Returns:
         'ms' (median of three windows of ten iterations, the 'fastest' and 'slowest' beside it), 'images_per_second',
-        'peak_mib', 'first_seconds' of the first iteration, in which compilers work, and of one iteration 'launches',
-        'kernels_ms' of all its kernels, and the costliest 'kernels'.
+        'peak_mib', 'first_seconds' of the first iteration, in which compilers work, and of one iteration what
+        :func:`benchmarks.speed.profiling.kernels_of` gives.
     """
     windows, window, batch = (1, 1, 2) if setting.tiny else (WINDOWS, WINDOW, batch)
     count = 2 + window * (1 + windows)
@@ -129,8 +116,7 @@ def measure(name: str, how: str, setting: Setting, batch: int = 64, **options) -
 
     def around(index: int, run: Callable[[], None]) -> None:
         if index == count - 1:
-            costs = kernels_of(run, setting.cuda)
-            found.update(launches=costs['count'], kernels_ms=costs['ms'], kernels=costs['kernels'])
+            found.update(kernels_of(run, setting.cuda))
             return
         if index and index % window == 0:  # after the first, and the window that warms up
             marks.append(_now(setting))
@@ -156,22 +142,19 @@ def _now(setting: Setting) -> float:
     return time.perf_counter()
 
 
-def cards(setting: Setting, **options) -> dict:
+def cards(setting: Setting, options: dict = {}) -> dict:
     """Iterations of Strip-MLP-T on all cards by DDP; without a card of two processes, which exchange by gloo."""
     count = torch.cuda.device_count() if setting.cuda else 2
     out = Path(setting.out) / 'cards.json'
-    job = json.dumps(dict(out=str(out), device=setting.device, tiny=setting.tiny, options=options))
+    job = json.dumps(dict(out=str(out), setting=asdict(setting), options=options))
     command = [sys.executable, ROOT / 'tools' / 'torchrun.py', f'--nproc_per_node={count}']
-    command += [f'--master_port={get_free_port()}', '-m', __spec__.name, job]
-    done = subprocess.run(list(map(str, command)), env={**os.environ, 'PYTHONPATH': str(ROOT)})
-    if done.returncode:
-        raise RuntimeError(f'the processes ended with {done.returncode}; the log says why')
+    subprocess.run([*command, f'--master_port={get_free_port()}', '-m', __spec__.name, job], check=True)
     return dict(cards=count, **json.loads(out.read_text()))
 
 
 if __name__ == '__main__':
     job = json.loads(sys.argv[1])
-    found = measure(STRIP, 'accelerated', Setting('', job['device'], job['tiny']), launcher='pytorch', **job['options'])
+    found = measure(STRIP, 'accelerated', Setting(**job['setting']), launcher='pytorch', options=job['options'])
     if is_main_process():
         write_json(Path(job['out']), found)
     torch.distributed.destroy_process_group()

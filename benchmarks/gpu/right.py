@@ -107,14 +107,12 @@ def errors(
     """Errors of one way to run a network, without TF32.
 
     Args:
-        arch: Of the backbone, or :data:`SMALLEST`.
-        device: Where it runs.
+        arch, device: Of the backbone, or :data:`SMALLEST`, and where it runs.
         dtype: Of products: by autocast, or that of the weights.
         train: In training, with gradients; else in the deploy form. Defaults to True.
         shape: Of the images. Defaults to the training size.
         memory_format, weights: Memory and type of weights and images.
-        accelerated: By :func:`mmstrip.accelerate`.
-        graph: As a CUDA graph.
+        accelerated, graph: By :func:`mmstrip.accelerate`; as a CUDA graph.
         **arguments: Of the backbone, such as ``with_cp=True``.
 
     Raises:

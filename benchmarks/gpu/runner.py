@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from . import Setting, iterations, right, speed
 from .iterations import NETWORKS, STRIP
 
 DONE, FAILED = 'done', 'failed'
-SECONDS, NOTICE = 90, 30  # of a step, and those that a process gets to save and end
+SECONDS, NOTICE = 90, 10  # of a step, and those that a process gets to end
 _PEERS = [name for name in NETWORKS if name != STRIP]
 # In the order of their worth.
 STEPS: dict[str, Callable[[Setting], dict]] = {
@@ -87,7 +88,7 @@ def _run(name: str, setting: Setting, out: Path, seconds: float) -> dict:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True)
     try:
         process.wait(seconds)
-        why = f'its process ended with {process.returncode}: {_tail(log)}'
+        why = f'its process ended with {process.returncode}: {log.read_text()[-300:].strip()}'
     except subprocess.TimeoutExpired:
         why = f'it took more than {seconds:.0f} seconds'
     finally:
@@ -97,18 +98,12 @@ def _run(name: str, setting: Setting, out: Path, seconds: float) -> dict:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a process and those that it has started, which may save before."""
+    """End a process and those that it has started."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             os.killpg(process.pid, sign)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(NOTICE)
-            except subprocess.TimeoutExpired:
-                continue
-
-
-def _tail(log: Path) -> str:
-    return ' | '.join(log.read_text().strip().splitlines()[-3:])[-600:]
 
 
 def work(name: str, setting: Setting, file: Path, steps: dict = STEPS) -> None:

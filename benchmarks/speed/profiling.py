@@ -55,9 +55,9 @@ def kernels_of(run: Callable, cuda: bool) -> dict:
         cuda: Whether it runs on CUDA.
 
     Returns:
-        'count' of kernels, fills and copies (on CPUs of operations); 'ms', their time together: where a step takes
-        longer, the device waits for the processor that launches them; 'kernels': each 'kernel', its 'calls' and its
-        'share' of the time, the costliest first.
+        'launches' of kernels, fills and copies (on CPUs operations); 'kernels_ms', their time together: where a step
+        takes longer, the device waits for the processor that launches them; 'kernels': each 'kernel', its 'calls' and
+        its 'share' of the time, the costliest first.
     """
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as profiler:
         run()
@@ -72,7 +72,7 @@ def kernels_of(run: Callable, cuda: bool) -> dict:
     total = sum(map(sum, spent.values()))
     ranked = sorted(spent.items(), key=lambda item: -sum(item[1]))[:ROWS]
     kernels = [dict(kernel=name[:90], calls=len(own), share=round(sum(own) / total, 4)) for name, own in ranked]
-    return dict(count=sum(map(len, spent.values())), ms=round(total / 1e3, 3), kernels=kernels)
+    return dict(launches=sum(map(len, spent.values())), kernels_ms=round(total / 1e3, 3), kernels=kernels)
 
 
 def _times(events: list, cuda: bool) -> dict[tuple[str, str], float]:
