@@ -308,4 +308,5 @@ def strips(
 
     With a map ``beside`` it, of the shape of x, the result is (2 C, N, H, W): that map ``before`` the sums, or after.
     """
+    beside = x.view_as(x) if beside is x else beside  # Dynamo loses a gradient of what a Function takes twice
     return _Strips.apply(x, layer.weight, layer.bias, position.table, beside, layer.axis == 'row', before)
