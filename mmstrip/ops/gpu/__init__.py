@@ -2,7 +2,6 @@
 
 from .kernels import MISSING
 
-CLASSES: tuple[type, ...] = ()  # modules keep theirs
 if MISSING is None:
     from .block import block_forward, merge_maps
 else:
