@@ -133,16 +133,16 @@ class Network:
             return
         is_first_step = case[:2] == (True, True) and not any(case[:2] == other[:2] for other in self.tried)
         self.tried.add(case)
+        before, start = self.error, time.perf_counter()
         if self.error is None:
-            start = time.perf_counter()
             self.error = _try(network, x)
-            if self.error is None:
-                done = 'forward and backward' if gradients else 'forward'
-                print_log(f'Strip-MLP: {done} compiled in {time.perf_counter() - start:.0f} s', 'current')
         # All processes take their first step together; what else they run, and on which sizes, may differ.
         if self.group is not None and is_first_step and _any(self.error is not None, x.device, self.group):
             self.error = self.error or 'it failed in another process'
-        if self.error is not None:
+        if self.error is None:
+            done = 'forward and backward' if gradients else 'forward'
+            print_log(f'Strip-MLP: {done} compiled in {time.perf_counter() - start:.0f} s', 'current')
+        elif before is None:
             print_log(f'Strip-MLP: the reference runs, as compiling failed: {self.error}', 'current')
 
 
@@ -213,8 +213,8 @@ def _try(network: StripMLP, x: Tensor) -> str | None:
     try:
         _run_copy(network, x)
     except Exception as error:
-        first_line, *_ = str(error).strip().splitlines() or ['']
-        return f'{type(error).__name__}: {first_line}'
+        lines = str(error).strip().splitlines()
+        return ' '.join([f'{type(error).__name__}:', *lines[:2]])  # PyTorch's own may come in the second
     return None
 
 

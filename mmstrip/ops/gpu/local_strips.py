@@ -311,6 +311,7 @@ def _is_read(side: int, like: Tensor) -> Tensor:
     return ((output >= 0) & (output < side)).to(like.dtype)
 
 
+@torch.autocast('cpu', enabled=False)  # which would reach what the operator calls
 def _local_kernels_by_aten(u, tall, wide_, narrow, narrow_bias, broad, broad_bias):
     dtype = wide(u.dtype)
     kernels = _padded(tall, wide_).to(dtype)
@@ -323,6 +324,7 @@ def _local_kernels_by_aten(u, tall, wide_, narrow, narrow_bias, broad, broad_bia
     return average, hidden, share, torch.einsum('knc,kcyx->cnyx', share, kernels).contiguous()
 
 
+@torch.autocast('cpu', enabled=False)  # which would reach what the operator calls
 def _local_kernels_backward_by_aten(grad_u, grad_kernel, u, tall, wide_, narrow, broad, average, hidden, share):
     dtype = wide(u.dtype)
     kernels, grad_kernel = _padded(tall, wide_).to(dtype), grad_kernel.to(dtype)
