@@ -212,8 +212,9 @@ class TestTheTrial:
 
     def test_an_older_pytorch(self, monkeypatch):
         monkeypatch.setattr(accelerator, 'COMPILES', (99, 1))
-        said = accelerator.change_classes(plain(), compile=True)
-        assert said == f'the reference runs, as compiling takes PyTorch 99.1, and this is {torch.__version__}'
+        why = f'compiling takes PyTorch 99.1, and this is {torch.__version__}'
+        assert accelerator.change_classes(plain(), compile=True) == f'the reference runs, as {why}'
+        assert mmstrip.ops.status().endswith(f'; GPUs run the reference, as {why}')
 
 
 @pytest.fixture(scope='module')
