@@ -40,7 +40,7 @@ def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument(
         '--no-accelerate',
         action='store_true',
-        help='run Strip-MLP as its modules are written, without native operators',
+        help='run Strip-MLP as its modules are written, neither by native operators nor compiled',
     )
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

@@ -73,7 +73,13 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def status() -> str:
-    """One sentence on the compiled operators: what they run and for which instructions, or why they do not."""
+    """One sentence on what runs here: the native operators and for which instructions, or why not; what runs on GPUs."""
+    compiles = _why_no_compiler()
+    gpus = 'GPUs run compiled graphs' if compiles is None else f'GPUs run the reference, as {compiles}'
+    return f'{_native_status()}; {gpus}'
+
+
+def _native_status() -> str:
     if MISSING is not None:
         return f'no compiled operators, the network is slower on CPUs: {MISSING}'
     loaded = f'the compiled operators are loaded ({extension.variant()}) and run float32'
@@ -137,6 +143,10 @@ def _why_not_native(devices: set[str]) -> str | None:
 def _why_not_compiled(modules: dict[str, nn.Module]) -> str | None:
     if not any(isinstance(module, StripMLP) for module in modules.values()):
         return 'only whole networks are compiled'
+    return _why_no_compiler()
+
+
+def _why_no_compiler() -> str | None:
     if tuple(map(int, torch.__version__.split('.')[:2])) < COMPILES:
         return f'compiling takes PyTorch {".".join(map(str, COMPILES))}, and this is {torch.__version__}'
     return None

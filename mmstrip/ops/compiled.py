@@ -11,15 +11,18 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..models.strip_mlp import StripMLP, StripMLPBlock, merge_maps
+from ..models import strip_mlp
+from ..models.strip_mlp import StripMLP, StripMLPBlock
+from . import gpu
 from .context import is_ordinary
 from .fast import Fast
-from .gpu import CLASSES as FORMULAS
-from .gpu import block_forward
 from .tables import given, tables_of
 
 BACKEND = 'inductor'
 LIMIT = 64  # graphs of a stage's blocks; PyTorch's own limit is 8
+# Formulas for graphs; without Triton, the modules' own.
+block_forward = gpu.block_forward or StripMLPBlock.forward
+merge_maps = gpu.merge_maps or strip_mlp.merge_maps
 HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
@@ -56,7 +59,7 @@ class CompiledStripMLP(Fast, StripMLP):
         return x, earlier if i else []
 
 
-CLASSES = (*FORMULAS, CompiledStripMLPBlock, CompiledStripMLP)
+CLASSES = (CompiledStripMLPBlock, CompiledStripMLP)
 
 
 def run_block(block: nn.Module, x: Tensor, tables: list | None, **valid: Tensor) -> Tensor:
@@ -70,7 +73,7 @@ def run_block(block: nn.Module, x: Tensor, tables: list | None, **valid: Tensor)
 def run_merging(merging: nn.Module, cross_stage: nn.ModuleList, x: Tensor, earlier: list[Tensor]):
     """:func:`.merge_maps`, in the memory format of blocks, so that all of a stage have one graph."""
     x, earlier = merge_maps(merging, cross_stage, x, earlier)
-    return x.transpose(0, 1).contiguous().transpose(0, 1) if FORMULAS else x, earlier
+    return x.transpose(0, 1).contiguous().transpose(0, 1) if gpu.block_forward else x, earlier
 
 
 class Graphs:
@@ -130,16 +133,16 @@ class Network:
             return
         is_first_step = case[:2] == (True, True) and not any(case[:2] == other[:2] for other in self.tried)
         self.tried.add(case)
+        before, start = self.error, time.perf_counter()
         if self.error is None:
-            start = time.perf_counter()
             self.error = _try(network, x)
-            if self.error is None:
-                done = 'forward and backward' if gradients else 'forward'
-                print_log(f'Strip-MLP: {done} compiled in {time.perf_counter() - start:.0f} s', 'current')
         # All processes take their first step together; what else they run, and on which sizes, may differ.
         if self.group is not None and is_first_step and _any(self.error is not None, x.device, self.group):
             self.error = self.error or 'it failed in another process'
-        if self.error is not None:
+        if self.error is None:
+            done = 'forward and backward' if gradients else 'forward'
+            print_log(f'Strip-MLP: {done} compiled in {time.perf_counter() - start:.0f} s', 'current')
+        elif before is None:
             print_log(f'Strip-MLP: the reference runs, as compiling failed: {self.error}', 'current')
 
 
@@ -210,8 +213,8 @@ def _try(network: StripMLP, x: Tensor) -> str | None:
     try:
         _run_copy(network, x)
     except Exception as error:
-        first_line, *_ = str(error).strip().splitlines() or ['']
-        return f'{type(error).__name__}: {first_line}'
+        lines = str(error).strip().splitlines()
+        return ' '.join([f'{type(error).__name__}:', *lines[:2]])  # PyTorch's own may come in the second
     return None
 
 

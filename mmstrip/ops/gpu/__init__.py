@@ -1,21 +1,10 @@
-"""Formulas and kernels for GPUs: subclasses of the paper's modules whose forward suits a compiled graph."""
+"""Formulas and Triton kernels for GPUs: what blocks, and the steps between stages, compute in compiled graphs."""
 
-from ...models.strip_mlp import StripMLPBlock
 from .kernels import MISSING
 
-__all__ = ['CLASSES', 'block_forward']
-
-CLASSES: tuple[type, ...] = ()
-block_forward = StripMLPBlock.forward
 if MISSING is None:
-    from .block import block_forward
-    from .channel_mixing import FormulaChannelMixingBlock
-    from .local_strips import FormulaLocalStripMixing
-    from .strip_mixing import FormulaCascadeGroupStripMixing, FormulaStripMixingBlock
+    from .block import block_forward, merge_maps
+else:
+    block_forward = merge_maps = None
 
-    CLASSES = (
-        FormulaCascadeGroupStripMixing,
-        FormulaLocalStripMixing,
-        FormulaStripMixingBlock,
-        FormulaChannelMixingBlock,
-    )
+__all__ = ['MISSING', 'block_forward', 'merge_maps']

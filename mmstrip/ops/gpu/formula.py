@@ -9,44 +9,30 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from ...models.stock import PLAIN
-from ..fast import Fast
 
 
-class Formula(Fast):
-    """A :class:`.Fast` class for graphs: in eager mode its forward is the reference's.
+def is_stock(module: nn.Module, kind: type, layers: dict) -> bool:
+    """Whether a module is of a class, is called as such, and its layers are those that the network was built with.
 
-    Its ``layers`` are checked while a graph is made, so that compilers guard what it relied on.
+    It is asked while a graph is made, so that compilers guard what it relied on.
+
+    Args:
+        layers: As of :class:`.Fast`.
     """
-
-    def may_run(self, x: Tensor) -> bool:
-        return torch.compiler.is_compiling() and x.dim() == 4 and x.numel() > x.shape[1] and _are_stock(self)
-
-    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
-        if valid is not None or not self.may_run(x):
-            return super().forward(x) if valid is None else super().forward(x, valid=valid)
-        return self.run(channel_major(x, compute_type(x))).transpose(0, 1)
-
-    def run(self, x: Tensor) -> Tensor:
-        """The formula of (C, N, H, W), contiguous."""
-        raise NotImplementedError
+    return type(module) is kind and is_called(module) and _fit(module, layers)
 
 
-def is_formula(module: nn.Module) -> bool:
-    """Whether calling a module is calling its formula."""
-    return isinstance(module, Formula) and 'reference' in vars(type(module)) and _is_called(module)
-
-
-def _are_stock(module: Formula) -> bool:
-    return 'reference' in vars(type(module)) and _fit(module, module.layers)
+def is_called(module: nn.Module) -> bool:
+    """Whether calling a module is calling its class's forward."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(map(len, hooks)) and 'forward' not in module.__dict__
 
 
 def _fit(module: nn.Module, expected: dict) -> bool:
     for name, kinds in expected.items():
         layer = module._modules.get(name)
         if isinstance(kinds, dict):
-            if type(layer) is not nn.Sequential or len(layer) != len(kinds) or not _is_called(layer):
-                return False
-            if not _fit(layer, kinds):
+            if not is_stock(layer, nn.Sequential, kinds) or len(layer) != len(kinds):
                 return False
         elif not _fits(layer, kinds):
             return False
@@ -54,18 +40,12 @@ def _fit(module: nn.Module, expected: dict) -> bool:
 
 
 def _fits(layer: nn.Module | None, stock) -> bool:
-    if type(layer) is not stock.kind or not _is_called(layer):
+    if type(layer) is not stock.kind or not is_called(layer):
         return False
     tensors = {**layer._parameters, **layer._buffers}
     present = {name for name, tensor in tensors.items() if tensor is not None}
     plain = all(tensor is None or type(tensor) in PLAIN for tensor in tensors.values())
     return plain and stock.tensors <= present <= stock.optional and stock.accepts(layer)
-
-
-def _is_called(module: nn.Module) -> bool:
-    """Whether calling a module is calling its class's forward."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(map(len, hooks)) and 'forward' not in module.__dict__
 
 
 def compute_type(x: Tensor) -> torch.dtype:
@@ -74,38 +54,43 @@ def compute_type(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def channel_major(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def channel_major(x: Tensor) -> Tensor:
     """(N, C, H, W) as (C, N, H, W), contiguous."""
-    return x.to(dtype or x.dtype).transpose(0, 1).contiguous()
+    return x.transpose(0, 1).contiguous()
 
 
-def linear(weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer of the channels of (C, N, H, W); weight (O, C), or of a 1x1 convolution."""
-    y = _Linear.apply(weight.flatten(1), x.flatten(1)).unflatten(1, x.shape[1:])
-    return y if bias is None else y + per_channel(bias.to(x.dtype))
+Weights = tuple[Tensor, Tensor]
 
 
-def per_channel(x: Tensor) -> Tensor:
-    """(C, ) to be spread over (C, N, H, W)."""
-    return x[:, None, None, None]
+def narrow(weights: list[Tensor], dtype: torch.dtype) -> list[Weights]:
+    """Weights (O, C, ...) as (O, C), and the same of a type, made in one kernel."""
+    with torch.no_grad():
+        narrowed = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+        torch._foreach_copy_(narrowed, weights)
+    return [(weight.flatten(1), other.flatten(1)) for weight, other in zip(weights, narrowed)]
+
+
+def linear(weights: Weights, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer of the channels of (C, N, H, W), given what :func:`narrow` returns."""
+    y = _Linear.apply(*weights, x.flatten(1)).unflatten(1, x.shape[1:])
+    return y if bias is None else y + bias[:, None, None, None].to(x.dtype)
 
 
 class _Linear(Function):
     """A product whose weight has its gradient in its own type, without a cast after it."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, x: Tensor) -> Tensor:
-        narrow = weight.to(x.dtype)
-        ctx.save_for_backward(narrow, x)
+    def forward(ctx, weight: Tensor, narrowed: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(narrowed, x)
         ctx.dtype = weight.dtype
         with torch.autocast(x.device.type, enabled=False):
-            return torch.mm(narrow, x)
+            return torch.mm(narrowed, x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        weight, x = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, Tensor]:
+        narrowed, x = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            return _product(grad, x.t(), ctx.dtype), torch.mm(weight.t(), grad)
+            return _product(grad, x.t(), ctx.dtype), None, torch.mm(narrowed.t(), grad)
 
 
 def takes_out_dtype(x: Tensor) -> bool:

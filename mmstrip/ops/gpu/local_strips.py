@@ -15,7 +15,7 @@ from torch.library import triton_op
 from ...models import stock
 from ...models.strip_mixing import LocalStripMixing
 from .depthwise import _depthwise, _depthwise_backward
-from .formula import Formula
+from .formula import is_stock
 from .kernels import PROGRAMS, block_size, gelu, gelu_slope, launch, on_card, total, wide
 
 IMAGES = 8  # of a program that averages
@@ -294,7 +294,7 @@ def _local_kernels_backward(
     launch(_map_backward)[channels, parts](
         grad_u, u, grad_average, grad_kernel, share, tall, wide, y, of_kernels,
         channels, images, height, width, triton.cdiv(images, parts),
-        row_block=block_size(height, 8), column_block=block_size(width, 8), tap_block=32,
+        row_block=block_size(height, 8, 32), column_block=block_size(width, 8, 32), tap_block=32,
     )  # fmt: skip
     return y, of_kernels, of_narrow, of_narrow_bias, of_broad, of_broad_bias
 
@@ -311,6 +311,7 @@ def _is_read(side: int, like: Tensor) -> Tensor:
     return ((output >= 0) & (output < side)).to(like.dtype)
 
 
+@torch.autocast('cpu', enabled=False)  # which would reach what the operator calls
 def _local_kernels_by_aten(u, tall, wide_, narrow, narrow_bias, broad, broad_bias):
     dtype = wide(u.dtype)
     kernels = _padded(tall, wide_).to(dtype)
@@ -323,6 +324,7 @@ def _local_kernels_by_aten(u, tall, wide_, narrow, narrow_bias, broad, broad_bia
     return average, hidden, share, torch.einsum('knc,kcyx->cnyx', share, kernels).contiguous()
 
 
+@torch.autocast('cpu', enabled=False)  # which would reach what the operator calls
 def _local_kernels_backward_by_aten(grad_u, grad_kernel, u, tall, wide_, narrow, broad, average, hidden, share):
     dtype = wide(u.dtype)
     kernels, grad_kernel = _padded(tall, wide_).to(dtype), grad_kernel.to(dtype)
@@ -366,16 +368,20 @@ class _LocalStrips(Function):
         return grad_u, of_tall, of_wide, *of_layers, beside
 
 
-class FormulaLocalStripMixing(Formula, LocalStripMixing):
-    reference = LocalStripMixing
-    layers = dict(
-        tall=stock.depthwise(7, 3),
-        wide=stock.depthwise(3, 7),
-        reweight=stock.sequence(stock.pointwise(bias=True), stock.gelu, stock.pointwise(bias=True)),
-    )
+LAYERS = dict(
+    tall=stock.depthwise(7, 3),
+    wide=stock.depthwise(3, 7),
+    reweight=stock.sequence(stock.pointwise(bias=True), stock.gelu, stock.pointwise(bias=True)),
+)
 
-    def run(self, u: Tensor, beside: Tensor | None = None) -> Tensor:
-        """With a map beside, the result comes after it, in one (2 C, N, H, W)."""
-        narrow, _, broad = self.reweight
-        layers = narrow.weight, narrow.bias, broad.weight, broad.bias
-        return _LocalStrips.apply(u, self.tall.weight, self.wide.weight, *layers, beside)
+
+def is_local_strips(module: LocalStripMixing) -> bool:
+    """Whether the formula stands for a module."""
+    return is_stock(module, LocalStripMixing, LAYERS)
+
+
+def mix_locally(module: LocalStripMixing, u: Tensor, beside: Tensor | None = None) -> Tensor:
+    """The formula of (C, N, H, W). With a map ``beside``, of its shape, that comes first: (2 C, N, H, W)."""
+    narrow, _, broad = module.reweight
+    layers = narrow.weight, narrow.bias, broad.weight, broad.bias
+    return _LocalStrips.apply(u, module.tall.weight, module.wide.weight, *layers, beside)

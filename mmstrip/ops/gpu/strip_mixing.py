@@ -7,71 +7,78 @@ from ...models import stock
 from ...models.strip_mixing import CascadeGroupStripMixing, StripMixingBlock
 from ..tables import run_in_windows
 from .depthwise import depthwise
-from .formula import Formula, channel_major, is_formula, linear
+from .formula import Weights, channel_major, is_stock, linear
+from .local_strips import is_local_strips, mix_locally
 from .norm_gelu import norm_gelu
 from .strips import strips
 
-
-class FormulaCascadeGroupStripMixing(Formula, CascadeGroupStripMixing):
-    reference = CascadeGroupStripMixing
-    layers = dict(
-        position_row=stock.position,
-        row=stock.strip_layer,
-        fuse_row=stock.pointwise(bias=False),
-        norm=stock.batch_norm,
-        act=stock.gelu,
-        position_column=stock.position,
-        column=stock.strip_layer,
-        fuse_column=stock.pointwise(bias=False),
-    )
-
-    def run(self, u: Tensor) -> Tensor:
-        if self.cascade and tuple(u.shape[2:]) == self.extent:  # one window
-            mixed = strips(self.column, self._mix_rows(u), self.position_column, u, before=True)
-            return linear(self.fuse_column.weight, mixed)
-
-        def mix_window(windows: Tensor) -> Tensor:
-            windows = channel_major(windows)
-            v = self._mix_rows(windows)
-            if self.cascade:
-                return strips(self.column, v, self.position_column).transpose(0, 1)
-            return strips(self.column, windows, self.position_column, v, before=True).transpose(0, 1)
-
-        mixed = channel_major(run_in_windows(mix_window, u.transpose(0, 1), self.extent))
-        return linear(self.fuse_column.weight, torch.cat([u, mixed]) if self.cascade else mixed)
-
-    def _mix_rows(self, u: Tensor) -> Tensor:
-        r = strips(self.row, u, self.position_row, u)
-        return norm_gelu(self.norm, linear(self.fuse_row.weight, r))
+LAYERS = dict(
+    depthwise=stock.sequence(stock.batch_norm, stock.gelu, stock.depthwise(3, 3)),
+    project=stock.sequence(stock.pointwise(bias=True), stock.batch_norm, stock.gelu),
+    fuse=stock.pointwise(bias=False),
+)
+GROUP_LAYERS = dict(
+    position_row=stock.position,
+    row=stock.strip_layer,
+    fuse_row=stock.pointwise(bias=False),
+    norm=stock.batch_norm,
+    act=stock.gelu,
+    position_column=stock.position,
+    column=stock.strip_layer,
+    fuse_column=stock.pointwise(bias=False),
+)
 
 
-class FormulaStripMixingBlock(Formula, StripMixingBlock):
-    reference = StripMixingBlock
-    layers = dict(
-        depthwise=stock.sequence(stock.batch_norm, stock.gelu, stock.depthwise(3, 3)),
-        project=stock.sequence(stock.pointwise(bias=True), stock.batch_norm, stock.gelu),
-        fuse=stock.pointwise(bias=False),
-    )
+def is_strip_mixing(module: StripMixingBlock) -> bool:
+    """Whether the formula stands for a module; branches that are not the network's are called as modules."""
+    return is_stock(module, StripMixingBlock, LAYERS) and module.project[0].out_channels % len(module.branches) == 0
 
-    def run(self, x: Tensor) -> Tensor:
-        return self._mix_normed(norm_gelu(self.depthwise[0], x))
 
-    def run_residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The formula, and x itself for those who read it too."""
-        y, x = norm_gelu(self.depthwise[0], x, keeps=True)
-        return self._mix_normed(y), x
+def strip_weights(module: StripMixingBlock) -> list[Tensor]:
+    """Weights of linear layers."""
+    weights = [module.project[0].weight, module.fuse.weight]
+    if _has_both(module):
+        cgsmm = module.branches['cgsmm']
+        weights += [cgsmm.fuse_row.weight, cgsmm.fuse_column.weight]
+    return weights
 
-    def _mix_normed(self, x: Tensor) -> Tensor:
-        conv, norm, _ = self.project
-        x = linear(conv.weight, depthwise(x, self.depthwise[2].weight))
-        x = norm_gelu(norm, x, conv.bias)
-        return linear(self.fuse.weight, self._mix(x.chunk(len(self.branches))))
 
-    def _mix(self, parts: tuple[Tensor, ...]) -> Tensor:
-        """The branches, each on its part of the channels."""
-        branches = list(self.branches.values())
-        if list(self.branches) == ['cgsmm', 'lsmm'] and all(map(is_formula, branches)):
-            cgsmm, lsmm = branches
-            return lsmm.run(parts[1], cgsmm.run(parts[0]))
-        mixed = self.mix([part.transpose(0, 1) for part in parts])
-        return torch.cat([channel_major(part) for part in mixed])
+def mix_strips(module: StripMixingBlock, x: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor]:
+    """The formula of (C, N, H, W), given what :func:`.narrow` makes of the weights; and x, for what else reads it."""
+    project, fuse, *fusions = weights
+    y, x = norm_gelu(module.depthwise[0], x, keeps=True)
+    y = linear(project, depthwise(y, module.depthwise[2].weight))
+    parts = norm_gelu(module.project[1], y, module.project[0].bias).chunk(len(module.branches))
+    if fusions:
+        mixed = mix_locally(module.branches['lsmm'], parts[1], _mix_groups(module.branches['cgsmm'], parts[0], fusions))
+    else:
+        mixed = torch.cat([channel_major(part) for part in module.mix([part.transpose(0, 1) for part in parts])])
+    return linear(fuse, mixed), x
+
+
+def _has_both(module: StripMixingBlock) -> bool:
+    if list(module.branches) != ['cgsmm', 'lsmm']:
+        return False
+    cgsmm, lsmm = module.branches.values()
+    return is_stock(cgsmm, CascadeGroupStripMixing, GROUP_LAYERS) and is_local_strips(lsmm)
+
+
+def _mix_groups(module: CascadeGroupStripMixing, u: Tensor, weights: list[Weights]) -> Tensor:
+    fuse_row, fuse_column = weights
+    if module.cascade and tuple(u.shape[2:]) == module.extent:  # one window
+        v = _mix_rows(module, u, fuse_row)
+        return linear(fuse_column, strips(module.column, v, module.position_column, u, before=True))
+
+    def mix_window(windows: Tensor) -> Tensor:
+        windows = channel_major(windows)
+        v = _mix_rows(module, windows, fuse_row)
+        if module.cascade:
+            return strips(module.column, v, module.position_column).transpose(0, 1)
+        return strips(module.column, windows, module.position_column, v, before=True).transpose(0, 1)
+
+    mixed = channel_major(run_in_windows(mix_window, u.transpose(0, 1), module.extent))
+    return linear(fuse_column, torch.cat([u, mixed]) if module.cascade else mixed)
+
+
+def _mix_rows(module: CascadeGroupStripMixing, u: Tensor, fuse_row: Weights) -> Tensor:
+    return norm_gelu(module.norm, linear(fuse_row, strips(module.row, u, module.position_row, u)))

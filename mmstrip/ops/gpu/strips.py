@@ -179,6 +179,11 @@ def _layout(x: Tensor, row: bool) -> tuple[int, int, int, int]:
     return (height, width, width, 1) if row else (width, height, 1, width)
 
 
+def _warps(block: int) -> int:
+    """Enough for a program's tiles to stay in registers."""
+    return 4 if block == 16 else 8
+
+
 @triton_op('mmstrip_gpu::strips', mutates_args={})
 def _strips(
     x: Tensor, weight: Tensor, bias: Tensor, table: Tensor | None, beside: Tensor | None, row: bool, before: bool
@@ -197,7 +202,7 @@ def _strips(
         channels, weight.shape[0], images, lines, tokens, *strides, 0 if table is None else table.shape[0] // 2,
         channels if before else 0, 0 if before else channels,
         strip=weight.shape[1], is_row=row, has_table=table is not None, has_beside=beside is not None,
-        precision=precision(x), line_block=LINES, token_block=block,
+        precision=precision(x), line_block=LINES, token_block=block, num_warps=_warps(block),
     )  # fmt: skip
     return y
 
@@ -226,7 +231,7 @@ def _strips_backward(
         channels, patches, images, lines, tokens, *strides, 0 if table is None else table.shape[0] // 2,
         triton.cdiv(images * lines, parts), parts,
         strip=strip, is_row=row, has_table=table is not None,
-        precision=precision(x), line_block=LINES, token_block=block,
+        precision=precision(x), line_block=LINES, token_block=block, num_warps=_warps(block),
     )  # fmt: skip
     return grad_x, grad_weight, grad_bias
 
@@ -242,7 +247,7 @@ def _position_gradient(grad: Tensor, rows: int) -> Tensor:
     table = grad.new_empty((rows, channels), dtype=torch.float32)
     launch(_sum_positions)[channels,](
         grad, table, channels, images, height, width, rows // 2,
-        row_block=block_size(height), column_block=block_size(width),
+        row_block=block_size(height), column_block=block_size(width), num_warps=8,
     )  # fmt: skip
     return table
 
@@ -308,4 +313,5 @@ def strips(
 
     With a map ``beside`` it, of the shape of x, the result is (2 C, N, H, W): that map ``before`` the sums, or after.
     """
+    beside = x.view_as(x) if beside is x else beside  # Dynamo loses a gradient of what a Function takes twice
     return _Strips.apply(x, layer.weight, layer.bias, position.table, beside, layer.axis == 'row', before)
