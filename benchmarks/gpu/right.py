@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from .iterations import SMALL_ARCH
 # (float32 2e-6 and 3e-6, bfloat16 2e-2 and 4e-2, float16 3e-3 and 5e-3), as `base` has twice as many blocks; more in
 # float32, as GPUs choose among algorithms of convolutions.
 TOLERANCES = {'float32': (1e-4, 3e-4), 'bfloat16': (6e-2, 1e-1), 'float16': (8e-3, 2e-2), 'float64': (1e-10, 1e-9)}
+PRECISIONS = {name: dict(dtype=name) for name in ('float32', 'bfloat16', 'float16')}
+PRECISIONS['deploy'] = dict(dtype='bfloat16', train=False)
 SMALLEST = 'smallest'  # beside the archs of the backbone
 
 
@@ -149,10 +152,11 @@ def _all(ways: dict[str, dict], *fixed) -> dict:
     return found
 
 
-def precisions(setting: Setting, arch: str = 'tiny-light', accelerated: bool = False) -> dict:
-    """One architecture in training in each precision, and in inference."""
-    ways = {name: dict(dtype=name, accelerated=accelerated) for name in ('float32', 'bfloat16', 'float16')}
-    ways['bfloat16, deploy'] = dict(dtype='bfloat16', train=False, accelerated=accelerated)
+def precisions(
+    setting: Setting, arch: str = 'tiny-light', names: Sequence[str] = tuple(PRECISIONS), accelerated: bool = False
+) -> dict:
+    """One architecture in some of :data:`PRECISIONS`."""
+    ways = {name: dict(PRECISIONS[name], accelerated=accelerated) for name in names}
     return _all(ways, SMALLEST if setting.tiny else arch, setting.device)
 
 

@@ -28,14 +28,19 @@ _PEERS = [name for name in NETWORKS if name != STRIP]
 # In the order of their worth.
 STEPS: dict[str, Callable[[Setting], dict]] = {
     'right': right.precisions,
-    'right-accelerated': partial(right.precisions, accelerated=True),
+    'right-accelerated': partial(right.precisions, names=['bfloat16'], accelerated=True),
     f'iteration-{STRIP}': partial(iterations.measure, STRIP, 'accelerated'),
     **{f'iteration-{name}-compiled': partial(iterations.measure, name, 'compiled') for name in _PEERS},
     **{f'iteration-{name}-eager': partial(iterations.measure, name, 'eager') for name in NETWORKS},
-    **{f'inference-{name}': partial(speed.inference, name=name) for name in NETWORKS},
+    **{f'inference-128-{name}': partial(speed.inference, name=name, batch=128) for name in NETWORKS},
+    **{f'inference-1-{name}': partial(speed.inference, name=name, batch=1) for name in NETWORKS},
     **{f'dense-{name}': partial(speed.dense, name=name) for name in NETWORKS},
     'limits': speed.limits,
     'memory': speed.memory,
+    **{
+        f'right-accelerated-{one}': partial(right.precisions, names=[one], accelerated=True)
+        for one in ('float32', 'deploy')
+    },
     'right-forms': right.forms,
     'cards': iterations.cards,
     f'iteration-{STRIP}-compiled': partial(iterations.measure, STRIP, 'compiled'),
@@ -46,13 +51,7 @@ STEPS: dict[str, Callable[[Setting], dict]] = {
 
 
 def run_steps(names: Sequence[str], setting: Setting, minutes: float, seconds: float = SECONDS) -> dict:
-    """Run those steps that have no result, for some minutes.
-
-    Args:
-        names: Of :data:`STEPS`.
-        setting: What all steps share.
-        minutes: Of all steps.
-        seconds: After which a step is stopped and noted as failed.
+    """Run those of :data:`STEPS` that have no result for some minutes, each for some seconds at most.
 
     Returns:
         The report, also written after each step: 'environment', 'device', 'tiny', and 'steps' by name, each with its

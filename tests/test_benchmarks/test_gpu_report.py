@@ -99,16 +99,16 @@ def test_an_iteration_and_its_kernels():
 def test_the_tool_writes_what_a_step_finds(tmp_path):
     """Inference, which compares all forms of a model."""
     pages = ['--pages', ROOT / 'docs' / 'gpu.md']
-    options = ['--device', 'cpu', '--tiny', '--out', tmp_path / 'out', '--steps', 'inference-S*', *pages]
+    options = ['--device', 'cpu', '--tiny', '--out', tmp_path / 'out', '--steps', 'inference-1-S*', *pages]
     done = call_tool(TOOL, *options, folder=tmp_path)
-    assert done.returncode == 1 and 'inference-Strip-MLP-T: done' in done.stdout, done.stdout
+    assert done.returncode == 1 and 'inference-1-Strip-MLP-T: done' in done.stdout, done.stdout
     assert f'{pages[1]} takes figures of a GPU, but the report is of no GPU' in last_line(done.stdout)
-    rows = json.loads((tmp_path / 'out' / 'report.json').read_text())['steps']['inference-Strip-MLP-T']['result'][
+    rows = json.loads((tmp_path / 'out' / 'report.json').read_text())['steps']['inference-1-Strip-MLP-T']['result'][
         'rows'
     ]
     assert {row['model'] for row in rows} == {'Strip-MLP-T', 'Strip-MLP-T @deploy', 'Strip-MLP-T @reference'}
     assert all(row['images_per_second'] > 0 and row['image'] == '64 x 64' for row in rows)
-    assert f'| inference-Strip-MLP-T | {rows[0]["model"]} | inference |' in done.stdout
+    assert f'| inference-1-Strip-MLP-T | {rows[0]["model"]} | inference |' in done.stdout
 
 
 def test_pages_take_the_tables_that_were_measured(tmp_path):

@@ -19,7 +19,7 @@ def test_right_on_a_gpu(step, tmp_path):
     assert STEPS[step](Setting(str(tmp_path)))
 
 
-@pytest.mark.parametrize('step', ['right', 'right-accelerated', 'right-forms'])
+@pytest.mark.parametrize('step', ['right', 'right-accelerated', 'right-accelerated-deploy', 'right-forms'])
 def test_right_on_the_cpu(step):
     """With the smallest network; resumption has tests of its own."""
     assert STEPS[step](Setting('', 'cpu', tiny=True))
