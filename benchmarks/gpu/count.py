@@ -278,10 +278,10 @@ def report(names: Sequence[str]) -> Iterator[str]:
         card_ms = 1e3 * (sum(counted.bytes.values()) / COPY + sum(counted.flops.values()) / PRODUCT)
         phases = [counted.operations[phase].total() for phase in PHASES]
         times = f'{card_ms:.0f} to {max(card_ms, cost * counted.total):.0f}'
-        rows.append((name, way, *phases, f'{counted.total:,}', sum(counted.reads.values()), *_size(counted), times))
+        rows.append((name, way, *phases, f'{counted.total:,}', *_size(counted), times))
         if way == 'accelerated':
-            rows.append(('', 'at most', '', '', OPTIMIZER, '', f'{ITERATION:,}', '', STEP_GB, '', ''))
-    yield markdown_table(('iteration', '', *PHASES, 'launches', 'host reads', 'GB', 'TFLOP', 'predicted, ms'), rows)
+            rows.append(('', 'at most', '', '', OPTIMIZER, '', f'{ITERATION:,}', STEP_GB, '', ''))
+    yield markdown_table(('iteration', '', *PHASES, 'launches', 'GB', 'TFLOP', 'predicted, ms'), rows)
 
 
 def _size(counted: Launches) -> tuple[str, str]:
