@@ -376,3 +376,25 @@ def test_the_loop_of_the_page_in_two_processes(tmp_path):
     said = sorted(line for line in printed.splitlines() if line.startswith('RANK'))
     assert {'RANK 0 None True.', 'RANK 1 None True.', 'RANK 0 it failed in another process True.'} < set(said), printed
     assert any(line.startswith('RANK 1 BackendCompilerFailed: ') and line.endswith('True.') for line in said)
+
+
+def test_inductor_and_a_training_that_is_resumed():
+    """As the reference to rounding; resumed after a step, bit for bit the one that went on."""
+
+    def run(model: nn.Module, steps: list[int]) -> nn.Module:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in steps:
+            train(model, torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(step)))
+            optimizer.step()
+        return model
+
+    model = accelerated()
+    reference = run(reference_of(model), [0, 1])
+    state = copy.deepcopy(run(model, [0]).state_dict())
+    run(model, [1])
+    resumed = plain()
+    resumed.load_state_dict(state)
+    run(mmstrip.accelerate(resumed, compile=True), [1])
+    assert compiled._networks[model].error is None and compiled._networks[resumed].error is None
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in model.state_dict().items())
+    assert_close(model.state_dict(), reference.state_dict())
