@@ -48,11 +48,14 @@ def mix_strips(module: StripMixingBlock, x: Tensor, weights: list[Weights]) -> t
     project, fuse, *fusions = weights
     y, x = norm_gelu(module.depthwise[0], x, keeps=True)
     y = linear(project, depthwise(y, module.depthwise[2].weight))
-    parts = norm_gelu(module.project[1], y, module.project[0].bias).chunk(len(module.branches))
+    y = norm_gelu(module.project[1], y, module.project[0].bias)
     if fusions:
-        mixed = mix_locally(module.branches['lsmm'], parts[1], _mix_groups(module.branches['cgsmm'], parts[0], fusions))
+        half = y.shape[0] // 2  # slices, not chunks: compilers put their gradients together in one pass
+        mixed = _mix_groups(module.branches['cgsmm'], y[:half], fusions)
+        mixed = mix_locally(module.branches['lsmm'], y[half:], mixed)
     else:
-        mixed = torch.cat([channel_major(part) for part in module.mix([part.transpose(0, 1) for part in parts])])
+        parts = [part.transpose(0, 1) for part in y.chunk(len(module.branches))]
+        mixed = torch.cat([channel_major(part) for part in module.mix(parts)])
     return linear(fuse, mixed), x
 
 
