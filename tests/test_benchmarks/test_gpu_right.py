@@ -66,7 +66,7 @@ class Late(HostCopy):
 
 def test_a_loss_that_comes_late_is_seen_before_a_checkpoint(tmp_path, monkeypatch):
     """And it is that of its own iteration that is named."""
-    monkeypatch.setattr('mmstrip.engine.hooks.invalid_loss.HostCopy', Late)
+    monkeypatch.setattr('mmstrip.engine.host_copy.HostCopy', Late)
     config = load_config(str(CONFIG), {'optim_wrapper.optimizer.lr': 1e30, 'param_scheduler': None})
     config.work_dir = str(tmp_path)
     config.train_dataloader.update(num_workers=0, persistent_workers=False)
