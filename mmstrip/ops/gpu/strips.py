@@ -285,16 +285,16 @@ def _sum_weights_by_aten(grad: Tensor, x: Tensor, patches: int, strip: int, row:
 
 class _Strips(Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, table, beside, row, before):
+    def forward(ctx, x, weight, bias, table, beside, is_beside_itself, row, before):
         ctx.save_for_backward(x, weight, bias, table)
-        ctx.row, ctx.before, ctx.beside = row, before, beside is not None
-        return _strips(x, weight, bias, table, beside, row, before)
+        ctx.row, ctx.before, ctx.beside, ctx.is_beside_itself = row, before, beside is not None, is_beside_itself
+        return _strips(x, weight, bias, table, x if is_beside_itself else beside, row, before)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight, bias, table = ctx.saved_tensors
         grad, beside = grad.contiguous(), None
-        if ctx.beside:
+        if ctx.beside or ctx.is_beside_itself:
             grad, beside = grad.chunk(2)[:: -1 if ctx.before else 1]
         grad_x, parts = _strips_backward(grad, x, weight, table, ctx.row)
         grad_weight, grad_bias = total(parts).split([weight.numel(), bias.numel()])
@@ -302,7 +302,9 @@ class _Strips(Function):
         if table is not None:
             grad_table = _position_gradient(grad_x, table.shape[0]).to(table.dtype)
         grad_weight, grad_bias = grad_weight.view_as(weight).to(weight.dtype), grad_bias.view_as(bias).to(bias.dtype)
-        return grad_x, grad_weight, grad_bias, grad_table, beside, None, None
+        if ctx.is_beside_itself:
+            grad_x, beside = grad_x + beside, None
+        return grad_x, grad_weight, grad_bias, grad_table, beside, None, None, None
 
 
 def strips(
@@ -312,5 +314,6 @@ def strips(
 
     With a map ``beside`` it, of the shape of x, the result is (2 C, N, H, W): that map ``before`` the sums, or after.
     """
-    beside = x.view_as(x) if beside is x else beside  # Dynamo loses a gradient of what a Function takes twice
-    return _Strips.apply(x, layer.weight, layer.bias, position.table, beside, layer.axis == 'row', before)
+    is_itself = beside is x  # compilers lose a gradient of what is handed over twice
+    beside = None if is_itself else beside
+    return _Strips.apply(x, layer.weight, layer.bias, position.table, beside, is_itself, layer.axis == 'row', before)
