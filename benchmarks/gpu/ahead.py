@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.ahead
 
-A block of each stage calls its kernels, which are noted instead of launched, in training and in bfloat16 and float32.
+A block of each stage calls its kernels, which are noted instead of launched, in training in bfloat16.
 They are compiled for an A100, an H100 and a B200, and what their binaries say of themselves becomes a table.
 """
 
@@ -84,7 +84,7 @@ def note_kernels(arch: str = 'tiny', dtype: torch.dtype = torch.bfloat16) -> Not
 
 
 def compile_kernel(source: ASTSource, num_warps: int, capability: int) -> dict[str, int]:
-    """Registers a thread, bytes of shared memory, and bytes of a thread's stack and local memory, where it spills."""
+    """Registers of a thread, bytes of shared memory, and bytes of a thread's stack and local memory, where it spills."""
     compiled = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=dict(num_warps=num_warps))
     tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
@@ -96,23 +96,22 @@ def compile_kernel(source: ASTSource, num_warps: int, capability: int) -> dict[s
     return dict(registers=int(usage['REG']), shared=compiled.metadata.shared, spilled=spilled)
 
 
-def table(dtypes=(torch.bfloat16, torch.float32), capabilities=CAPABILITIES) -> str:
+def table(dtype: torch.dtype = torch.bfloat16, capabilities: tuple[int, ...] = CAPABILITIES) -> str:
     """Markdown: of each kernel the most that any of its variants uses, by compute capability."""
-    rows: dict[tuple, list] = {}
-    for dtype in dtypes:
-        for (function, *_), (source, num_warps) in note_kernels(dtype=dtype).items():
-            name = f'{Path(function.__code__.co_filename).stem}.{function.__name__.strip("_")}'
-            for capability in capabilities:
-                used = compile_kernel(source, num_warps, capability)
-                most = rows.setdefault((name, str(dtype).removeprefix('torch.')), {}).setdefault(capability, used)
-                most.update({key: max(most[key], used[key]) for key in used})
+    rows: dict[str, dict[int, dict[str, int]]] = {}
+    for (function, *_), (source, num_warps) in note_kernels(dtype=dtype).items():
+        name = f'{Path(function.__code__.co_filename).stem}: {function.__name__.strip("_")}'
+        for capability in capabilities:
+            used = compile_kernel(source, num_warps, capability)
+            most = rows.setdefault(name, {}).setdefault(capability, used)
+            most.update({key: max(most[key], used[key]) for key in used})
     lines = [
-        '| kernel | type | ' + ' | '.join(f'sm_{capability}' for capability in capabilities) + ' |',
-        '| --- ' * (2 + len(capabilities)) + '|',
+        '| kernel |' + ''.join(f' sm_{capability} |' for capability in capabilities),
+        '| --- ' * (1 + len(capabilities)) + '|',
     ]
-    for (name, dtype), used in sorted(rows.items()):
-        cells = [f'{u["registers"]}, {u["shared"] / 1024:.0f}, {u["spilled"]}' for u in used.values()]
-        lines.append(f'| {name} | {dtype} | ' + ' | '.join(cells) + ' |')
+    for name, used in sorted(rows.items()):
+        cells = [f'{u["registers"]}, {u["shared"] / 1024:.0f} KiB, {u["spilled"]}' for u in used.values()]
+        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
 

@@ -73,7 +73,7 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def status() -> str:
-    """One sentence on what runs here: the native operators and for which instructions, or why not; what runs on GPUs."""
+    """One sentence on what runs: the native operators and for which instructions, or why not; on GPUs."""
     compiles = _why_no_compiler()
     gpus = 'GPUs run compiled graphs' if compiles is None else f'GPUs run the reference, as {compiles}'
     return f'{_native_status()}; {gpus}'

@@ -33,13 +33,11 @@ class CompiledStripMLPBlock(Fast, StripMLPBlock):
         unit = _unit_of(self)
         if unit is None:
             return super().forward(x, **valid)
-        if unit.graphs.is_first(x):
-            return unit.graphs.fixed(self, x, **valid)
-        tables = None
-        if 'cgsmm' in self.strip_mixing.branches:
+        graph, tables = unit.graphs.graph_for(x), None
+        if graph is unit.graphs.any_size and 'cgsmm' in self.strip_mixing.branches:
             extent = self.strip_mixing.branches['cgsmm'].extent
             tables = [tables_of(dim, x.shape[dim], side, x.device) for dim, side in zip((2, 3), extent)]
-        return unit.graphs.any_size(self, x, tables, **valid)
+        return graph(self, x, tables, **valid)
 
 
 class CompiledStripMLP(Fast, StripMLP):
@@ -54,8 +52,8 @@ class CompiledStripMLP(Fast, StripMLP):
         unit = _unit_of(self.cross_stage[i])
         if unit is None:
             return super().merge(i, x, earlier)
-        graph = unit.graphs.fixed if unit.graphs.is_first(x) else unit.graphs.any_size
-        x, earlier = graph(self.merging[i - 1] if i else self.patch_embed, self.cross_stage[i], x, earlier)
+        merging = self.merging[i - 1] if i else self.patch_embed
+        x, earlier = unit.graphs.graph_for(x)(merging, self.cross_stage[i], x, earlier)
         return x, earlier if i else []
 
 
@@ -63,7 +61,7 @@ CLASSES = (CompiledStripMLPBlock, CompiledStripMLP)
 
 
 def run_block(block: nn.Module, x: Tensor, tables: list | None, **valid: Tensor) -> Tensor:
-    """A block on a map of any size; tables of its windows along both axes."""
+    """A block; tables of its windows along both axes let it take maps of any size."""
     given.tables = tables
     x = block_forward(block, x, **valid)
     given.tables = None
@@ -82,18 +80,18 @@ class Graphs:
     Maps of the shape that comes first have a graph of their own, all others share one of any size. So the shape alone
     decides which graph computes, in a resumed training too.
 
-    Args:
-        fixed: The function, for maps of one shape.
-        any_size: The same for maps of any size.
+    Attributes:
+        fixed: For maps of the shape that comes first.
+        any_size: For all others.
     """
 
-    def __init__(self, fixed: Callable, any_size: Callable):
-        self.fixed, self.any_size = _compile(fixed, dynamic=False), _compile(any_size, dynamic=True)
+    def __init__(self, function: Callable):
+        self.fixed, self.any_size = _compile(function, dynamic=False), _compile(function, dynamic=True)
         self.first: dict[bool, torch.Size] = {}  # with gradients, and without
 
-    def is_first(self, x: Tensor) -> bool:
-        """Whether maps are of the shape that came first."""
-        return self.first.setdefault(torch.is_grad_enabled(), x.shape) == x.shape
+    def graph_for(self, x: Tensor) -> Callable:
+        """The function for maps of a shape."""
+        return self.fixed if self.first.setdefault(torch.is_grad_enabled(), x.shape) == x.shape else self.any_size
 
 
 def _compile(function: Callable, dynamic: bool) -> Callable:
@@ -119,8 +117,8 @@ class Network:
     """
 
     def __init__(self, stages: int):
-        self.blocks = [Graphs(block_forward, run_block) for _ in range(stages)]
-        self.merging = [Graphs(run_merging, run_merging) for _ in range(stages)]
+        self.blocks = [Graphs(run_block) for _ in range(stages)]
+        self.merging = [Graphs(run_merging) for _ in range(stages)]
         self.group, self.error = None, None
         self.tried: set[tuple] = set()
         self.first: dict[bool, torch.Size] = {}

@@ -18,14 +18,19 @@ def block_forward(block: StripMLPBlock, x: Tensor, **valid: Tensor) -> Tensor:
     if valid or not _is_formula(block, x):
         return StripMLPBlock.forward(block, x, **valid)
     dtype = compute_type(x)
-    x = channel_major(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return _mix(block, channel_major(x), dtype).transpose(0, 1)
+
+
+def _mix(block: StripMLPBlock, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The formula of (C, N, H, W), products being of a type."""
     kept = _draw(block.drop_path, x)
     first = strip_weights(block.strip_mixing)
     weights = narrow([*first, *channel_weights(block.channel_mixing)], dtype)
     y, same = mix_strips(block.strip_mixing, x.to(dtype), weights[: len(first)])
     x = _add(same if x.dtype == dtype else x, y, kept, 0)
     y = mix_channels(block.channel_mixing, x.to(dtype), weights[len(first) :])
-    return _add(x, y, kept, 1).transpose(0, 1)
+    return _add(x, y, kept, 1)
 
 
 def _is_formula(block: StripMLPBlock, x: Tensor) -> bool:

@@ -83,14 +83,12 @@ class _Linear(Function):
     def forward(ctx, weight: Tensor, narrowed: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(narrowed, x)
         ctx.dtype = weight.dtype
-        with torch.autocast(x.device.type, enabled=False):
-            return torch.mm(narrowed, x)
+        return torch.mm(narrowed, x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, Tensor]:
         narrowed, x = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            return _product(grad, x.t(), ctx.dtype), None, torch.mm(narrowed.t(), grad)
+        return _product(grad, x.t(), ctx.dtype), None, torch.mm(narrowed.t(), grad)
 
 
 def takes_out_dtype(x: Tensor) -> bool:

@@ -30,41 +30,31 @@ GROUP_LAYERS = dict(
 
 
 def is_strip_mixing(module: StripMixingBlock) -> bool:
-    """Whether the formula stands for a module; branches that are not the network's are called as modules."""
-    return is_stock(module, StripMixingBlock, LAYERS) and module.project[0].out_channels % len(module.branches) == 0
-
-
-def strip_weights(module: StripMixingBlock) -> list[Tensor]:
-    """Weights of linear layers."""
-    weights = [module.project[0].weight, module.fuse.weight]
-    if _has_both(module):
-        cgsmm = module.branches['cgsmm']
-        weights += [cgsmm.fuse_row.weight, cgsmm.fuse_column.weight]
-    return weights
-
-
-def mix_strips(module: StripMixingBlock, x: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor]:
-    """The formula of (C, N, H, W), given what :func:`.narrow` makes of the weights; and x, for what else reads it."""
-    project, fuse, *fusions = weights
-    y, x = norm_gelu(module.depthwise[0], x, keeps=True)
-    y = linear(project, depthwise(y, module.depthwise[2].weight))
-    parts = norm_gelu(module.project[1], y, module.project[0].bias).chunk(len(module.branches))
-    if fusions:
-        mixed = mix_locally(module.branches['lsmm'], parts[1], _mix_groups(module.branches['cgsmm'], parts[0], fusions))
-    else:
-        mixed = torch.cat([channel_major(part) for part in module.mix([part.transpose(0, 1) for part in parts])])
-    return linear(fuse, mixed), x
-
-
-def _has_both(module: StripMixingBlock) -> bool:
-    if list(module.branches) != ['cgsmm', 'lsmm']:
+    """Whether the formula stands for a module: it has both branches, and all layers are the network's."""
+    if not is_stock(module, StripMixingBlock, LAYERS) or list(module.branches) != ['cgsmm', 'lsmm']:
         return False
     cgsmm, lsmm = module.branches.values()
     return is_stock(cgsmm, CascadeGroupStripMixing, GROUP_LAYERS) and is_local_strips(lsmm)
 
 
-def _mix_groups(module: CascadeGroupStripMixing, u: Tensor, weights: list[Weights]) -> Tensor:
-    fuse_row, fuse_column = weights
+def strip_weights(module: StripMixingBlock) -> list[Tensor]:
+    """Weights of linear layers."""
+    cgsmm = module.branches['cgsmm']
+    return [layer.weight for layer in (module.project[0], cgsmm.fuse_row, cgsmm.fuse_column, module.fuse)]
+
+
+def mix_strips(module: StripMixingBlock, x: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor]:
+    """The formula of (C, N, H, W), given what :func:`.narrow` makes of the weights; and x, for what else reads it."""
+    project, fuse_row, fuse_column, fuse = weights
+    y, x = norm_gelu(module.depthwise[0], x, keeps=True)
+    y = linear(project, depthwise(y, module.depthwise[2].weight))
+    y = norm_gelu(module.project[1], y, module.project[0].bias)
+    half = y.shape[0] // 2  # slices, not chunks: compilers put their gradients together in one pass
+    mixed = _mix_groups(module.branches['cgsmm'], y[:half], fuse_row, fuse_column)
+    return linear(fuse, mix_locally(module.branches['lsmm'], y[half:], mixed)), x
+
+
+def _mix_groups(module: CascadeGroupStripMixing, u: Tensor, fuse_row: Weights, fuse_column: Weights) -> Tensor:
     if module.cascade and tuple(u.shape[2:]) == module.extent:  # one window
         v = _mix_rows(module, u, fuse_row)
         return linear(fuse_column, strips(module.column, v, module.position_column, u, before=True))

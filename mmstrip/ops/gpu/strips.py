@@ -73,12 +73,12 @@ def _mix(
 
 @triton.jit
 def _sum_weights(
-    grad_ptr, x_ptr, table_ptr, weight_ptr, bias_ptr, row, part, tile,
+    grad_ptr, x_ptr, table_ptr, sums_ptr, row, part, tile,
     channels, patches, images, lines, tokens, line_stride, token_stride, span, share,
     strip: tl.constexpr, is_row: tl.constexpr, has_table: tl.constexpr, precision: tl.constexpr,
     line_block: tl.constexpr, token_block: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a share of the lines of all channels of a patch: (part, patch, k, out, in) and (part, patch, out)."""
+    """Sums over a share of the lines of a patch: of each part (patch, k, out, in), then (patch, out)."""
     patch, k = row // strip, row % strip
     tiles = tl.cdiv(tokens, token_block)
     out = (tile // tiles) * token_block + tl.arange(0, token_block)
@@ -103,11 +103,12 @@ def _sum_weights(
                 x += _positions(table_ptr, channel, channels, other, token, mask, span, is_row).to(x.dtype)
             total = tl.dot(tl.trans(grad), x, total, input_precision=precision)
             bias += tl.sum(grad.to(tl.float32), 0)
-    row = part * patches + patch
-    cell = ((row * strip + k) * tokens + out[:, None]) * tokens + token[None, :]
-    tl.store(weight_ptr + cell, total, mask=(out < tokens)[:, None] & (token < tokens)[None, :])
+    weights = patches * strip * tokens * tokens
+    sums_ptr += part * (weights + patches * tokens)
+    cell = ((patch * strip + k) * tokens + out[:, None]) * tokens + token[None, :]
+    tl.store(sums_ptr + cell, total, mask=(out < tokens)[:, None] & (token < tokens)[None, :])
     if (k == 0) & (tile % tiles == 0):
-        tl.store(bias_ptr + row * tokens + out, bias, mask=out < tokens)
+        tl.store(sums_ptr + weights + patch * tokens + out, bias, mask=out < tokens)
 
 
 @triton.jit
@@ -127,7 +128,7 @@ def _forward(
 
 @triton.jit
 def _backward(
-    grad_ptr, x_ptr, weight_ptr, table_ptr, grad_x_ptr, grad_weight_ptr, grad_bias_ptr,
+    grad_ptr, x_ptr, weight_ptr, table_ptr, grad_x_ptr, sums_ptr,
     channels, patches, images, lines, tokens, line_stride, token_stride, span, share, parts,
     strip: tl.constexpr, is_row: tl.constexpr, has_table: tl.constexpr,
     precision: tl.constexpr, line_block: tl.constexpr, token_block: tl.constexpr,
@@ -135,16 +136,16 @@ def _backward(
     """Programs for the gradient of the weights, which take longer, then those for the gradient of the map."""
     program = tl.program_id(0)
     tiles = tl.cdiv(tokens, token_block)
-    sums = patches * strip * parts * tiles * tiles
-    if program < sums:
+    first = patches * strip * parts * tiles * tiles
+    if program < first:
         tile, rest = program % (tiles * tiles), program // (tiles * tiles)
         _sum_weights(
-            grad_ptr, x_ptr, table_ptr, grad_weight_ptr, grad_bias_ptr, rest // parts, rest % parts, tile,
+            grad_ptr, x_ptr, table_ptr, sums_ptr, rest // parts, rest % parts, tile,
             channels, patches, images, lines, tokens, line_stride, token_stride, span, share,
             strip, is_row, has_table, precision, line_block, token_block,
         )  # fmt: skip
     else:
-        program -= sums
+        program -= first
         blocks = tl.cdiv(images * lines, line_block)
         rest = program // blocks
         _mix(
@@ -208,14 +209,12 @@ def _strips(
 
 
 @triton_op('mmstrip_gpu::strips_backward', mutates_args={})
-def _strips_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, table: Tensor | None, row: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of x, and parts of those of weight and bias, in at least float32."""
+def _strips_backward(grad: Tensor, x: Tensor, weight: Tensor, table: Tensor | None, row: bool) -> tuple[Tensor, Tensor]:
+    """The gradient of x, and parts of those of weight and, after them, bias, in at least float32."""
     if not on_card(x):
         grad_x = _mix_by_aten(grad, weight.flip(1).transpose(2, 3), None, row)
         parts = _sum_weights_by_aten(grad, x if table is None else x + _expand(table, x), *weight.shape[:2], row)
-        return grad_x, *parts
+        return grad_x, torch.cat([part.flatten() for part in parts])[None]
     patches, strip = weight.shape[:2]
     channels, images = x.shape[:2]
     lines, tokens, *strides = _layout(x, row)
@@ -224,16 +223,15 @@ def _strips_backward(
     blocks = triton.cdiv(images * lines, LINES)
     parts = min(triton.cdiv(PROGRAMS, patches * strip * tiles * tiles), blocks)
     grad_x = torch.empty_like(x)
-    grad_weight = x.new_empty((parts, *weight.shape), dtype=torch.float32)
-    grad_bias = x.new_empty((parts, patches, tokens), dtype=torch.float32)
+    sums = x.new_empty((parts, weight.numel() + patches * tokens), dtype=torch.float32)
     launch(_backward)[patches * strip * parts * tiles * tiles + blocks * channels * tiles,](
-        grad, x, weight, x if table is None else table, grad_x, grad_weight, grad_bias,
+        grad, x, weight, x if table is None else table, grad_x, sums,
         channels, patches, images, lines, tokens, *strides, 0 if table is None else table.shape[0] // 2,
         triton.cdiv(images * lines, parts), parts,
         strip=strip, is_row=row, has_table=table is not None,
         precision=precision(x), line_block=LINES, token_block=block, num_warps=_warps(block),
     )  # fmt: skip
-    return grad_x, grad_weight, grad_bias
+    return grad_x, sums
 
 
 @triton_op('mmstrip_gpu::position_gradient', mutates_args={})
@@ -282,28 +280,31 @@ def _sum_weights_by_aten(grad: Tensor, x: Tensor, patches: int, strip: int, row:
     grad, x = (_lines(m.to(wide(m.dtype)), row, patches).unflatten(1, (patches, -1)) for m in (grad, x))
     count, x = x.shape[-1], F.pad(x, (strip // 2, strip // 2))
     weight = [torch.einsum('mgol,mgil->goi', grad, x[..., k : k + count]) for k in range(strip)]
-    return torch.stack(weight, dim=1)[None], grad.sum((0, 3))[None]
+    return torch.stack(weight, dim=1), grad.sum((0, 3))
 
 
 class _Strips(Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, table, beside, row, before):
+    def forward(ctx, x, weight, bias, table, beside, is_beside_itself, row, before):
         ctx.save_for_backward(x, weight, bias, table)
-        ctx.row, ctx.before, ctx.beside = row, before, beside is not None
-        return _strips(x, weight, bias, table, beside, row, before)
+        ctx.row, ctx.before, ctx.beside, ctx.is_beside_itself = row, before, beside is not None, is_beside_itself
+        return _strips(x, weight, bias, table, x if is_beside_itself else beside, row, before)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight, bias, table = ctx.saved_tensors
         grad, beside = grad.contiguous(), None
-        if ctx.beside:
+        if ctx.beside or ctx.is_beside_itself:
             grad, beside = grad.chunk(2)[:: -1 if ctx.before else 1]
-        grad_x, weight_parts, bias_parts = _strips_backward(grad, x, weight, table, ctx.row)
+        grad_x, parts = _strips_backward(grad, x, weight, table, ctx.row)
+        grad_weight, grad_bias = total(parts).split([weight.numel(), bias.numel()])
         grad_table = None
         if table is not None:
             grad_table = _position_gradient(grad_x, table.shape[0]).to(table.dtype)
-        grad_weight, grad_bias = total(weight_parts).to(weight.dtype), total(bias_parts).to(bias.dtype)
-        return grad_x, grad_weight, grad_bias, grad_table, beside, None, None
+        grad_weight, grad_bias = grad_weight.view_as(weight).to(weight.dtype), grad_bias.view_as(bias).to(bias.dtype)
+        if ctx.is_beside_itself:
+            grad_x, beside = grad_x + beside, None
+        return grad_x, grad_weight, grad_bias, grad_table, beside, None, None, None
 
 
 def strips(
@@ -313,5 +314,6 @@ def strips(
 
     With a map ``beside`` it, of the shape of x, the result is (2 C, N, H, W): that map ``before`` the sums, or after.
     """
-    beside = x.view_as(x) if beside is x else beside  # Dynamo loses a gradient of what a Function takes twice
-    return _Strips.apply(x, layer.weight, layer.bias, position.table, beside, layer.axis == 'row', before)
+    is_itself = beside is x  # compilers lose a gradient of what is handed over twice
+    beside = None if is_itself else beside
+    return _Strips.apply(x, layer.weight, layer.bias, position.table, beside, is_itself, layer.axis == 'row', before)
