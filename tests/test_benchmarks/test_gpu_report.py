@@ -92,7 +92,7 @@ def test_a_step_that_the_minutes_cut_short_comes_first_the_next_time(tmp_path, m
 def test_an_iteration_and_its_kernels():
     found = iterations.measure('ResNet-50', 'eager', Setting('', 'cpu', tiny=True))
     assert found['batch'] == 2 and found['fastest'] <= found['ms'] <= found['slowest']
-    assert found['images_per_second'] == pytest.approx(2e3 / found['ms'], rel=0.01)
+    assert found['images_per_second'] == pytest.approx(2e3 / found['ms'], abs=0.06)
     assert found['launches'] > 100 and {'kernel', 'calls', 'share'} == set(found['kernels'][0])
 
 
