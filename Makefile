@@ -24,8 +24,8 @@ STORED := @onnxruntime @onnxruntime@half @onnxruntime@int8 @openvino $(BF16) @op
 FILES := $(STRIP)@deploy $(foreach model,$(STRIP)@deploy $(CONVNEXT),$(addprefix $(model),$(STORED))) \
 	$(foreach model,$(SWIN) $(RESNET),$(addprefix $(model),@onnxruntime @openvino $(BF16)))
 
-# make install, demo, transfer, evidence, ablations, speed, benchmark, benchmark-forms, benchmark-files, benchmark-loader, gpu and test all work from nothing; see README.md.
-.PHONY: install demo transfer evidence ablations speed benchmark benchmark-forms benchmark-files benchmark-loader files gpu soak test sanitize lint clean
+# All of these work from nothing; see README.md.
+.PHONY: install demo transfer evidence ablations speed benchmark benchmark-forms benchmark-files benchmark-loader files gpu count soak test sanitize lint clean
 
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
@@ -103,6 +103,10 @@ files: install
 # On a machine with a GPU; what is there already is not measured again.
 gpu: install
 	$(BIN)/python -m benchmarks.gpu
+
+# What an iteration would launch on one; some ten minutes.
+count: install
+	$(BIN)/python -m benchmarks.gpu.count
 
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py

@@ -25,7 +25,8 @@ PAGES = sorted(
     [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('benchmarks/*.md'), *ROOT.glob('configs/*/README.md')]
 )
 TOOLS = [str(path.relative_to(ROOT)) for path in ROOT.glob('tools/**/*.py') if path.name != 'torchrun.py']
-TOOLS += ['demo/app.py', *(f'benchmarks.{name}' for name in ('evidence', 'gpu', 'speed', 'speed.loader', 'transfer'))]
+BENCHMARKS = ('evidence', 'gpu', 'gpu.count', 'speed', 'speed.loader', 'transfer')
+TOOLS += ['demo/app.py', *(f'benchmarks.{name}' for name in BENCHMARKS)]
 # Where a script of the shell puts the arguments of the tool that it starts.
 SCRIPTS = {'dist_train.sh': ('train.py', 2), 'dist_test.sh': ('test.py', 3), 'slurm_train.sh': ('train.py', 4)}
 FOREIGN_OPTIONS = {

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmstrip import accelerate
@@ -264,34 +263,6 @@ def copy_gigabytes(device: str) -> float:
     source = torch.rand(_COPIED_MIB[torch.device(device).type] * 2**18, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / min(seconds_of(lambda: target.copy_(source), device) for _ in range(5)) / 1e9
-
-
-class _Traffic(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations read and write; views cost nothing."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        outputs = function(*args, **(kwargs or {}))
-        if not function.is_view and not _allocates_alone(function):
-            self.bytes += sum(leaf.nbytes for leaf in tree_leaves((args, kwargs, outputs)) if isinstance(leaf, Tensor))
-        return outputs
-
-
-def _allocates_alone(function) -> bool:
-    return function.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.detach)
-
-
-def traffic(run: Callable) -> int:
-    """Bytes that a step reads and writes if no operation finds its inputs in a cache.
-
-    Models are seen as their reference runs, as implementations step aside where operations are counted.
-    """
-    with _Traffic() as counted:
-        run()
-    return counted.bytes
 
 
 def peak_memory(run: Callable, device: str) -> int:

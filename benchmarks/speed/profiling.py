@@ -1,6 +1,7 @@
 """Where a model's time goes."""
 
 import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -46,22 +47,18 @@ def costliest_operations(spec: Spec, settings: Settings, mode: str) -> list[tupl
     return [(module, operation, own / total) for (module, operation), own in ranked]
 
 
-def kernels_of(candidate: Candidate, mode: str) -> dict:
+def kernels_of(run: Callable, cuda: bool) -> dict:
     """What a step's time on the device goes to, whatever has compiled it.
 
     Args:
-        candidate: A model that runs in PyTorch; it has run the step before.
-        mode: 'inference' or 'train'.
+        run: The step, which has run before.
+        cuda: Whether it runs on CUDA.
 
     Returns:
-        'count' of kernels, fills and copies (on CPUs of operations); 'ms', their time together: where a step takes
-        longer, the device waits for the processor that launches them; 'kernels': each 'kernel', its 'calls' and its
-        'share' of the time, the costliest first.
+        'launches' of kernels, fills and copies (on CPUs operations); 'kernels_ms', their time together: where a step
+        takes longer, the device waits for the processor that launches them; 'kernels': each 'kernel', its 'calls' and
+        its 'share' of the time, the costliest first.
     """
-    settings = candidate.settings
-    run = candidate.step(mode, tuple(settings.shapes[0]))
-    cuda = settings.device.startswith('cuda')
-    run()
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as profiler:
         run()
         if cuda:
@@ -75,7 +72,7 @@ def kernels_of(candidate: Candidate, mode: str) -> dict:
     total = sum(map(sum, spent.values()))
     ranked = sorted(spent.items(), key=lambda item: -sum(item[1]))[:ROWS]
     kernels = [dict(kernel=name[:90], calls=len(own), share=round(sum(own) / total, 4)) for name, own in ranked]
-    return dict(count=sum(map(len, spent.values())), ms=round(total / 1e3, 3), kernels=kernels)
+    return dict(launches=sum(map(len, spent.values())), kernels_ms=round(total / 1e3, 3), kernels=kernels)
 
 
 def _times(events: list, cuda: bool) -> dict[tuple[str, str], float]:

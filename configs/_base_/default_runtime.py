@@ -6,7 +6,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    # Strip-MLP on compiled operators: tools/train.py --no-accelerate
+    # Strip-MLP on native operators, on GPUs compiled (compile=False: not); without it: tools/train.py --no-accelerate
     accelerate=dict(type='mmstrip.AccelerateHook'),
     # pictures of predictions: tools/test.py --show-dir
     visualization=dict(_scope_='mmpretrain', type='VisualizationHook', enable=False),

@@ -31,3 +31,12 @@ class HostCopy:
         if self._event is not None:
             self._event.synchronize()
         return self._values.tolist()
+
+
+def copies_of(losses: dict[str, Tensor | float]) -> list[tuple[list[str], HostCopy]]:
+    """Names and float32 values of scalars, those of each device by themselves, so that none is moved to be stacked."""
+    devices: dict[torch.device, dict[str, Tensor]] = {}
+    for name, value in losses.items():
+        value = torch.as_tensor(value)
+        devices.setdefault(value.device, {})[name] = value.detach().float().reshape(())
+    return [(list(values), HostCopy(torch.stack(list(values.values())))) for values in devices.values()]

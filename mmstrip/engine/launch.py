@@ -40,7 +40,7 @@ def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument(
         '--no-accelerate',
         action='store_true',
-        help='run Strip-MLP as its modules are written, without native operators',
+        help='run Strip-MLP as its modules are written, neither by native operators nor compiled',
     )
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -119,9 +119,11 @@ def set_accelerate(config: Config, accelerate: bool) -> None:
 
     The hook is among ``default_hooks``, as lists of ``custom_hooks`` are replaced where they are inherited.
     """
-    hooks = {key: hook for key, hook in (config.get('default_hooks') or {}).items() if not _accelerates(hook)}
+    hooks = dict(config.get('default_hooks') or {})
+    options = hooks.pop('accelerate', None) or {}  # without a type where the command line alone has it
+    hooks = {key: hook for key, hook in hooks.items() if not _accelerates(hook)}
     if accelerate and _has_strip_mlp(config.get('model')):
-        hooks['accelerate'] = dict(type='mmstrip.AccelerateHook')
+        hooks['accelerate'] = dict(options, type='mmstrip.AccelerateHook')
     config.default_hooks = hooks
     config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not _accelerates(hook)]
 

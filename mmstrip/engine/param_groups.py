@@ -1,12 +1,14 @@
 """Parameter groups: one for all parameters of equal settings, where mmengine makes one for each parameter."""
 
 import inspect
+from collections.abc import Callable
 
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIMIZERS
-from torch import nn
+from torch import Tensor, nn
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+from .host_copy import HostCopy
 
 _APPLIED = ('params', 'param_names', 'lr_mult', 'decay_mult')  # no settings: the factors are in lr and weight_decay
 _PER_GROUP = ('base_values', '_last_value')  # lists in the state of a parameter scheduler
@@ -18,7 +20,7 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     An optimizer updates the parameters of a group together, so hundreds of groups cost a GPU thousands of launches per
     step. Each group lists its parameters under ``param_names``. On CUDA, optimizers with a fused implementation use
-    it, unless the config sets ``fused`` or ``foreach``.
+    it, unless the config sets ``fused`` or ``foreach``, and the log has the gradient norm of the step before.
 
     Args:
         optim_wrapper_cfg (dict): See mmengine.
@@ -28,7 +30,10 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __call__(self, model: nn.Module) -> OptimWrapper:
         if self._can_fuse(model):
             self.optimizer_cfg = dict(self.optimizer_cfg, fused=True)
-        return super().__call__(model)
+        wrapper = super().__call__(model)
+        if getattr(wrapper, 'clip_grad_kwargs', None):
+            wrapper.clip_func = _Clip(wrapper.clip_func)
+        return wrapper
 
     def _can_fuse(self, model: nn.Module) -> bool:
         kind = self.optimizer_cfg['type']
@@ -46,6 +51,28 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def adjust(self, params: list[dict], model: nn.Module) -> None:
         """Change the settings of groups, each of one parameter, before they are merged."""
+
+
+class _Clip:
+    """Clips gradients, and gives their norm; on CUDA that of the step before, as this one's would be waited for.
+
+    Args:
+        clip: As mmengine's wrapper calls it, such as ``torch.nn.utils.clip_grad_norm_``.
+    """
+
+    def __init__(self, clip: Callable):
+        self.clip, self.copy = clip, None
+
+    def __call__(self, parameters: list[nn.Parameter], **options) -> float | Tensor | None:
+        norm = self.clip(parameters, **options)
+        if norm is None or not _is_far(norm):
+            return norm
+        before, self.copy = self.copy, HostCopy(norm[None])
+        return None if before is None else before.read()[0]
+
+
+def _is_far(norm: Tensor) -> bool:
+    return norm.is_cuda
 
 
 def wrappers_by_name(optim_wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, OptimWrapper]:

@@ -56,6 +56,9 @@ def make_resumable(config: Config) -> None:
     checkpoint = default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if checkpoint and name_of(checkpoint.get('type', '')) == 'CheckpointHook':
         checkpoint['type'] = 'mmstrip.SafeCheckpointHook'
+    info = default_hooks.setdefault('runtime_info', dict(type='RuntimeInfoHook'))
+    if info and name_of(info.get('type', '')) == 'RuntimeInfoHook':
+        info['type'] = 'mmstrip.LateLossesHook'
     config.default_hooks = default_hooks
 
 

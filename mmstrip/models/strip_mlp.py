@@ -262,17 +262,28 @@ class StripMLP(BaseModule):
         check_images(x, self.in_channels)
         x = _channels_last(x)
         ends = image_ends(x) if self.ignore_padding else None
-        maps, earlier = [], []  # earlier: merged maps of the stages before, at the size of the present one
+        maps, earlier = [], []
         for i, stage in enumerate(self.stages):
-            merged = self.merging[i - 1](x) if i else self.patch_embed(x)
-            earlier = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(self.cross_stage[i], earlier)]
-            x = sum(earlier, merged)
-            earlier += [merged] if i else []
+            x, earlier = self.merge(i, x, earlier)
             x = stage(x, **valid_tokens(ends, x, STEM_STRIDE * 2**i))
             maps.append(x)
         maps[-1] = x if self.norm is None else self.norm(x)
         # mmcv's compiled operators, RoIAlign among them, read memory as NCHW whatever the strides say.
         return tuple(maps[i].contiguous() for i in self.out_indices)
+
+    def merge(self, i: int, x: Tensor, earlier: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What stage i receives: the map before it, or images, merged, and cross-stage features.
+
+        Args:
+            i: Number of the stage, from 0.
+            x: Map of the stage before, or images.
+            earlier: Merged maps of stages 1 to i - 1, at the size of ``x``.
+
+        Returns:
+            The stage's input, and the merged maps of stages 1 to i, at its size.
+        """
+        x, earlier = merge_maps(self.merging[i - 1] if i else self.patch_embed, self.cross_stage[i], x, earlier)
+        return x, earlier if i else []
 
     def train(self, mode: bool = True):
         """Set training mode, except for frozen stages and, with ``norm_eval``, BN statistics."""
@@ -334,6 +345,13 @@ class StripMLP(BaseModule):
         adapt_state_dict(self, state_dict, prefix)
         report_coverage(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def merge_maps(merging: nn.Module, cross_stage: nn.ModuleList, x: Tensor, earlier: list[Tensor]):
+    """A map, merged, plus cross-stage features; and these, followed by the merged map."""
+    merged = merging(x)
+    earlier = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(cross_stage, earlier)]
+    return sum(earlier, merged), [*earlier, merged]
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def split_windows(x: Tensor, extent, counts, strides) -> Tensor:
     """Cut (N, C, H, W), no smaller than a window, into (N * rows * columns, C, *extent)."""
     for dim, side, count, stride in zip((2, 3), extent, counts, strides):
         if x.shape[dim] > side:
-            starts = _starts(x.shape[dim], side, count, stride, x.device)
+            starts = starts_of(x.shape[dim], side, count, stride, x.device)
             x = x.index_select(dim, (starts[:, None] + torch.arange(side, device=x.device)).flatten())
     x = x.unflatten(3, (counts[1], extent[1])).unflatten(2, (counts[0], extent[0]))
     return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
@@ -58,18 +58,19 @@ def merge_windows(x: Tensor, size, counts, strides) -> Tensor:
     x = x.unflatten(0, (-1, *counts)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
     for dim, length, side, count, stride in zip((2, 3), size, extent, counts, strides):
         if length > side:
-            first, last = _copies(length, side, count, stride, x.device)
+            first, last = copies_of(length, side, count, stride, x.device)
             x = (x.index_select(dim, first) + x.index_select(dim, last)) * 0.5
     return x
 
 
-def _starts(length: int, extent: int, count: int, stride: int, device: torch.device) -> Tensor:
+def starts_of(length: int, extent: int, count: int, stride: int, device: torch.device) -> Tensor:
+    """Where windows start along an axis."""
     return (torch.arange(count, device=device) * stride).clamp(max=length - extent)
 
 
-def _copies(length: int, extent: int, count: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def copies_of(length: int, extent: int, count: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where a token's copies in the first and in the last window that covers it are, among count * extent positions."""
-    starts = _starts(length, extent, count, stride, device)
+    starts = starts_of(length, extent, count, stride, device)
     token = torch.arange(length, device=device)
     # Window i < count - 1 starts at i * stride; only the last one may have been moved back.
     first = (_floor(token - extent, stride) + 1).clamp(0, count - 1)

@@ -5,7 +5,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..models.stock import class_of
-from ..models.strip_mlp import StripMLPBlock
+from ..models.strip_mlp import StripMLP, StripMLPBlock
 from . import extension
 from .channel_mlp import FastChannelMixingBlock
 from .context import MISSING, UNKNOWN, takes
@@ -26,27 +26,31 @@ CLASSES = (
     FastStage,
 )
 INSTRUCTIONS = dict(avx2='AVX2, ', avx512='AVX-512, ')
+COMPILES = (2, 6)  # the PyTorch from which on one graph serves all modules that are alike, with Triton kernels in it
 AUTHORS = ('torch', 'mmengine', 'mmcv', 'mmstrip')  # packages whose layers an implementation knows
 
 
-def accelerate(model: nn.Module) -> nn.Module:
+def accelerate(model: nn.Module, compile: bool | None = None) -> nn.Module:
     """Let the Strip-MLP in a model run faster, where nobody can tell the difference but by the clock.
 
     The modules of the paper take subclasses of their classes, so that parameters, names, state dict, hooks and copies
-    stay what they were. On CPUs these compute by compiled operators, in float32 and bfloat16. A module whose layers are
-    replaced, hooked or parametrised runs the reference, and so does whatever is compiled, traced, exported or
-    transformed. Logs what runs, and why not where not.
+    stay what they were. On CPUs these compute by native operators, in float32 and bfloat16: a module whose layers are
+    replaced, hooked or parametrised runs the reference. On GPUs PyTorch compiles each block, and what stands between
+    the stages, in the first forward pass, which takes a minute or so; a block with hooks inside runs the reference.
+    So does whatever is compiled, traced, exported or transformed. Logs what runs, and why not where not.
 
-    Call it once a model is on its device, before wrappers that change classes themselves (FSDP2, parametrizations), and
-    again where layers were put in, classes patched, or weights of a folded model pruned through ``.data``.
+    Call it once a model is on its device and in DDP, before wrappers that change classes themselves (FSDP2,
+    parametrizations), and again where layers were put in, classes patched, or weights of a folded model pruned through
+    ``.data``.
 
     Args:
         model: Of any toolbox, in wrappers or not.
+        compile: Whether PyTorch compiles it. Defaults to None: on GPUs, not on CPUs.
 
     Returns:
         The model.
     """
-    print_log(f'Strip-MLP: {change_classes(model)}', 'current')
+    print_log(f'Strip-MLP: {change_classes(model, compile)}', 'current')
     return model
 
 
@@ -69,7 +73,13 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def status() -> str:
-    """One sentence on the compiled operators: what they run and for which instructions, or why they do not."""
+    """One sentence on what runs: the native operators and for which instructions, or why not; on GPUs."""
+    compiles = _why_no_compiler()
+    gpus = 'GPUs run compiled graphs' if compiles is None else f'GPUs run the reference, as {compiles}'
+    return f'{_native_status()}; {gpus}'
+
+
+def _native_status() -> str:
     if MISSING is not None:
         return f'no compiled operators, the network is slower on CPUs: {MISSING}'
     loaded = f'the compiled operators are loaded ({extension.variant()}) and run float32'
@@ -86,20 +96,24 @@ def use(*implementation) -> None:
     )
 
 
-def change_classes(model: nn.Module) -> str:
+def change_classes(model: nn.Module, compile: bool | None = None) -> str:
     """Do what :func:`accelerate` does, and return what it logs."""
-    classes = {fast.reference: fast for fast in CLASSES}
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, tuple(classes))}
+    kinds = (StripMLP, *(fast.reference for fast in CLASSES))
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     if not modules:
         return f'there is none in this {type(model).__name__}'
-    why_not = _why_not(modules)
+    devices = {tensor.device.type for module in modules.values() for tensor in module.parameters()}
+    if compile is None:
+        compile = devices == {'cuda'}
+    why_not = _why_not(modules) or (_why_not_compiled(modules) if compile else _why_not_native(devices))
     if why_not:
         restore(model)
         return f'the reference runs, as {why_not}'
-    for module in modules.values():
-        if type(module) in classes:
-            module.__class__ = classes[type(module)]
-        forget_packed(module)
+    if compile:
+        from . import compiled  # as PyTorch's compiler takes its time to import
+    _take_classes(model, modules, compiled.CLASSES if compile else CLASSES)
+    if compile:
+        return compiled.prepare(model)
     blocks = {name: module for name, module in modules.items() if isinstance(module, StripMLPBlock)}
     slow = list(filter(None, (_find_mismatch(name, block) for name, block in blocks.items())))
     fast = f'{len(blocks) - len(slow)} of {len(blocks)} blocks' if blocks else f'{len(modules)} modules'
@@ -109,15 +123,39 @@ def change_classes(model: nn.Module) -> str:
     return said
 
 
-def _why_not(modules: dict[str, nn.Module]) -> str | None:
-    """Why nothing may run faster."""
+def _take_classes(model: nn.Module, modules: dict[str, nn.Module], fast_classes: tuple[type[Fast], ...]) -> None:
+    if any(isinstance(module, Fast) and type(module) not in fast_classes for module in modules.values()):
+        restore(model)  # from operators to graphs, or back
+    classes = {fast.reference: fast for fast in fast_classes}
+    for module in modules.values():
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
+        forget_packed(module)
+
+
+def _why_not_native(devices: set[str]) -> str | None:
     if MISSING is not None:
         return f'there are no native operators: {MISSING}'
+    others = devices - {'cpu'}
+    return f'the native operators are for CPUs, and the model is on {others.pop()}' if others else None
+
+
+def _why_not_compiled(modules: dict[str, nn.Module]) -> str | None:
+    if not any(isinstance(module, StripMLP) for module in modules.values()):
+        return 'only whole networks are compiled'
+    return _why_no_compiler()
+
+
+def _why_no_compiler() -> str | None:
+    if tuple(map(int, torch.__version__.split('.')[:2])) < COMPILES:
+        return f'compiling takes PyTorch {".".join(map(str, COMPILES))}, and this is {torch.__version__}'
+    return None
+
+
+def _why_not(modules: dict[str, nn.Module]) -> str | None:
+    """Why nothing may run faster."""
     if UNKNOWN:
         return f'this PyTorch, {torch.__version__}, has no {UNKNOWN[0]}'
-    devices = {tensor.device.type for module in modules.values() for tensor in module.parameters()} - {'cpu'}
-    if devices:
-        return f'the native operators are for CPUs, and the model is on {devices.pop()}'
     for kind in {class_of(layer) for module in modules.values() for layer in module.modules()}:
         for name in ('__call__', '_call_impl', 'forward', '_conv_forward'):
             package = getattr(getattr(kind, name, None), '__globals__', {}).get('__name__', 'torch')

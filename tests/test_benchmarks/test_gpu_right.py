@@ -1,60 +1,41 @@
-"""What a GPU must compute, as part `right` of the report asks it; the same functions on the CPU."""
+"""What a GPU must compute, as the report asks it; the same functions on the CPU."""
 
 import pytest
 import torch
 from helpers.runs import CONFIG
 
-from benchmarks.gpu import checks
-from benchmarks.gpu.steps import NotRunError, Setting, steps_of
+from benchmarks.gpu import Setting, right
+from benchmarks.gpu.runner import STEPS
 from mmstrip.engine.host_copy import HostCopy
 from mmstrip.engine.launch import build_runner
 from mmstrip.utils.config import load_config
 
-STEPS = list(steps_of('right', Setting('', 'cuda')))
-# The others are tested on CPUs by test_resume.py, test_parity.py, test_dense_models.py and, compiled for many sizes,
-# by test_strip_mlp.py.
-ON_CPU = (
-    *('float32-bfloat16-float16-tiny-light', 'sizes', 'forms', 'other-dtypes'),
-    *('hooks-do-not-wait', 'compile-static'),
-)
+RIGHT = [name for name in STEPS if name.startswith(('right', 'resume'))]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize('step', STEPS)
+@pytest.mark.parametrize('step', RIGHT)
 def test_right_on_a_gpu(step, tmp_path):
-    setting = Setting(str(tmp_path))
-    try:
-        assert steps_of('right', setting)[step](setting)
-    except NotRunError as reason:
-        pytest.skip(str(reason))
+    assert STEPS[step](Setting(str(tmp_path)))
 
 
-@pytest.mark.parametrize('step', ON_CPU)
-def test_right_on_the_cpu(step, tmp_path):
-    """All that is the same there: with the eager backend of the compiler, and with the smallest networks."""
-    setting = Setting(str(tmp_path), 'cpu', tiny=True)
-    assert steps_of('right', setting)[step](setting)
+@pytest.mark.parametrize('step', ['right', 'right-accelerated', 'right-accelerated-deploy', 'right-forms'])
+def test_right_on_the_cpu(step):
+    """With the smallest network; resumption has tests of its own."""
+    assert STEPS[step](Setting('', 'cpu', tiny=True))
 
 
 def test_wrong_values_are_seen():
-    case = checks.small_case()
-    right = checks.precision(case, 'cpu', train=False)
-    assert 0 < right['maps'] < 1e-5
-    with pytest.raises(checks.WrongResultError, match=r'maps differ by .* from float64 on the CPU, where 1e-04 is'):
-        checks.precision(case, 'cpu', train=False, cascade=False)
-    maps = case.expected(False)
+    _, maps = right.images_and_outcome(right.SMALLEST, (64, 64), False)
+    with pytest.raises(right.WrongResultError, match=r'maps differ by .* from float64, where 1e-04 is allowed'):
+        right.errors(right.SMALLEST, 'cpu', train=False, cascade=False)
     broken = {name: value.clone() for name, value in maps.items()}
     broken['map 2'][0, 0, 0, 0] = torch.nan
-    with pytest.raises(checks.WrongResultError, match='maps differ by nan'):
-        checks.check(broken, maps, (1, 1))
-
-
-@pytest.mark.parametrize('read', [float, bool, torch.Tensor.item, lambda x: x.nonzero(), lambda x: torch.equal(x, x)])
-def test_reading_a_value_is_seen(read):
-    with pytest.raises(checks.WrongResultError, match='lets the host wait for the device'), checks.no_host_reads():
-        read(torch.ones(()))
-    with checks.no_host_reads():
-        torch.ones(3).sum().to('cpu', non_blocking=True)
+    with pytest.raises(right.WrongResultError, match='maps differ by nan'):
+        right.check(broken, maps, 'float32')
+    ways = dict(parallel=dict(train=False, cascade=False), right=dict(train=False))
+    with pytest.raises(right.WrongResultError, match=r"parallel: maps differ .*; right: {'right': {'maps': "):
+        right._all(ways, right.SMALLEST, 'cpu')
 
 
 class Late(HostCopy):
@@ -66,7 +47,7 @@ class Late(HostCopy):
 
 def test_a_loss_that_comes_late_is_seen_before_a_checkpoint(tmp_path, monkeypatch):
     """And it is that of its own iteration that is named."""
-    monkeypatch.setattr('mmstrip.engine.hooks.invalid_loss.HostCopy', Late)
+    monkeypatch.setattr('mmstrip.engine.host_copy.HostCopy', Late)
     config = load_config(str(CONFIG), {'optim_wrapper.optimizer.lr': 1e30, 'param_scheduler': None})
     config.work_dir = str(tmp_path)
     config.train_dataloader.update(num_workers=0, persistent_workers=False)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import small_backbone
 from helpers.configs import CONFIGS, DENSE
+from helpers.runs import train_here
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from mmstrip.engine.hooks import AccelerateHook
 from mmstrip.engine.launch import set_accelerate
 from mmstrip.models import StripMLP
+from mmstrip.ops import compiled
 from mmstrip.ops.fast import Fast
 
 HOOK = dict(type='mmstrip.AccelerateHook')
@@ -44,6 +46,14 @@ def test_it_is_left_out_wherever_it_stands():
     config = Config(dict(model=BACKBONE, default_hooks=dict(mine=HOOK), custom_hooks=[HOOK, dict(type='MyHook')]))
     set_accelerate(config, False)
     assert config.default_hooks == {} and config.custom_hooks == [dict(type='MyHook')]
+
+
+def test_options_of_the_command_line_stay():
+    """Also where the config itself has no hook, so that they come without a type."""
+    for hook in (HOOK, {}):
+        config = Config(dict(model=BACKBONE, default_hooks=dict(accelerate=dict(hook, compile=True))))
+        set_accelerate(config, True)
+        assert config.default_hooks == dict(accelerate=dict(HOOK, compile=True))
 
 
 @pytest.mark.parametrize('path', [CONFIGS[0], DENSE[0], DENSE[-1]], ids=lambda path: path.parent.name)
@@ -91,3 +101,20 @@ def test_other_models_are_passed_over(caplog):
     runner = runner_of(nn.Linear(2, 2), caplog)
     AccelerateHook().before_test(runner)
     assert not caplog.records
+
+
+def test_a_training_is_compiled_if_asked(tmp_path, monkeypatch):
+    """Of two batches and a validation; on GPUs nobody has to ask."""
+    graphs = []
+    monkeypatch.setattr(compiled, 'BACKEND', lambda graph, inputs: graphs.append(graph) or graph)
+    options = {
+        'default_hooks.accelerate.compile': True,
+        'model.backbone.out_indices': 0,
+        'model.head.in_channels': 16,
+        'train_dataloader.dataset.indices': 16,
+    }
+    runner, _ = train_here(tmp_path, options, validate=True)
+    assert type(runner.model.backbone) is compiled.CompiledStripMLP
+    assert len(graphs) == 4  # a block and the step before it, with gradients and without
+    assert 'Strip-MLP: forward and backward compiled in' in next(tmp_path.glob('*/*.log')).read_text()
+    assert all(name.startswith(('backbone.', 'head.')) for name in runner.model.state_dict())

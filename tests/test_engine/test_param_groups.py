@@ -11,8 +11,9 @@ from helpers.runs import train_here
 from mmengine.config import Config
 from mmengine.optim import CosineAnnealingLR, LinearLR, build_optim_wrapper
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmstrip.engine import resumable
+from mmstrip.engine import param_groups, resumable
 from mmstrip.engine.param_groups import regroup
 
 CONSTRUCTOR = 'mmstrip.GroupedOptimWrapperConstructor'
@@ -113,3 +114,27 @@ def test_trainings_of_older_versions_resume(tmp_path):
     groups = [len(r.optim_wrapper.optimizer.param_groups) for r in (old, runner)]
     assert groups[0] > 100 and groups[1] == 2 and 'groups of parameters' not in warnings
     assert runner.epoch == 2 and runner._load_from == str(tmp_path / 'epoch_1.pth')
+
+
+class NoReads(TorchDispatchMode):
+    """Reading a tensor's value, for which a host would wait, is an error."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **keywords or {})
+
+
+def test_no_step_waits_for_the_gradient_norm(monkeypatch):
+    """On CUDA the log has that of the step before."""
+    training, norms = Training(constructor=CONSTRUCTOR), []
+    monkeypatch.setattr(param_groups, '_is_far', lambda norm: norms.append(norm) or True)
+    hub = training.wrapper.message_hub
+    hub.log_scalars.pop('train/grad_norm', None)
+    for step in range(3):
+        training.model(torch.ones(1, 4)).square().mean().backward()
+        with NoReads():
+            training.wrapper._clip_grad()
+        logged = hub.log_scalars.get('train/grad_norm')
+        assert (logged and logged.current()) == (norms[step - 1].item() if step else None)
+    with pytest.raises(AssertionError), NoReads():
+        float(norms[0])

@@ -7,6 +7,7 @@ from .classification_pictures import ClassificationReportHook
 from .curves import TrainingCurvesHook
 from .eta import TimeLeftHook
 from .invalid_loss import InvalidLossHook
+from .late_losses import LateLossesHook
 from .pictures import PredictionPicturesHook
 from .plain_checkpoint import PlainCheckpointHook
 from .seed import SeedHook
@@ -18,6 +19,7 @@ __all__ = [
     'CheckpointFitHook',
     'ClassificationReportHook',
     'InvalidLossHook',
+    'LateLossesHook',
     'PlainCheckpointHook',
     'PredictionPicturesHook',
     'SafeCheckpointHook',

@@ -15,16 +15,19 @@ class AccelerateHook(Hook):
 
     By then a model has its weights and is in its wrapper, and EMA has taken its copy. Models without a Strip-MLP are
     left alone, and so is what the config compiles.
+
+    Args:
+        compile (bool, optional): See :func:`mmstrip.accelerate`. Defaults to None: on GPUs, not on CPUs.
     """
 
-    def __init__(self):
-        self.said = None
+    def __init__(self, compile: bool | None = None):
+        self.compile, self.said = compile, None
 
     def before_train(self, runner: Runner) -> None:
         model: nn.Module = runner.model
         if runner.cfg.get('compile') or not any(isinstance(module, StripMLP) for module in model.modules()):
             return
-        said = f'Strip-MLP: {change_classes(model)}'
+        said = f'Strip-MLP: {change_classes(model, self.compile)}'
         if said != self.said:  # once a training, and not before each validation
             runner.logger.info(said)
         self.said = said

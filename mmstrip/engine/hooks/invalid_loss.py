@@ -5,14 +5,12 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor
 
 from ...registry import HOOKS
 from ...utils.samples import image_files
-from ..host_copy import HostCopy
+from ..host_copy import HostCopy, copies_of
 
 
 class _Step(NamedTuple):
@@ -45,9 +43,8 @@ class InvalidLossHook(Hook):
         if outputs:
             rates = ', '.join(f'{rate:.3g}' for rate in sorted(set(_learning_rates(runner))))
             place = f'at iteration {runner.iter + 1} (epoch {runner.epoch + 1}), learning rate {rates}'
-            for values in _by_device(outputs):
-                copy = HostCopy(torch.stack(list(values.values())))
-                self._steps.append(_Step(list(values), copy, place, data_batch))
+            for names, values in copies_of(outputs):
+                self._steps.append(_Step(names, values, place, data_batch))
         while self._steps and self._steps[0].values.arrived():
             self._check(runner, self._steps.popleft())
 
@@ -67,15 +64,6 @@ class InvalidLossHook(Hook):
             f'{found} {step.place}; images of the batch: {files}. The checkpoints in {runner.work_dir} are from before '
             'it'
         )
-
-
-def _by_device(outputs: dict) -> list[dict[str, Tensor]]:
-    """Losses as float32 scalars, those of each device by themselves, so that none has to be moved to be stacked."""
-    devices: dict[torch.device, dict[str, Tensor]] = {}
-    for name, value in outputs.items():
-        value = torch.as_tensor(value)
-        devices.setdefault(value.device, {})[name] = value.detach().float().reshape(())
-    return list(devices.values())
 
 
 def _learning_rates(runner: Runner) -> Iterator[float]:

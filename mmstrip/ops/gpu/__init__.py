@@ -1,0 +1,10 @@
+"""Formulas and Triton kernels for GPUs: what blocks, and the steps between stages, compute in compiled graphs."""
+
+from .kernels import MISSING
+
+if MISSING is None:
+    from .block import block_forward, merge_maps
+else:
+    block_forward = merge_maps = None
+
+__all__ = ['MISSING', 'block_forward', 'merge_maps']

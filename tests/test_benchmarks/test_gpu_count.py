@@ -1,0 +1,68 @@
+"""What an iteration launches, counted without a GPU, and its bounds."""
+
+import pytest
+import torch
+
+from benchmarks.gpu import count
+from benchmarks.gpu.count import Launches
+
+
+@pytest.fixture(scope='module')
+def counted():
+    """An iteration of the ImageNet recipe of Strip-MLP-T, eager, with EMA."""
+    return count.iteration('Strip-MLP-T', 'eager', options={'custom_hooks': [dict(type='EMAHook')]})
+
+
+def test_an_optimizer_step_takes_few_launches(counted):
+    """604 parameters in two groups."""
+    assert set(counted.operations['optimizer']) == {'_fused_adamw_', '_foreach_add_'}
+    assert counted.operations['optimizer'].total() <= count.OPTIMIZER
+    assert counted.reads['optimizer'] == 0
+
+
+def test_clipping_takes_few_launches(counted):
+    assert counted.operations['clipping'].total() <= 25
+
+
+def test_a_network_is_counted_with_its_bytes_and_products(counted):
+    assert 3000 < counted.operations['network'].total() <= 4000
+    assert counted.bytes['network'] / 1e9 == pytest.approx(63, abs=2)
+    flops = 2 * 3.66e9 * 3 * count.BATCH  # forward, and twice as many backward
+    assert counted.flops['network'] == pytest.approx(flops, rel=0.01)
+
+
+def test_operations_compute_nothing_and_keep_layouts():
+    x = torch.empty(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    convolution = torch.nn.Conv2d(3, 4, 3, padding=1, groups=1)
+    with Launches('forward') as counted:
+        y = convolution(x)
+        y.view(-1)[0] if y.is_contiguous() else y.permute(0, 2, 3, 1).reshape(-1)
+    assert y.shape == (2, 4, 8, 8) and y.is_contiguous(memory_format=torch.channels_last)
+    assert counted.operations['forward'] == {'convolution': 1}
+    assert counted.flops['forward'] == 2 * (2 * 4 * 8 * 8) * (3 * 3 * 3)
+    assert counted.bytes['forward'] == 4 * (x.numel() + y.numel() + convolution.weight.numel() + 4)
+
+
+def test_lists_of_tensors_take_as_many_kernels_as_fit_into_their_arguments():
+    tensors = [torch.zeros(3) for _ in range(111)]
+    with Launches('a') as counted:
+        torch._foreach_mul_(tensors, 2.0)  # 110 tensors a kernel
+        torch._foreach_add_(tensors, tensors)  # 64
+    assert counted.operations['a'] == {'_foreach_mul_': 2, '_foreach_add_': 2}
+
+
+def test_host_reads_are_counted():
+    loss, label = torch.zeros(()), torch.zeros((), dtype=torch.long)
+    with Launches('a') as counted:
+        float(loss)
+        int(label)  # which is there
+    assert counted.reads['a'] == 1 and counted.total == 0
+
+
+def test_the_fit_tells_its_error():
+    cost, errors = count.fit({name: round(ms / 0.04) for name, ms in count.MEASURED.items()})
+    assert cost == pytest.approx(0.04, rel=1e-3) and all(
+        abs(error) < 2e-3 for pair in errors.values() for error in pair
+    )
+    cost, errors = count.fit({**{name: ms / 0.04 for name, ms in count.MEASURED.items()}, 'ResNet-50': 18.2 / 0.08})
+    assert errors['ResNet-50'][1] == pytest.approx(-0.5) and errors['ResNet-50'][0] > -0.5
