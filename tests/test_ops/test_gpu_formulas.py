@@ -50,8 +50,8 @@ def check(block, x, tolerance=1e-9, autocast=False, forward=gpu.block_forward, e
 
 @EXAMPLES
 @given(
-    st.integers(1, 3), st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES), st.integers(1, 3), st.booleans(), st.booleans(),
-    st.booleans(), st.sampled_from([1, 3, 5]),
+    st.integers(1, 3), st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES), st.integers(1, 3), st.booleans(),
+    st.booleans(), st.booleans(), st.sampled_from([1, 3, 5]),
 )  # fmt: skip
 def test_block(patches, extent, size, images, fits, cascade, training, strip_width):
     size = extent if fits else size
