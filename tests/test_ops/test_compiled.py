@@ -23,10 +23,14 @@ from mmstrip.ops.fast import Fast
 X = torch.rand(4, 3, 64, 64)
 
 
+def as_it_is(graph, inputs):
+    return graph
+
+
 class Count:
     """A backend that counts graphs, and runs them as they are, or as another one does."""
 
-    def __init__(self, backend=lambda graph, inputs: graph):
+    def __init__(self, backend=as_it_is):
         self.graphs, self.backend = 0, backend
 
     def __call__(self, graph, inputs):
@@ -102,7 +106,7 @@ class TestGraphs:
         assert backend.new() == 2
         for images in (3, 2, 3, 4):  # the last batch of an epoch
             train(model, X[:images])
-        assert backend.new() == 2
+        assert backend.new() == 3  # one more for the first block, whose map is a view of another one's memory
 
     def test_the_shape_decides_which_graph_computes(self, backend):
         """Not the order in which sizes came, so that a resumed training computes the same."""
