@@ -84,7 +84,7 @@ def note_kernels(arch: str = 'tiny', dtype: torch.dtype = torch.bfloat16) -> Not
 
 
 def compile_kernel(source: ASTSource, num_warps: int, capability: int) -> dict[str, int]:
-    """Registers of a thread, bytes of shared memory, and bytes of a thread's stack and local memory, where it spills."""
+    """Registers of a thread, bytes of shared memory, and bytes of a thread's stack and local memory (spills)."""
     compiled = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=dict(num_warps=num_warps))
     tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
