@@ -50,8 +50,8 @@ def check(block, x, tolerance=1e-9, autocast=False, forward=gpu.block_forward, e
 
 @EXAMPLES
 @given(
-    st.integers(1, 3), st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES), st.integers(1, 3), st.booleans(),
-    st.booleans(), st.booleans(), st.sampled_from([1, 3, 5]),
+    st.integers(1, 3), st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES), st.integers(1, 3),
+    st.booleans(), st.booleans(), st.booleans(), st.sampled_from([1, 3, 5]),
 )  # fmt: skip
 def test_block(patches, extent, size, images, fits, cascade, training, strip_width):
     size = extent if fits else size
@@ -77,14 +77,10 @@ def test_block_in_bfloat16(channels_last):
     check(block, x, 5e-2, autocast=True, exact=exact)
 
 
-@pytest.mark.parametrize('dynamic, size', [(False, (4, 5)), (True, (6, 9))])
-def test_block_is_one_graph(dynamic, size):
-    """Of its own size, and of any, with our operators in it; its gradients are graphs too."""
-    backend = 'eager' if dynamic else 'aot_eager'
-    compiled = torch.compile(gpu.block_forward, fullgraph=True, backend=backend, dynamic=dynamic)
-    check(build(dtype=torch.float32), torch.randn(2, 8, *size), 1e-4, forward=compiled)
-    if dynamic:
-        check(build(dtype=torch.float32), torch.randn(3, 8, 7, 11), 1e-4, forward=compiled)
+def test_block_is_one_graph():
+    """And so is its backward pass; running statistics move once."""
+    compiled = torch.compile(gpu.block_forward, fullgraph=True, backend='aot_eager', dynamic=False)
+    check(build(dtype=torch.float32), torch.randn(2, 8, 4, 5), 1e-4, forward=compiled)
 
 
 class Doubled(nn.Conv2d):
@@ -128,16 +124,6 @@ def test_changed_layers_are_honoured(change):
     y = gpu.block_forward(block, x)
     torch.testing.assert_close(y, StripMLPBlock.forward(block, x))
     assert not torch.allclose(y, before)
-
-
-def test_a_layer_is_replaced_after_compiling():
-    """A graph guards the classes of the layers that it was made for."""
-    compiled = torch.compile(gpu.block_forward, backend='eager')
-    block, x = build(), torch.randn(2, 8, 4, 5, dtype=torch.float64)
-    before = compiled(block, x)
-    replace('strip_mixing.fuse')(block)
-    torch.testing.assert_close(compiled(block, x), StripMLPBlock.forward(block, x))
-    assert not torch.allclose(compiled(block, x), before)
 
 
 def test_padding_takes_the_reference():
@@ -199,3 +185,14 @@ def test_changed_merging_is_honoured():
     merging = nn.Conv2d(3, 6, 3, 2, padding=1)
     ours, right = (function(merging, [conv], maps[0], maps[1:]) for function in (gpu.merge_maps, convolve))
     torch.testing.assert_close(ours, right)
+
+
+def test_graphs_guard_layers():
+    """A layer that is replaced after a graph was made for it is called."""
+    merging, conv = nn.Conv2d(3, 6, 2, 2, bias=False), nn.Conv2d(3, 6, 2, 2, groups=3, bias=False)
+    x, feature = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4)
+    compiled = torch.compile(gpu.merge_maps, backend='eager')
+    for kind in (nn.Conv2d, Doubled):
+        conv.__class__ = kind
+        y, _ = compiled(merging, [conv], x, [feature])
+        torch.testing.assert_close(y, merging(x) + conv(feature))

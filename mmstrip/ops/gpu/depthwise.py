@@ -123,7 +123,7 @@ def _backward(
 
 def _tile(rows: int, width: int) -> dict[str, int]:
     """Rows and tokens that a program reads and writes; lines of one tile need no margin."""
-    block = block_size(rows)
+    block = block_size(rows, most=64 if width <= 16 else 32)
     if width <= 32:
         tokens = block_size(width, most=32)
         return dict(row_block=block, in_block=tokens, out_block=tokens, margin=0)

@@ -13,7 +13,7 @@ except ImportError as error:
     MISSING = str(error)
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
-PROGRAMS = 128  # that sums over a whole map are shared between, at least where there is enough to share
+PROGRAMS = 120  # that sums over a whole map are shared between, at least where there is enough to share
 
 
 def on_card(x: Tensor) -> bool:

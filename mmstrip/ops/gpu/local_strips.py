@@ -255,7 +255,7 @@ def _local_kernels(
     )
     launch(_average)[channels, triton.cdiv(images, IMAGES)](
         u, tall, wide, average, channels, images, height, width,
-        image_block=IMAGES, row_block=block_size(height, 8), column_block=block_size(width, 8),
+        image_block=IMAGES, row_block=block_size(height, 8, 32), column_block=block_size(width, 8, 32),
     )  # fmt: skip
     launch(_reweight)[images,](
         average, tall, wide, narrow, narrow_bias, broad, broad_bias, hidden, share, kernel, channels, hiddens, images,

@@ -196,7 +196,7 @@ def _strips(
     y = x if beside is None else x.new_empty((2 * channels, *x.shape[1:]))
     y = torch.empty_like(y)
     lines, tokens, *strides = _layout(x, row)
-    block = block_size(tokens)
+    block = block_size(tokens, most=32)  # of more, registers spill
     grid = triton.cdiv(images * lines, LINES), channels, triton.cdiv(tokens, block)
     launch(_forward)[grid](
         x, weight, bias, x if table is None else table, x if beside is None else beside, y,
@@ -218,7 +218,7 @@ def _strips_backward(grad: Tensor, x: Tensor, weight: Tensor, table: Tensor | No
     patches, strip = weight.shape[:2]
     channels, images = x.shape[:2]
     lines, tokens, *strides = _layout(x, row)
-    block = block_size(tokens)
+    block = block_size(tokens, most=32)  # of more, registers spill
     tiles = triton.cdiv(tokens, block)
     blocks = triton.cdiv(images * lines, LINES)
     parts = min(triton.cdiv(PROGRAMS, patches * strip * tiles * tiles), blocks)
