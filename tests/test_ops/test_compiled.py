@@ -362,9 +362,11 @@ for failing in (None, 1):
     train(network, [(torch.rand(2, 3, 32, 32), torch.tensor([0, rank]))] * 2)
     weights = [torch.empty_like(network.head.weight.data) for _ in range(2)]
     torch.distributed.all_gather(weights, network.head.weight.data)
-    print(f'RANK {rank}', compiled._networks[network.backbone].error, torch.equal(*weights), end='.\\n')
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    said = f'RANK {rank} {compiled._networks[network.backbone].error} {torch.equal(*weights)}.\\n'
+    os.write(1, said.encode())  # in one piece
+    torch.distributed.init_process_group = lambda: None  # one group for both
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
