@@ -1,6 +1,7 @@
 """Blocks, and the steps between stages, as graphs that PyTorch compiles: what runs on GPUs."""
 
 import copy
+import hashlib
 import time
 from collections.abc import Callable
 from types import FunctionType
@@ -16,12 +17,12 @@ from ..models.strip_mlp import StripMLP, StripMLPBlock
 from . import gpu
 from .context import is_ordinary
 from .fast import Fast
+from .gpu.choices import choose
 from .tables import given, tables_of
 
 BACKEND = 'inductor'
 LIMIT = 64  # graphs of a stage's blocks; PyTorch's own limit is 8
 # Formulas for graphs; without Triton, the modules' own.
-block_forward = gpu.block_forward or StripMLPBlock.forward
 merge_maps = gpu.merge_maps or strip_mlp.merge_maps
 HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
@@ -60,12 +61,24 @@ class CompiledStripMLP(Fast, StripMLP):
 CLASSES = (CompiledStripMLPBlock, CompiledStripMLP)
 
 
-def run_block(block: nn.Module, x: Tensor, tables: list | None, **valid: Tensor) -> Tensor:
+def run_modules(block: nn.Module, x: Tensor, tables: list | None = None, **valid: Tensor) -> Tensor:
     """A block; tables of its windows along both axes let it take maps of any size."""
     given.tables = tables
-    x = block_forward(block, x, **valid)
+    x = StripMLPBlock.forward(block, x, **valid)
     given.tables = None
     return x
+
+
+def run_formulas(block: nn.Module, x: Tensor, tables: list | None = None, **valid: Tensor) -> Tensor:
+    """The same by formulas for graphs."""
+    given.tables = tables
+    x = gpu.block_forward(block, x, **valid)
+    given.tables = None
+    return x
+
+
+# The first one is the reference.
+WAYS = dict(modules=run_modules, formulas=run_formulas) if gpu.block_forward else dict(modules=run_modules)
 
 
 def run_merging(merging: nn.Module, cross_stage: nn.ModuleList, x: Tensor, earlier: list[Tensor]):
@@ -86,8 +99,12 @@ class Graphs:
     """
 
     def __init__(self, function: Callable):
-        self.fixed, self.any_size = _compile(function, dynamic=False), _compile(function, dynamic=True)
+        self.use(function)
         self.first: dict[bool, torch.Size] = {}  # with gradients, and without
+
+    def use(self, function: Callable) -> None:
+        """Compile another function from here on."""
+        self.fixed, self.any_size = _compile(function, dynamic=False), _compile(function, dynamic=True)
 
     def graph_for(self, x: Tensor) -> Callable:
         """The function for maps of a shape."""
@@ -117,7 +134,8 @@ class Network:
     """
 
     def __init__(self, stages: int):
-        self.blocks = [Graphs(run_block) for _ in range(stages)]
+        self.ways = [list(WAYS)[-1]] * stages
+        self.blocks = [Graphs(WAYS[way]) for way in self.ways]
         self.merging = [Graphs(run_merging) for _ in range(stages)]
         self.group, self.error = None, None
         self.tried: set[tuple] = set()
@@ -132,6 +150,8 @@ class Network:
         is_first_step = case[:2] == (True, True) and not any(case[:2] == other[:2] for other in self.tried)
         self.tried.add(case)
         before, start = self.error, time.perf_counter()
+        if x.is_cuda and len(WAYS) > 1 and (is_first_step or len(self.tried) == 1):
+            self.choose_ways(network, x, self.group if is_first_step else None)
         if self.error is None:
             self.error = _try(network, x)
         # All processes take their first step together; what else they run, and on which sizes, may differ.
@@ -142,6 +162,18 @@ class Network:
             print_log(f'Strip-MLP: {done} compiled in {time.perf_counter() - start:.0f} s', 'current')
         elif before is None:
             print_log(f'Strip-MLP: the reference runs, as compiling failed: {self.error}', 'current')
+
+    def choose_ways(self, network: StripMLP, x: Tensor, group) -> None:
+        """Let each stage compute as is fastest on this card, which the first process of a group finds for all."""
+        ways = [None] * len(self.blocks)
+        if group is None or torch.distributed.get_rank(group) == 0:
+            ways = _fastest_ways(network, x)
+        if group is not None:
+            torch.distributed.broadcast_object_list(ways, torch.distributed.get_global_rank(group, 0), group)
+        for graphs, way, other in zip(self.blocks, ways, self.ways):
+            if way != other:
+                graphs.use(WAYS[way])
+        self.ways = ways
 
 
 class Unit:
@@ -218,17 +250,42 @@ def _try(network: StripMLP, x: Tensor) -> str | None:
 
 def _run_copy(network: StripMLP, x: Tensor) -> None:
     """Forward, and backward where gradients are wanted; neither the network nor random numbers change."""
-    with torch.inference_mode(False):
-        copied = copy.deepcopy(network)
+    copied = _copy(network)
     for module, other in zip(network.modules(), copied.modules()):
-        for name in HOOKS:
-            vars(other)[name].clear()
         if module in _units:
             _units[other] = Unit(_units[module].graphs, _units[module].network, [])
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         maps = [y for y in copied(x.detach().requires_grad_(x.requires_grad)) if y.requires_grad]
         if maps:
             torch.autograd.backward(maps, [torch.ones_like(y) for y in maps])
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A copy without hooks."""
+    with torch.inference_mode(False):
+        copied = copy.deepcopy(module)
+    for inner in copied.modules():
+        for name in HOOKS:
+            vars(inner)[name].clear()
+    return copied
+
+
+def _fastest_ways(network: StripMLP, x: Tensor) -> list[str]:
+    """Of each stage, the way that :func:`.choose` finds with its first block; neither it nor random numbers change."""
+    ways, size = [], [side // 2 for side in x.shape[2:]]
+    autocast = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+    compiled = {name: _compile(function, dynamic=False) for name, function in WAYS.items()}
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        for i, stage in enumerate(network.stages):
+            size = [side // 2 for side in size]
+            block = _copy(stage[0])
+            block.drop_path = type(block.drop_path)(0.0)  # so that ways draw nothing, and can be compared
+            channels = network.embed_dims * 2**i
+            sample = torch.randn(channels, len(x), *size, device=x.device, dtype=dtype).transpose(0, 1)
+            kind = hashlib.sha256(repr(block).encode()).hexdigest()[:12]
+            ways.append(choose(f'block {kind}', block, sample, compiled))
+    return ways
 
 
 def _any(value: bool, device: torch.device, group) -> bool:

@@ -118,3 +118,15 @@ def test_a_training_is_compiled_if_asked(tmp_path, monkeypatch):
     assert len(graphs) == 4  # a block and the step before it, with gradients and without
     assert 'Strip-MLP: forward and backward compiled in' in next(tmp_path.glob('*/*.log')).read_text()
     assert all(name.startswith(('backbone.', 'head.')) for name in runner.model.state_dict())
+
+
+@pytest.mark.parametrize('resumes', [True, False])
+def test_what_was_chosen_on_a_card_comes_with_a_checkpoint_that_is_resumed(resumes, monkeypatch):
+    from mmstrip.engine.hooks import accelerate
+
+    monkeypatch.setattr(accelerate, 'known', {'a block': 'formulas'})
+    checkpoint = dict(meta={})
+    AccelerateHook().before_save_checkpoint(None, checkpoint)
+    accelerate.known.clear()
+    AccelerateHook().after_load_checkpoint(SimpleNamespace(_resume=resumes), checkpoint)
+    assert accelerate.known == ({'a block': 'formulas'} if resumes else {})

@@ -4,93 +4,112 @@ import json
 
 import pytest
 import torch
+from helpers import randomise, small_backbone
 
+import mmstrip
+from mmstrip.ops import compiled
 from mmstrip.ops.gpu import choices
 from mmstrip.ops.gpu.choices import choices_file, choose
 
-WAYS = dict(reference=lambda x: x, kernel=lambda x: x)
+BLOCK = torch.nn.Identity()
+WAYS = dict(reference=lambda block, x: x, kernel=lambda block, x: x)
+X = torch.ones(2, 3)
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path / 'cache'))
+    monkeypatch.setattr(choices, 'known', {})
 
 
-def clock(**seconds):
-    """Gives a way's seconds and notes that it was asked; an error is raised."""
-    asked = []
+class Clock:
+    """Gives the seconds of a way, or raises what stands in their place, and the way's results."""
 
-    def time(way, inputs):
+    def __init__(self, **seconds):
+        self.seconds, self.asked = seconds, []
+
+    def __call__(self, way, block, x):
         name = next(name for name, other in WAYS.items() if other is way)
-        asked.append(name)
-        if isinstance(seconds[name], Exception):
-            raise seconds[name]
-        return seconds[name]
-
-    return time, asked
+        self.asked.append(name)
+        if isinstance(self.seconds[name], Exception):
+            raise self.seconds[name]
+        return self.seconds[name], [way(block, x)]
 
 
 @pytest.mark.parametrize('reference, kernel, right', [(1, 2, 'reference'), (2, 1, 'kernel'), (1, 1, 'reference')])
-def test_the_fastest_is_chosen_once(reference, kernel, right):
-    time, asked = clock(reference=reference, kernel=kernel)
-    inputs = [torch.zeros(2, 3)]
-    assert [choose('block', inputs, WAYS, time) for _ in range(3)] == [right] * 3
-    assert asked == ['reference', 'kernel']
+def test_the_fastest_is_chosen_once(reference, kernel, right, monkeypatch):
+    clock = Clock(reference=reference, kernel=kernel)
+    assert [choose('block', BLOCK, X, WAYS, clock) for _ in range(3)] == [right] * 3
+    monkeypatch.setattr(choices, 'known', {})  # as in another process
+    assert choose('block', BLOCK, X, WAYS, clock) == right
+    assert clock.asked == ['reference', 'kernel']
 
 
-@pytest.mark.parametrize(
-    'other', [('rows', torch.zeros(2)), ('block', torch.zeros(3)), ('block', torch.zeros(2).half())]
-)
-def test_another_operation_shape_or_type_is_timed_too(other):
-    time, asked = clock(reference=2, kernel=1)
-    choose('block', [torch.zeros(2)], WAYS, time)
-    choose(other[0], [other[1]], WAYS, time)
-    assert len(asked) == 4
+@pytest.mark.parametrize('operation, x', [('others', X), ('block', X[:1]), ('block', X.half())])
+def test_another_operation_shape_or_type_is_timed_too(operation, x):
+    clock = Clock(reference=2, kernel=1)
+    choose('block', BLOCK, X, WAYS, clock)
+    choose(operation, BLOCK, x, WAYS, clock)
+    with torch.no_grad():
+        choose(operation, BLOCK, x, WAYS, clock)
+    assert len(clock.asked) == 6
 
 
-def test_what_fails_is_not_chosen():
-    time, _ = clock(reference=1, kernel=RuntimeError('no compiler'))
-    assert choose('block', [torch.zeros(1)], WAYS, time) == 'reference'
-    time, _ = clock(reference=RuntimeError('out of memory'), kernel=1)
-    with pytest.raises(RuntimeError, match='out of memory'):
-        choose('other', [torch.zeros(1)], WAYS, time)
+@pytest.mark.parametrize('kernel', [lambda block, x: 1.1 * x, lambda block, x: x * torch.tensor(float('nan'))])
+def test_what_is_wrong_is_not_chosen(kernel, monkeypatch):
+    monkeypatch.setitem(WAYS, 'kernel', kernel)
+    assert choose('block', BLOCK, X, WAYS, Clock(reference=2, kernel=1)) == 'reference'
+
+
+@pytest.mark.parametrize('reference, right', [(1, 'reference'), (RuntimeError('out of memory'), 'reference')])
+def test_what_fails_is_not_chosen(reference, right):
+    clock = Clock(reference=reference, kernel=RuntimeError('no compiler'))
+    assert choose('block', BLOCK, X, WAYS, clock) == right
 
 
 def test_reference_without_a_card_and_when_deterministic():
-    time, asked = clock(reference=2, kernel=1)
-    assert choose('block', [torch.zeros(1)], WAYS) == 'reference'
+    clock = Clock(reference=2, kernel=1)
+    assert choose('block', BLOCK, X, WAYS) == 'reference'
     torch.use_deterministic_algorithms(True)
     try:
-        assert choose('block', [torch.zeros(1)], WAYS, time) == 'reference'
+        assert choose('block', BLOCK, X, WAYS, clock) == 'reference'
     finally:
         torch.use_deterministic_algorithms(False)
-    assert not asked and not choices_file().exists()
+    assert not clock.asked and not choices_file().exists()
 
 
 @pytest.mark.parametrize('text', ['', '[1]', '{"cut', json.dumps(dict(a='b'))])
 def test_a_bad_file_is_timed_again(text):
     choices_file().parent.mkdir()
     choices_file().write_text(text)
-    time, asked = clock(reference=2, kernel=1)
-    assert choose('block', [torch.zeros(1)], WAYS, time) == 'kernel'
-    assert len(asked) == 2 and 'kernel' in choices_file().read_text()
+    clock = Clock(reference=2, kernel=1)
+    assert choose('block', BLOCK, X, WAYS, clock) == 'kernel'
+    assert len(clock.asked) == 2 and 'kernel' in choices_file().read_text()
 
 
 def test_an_unknown_choice_is_timed_again():
-    time, asked = clock(reference=2, kernel=1)
-    inputs = [torch.zeros(1)]
-    choices._write({choices._key('block', inputs): 'of an older version'})
-    assert choose('block', inputs, WAYS, time) == 'kernel'
-    assert len(asked) == 2
+    clock = Clock(reference=2, kernel=1)
+    choices._write({choices._key('block', X): 'of an older version'})
+    assert choose('block', BLOCK, X, WAYS, clock) == 'kernel'
+    assert len(clock.asked) == 2
 
 
-def test_other_processes_are_told(monkeypatch):
-    """Those that are not the first time nothing."""
-    time, asked = clock(reference=2, kernel=1)
-    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
-    monkeypatch.setattr(torch.distributed, 'get_rank', lambda group: 1)
-    monkeypatch.setattr(
-        torch.distributed, 'broadcast_object_list', lambda chosen, src, group: chosen.__setitem__(0, 'kernel')
-    )
-    assert choose('block', [torch.zeros(1)], WAYS, time) == 'kernel'
-    assert not asked and not choices_file().exists()
+@pytest.mark.parametrize('way', ['modules', 'formulas'])
+def test_each_stage_of_a_network_computes_in_the_way_that_is_chosen(way, monkeypatch):
+    monkeypatch.setattr(compiled, '_compile', lambda function, dynamic: function)
+    shapes = []
+
+    def run(function, block, x):
+        shapes.append(tuple(x.shape))
+        return function is not compiled.WAYS[way], [function(block, x)]
+
+    monkeypatch.setattr(compiled, 'choose', lambda *arguments: choose(*arguments, run))
+    model = randomise(small_backbone(arch=dict(embed_dims=8, depths=(1, 1, 1, 1)), img_size=32, drop_path_rate=0.5))
+    mmstrip.accelerate(model.train(), compile=True)
+    before, network = {name: value.clone() for name, value in model.state_dict().items()}, compiled._networks[model]
+    x, state = torch.rand(2, 3, 32, 32), torch.get_rng_state()
+    network.choose_ways(model, x, None)
+    assert [graphs.fixed for graphs in network.blocks] == [compiled.WAYS[way]] * 4
+    assert shapes == [shape for i in range(4) for shape in [(2, 8 * 2**i, 8 >> i, 8 >> i)] * 2]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.stages[0][0].drop_path.drop_prob == 0.5 and torch.equal(torch.get_rng_state(), state)

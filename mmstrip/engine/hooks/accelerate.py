@@ -6,6 +6,7 @@ from torch import nn
 
 from ...models import StripMLP
 from ...ops.accelerate import change_classes
+from ...ops.gpu.choices import known
 from ...registry import HOOKS
 
 
@@ -33,3 +34,12 @@ class AccelerateHook(Hook):
         self.said = said
 
     before_val = before_test = before_train
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if known:
+            checkpoint['meta']['choices'] = dict(known)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """A training that resumes on the same card computes in the same way."""
+        if runner._resume:
+            known.update(checkpoint['meta'].get('choices') or {})
