@@ -249,7 +249,7 @@ def _try(network: StripMLP, x: Tensor) -> str | None:
 
 
 def _run_copy(network: StripMLP, x: Tensor) -> None:
-    """Forward, and backward where gradients are wanted; neither the network nor random numbers change."""
+    """Forward, and backward where gradients are required; neither the network nor random numbers change."""
     copied = _copy(network)
     for module, other in zip(network.modules(), copied.modules()):
         if module in _units:

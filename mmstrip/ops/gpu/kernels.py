@@ -1,5 +1,7 @@
 """Whether Triton's kernels may run, how they are launched, and what they share."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -12,18 +14,19 @@ try:
 except ImportError as error:
     MISSING = str(error)
 
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
 PROGRAMS = 120  # that sums over a whole map are shared between, at least where there is enough to share
 
 
 def on_card(x: Tensor) -> bool:
     """Whether a kernel takes a map; ATen does otherwise. Triton's interpreter takes those on CPUs."""
-    return (x.is_cuda or triton.knobs.runtime.interpret) and x.dtype in TYPES
+    return (x.is_cuda or INTERPRETED) and x.dtype in TYPES
 
 
 def launch(kernel):
     """A kernel that a compiler can trace; Triton's interpreter needs no such thing."""
-    return kernel if triton.knobs.runtime.interpret else wrap_triton(kernel)
+    return kernel if INTERPRETED else wrap_triton(kernel)
 
 
 def block_size(number: int, least: int = 16, most: int = 64) -> int:
