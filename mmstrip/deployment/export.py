@@ -355,7 +355,7 @@ def check(network: nn.Module, session: Session, about: dict) -> float | None:
             boxes = detections_of([output[0] for output in found], about, size, size)
             errors.append(disagreement(boxes, values_of(expected[0]), max(size)))
         else:
-            errors += map(_difference, found, expected)
+            errors += [_difference(*pair) for pair in zip(found, expected, strict=True)]
     errors = [error for error in errors if error is not None]
     return float(np.max(errors)) if errors else None  # not a number if one is none
 
