@@ -2,26 +2,17 @@
 
 from torch import Tensor
 
-from ...models import stock
 from ...models.channel_mixing import ChannelMixingBlock
+from ..channel_mlp import FastChannelMixingBlock
 from .depthwise import depthwise
 from .formula import Weights, is_stock, linear
 from .layer_norm import layer_norm
 from .response_norm import gelu_response_norm
 
-LAYERS = dict(
-    depthwise=stock.depthwise(7, 7),
-    norm=stock.layer_norm,
-    fc1=stock.linear,
-    act=stock.gelu,
-    grn=stock.response_norm,
-    fc2=stock.linear,
-)
-
 
 def is_channel_mixing(module: ChannelMixingBlock) -> bool:
     """Whether the formula stands for a module; in the deploy form its norm has no weight."""
-    return is_stock(module, ChannelMixingBlock, LAYERS) and module.norm.weight is not None
+    return is_stock(module, ChannelMixingBlock, FastChannelMixingBlock.layers) and module.norm.weight is not None
 
 
 def channel_weights(module: ChannelMixingBlock) -> list[Tensor]:

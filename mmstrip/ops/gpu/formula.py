@@ -17,7 +17,7 @@ def is_stock(module: nn.Module, kind: type, layers: dict) -> bool:
     It is asked while a graph is made, so that compilers guard what it relied on.
 
     Args:
-        layers: As of :class:`.Fast`.
+        layers: See :class:`.Fast`.
     """
     return type(module) is kind and is_called(module) and _fit(module, layers)
 

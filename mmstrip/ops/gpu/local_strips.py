@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.library import triton_op
 
-from ...models import stock
 from ...models.strip_mixing import LocalStripMixing
+from ..local_strips import FastLocalStripMixing
 from .depthwise import _depthwise, _depthwise_backward
 from .formula import is_stock
 from .kernels import PROGRAMS, block_size, gelu, gelu_slope, launch, on_card, total, wide
@@ -368,16 +368,9 @@ class _LocalStrips(Function):
         return grad_u, of_tall, of_wide, *of_layers, beside
 
 
-LAYERS = dict(
-    tall=stock.depthwise(7, 3),
-    wide=stock.depthwise(3, 7),
-    reweight=stock.sequence(stock.pointwise(bias=True), stock.gelu, stock.pointwise(bias=True)),
-)
-
-
 def is_local_strips(module: LocalStripMixing) -> bool:
     """Whether the formula stands for a module."""
-    return is_stock(module, LocalStripMixing, LAYERS)
+    return is_stock(module, LocalStripMixing, FastLocalStripMixing.layers)
 
 
 def mix_locally(module: LocalStripMixing, u: Tensor, beside: Tensor | None = None) -> Tensor:
