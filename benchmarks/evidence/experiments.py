@@ -91,6 +91,17 @@ TRANSFER = {
     ),
 }
 
+# Recipes of CamVid -> options, in the order in which they were tried; the last is the configs'.
+_CROPS = {'train_dataloader.dataset.pipeline.3.crop_size': (176, 240), 'model.data_preprocessor.size': (176, 240)}
+_WEIGHTS = 'model.decode_head.loss_decode.class_weight'
+_MEDIAN_FREQUENCY = [0.279, 0.202, 4.787, 0.149, 1.0, 0.422, 3.847, 1.974, 0.789, 6.375, 8.859]
+CAMVID_RECIPES = {
+    'no-weights-crops-240x176': {**_CROPS, _WEIGHTS: None},
+    'median-frequency-crops-240x176': {**_CROPS, _WEIGHTS: _MEDIAN_FREQUENCY},
+    'root-of-median-frequency-crops-256x192': {},
+}
+CAMVID_CHOOSING_EPOCHS = 8
+
 CIFAR10 = 'strip_mlp/strip-mlp-tiny-light_caltech101-pre_1xb64_cifar10-64px.py'
 
 DIGIT_SCENES = 'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py'
@@ -186,6 +197,25 @@ def transfer_name(task: str, model: str, start: str) -> str:
     return f'{task}_{model}_from-{start}'
 
 
+def camvid_recipes(results: Results) -> list[Run]:
+    """Part 4: the recipes of CamVid from scratch, for half of the epochs, judged on the validation set alone."""
+    task = TRANSFER['camvid']
+    shared = {EPOCHS: CAMVID_CHOOSING_EPOCHS, RATE: max(RATES), f'{BACKBONE}.init_cfg': None}
+    return [
+        Run(
+            'camvid-recipes',
+            f'{recipe}_{model}',
+            config,
+            task.metrics,
+            {**shared, **options},
+            choosing=True,
+            image=task.image,
+        )
+        for recipe, options in CAMVID_RECIPES.items()
+        for model, config in task.models.items()
+    ]
+
+
 def cifar10(results: Results) -> list[Run]:
     """Part 4: a classifier of CIFAR-10 as JPEG, from that of Caltech-101 and from scratch.
 
@@ -237,6 +267,7 @@ PLAN: list[tuple[str, Callable[[Results], list[Run]]]] = [
     ('fashion-mnist', fashion_mnist),
     ('caltech101', caltech101_seeds),
     ('ablations', ablations),
+    ('camvid-recipes', camvid_recipes),
     ('transfer', transfer),
     ('cifar10', cifar10),
     ('digit-scenes', digit_scenes),

@@ -13,7 +13,15 @@ from mmstrip.utils.plots import plot_curves
 
 from ..pictures import plot_differences
 from ..results import markdown_table, write_text
-from .experiments import ABLATIONS_SEEDS, CALTECH101, DIGIT_SCENES_TRIALS, SEEDS, TRANSFER, transfer_name
+from .experiments import (
+    ABLATIONS_SEEDS,
+    CALTECH101,
+    CAMVID_RECIPES,
+    DIGIT_SCENES_TRIALS,
+    SEEDS,
+    TRANSFER,
+    transfer_name,
+)
 from .paired import count_needed, half_width, interval, paired_differences
 from .run import Results, read_results
 
@@ -230,6 +238,18 @@ def _transfer_table(results: Results) -> str:
     return markdown_table(head, rows)
 
 
+def _camvid_recipes_table(results: Results) -> str:
+    models = list(TRANSFER['camvid'].models)
+    rows = []
+    for recipe in CAMVID_RECIPES:
+        runs = [results.get(f'camvid-recipes/{recipe}_{model}') for model in models]
+        found = [100 * run['mIoU'] for run in runs if run]
+        values = [f'{100 * run["mIoU"]:.1f}' if run else MISSING for run in runs]
+        average = f'{mean(found):.1f}' if len(found) == len(runs) else MISSING
+        rows.append([recipe.replace('-', ' '), *values, average])
+    return markdown_table(('recipe', *(f'{model}: mIoU, validation' for model in models), 'mean'), rows)
+
+
 def _cifar10_table(results: Results) -> str:
     rows = []
     for start in ('classifier', 'scratch'):
@@ -253,6 +273,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     'fashion-mnist': _fashion_mnist_table,
     'ablations': _ablations_table,
     'transfer': _transfer_table,
+    'camvid-recipes': _camvid_recipes_table,
     'cifar10': _cifar10_table,
     'digit-scenes': _digit_scenes_table,
 }

@@ -250,6 +250,10 @@ def machine() -> dict:
 def execute_described(folder: Path) -> None:
     """What a process of the queue does: the folder holds ``run.json``, a run and the arguments of :func:`execute`."""
     described = json.loads((folder / 'run.json').read_text())
+    options = described['run']['options']
+    for key, value in options.items():
+        if isinstance(value, list) and all(isinstance(item, int) for item in value):
+            options[key] = tuple(value)  # JSON has no tuples, and mmseg's RandomCrop takes no list
     execute(Run(**described['run']), folder, described['data_root'], described['checkpoint'])
 
 
