@@ -11,14 +11,14 @@ CONVNEXT := ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny
 RESNET := ResNet-50=mmpretrain.ResNet:depth=50
 PEERS := $(SWIN) $(CONVNEXT) $(CONVNEXT)@channels_last $(RESNET) $(RESNET)@channels_last
 BFLOAT16 := $(addsuffix @autocast,$(SWIN) $(CONVNEXT)@channels_last $(RESNET)@channels_last $(STRIP) $(STRIP)@deploy)
-# Every way to run a trained network on a CPU.
+# All forms of a trained network on a CPU.
 COMPILED := @compile@freezing @compile@autocast@freezing
 RUNTIMES := @openvino @openvino@bfloat16 @onnxruntime
 FORMS := $(PEERS) $(STRIP) $(STRIP)@deploy $(BFLOAT16) \
 	$(addsuffix @bfloat16,$(CONVNEXT)@channels_last $(RESNET)@channels_last $(STRIP)@deploy) \
 	$(foreach model,$(SWIN) $(CONVNEXT) $(RESNET)@channels_last $(STRIP)@deploy,$(addprefix $(model),$(COMPILED))) \
 	$(foreach model,$(SWIN) $(CONVNEXT) $(RESNET) $(STRIP)@deploy,$(addprefix $(model),$(RUNTIMES)))
-# Every way to keep and run an exported one, in bfloat16 where the CPU has it; the peers as they are.
+# All formats and precisions of exported networks, bfloat16 if the CPU supports it; Swin and ResNet are not compressed.
 BF16 := $(shell grep -q avx512_bf16 /proc/cpuinfo && echo @openvino@bfloat16)
 STORED := @onnxruntime @onnxruntime@half @onnxruntime@int8 @openvino $(BF16) @openvino@half @openvino@int8
 FILES := $(STRIP)@deploy $(foreach model,$(STRIP)@deploy $(CONVNEXT),$(addprefix $(model),$(STORED))) \
@@ -30,7 +30,7 @@ FILES := $(STRIP)@deploy $(foreach model,$(STRIP)@deploy $(CONVNEXT),$(addprefix
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
 
-# Rebuilt when what they install changes; tools/install.py itself skips the steps whose work is there.
+# Rerun when their inputs change; tools/install.py skips the steps that are done.
 SOURCES := tools/install.py setup.py pyproject.toml $(wildcard requirements/*.txt mmstrip/ops/extension.py mmstrip/ops/csrc/*)
 $(INSTALLED) $(CLASSIFICATION): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -39,7 +39,7 @@ $(INSTALLED) $(CLASSIFICATION): $(SOURCES)
 	@$(BIN)/python tools/install.py $(if $(filter $(CLASSIFICATION),$@),classification)
 	@touch $(CLASSIFICATION) $@
 
-# The demo needs a part of it only, which the other targets complete.
+# The demo installs only what classifiers need; the other targets add the rest.
 demo: $(CLASSIFICATION)
 	$(BIN)/python tools/train.py configs/strip_mlp/$(DEMO).py --work-dir $(DEMO_DIR) --amp auto
 	$(BIN)/python tools/test.py configs/strip_mlp/$(DEMO).py "$$(cat $(DEMO_DIR)/last_checkpoint)" \
@@ -48,11 +48,11 @@ demo: $(CLASSIFICATION)
 transfer: install
 	$(BIN)/python -m benchmarks.transfer
 
-# Hours in all, on data sets that docs/results.md names; either resumes where it was stopped.
+# The trainings of docs/results.md take hours and need its datasets. An interrupted run resumes.
 evidence: install
 	$(BIN)/python -m benchmarks.evidence --jobs 2
 
-# Training steps of the compared models in turns: what minutes in docs/results.md are counted by. For a quiet machine.
+# Training steps of the compared models in turn, for the minutes in docs/results.md. Run it on a quiet machine.
 COMPARED_AT := _1xb32_caltech101-64px.py
 COMPARED := strip-mlp-tiny-light=configs/strip_mlp/strip-mlp-tiny-light$(COMPARED_AT) \
 	$(foreach model,resnet18 resnet50 swin-tiny,$(model)=configs/comparison/$(model)$(COMPARED_AT)) \
@@ -70,21 +70,21 @@ benchmark: install
 	$(BIN)/python -m benchmarks.speed $(STRIP) $(STRIP)@deploy \
 		--batch 2 --shapes 224 448 800x1216 --rounds 5 --out work_dirs/benchmark/dense
 
-# Exports and compiles for some five minutes first.
+# Exporting and compiling come first and take about five minutes.
 benchmark-forms: install
 	$(BIN)/python -m benchmarks.speed $(FORMS) --out work_dirs/benchmark/forms
 
-# The table of docs/deployment.md: milliseconds of one image and of eight.
+# The table of docs/deployment.md: milliseconds for one image and for eight.
 benchmark-files: install
 	for batch in 1 8; do \
 		$(BIN)/python -m benchmarks.speed $(FILES) --batch $$batch --out work_dirs/benchmark/files-$$batch || exit 1; \
 	done
 
-# Training images that a core loads per second: make benchmark-loader IMAGES=FOLDER measures photographs of one's own.
+# Training images that a core loads per second. IMAGES=FOLDER measures your own photographs.
 benchmark-loader: install
 	$(BIN)/python -m benchmarks.speed.loader $(IMAGES) --out work_dirs/benchmark/loader.json
 
-# And its accuracy and size: make files CONFIG=... CHECKPOINT=... exports a classifier in every way and tests each file.
+# Accuracy and size: make files CONFIG=... CHECKPOINT=... exports a classifier in all formats and tests each file.
 FILES_DIR := work_dirs/files
 files: install
 	mkdir -p $(FILES_DIR)
@@ -100,11 +100,11 @@ files: install
 	$(if $(BF16),$(BIN)/python tools/test.py $(CONFIG) $(FILES_DIR)/float32.xml --amp bfloat16 --work-dir $(FILES_DIR)/bfloat16.xml.test)
 	tail -n +1 $(FILES_DIR)/*.test/*/2*.json && ls -l $(FILES_DIR)
 
-# On a machine with a GPU; what is there already is not measured again.
+# For a machine with a GPU. Finished steps are skipped.
 gpu: install
 	$(BIN)/python -m benchmarks.gpu
 
-# What an iteration would launch on one; some ten minutes.
+# Counts what an iteration would launch on a GPU; needs none, takes about ten minutes.
 count: install
 	$(BIN)/python -m benchmarks.gpu.count
 
@@ -118,7 +118,7 @@ test: install
 	OMP_NUM_THREADS=1 $(PYTEST) --ignore tests/test_deployment
 	OMP_NUM_THREADS=1 $(PYTEST) tests/test_deployment
 
-# The tests of the operators on a library of their own that checks every access to memory; removed afterwards.
+# The operators' tests on a build of the library that checks every memory access; it is removed afterwards.
 SANITIZED := MMSTRIP_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 sanitize: install
 	$(SANITIZED) $(BIN)/python setup.py build_ext --inplace --build-temp build/sanitize --build-lib build/sanitize

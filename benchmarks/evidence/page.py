@@ -45,14 +45,14 @@ PILOT = 'channel-patches-1', ABLATIONS_SEEDS[:3]
 # Pictures below a table, where they have been drawn.
 PICTURES = {
     'caltech101': (
-        ('results_caltech101.png', 'Held-out accuracy over epochs and minutes, seed 0'),
+        ('results_caltech101.png', 'Validation accuracy over epochs and minutes, seed 0'),
         ('results_caltech101_confusion_matrix.png', 'Confusion matrix of the T* classifier'),
     ),
     'ablations': (('results_ablations.png', 'Paired differences and their 95 % intervals'),),
     'transfer': (
-        ('results_transfer.png', 'Validation over the epochs'),
-        ('results_bccd.jpg', 'BCCD: truth and, beside it, what the detector from the T* classifier finds'),
-        ('results_camvid.jpg', 'CamVid: truth and, beside it, what the segmentor from the T* classifier finds'),
+        ('results_transfer.png', 'Validation metrics over the epochs'),
+        ('results_bccd.jpg', 'BCCD: ground truth (left) and the detector from the T* classifier (right)'),
+        ('results_camvid.jpg', 'CamVid: ground truth (left) and the segmentor from the T* classifier (right)'),
     ),
 }
 
@@ -109,7 +109,7 @@ def _mean(runs: list[dict]) -> str:
 
 
 def _caltech101_table(results: Results) -> str:
-    head = ('model', 'top-1, test', 'seeds', 'held-out', 'lr', 'params', 'FLOPs', 'minutes', 'images/s')
+    head = ('model', 'test top-1, %', 'seeds', 'validation', 'lr', 'params', 'FLOPs', 'minutes', 'images/s')
     rows = []
     for model in CALTECH101:
         runs = _seeds(results, f'caltech101/{model}')
@@ -158,7 +158,7 @@ def _choices_table(results: Results) -> str:
         table.setdefault(f'{name}, {metric}', {})[rate] = f'{100 * result[metric]:.2f}'
     rates = sorted({rate for row in table.values() for rate in row}, key=float)
     rows = [[name, *(row.get(rate, '') for rate in rates)] for name, row in table.items()]
-    return markdown_table(('run, held-out %', *(f'lr {rate}' for rate in rates)), rows)
+    return markdown_table(('run, validation metric in %', *(f'lr {rate}' for rate in rates)), rows)
 
 
 def _fashion_mnist_table(results: Results) -> str:
@@ -169,13 +169,13 @@ def _fashion_mnist_table(results: Results) -> str:
         size = f'{run["params"] / 1e6:.2f} M'
         cost = [run['epochs'], f'{run["core_minutes"]:.0f}', run['machine']['cpu']]
         rows.append([config, f'{100 * run["top-1"]:.2f}', size, *cost])
-    head = ('config', 'top-1, test', 'params', 'epochs', 'core minutes', 'on')
+    head = ('config', 'test top-1, %', 'params', 'epochs', 'core minutes', 'CPU')
     return markdown_table(head, rows) if rows else MISSING
 
 
 def _ablations_table(results: Results) -> str:
     shared = _by_seed(results, 'shared')
-    rows = [['shared', *_ablation_row(results, 'shared'), '', '']]
+    rows = [['full network', *_ablation_row(results, 'shared'), '', '']]
     claims = []
     for variant, (title, claim, paper) in ABLATIONS.items():
         differences = paired_differences(shared, _by_seed(results, variant))
@@ -183,7 +183,7 @@ def _ablations_table(results: Results) -> str:
         rows.append([title, *_ablation_row(results, variant), ours, paper])
         if claim and len(differences) == len(ABLATIONS_SEEDS):
             claims.append(f'- {claim[0].upper()}{claim[1:]}: {_verdict(*interval(differences))}.')
-    head = ('network', 'top-1, test', 'seeds', 'params', 'shared over it, 95 %', "the paper's")
+    head = ('network', 'test top-1, %', 'seeds', 'params', 'gain of the full network, 95 %', 'in the paper')
     return '\n\n'.join(filter(None, [markdown_table(head, rows), _pilot(results), '\n'.join(claims)]))
 
 
@@ -215,9 +215,9 @@ def _pilot(results: Results) -> str:
         f'{count_needed(deviation, points) or "more than 16"} for {points}' for points in (1.0, 0.7, 0.5)
     )
     return (
-        f'Pilot: the differences of {few} seeds have a standard deviation of {deviation:.2f} points. With it the '
-        f'interval is ± {half_width(deviation, few):.2f} with {few} seeds and ± {half_width(deviation, all_seeds):.2f} '
-        f'with {all_seeds}; seeds needed for an interval of so many points on either side: {needed}.'
+        f'Pilot: the differences of {few} seeds have a standard deviation of {deviation:.2f} points. This gives an '
+        f'interval of ± {half_width(deviation, few):.2f} with {few} seeds and ± {half_width(deviation, all_seeds):.2f} '
+        f'with {all_seeds}. Seeds needed, by half-width of the interval in points: {needed}.'
     )
 
 
@@ -234,7 +234,7 @@ def _transfer_table(results: Results) -> str:
                     for kind in ('padding', 'padding_ignored')
                 ]
                 rows.append([name, model, start, f'{", ".join(task.metrics)} {", ".join(values)}', *padded])
-    head = 'task', 'backbone', 'from', 'test', 'val: padded to multiples of 1, 32, 128', 'ignore_padding: 32, 128'
+    head = 'dataset', 'backbone', 'from', 'test', 'validation, padded to 1, 32, 128', 'with ignore_padding: 32, 128'
     return markdown_table(head, rows)
 
 
@@ -256,7 +256,7 @@ def _cifar10_table(results: Results) -> str:
         run = results.get(f'cifar10/from-{start}')
         curve = ', '.join(f'{100 * point["top-1"]:.2f}' for point in run['curve']) if run else ''
         rows.append([start, _mean([run] if run else []), curve])
-    return markdown_table(('from', 'top-1, test', 'held-out, by epoch'), rows)
+    return markdown_table(('from', 'test top-1, %', 'validation, by epoch'), rows)
 
 
 def _digit_scenes_table(results: Results) -> str:
@@ -264,7 +264,7 @@ def _digit_scenes_table(results: Results) -> str:
     for name in DIGIT_SCENES_TRIALS:
         run = results.get(f'digit-scenes/{name}')
         rows.append([name.replace('-', ' '), f'{run["mIoU"]:.3f}' if run else MISSING])
-    return markdown_table(('what was changed', 'mIoU'), rows)
+    return markdown_table(('change', 'mIoU'), rows)
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
@@ -293,7 +293,7 @@ def _plot_caltech101(results: Results, images: Path) -> Path | None:
     if not by_epoch:
         return None
     path = images / 'results_caltech101.png'
-    title = 'Caltech-101, held-out top-1 in %'
+    title = 'Caltech-101, validation top-1 in %'
     panels = {f'{title}, over epochs': by_epoch}
     if by_minute:
         panels[f'{title}, over minutes'] = by_minute
@@ -308,7 +308,7 @@ def _plot_ablations(results: Results, images: Path) -> Path | None:
     if not rows:
         return None
     path = images / 'results_ablations.png'
-    plot_differences(rows, 'top-1 of the shared network minus that of the variant, points', path)
+    plot_differences(rows, 'top-1 of the full network minus that of the variant, points', path)
     return path
 
 
@@ -322,7 +322,7 @@ def _plot_transfer(results: Results, images: Path) -> Path | None:
                 if run:
                     points = run['curve']
                     curve = [point['epoch'] for point in points], [point[metric] for point in points]
-                    panels.setdefault(f'{name}, val: {metric}', {})[f'{model} from {start}'] = curve
+                    panels.setdefault(f'{name}, validation {metric}', {})[f'{model} from {start}'] = curve
     if not panels:
         return None
     path = images / 'results_transfer.png'
