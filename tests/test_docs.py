@@ -1,6 +1,7 @@
 """What the documentation says can be done: commands, options, files, links and code of all pages."""
 
 import argparse
+import ast
 import contextlib
 import functools
 import io
@@ -34,6 +35,12 @@ FOREIGN_OPTIONS = {
     # The toolboxes' tools.
     *('--fuse-conv-bn', '--method', '--save-path', '--style', '--target-category', '--target-layers'),
 }
+# How errors of other packages begin on the page of errors, and one that tells a name and a value.
+FOREIGN_ERRORS = (
+    *('KeyError:', 'ModuleNotFoundError:', 'TypeError:', 'AssertionError:', 'IndexError:', 'TraceError:'),
+    *("can't open file", 'expected input', 'Expected to have', 'ValueError: end', 'ValueError: ... mmstrip'),
+    'FloatingPointError: loss is nan',
+)
 TASKS = ('classification', 'detection', 'segmentation')
 NUMBERS = {'SIZE': '224', 'H': '224', 'W': '224'}
 CONFIGS = (
@@ -170,6 +177,19 @@ def test_links(page):
         target = page.parent / name if name else page
         assert target.exists(), link
         assert not anchor or anchor in headings(target), link
+
+
+def test_errors_are_those_of_the_code():
+    """What users search the page for is in a string of the package."""
+    trees = (ast.parse(path.read_text()) for path in ROOT.glob('mmstrip/**/*.py'))
+    nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    strings = '\n'.join(node.value for node in nodes if isinstance(node.value, str))
+    titles = re.findall(r'\*\*`([^`]+)`\*\*', (ROOT / 'docs' / 'faq.md').read_text())
+    own = [title for title in titles if not title.startswith(FOREIGN_ERRORS)]
+    assert len(own) >= 6
+    for title in own:
+        for part in re.sub(r'^\w+Error: ', '', title).split('...'):
+            assert part.strip() in strings, title
 
 
 @pytest.fixture(scope='module')

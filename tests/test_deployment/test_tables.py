@@ -18,11 +18,11 @@ from mmstrip.deployment.formats import HALVED, SUFFIXES
 PAGE = ROOT / 'docs' / 'deployment.md'
 # The exports of the rows of the first table; whole detectors are tested in test_detectors.py.
 MODELS = {
-    'classifier of mmpretrain': 'classifier',
-    'segmentor of mmseg, tested whole': 'segmentor',
-    'detector of mmdet, by mmdeploy': None,
-    'any, `--features`': 'maps',
-    'any, `--neck`': 'neck',
+    'mmpretrain classifier': 'classifier',
+    'mmseg segmentor, whole mode': 'segmentor',
+    'mmdet detector, through mmdeploy': None,
+    'any model, `--features`': 'maps',
+    'any model, `--neck`': 'neck',
 }
 PROMISES = ('dynamic_batch', 'dynamic_size', 'half')
 
