@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmstrip.deployment import Export, any_size, export_model, load
 from mmstrip.deployment.export import channels_of, check
-from mmstrip.deployment.formats import SUFFIXES, without_warnings, to_onnx, trace, written_atomically
+from mmstrip.deployment.formats import SUFFIXES, to_onnx, trace, without_warnings, written_atomically
 from mmstrip.deployment.runtimes import RUNTIMES
 from mmstrip.deployment.testing import ExportedModel
 from mmstrip.models.windows import _run_in_any_windows, run_in_windows
@@ -228,9 +228,7 @@ def test_what_a_caller_does_not_log_is_not_logged_afterwards():
 
 def test_slide_is_refused(tmp_path):
     options = {**SMALL_SCENES, 'model.test_cfg': dict(mode='slide', crop_size=(64, 64), stride=(32, 32))}
-    with pytest.raises(
-        ValueError, match='only segmentors with .*=whole can be exported, but the mode is .slide.; pass --cfg'
-    ):
+    with pytest.raises(ValueError, match='only segmentors with .* but the mode is .slide.; pass --cfg-options'):
         export_model(SCENES, 'weights.pth', tmp_path / 'out.onnx', Export(), options)
 
 

@@ -46,7 +46,7 @@ NUMBERS = 'annotations[1].bbox must be four finite numbers, but is '
         (set_in('images', 2, file_name='1.jpg'), 'images[0] and images[2] must not share the file_name 1.jpg'),
         (
             lambda content: content['categories'].append(dict(id=1, name='dog')),
-            'categories[0] and categories[1] must not share the id 1',
+            '[1] must not share the id 1',
         ),
         (set_in('annotations', 1, bbox=None), f'{NUMBERS}None'),
         (set_in('annotations', 1, bbox=[]), f'{NUMBERS}[]'),
