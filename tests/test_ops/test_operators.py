@@ -763,4 +763,4 @@ class TestALibraryThatIsNotLoaded:
         path = tmp_path / (extension.library_name(extension.variant()) + EXTENSION_SUFFIXES[0])
         path.write_text('no library')
         monkeypatch.setattr(extension, 'HERE', tmp_path)
-        assert 'do not load' in extension.load()
+        assert 'could not be loaded' in extension.load()
