@@ -1,5 +1,5 @@
 """Compare transfer learning with training from scratch: train the digits classifier, then a detector and a segmentor of
-digit scenes, from the classifier and from scratch, with the same budget and seed. Write a table, curves and pictures."""
+digit scenes, from the classifier and from scratch, with the same budget and seed. Write a table, curves, pictures."""
 
 import argparse
 import json
