@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', help='exported file, or checkpoint')
     parser.add_argument('config', nargs='?', help="the checkpoint's config file")
-    parser.add_argument('--layer', help="layer for Grad-CAM (default: the backbone's last norm)")
+    parser.add_argument('--layer', help="layer for Grad-CAM (default: the backbone's last norm, else its last layer)")
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: this machine only)')
     parser.add_argument('--port', type=int, default=7860, help='port to listen on (default: 7860)')
     return parser.parse_args()
@@ -93,9 +93,7 @@ def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, lis
             return values_of(found.pred_instances)
 
     else:
-        raise ValueError(
-            f'default_scope of {config} must be mmpretrain, mmseg or mmdet, but is {scope!r}'
-        )
+        raise ValueError(f'default_scope of {config} must be mmpretrain, mmseg or mmdet, but is {scope!r}')
     if layer and task != 'classifier':
         raise ValueError(f'--layer is for classifiers, but {config} is a {task}')
     fill_model(inferencer.model, config, path)
@@ -103,12 +101,23 @@ def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, lis
     return task, classes, predict
 
 
+def check_prediction(predict: Predict, layer: str | None) -> None:
+    """Predict a black image, so that errors are reported at the start, not on the page."""
+    try:
+        predict(np.zeros((256, 256, 3), np.uint8))
+    except Exception as error:
+        if layer is None:
+            raise
+        raise ValueError(f'--layer must output maps (N, C, H, W), but Grad-CAM fails on {layer}: {error}') from error
+
+
 def find_layer(model, name: str | None):
     layers = dict(model.named_modules())
-    norms = [key for key, layer in layers.items() if key.startswith('backbone.') and is_norm(layer)]
-    if (name or norms[-1]) not in layers:
-        raise ValueError(f'--layer must be the name of a layer, such as {norms[-1]}, but got {name}')
-    return layers[name or norms[-1]]
+    own = [key for key in layers if key.startswith('backbone.')]
+    default = ([key for key in own if is_norm(layers[key])] or own)[-1]
+    if (name or default) not in layers:
+        raise ValueError(f'--layer must be the name of a layer, such as {default}, but got {name}')
+    return layers[name or default]
 
 
 def explain(inferencer, layer, image: np.ndarray) -> dict:
@@ -259,7 +268,7 @@ def main() -> None:
     if Path(args.model).suffix == SUFFIXES['torch-export']:
         sys.exit(f'Error: the page opens .onnx and .xml files, not .pt2, which runs code, but got {args.model}')
     if is_exported and args.config:
-        sys.exit(f'Error: an exported file contains its config, but got {args.config} besides {args.model}')
+        sys.exit(f'Error: an exported file needs no config, but got {args.config} besides {args.model}')
     if not is_exported and not args.config:
         sys.exit(f'Error: a checkpoint needs its config as the second argument, but got only {args.model}')
     if args.layer and is_exported:
@@ -275,7 +284,7 @@ def main() -> None:
 def serve(args: argparse.Namespace) -> None:
     try:
         opened = open_checkpoint(args.model, args.config, args.layer) if args.config else open_exported(args.model)
-        opened[2](np.zeros((256, 256, 3), np.uint8))  # report errors here, not on the page
+        check_prediction(opened[2], args.layer)
         block_network(args.host, args.port)
         page = build_page(*opened, with_cam=bool(args.config)).queue(max_size=MAX_WAITING, default_concurrency_limit=1)
         page.launch(

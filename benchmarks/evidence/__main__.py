@@ -24,7 +24,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--results', default='docs/results', help='folder of the results (default: %(default)s)')
     parser.add_argument('--report', action='store_true', help='write the page from the existing results and exit')
     parser.add_argument('--page', default='docs/results.md', help='page with the tables (default: %(default)s)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f'--jobs must be at least 1, but got {args.jobs}')
+    return args
 
 
 def main() -> None:

@@ -50,7 +50,14 @@ def check_scalars(
         check(isinstance(value, bool), name, value, 'True or False')
 
 
+def check_layers(**cfgs: dict) -> None:
+    for name, cfg in cfgs.items():
+        check(isinstance(cfg, dict) and 'type' in cfg, name, cfg, 'a dict with a type')
+
+
 def check_images(x: Tensor, in_channels: int) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f'StripMLP takes a tensor of images, but got {type(x).__name__}')
     if x.dim() != 4 or x.shape[1] != in_channels or min(x.shape[2:]) < MIN_SIDE:
         raise ValueError(
             f'StripMLP takes images of shape (N, {in_channels}, H, W) with H and W at least {MIN_SIDE}, '

@@ -22,6 +22,7 @@ def adapt_state_dict(model: nn.Module, state_dict: dict[str, Tensor], prefix: st
     Raises:
         ValueError: The state dict has another arch or is damaged.
     """
+    _check_tensors(model, state_dict, prefix)
     _check_arch(model, state_dict, prefix)
     resampled = dict.fromkeys((StripMLPLayer, RelativePosition), 0)
     for name, module in model.named_modules():
@@ -151,6 +152,13 @@ def resample_table(position: RelativePosition, state_dict: dict[str, Tensor], pr
     resampled = F.interpolate(table.float().t()[None], rows, mode='linear', align_corners=True)
     state_dict[prefix + 'table'] = resampled[0].t().contiguous().to(table.dtype)
     return True
+
+
+def _check_tensors(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
+    for key in (prefix + name for name in model.state_dict()):
+        if key in state_dict and not isinstance(state_dict[key], Tensor):
+            kind = type(state_dict[key]).__name__
+            raise ValueError(f'the checkpoint is damaged: {key} must be a tensor, but is of type {kind}')
 
 
 def _check_arch(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:

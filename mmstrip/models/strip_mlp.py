@@ -17,6 +17,7 @@ from .arguments import (
     NUM_STAGES,
     STEM_STRIDE,
     check_images,
+    check_layers,
     check_scalars,
     parse_arch,
     parse_branches,
@@ -132,7 +133,7 @@ class StripMLP(BaseModule):
             PyTorch's for all layers, a truncated normal (std 0.02) for position tables, 0 for GRN.
 
     Raises:
-        TypeError: ``ignore_padding`` is set and a replaced module does not take ``valid`` (raised by :meth:`train`).
+        TypeError: The input is not a tensor; ``ignore_padding`` is set and a replaced module does not take ``valid``.
         ValueError: An argument is invalid; the input is not (N, in_channels, H, W) with H and W at least 32; a state
             dict has another arch.
 
@@ -206,6 +207,7 @@ class StripMLP(BaseModule):
             ignore_padding=ignore_padding,
             deploy=deploy,
         )
+        check_layers(norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval

@@ -182,7 +182,8 @@ def _classes(data: Folder, splits: dict[str, Split]) -> list[str]:
     used = {name for _, _, name, reason in rows if not reason}
     if not used:
         place = splits['train'].file or data.path
-        raise ValueError(f'{place} has no box to train on: all {len(rows)} are ignored, empty or outside their image')
+        reasons = f': all {len(rows)} are ignored, empty or outside their image' if rows else ''
+        raise ValueError(f'{place} has no box to train on{reasons}')
     names = {split: [row['name'] for row in part.content['categories']] for split, part in splits.items()}
     classes = [name for name in names['train'] if name in used]
     check_names(classes, splits['train'].file or data.path)
@@ -192,7 +193,7 @@ def _classes(data: Folder, splits: dict[str, Split]) -> list[str]:
         if own != classes:
             raise ValueError(
                 f'{part.file or split} must have the categories of the training images, in the same order '
-                f'({summarize(classes, 10)}), but has {summarize(own, 10)}'
+                f'({summarize(classes, 10)}), but has {summarize(own, 10) or "none of them"}'
             )
     return classes
 

@@ -49,6 +49,9 @@ class Folder:
         self.notes: list[str] = []
         name = re.sub(r'[^\w.-]+', '-', self.path.name or self.path.resolve().name)  # safe in shells
         self.out = Path(out or Path('own_data') / name)
+        for place in (self.out, *self.out.parents):
+            if place.exists() and not place.is_dir():
+                raise ValueError(f'out must be a folder, but {place} is a file')
         self._outputs = {os.path.realpath(place) for place in (*(self.path / name for name in OUTPUTS), self.out)}
         self._seen: set[str] = set()
         self._repeated: list[Path] = []

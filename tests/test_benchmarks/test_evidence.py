@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from helpers.runs import ForkedRun
 from PIL import Image
 
 from benchmarks import CONFIGS
+from benchmarks.evidence.__main__ import parse_args
 from benchmarks.evidence.experiments import EPOCHS, PARTS, RATE, RATES, TOP1, planned_runs, rate_runs, with_best_rate
 from benchmarks.evidence.page import TABLES, write_page
 from benchmarks.evidence.paired import count_needed, half_width, interval, paired_differences
@@ -276,3 +278,9 @@ def test_places_and_rates_follow_the_results(tmp_path):
     assert {run.name for run in further} == {f'{m}_seed{s}' for m in ('convnext-tiny', 'swin-tiny') for s in (1, 2)}
     write_json(tmp_path / 'caltech101' / 'a.json', {})
     assert read_results(tmp_path) == {'caltech101/a': {}}
+
+
+def test_a_number_of_cores_is_checked(capsys):
+    with mock.patch('sys.argv', ['evidence', '--jobs', '0']), pytest.raises(SystemExit):
+        parse_args()
+    assert '--jobs must be at least 1, but got 0' in capsys.readouterr().err

@@ -12,6 +12,7 @@ from unittest import mock
 import httpx
 import numpy as np
 import pytest
+import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from helpers import ROOT
@@ -215,17 +216,21 @@ def several_labels(tmp_path):
     return write_checkpoint(config, tmp_path / 'weights.pth', CLASSES), tmp_path / 'config.py'
 
 
-def test_what_has_no_page_is_said(app, several_labels, monkeypatch):
+def test_what_has_no_page_is_said(app, checkpoint, several_labels, monkeypatch):
     monkeypatch.setattr(app, 'release_memory', lambda: None)
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
     monkeypatch.setenv('GRADIO_TEMP_DIR', '')
     for arguments, error in (
         (['none.onnx'], 'no exported file at none.onnx'),
         (['a.pth'], 'a checkpoint needs its config as the second argument, but got only a.pth'),
-        (['a.onnx', 'b.py'], 'an exported file contains its config, but got b.py besides a.onnx'),
+        (['a.onnx', 'b.py'], 'an exported file needs no config, but got b.py besides a.onnx'),
         (['a.pt2'], 'the page opens .onnx and .xml files, not .pt2, which runs code, but got a.pt2'),
         (['a.onnx', '--layer', 'backbone'], '--layer needs a checkpoint, but got a.onnx'),
         (['a.onnx', '--port', '99999'], '--port must be from 1 to 65535, but got 99999'),
+        (
+            [checkpoint, CONFIG, '--layer', 'neck'],
+            r'--layer must output maps \(N, C, H, W\), but Grad-CAM fails on neck: .*',
+        ),
         (several_labels, 'only single-label classifiers can be exported, but the head is MultiLabelLinearClsHead'),
     ):
         with (
@@ -234,3 +239,14 @@ def test_what_has_no_page_is_said(app, several_labels, monkeypatch):
             pytest.raises(SystemExit, match=f'^Error: {error}$'),
         ):
             app.main()
+
+
+def test_the_layer_of_grad_cam(app):
+    """The last norm of the backbone, or its last layer if it has no norm."""
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    assert app.find_layer(model, None) is model.backbone[1] and app.find_layer(model, 'backbone.0') is model.backbone[0]
+    with pytest.raises(ValueError, match='--layer must be the name of a layer, such as backbone.1, but got x'):
+        app.find_layer(model, 'x')
+    model.backbone.insert(1, torch.nn.BatchNorm2d(4))
+    assert app.find_layer(model, None) is model.backbone[1]

@@ -289,6 +289,8 @@ class TestBadInput:
             (dict(branches=None), 'branches must be .* but got None'),
             (dict(branches=[['lsmm']]), 'branches must be one or both of cgsmm, lsmm'),
             (dict(branches='lsmm', arch=dict(embed_dims=1, depths=(1, 1, 1, 1))), 'embed_dims must be at least 2, but'),
+            (dict(norm_cfg=None), 'norm_cfg must be a dict with a type, but got None'),
+            (dict(act_cfg='GELU'), "act_cfg must be a dict with a type, but got 'GELU'"),
             (dict(frozen_stages=True), 'frozen_stages must be .* but got True'),
             *((dict(ignore_padding=wrong), 'ignore_padding must be True or False') for wrong in ('no', 1, None)),
             *(
@@ -306,6 +308,8 @@ class TestBadInput:
         words = rf'shape \(N, 3, H, W\) with H and W at least 32, but got \({", ".join(map(str, shape))}\)'
         with pytest.raises(ValueError, match=words):
             small_backbone()(torch.rand(shape))
+        with pytest.raises(TypeError, match='takes a tensor of images, but got list'):
+            small_backbone()([torch.rand(shape)])
 
     @pytest.mark.parametrize(
         'other, words',
@@ -346,6 +350,11 @@ class TestBadInput:
         key = 'stages.0.0.strip_mixing.branches.cgsmm.row.weight'
         state[key] = state[key][:, :, :5, :7]
         with pytest.raises(ValueError, match=r'row.weight has shape \(2, 3, 5, 7\)'):
+            small_backbone().load_state_dict(state)
+
+    def test_values_that_are_not_tensors(self):
+        state = {key: value.numpy() for key, value in small_backbone().state_dict().items()}
+        with pytest.raises(ValueError, match='is damaged: norm.weight must be a tensor, but is of type ndarray'):
             small_backbone().load_state_dict(state)
 
     def test_parts_of_a_state_dict_are_welcome(self):

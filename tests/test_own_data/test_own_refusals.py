@@ -95,6 +95,10 @@ SEVERAL = 'must have at least two classes together, but have'
             'must be at most 2, the training images of data, but got 5',
         ),
         (write_classification, lambda root: write_picture(root / 'a.png'), {}, 'must be in the folder of its class'),
+        *(
+            (write_classification, classes, dict(out=out), 'out must be a folder, but data/one/0.png is a file')
+            for out in ('data/one/0.png', 'data/one/0.png/below')
+        ),
         (write_classification, classes, dict(epochs=1), 'epochs must be at least 2'),
         *(
             (write_classification, classes, {name: wrong}, f'{name} must be a positive int, but got {wrong!r}')
