@@ -142,9 +142,10 @@ def check_about(about: dict, path: str | Path) -> None:
         for name in step.keys() - {'type'}.union(*STEPS[step['type']]):
             raise _field_error(path, f'steps.{i}.{name}', f'absent, as {step["type"]} has no such option', step[name])
         if step.get('backend') == 'pillow' and step.get('interpolation') == 'area':
-            raise _field_error(path, f'steps.{i}.interpolation', 'another one with pillow', 'area')
+            allowed = 'nearest, bilinear, bicubic or lanczos with pillow'
+            raise _field_error(path, f'steps.{i}.interpolation', allowed, 'area')
         if step['type'] == 'Resize' and step.get('scale') is None and step.get('scale_factor') is None:
-            raise _field_error(path, f'steps.{i}.scale', 'a scale, unless scale_factor is given', None)
+            raise ValueError(f'{path}: steps.{i} must have scale or scale_factor, but has neither')
     channels, suffix = about['channels'], Path(path).suffix
     has_masks = about['task'] == 'detector' and len(about['outputs']) > 2
     for field, words, holds in (
@@ -186,7 +187,8 @@ def _check_graph(content: Content, about: dict, path: Path) -> None:
         raise _field_error(path, 'shape', f"that of the graph's input, {says}", f'{dtype} {_shape_text(expected)}')
     if not outputs_fit(about, content.outputs):
         says = ', '.join(map(_shape_text, content.outputs))
-        raise _field_error(path, 'outputs', f'those of the graph, {says}', [about['task'], about['outputs']])
+        names = reprlib.repr(about['outputs'])
+        raise ValueError(f'{path}: outputs of a {about["task"]}, {names}, cannot be those of the graph, {says}')
 
 
 def _shape_text(shape: Shape) -> str:

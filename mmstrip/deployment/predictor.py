@@ -150,7 +150,7 @@ class Predictor:
     def _batches(self, pixels: Iterable[np.ndarray], batch_size: int) -> Iterator[list[np.ndarray]]:
         """Group consecutive images of one size."""
         if batch_size not in range(1, MAX_BATCH + 1):
-            raise ValueError(f'batch_size must be a whole number from 1 to {MAX_BATCH}, but got {batch_size}')
+            raise ValueError(f'batch_size must be a whole number from 1 to {MAX_BATCH}, but got {batch_size!r}')
         largest = batch_size if self.about['dynamic_batch'] else 1
         batch: list[np.ndarray] = []
         for image in pixels:
