@@ -5,12 +5,8 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-AVERAGING = (
-    'strip_mixing',
-    'lsmm',
-    'channel_mixing',
-    'grn',
-)  # parts of a block that average, and the modules that hold them
+# Parts of a block that average, and the modules that hold them.
+AVERAGING = ('strip_mixing', 'lsmm', 'channel_mixing', 'grn')
 
 
 def image_ends(images: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -84,6 +84,6 @@ def test_what_cannot_be_quantized_or_tested_is_said(exported, tmp_path):
         archive.writestr('mmstrip.json', json.dumps(about))
     arguments = [CONFIG, tmp_path / 'maps.pt2', '--work-dir', tmp_path / 'test']
     done = call_tool('test.py', *arguments, folder=tmp_path)
-    assert f'{tmp_path}/maps.pt2 would run code when it is opened' in last_line(done.stdout)
+    assert f'{tmp_path}/maps.pt2 runs code when it is opened' in last_line(done.stdout)
     done = call_tool('test.py', *arguments, '--trust-checkpoints', folder=tmp_path)
     assert f'the config tests a classifier, but {tmp_path}/maps.pt2 is a backbone' in done.stdout
