@@ -1,5 +1,5 @@
-"""Show transfer: train the digits classifier, then a detector and a segmentor on scenes of digits, from the classifier
-and from scratch with the same budget and seed, and compare them in a table, curves and pictures."""
+"""Compare transfer learning with training from scratch: train the digits classifier, then a detector and a segmentor of
+digit scenes, from the classifier and from scratch, with the same budget and seed. Write a table, curves, pictures."""
 
 import argparse
 import json
@@ -30,14 +30,14 @@ class Task(NamedTuple):
 
     Attributes:
         config: Its config file.
-        metrics: Name of each metric in the table -> its name in the log and what a value of 1 is there.
+        metrics: Name of each metric in the table -> its name in the log and the value there that means 1.
     """
 
     config: Path
     metrics: dict[str, tuple[str, float]]
 
 
-# The first metric of each task is the one that is drawn.
+# The first metric of each task is plotted.
 TASKS = {
     'detection': Task(
         CONFIGS / 'detection' / 'mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py',
@@ -60,7 +60,7 @@ class Backbone(NamedTuple):
     """A backbone to compare.
 
     Attributes:
-        config: Its config, without ``out_indices``; None for the one in the config files.
+        config: Its config without ``out_indices``; None: the one in the config files.
         channels: Channels of its stages.
     """
 
@@ -87,22 +87,21 @@ def compare_transfer(
 ) -> list[dict]:
     """Train the digits classifier, then each task on scenes of digits from each start, and compare the results.
 
-    All runs of a task have the same budget and seed. Below ``work_dir``, ``{backbone}/{run}/`` holds the logs and
+    All runs of a task have the same budget and seed. In ``work_dir``, ``{backbone}/{run}/`` holds the logs and
     checkpoints of each run, its ``result.json`` and ``pictures/``; ``curves.png``, ``predictions.png`` and
-    ``results.json`` compare them. A run that has its result is not run again, one that was stopped resumes from its
-    last checkpoint.
+    ``results.json`` compare the runs. Finished runs are skipped; interrupted runs resume from their last checkpoint.
 
     Args:
         work_dir: Folder for all results.
-        data_root: Folder of the scenes; they are made if it has none.
+        data_root: Folder of the scenes, generated if missing.
         backbones: Names from ``BACKBONES``.
         tasks: Names from ``TASKS``.
         starts: 'classifier', 'scratch' or both.
-        options: Dotted keys and values that override parts of all configs.
+        options: Dotted keys and values that override all configs.
 
     Returns:
-        One dict for each run of a task: 'backbone', 'task', 'start', 'seconds' (of training, without validations),
-        the metrics of the task (0 to 1), and 'curve', the epochs and values of its first metric.
+        One dict per run of a task: 'backbone', 'task', 'start', 'seconds' (of training, without validation), the
+        metrics of the task (0 to 1), and 'curve', the epochs and values of its first metric.
 
     Raises:
         ValueError: ``work_dir`` holds runs with other settings.
@@ -127,7 +126,7 @@ def compare_transfer(
 
 
 def _train_classifier(backbone: str, folder: Path, options: dict | None) -> str:
-    """Path of the checkpoint of the digits classifier, trained if it is not there."""
+    """Path of the checkpoint of the digits classifier, trained if missing."""
     config = load_config(str(CLASSIFIER), options)
     use_backbone(config, backbone)
     _run(config, folder, {'top-1': ('accuracy/top1', 100)}, dict(options=options))
@@ -144,7 +143,7 @@ def task_config(
         task: Name from ``TASKS``.
         data_root: Folder of the scenes.
         checkpoint: Classifier to start from; None: from scratch.
-        options: Dotted keys and values that override parts of the config.
+        options: Dotted keys and values that override the config.
     """
     config = load_config(str(TASKS[task].config), options)
     use_backbone(config, backbone)
@@ -159,7 +158,7 @@ def task_config(
 
 
 def use_backbone(config: Config, name: str) -> None:
-    """Put another backbone into a config, with its channels."""
+    """Replace the backbone of a config, and the channels of its neck or head."""
     backbone, channels = BACKBONES[name]
     if backbone is None:
         return
@@ -173,16 +172,16 @@ def use_backbone(config: Config, name: str) -> None:
 
 
 def _run(config: Config, folder: Path, metrics: dict[str, tuple[str, float]], settings: dict) -> dict:
-    """Train and test in ``folder``, or read what an earlier run found there."""
+    """Train and test in ``folder``, or read the result of an earlier run."""
     result_file = folder / 'result.json'
     if result_file.is_file():
         result = json.loads(result_file.read_text())
         if result['settings'] != settings:
             raise ValueError(
-                f'{folder} holds a run with other settings, {result["settings"]} instead of {settings}: name another '
+                f'{folder} holds a run with other settings, {result["settings"]} instead of {settings}; choose another '
                 '--work-dir'
             )
-        print_log(f'Keeping the results in {folder}', logger='current')
+        print_log(f'Skipping the finished run in {folder}', logger='current')
         return result
     found = train_and_test(config, folder, metrics)
     result = {name: found[name] for name in metrics}
@@ -214,7 +213,7 @@ def _print_table(results: list[dict], work_dir: Path) -> None:
         values = [f'{result[name]:.3f}' if name in result else '' for name in metrics]
         minutes = f'{result["seconds"] / 60:.1f}'
         table.add_row(result['backbone'], result['task'], result['start'], *values, minutes)
-    console = Console(width=max(Console().width, 110))  # the whole table, in a pipe too
+    console = Console(width=max(Console().width, 110))  # the whole table, even in a pipe
     console.print(table)
     for name in ('curves.png', 'predictions.png', 'results.json'):
         console.print(f'{work_dir / name}')
@@ -224,7 +223,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--work-dir', default='work_dirs/transfer', help='folder for results (default: %(default)s)')
     parser.add_argument(
-        '--data', default='data/digit_scenes', help='folder of the scenes, made if missing (default: %(default)s)'
+        '--data', default='data/digit_scenes', help='folder of the scenes, generated if missing (default: %(default)s)'
     )
     parser.add_argument(
         '--backbones',
@@ -232,12 +231,12 @@ def parse_args() -> argparse.Namespace:
         choices=BACKBONES,
         default=['strip-mlp-nano'],
         metavar='NAME',
-        help=f'any of {", ".join(BACKBONES)} (default: the first)',
+        help=f'one or more of {", ".join(BACKBONES)} (default: the first)',
     )
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS), help='default: all')
     parser.add_argument('--starts', nargs='+', choices=STARTS, default=list(STARTS), help='default: both')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of all configs'
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of all configs'
     )
     return parser.parse_args()
 

@@ -1,9 +1,9 @@
-"""A page for the browser: drop a picture, see what a trained classifier, segmentor or detector makes of it.
+"""A web page: drop an image and see the prediction of a trained classifier, segmentor or detector.
 
   python demo/app.py model.onnx                 an exported file (tools/deployment/export.py)
-  python demo/app.py checkpoint.pth config.py   a checkpoint; of classifiers with Grad-CAM
+  python demo/app.py checkpoint.pth config.py   a checkpoint; for classifiers with Grad-CAM
 
-Nothing leaves the machine, and no network is needed. Pictures are read from the page's own folder alone.
+Nothing leaves the machine, and no network is needed. Images are only read from the page's own upload folder.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from mmstrip.utils.checkpoints import fill_model, load_plain_weights_only
 from mmstrip.utils.config import load_config
 
 MAX_FILE = '10mb'
-MAX_PIXELS = 25_000_000  # counted before a picture is decoded
-MAX_SIDE = 1024  # larger pictures are shrunk before they are looked at
-SIDE = 320  # of pictures on the page
-MIN_SCORE = 0.3  # of boxes that are shown, as in mmdet's inferencer
-MAX_WAITING = 16  # requests; one is served at a time
+MAX_PIXELS = 25_000_000  # checked before an image is decoded
+MAX_SIDE = 1024  # pixels; larger images are shrunk before prediction
+SIDE = 320  # pixels, of images on the page
+MIN_SCORE = 0.3  # of boxes to show, as in mmdet's inferencer
+MAX_WAITING = 16  # requests in the queue; one is served at a time
 Predict = Callable[[np.ndarray], object]
 
 
@@ -46,25 +46,25 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', help='exported file, or checkpoint')
     parser.add_argument('config', nargs='?', help="the checkpoint's config file")
-    parser.add_argument('--layer', help="whose maps Grad-CAM weighs (default: the backbone's last norm)")
-    parser.add_argument('--host', default='127.0.0.1', help='address to listen at (default: this machine alone)')
-    parser.add_argument('--port', type=int, default=7860, help='(default: 7860)')
+    parser.add_argument('--layer', help="layer for Grad-CAM (default: the backbone's last norm, else its last layer)")
+    parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: this machine only)')
+    parser.add_argument('--port', type=int, default=7860, help='port to listen on (default: 7860)')
     return parser.parse_args()
 
 
 def open_exported(path: str) -> tuple[str, list[str], Predict]:
-    """An exported file's task, names of classes, and what predicts a picture (H, W, 3) in BGR."""
+    """Task, class names and prediction function of an exported file; images are (H, W, 3) in BGR."""
     file = load(path)
     about = file.about
     if about['task'] not in SHOWN:
-        raise ValueError(f'the page shows {", ".join(SHOWN)}, but {path} holds a {about["task"]}')
+        raise ValueError(f'the page shows a {", ".join(SHOWN)}, but {path} is a {about["task"]}')
     if not about['dynamic_size'] and size_of(about['steps'], about['task'] == 'detector') is None:
         about['steps'].append(dict(type='Resize', scale=about['shape'][::-1]))
     return about['task'], about['classes'], lambda image: file(image)[0]
 
 
 def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, list[str], Predict]:
-    """The same of a checkpoint, as the toolboxes' inferencers predict; classifiers say where they look, too."""
+    """The same for a checkpoint, by the toolboxes' inferencers; classifiers add a Grad-CAM overlay."""
     load_plain_weights_only()
     scope = load_config(config).get('default_scope')
     if scope == 'mmpretrain':
@@ -93,24 +93,35 @@ def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, lis
             return values_of(found.pred_instances)
 
     else:
-        raise ValueError(f'the page shows models of mmpretrain, mmseg and mmdet, but {config} is of {scope}')
+        raise ValueError(f'default_scope of {config} must be mmpretrain, mmseg or mmdet, but is {scope!r}')
     if layer and task != 'classifier':
-        raise ValueError(f'--layer is for classifiers, but {config} is of a {task}')
+        raise ValueError(f'--layer is for classifiers, but {config} is a {task}')
     fill_model(inferencer.model, config, path)
     mmstrip.accelerate(inferencer.model)
     return task, classes, predict
 
 
+def check_prediction(predict: Predict, layer: str | None) -> None:
+    """Predict a black image, so that errors are reported at the start, not on the page."""
+    try:
+        predict(np.zeros((256, 256, 3), np.uint8))
+    except Exception as error:
+        if layer is None:
+            raise
+        raise ValueError(f'--layer must output maps (N, C, H, W), but Grad-CAM fails on {layer}: {error}') from error
+
+
 def find_layer(model, name: str | None):
     layers = dict(model.named_modules())
-    norms = [key for key, layer in layers.items() if key.startswith('backbone.') and is_norm(layer)]
-    if (name or norms[-1]) not in layers:
-        raise ValueError(f'--layer must name a layer, such as {norms[-1]}, but got {name}')
-    return layers[name or norms[-1]]
+    own = [key for key in layers if key.startswith('backbone.')]
+    default = ([key for key in own if is_norm(layers[key])] or own)[-1]
+    if (name or default) not in layers:
+        raise ValueError(f'--layer must be the name of a layer, such as {default}, but got {name}')
+    return layers[name or default]
 
 
 def explain(inferencer, layer, image: np.ndarray) -> dict:
-    """Scores of a picture, and what of it the network saw with the Grad-CAM of the best class over it, RGB."""
+    """Scores of an image, and its preprocessed pixels (RGB) with the Grad-CAM of the best class as an overlay."""
     data = next(iter(inferencer.preprocess([image])))
     seen = np.ascontiguousarray(data['inputs'][0].numpy().transpose(1, 2, 0)[..., ::-1])
     with GradCAM(inferencer.model, [layer]) as cam:
@@ -120,31 +131,31 @@ def explain(inferencer, layer, image: np.ndarray) -> dict:
     return dict(pred_scores=scores, overlay=Image.fromarray(overlay).resize((SIDE, SIDE * len(seen) // len(seen[0]))))
 
 
-def stay_local(host: str, port: int) -> None:
-    """Let this process connect to nothing but the page itself, as Gradio fetches the addresses that it is sent."""
+def block_network(host: str, port: int) -> None:
+    """Allow connections only to the page itself, as Gradio would fetch any URL in a request."""
     own = {host, None, '', 'localhost', '127.0.0.1', '::1', '0.0.0.0', '::'}
 
     def check(event: str, values: tuple) -> None:
         if event == 'socket.getaddrinfo' and values[0] not in own:
-            raise PermissionError(f'the page asks no network for {values[0]}')
+            raise PermissionError(f'the page may not look up {values[0]}')
         if event == 'socket.connect' and isinstance(values[1], tuple) and values[1][1] != port:
-            raise PermissionError(f'the page connects to nothing, but was asked for {values[1]}')
+            raise PermissionError(f'the page may not connect to {values[1]}')
 
     sys.addaudithook(check)
 
 
-def return_memory() -> None:
-    """Let glibc give large blocks back at once; it would keep some hundred MB for each burst of requests."""
+def release_memory() -> None:
+    """Make glibc release large blocks at once; it would keep hundreds of MB after a burst of requests."""
     libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
     if hasattr(libc, 'mallopt'):
         libc.mallopt(-3, 2**20)  # M_MMAP_THRESHOLD, bytes
 
 
-def uploaded(payload: object) -> str | None:
-    """Path of a picture that was uploaded, from what a request says.
+def uploaded_path(payload: object) -> str | None:
+    """Path of an uploaded image in a request.
 
     Raises:
-        gr.Error: It lies outside of the page's folder, or nowhere, which is not told apart.
+        gr.Error: It is not a file in the upload folder; the error does not say which files exist.
     """
     if payload is None:
         return None
@@ -152,26 +163,26 @@ def uploaded(payload: object) -> str | None:
         path = Path(payload['path']).resolve()
         if path.is_relative_to(Path(gr.utils.get_upload_folder()).resolve()) and path.is_file():
             return str(path)
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError):  # of what is no path
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError):  # not a path
         pass
-    raise gr.Error('Only pictures that were uploaded to this page are read: upload it again', print_exception=False)
+    raise gr.Error('This image was not uploaded to this page; upload it again', print_exception=False)
 
 
 class Page(gr.Interface):
-    """Takes uploaded pictures alone, where Gradio reads and fetches paths and addresses that it is sent."""
+    """Accepts only uploaded images; Gradio itself would read any path and fetch any URL in a request."""
 
     async def preprocess_data(self, block_fn, inputs: list, *args, **options) -> list:
         if block_fn.inputs != self.input_components:
             return await super().preprocess_data(block_fn, inputs, *args, **options)
-        return list(map(uploaded, inputs[:1] or [None]))
+        return list(map(uploaded_path, inputs[:1] or [None]))
 
 
 def open_picture(path: str) -> Image.Image:
-    """A picture in RGB, shrunk to :data:`MAX_SIDE`; what is wrong with it is said on the page."""
+    """Open an image in RGB, shrunk to :data:`MAX_SIDE`; errors are shown on the page."""
     try:
         pixels = read_picture(path)
     except ValueError as error:
-        raise gr.Error(f'This file cannot be read as a picture: {error.__cause__}', print_exception=False) from error
+        raise gr.Error(f'This file cannot be read as an image: {error.__cause__}', print_exception=False) from error
     picture = Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     return picture
@@ -192,7 +203,7 @@ def show_masks(picture: Image.Image, labels: np.ndarray, classes: list[str] | No
 
 
 def show_boxes(picture: Image.Image, found: dict, classes: list[str] | None):
-    """Those of a class together, with how many they are."""
+    """Show the boxes of each class together, with their number."""
     labels = np.where(found['scores'] < MIN_SCORE, -1, found['labels'])
     shown = []
     for i in np.unique(labels[labels >= 0]).tolist():
@@ -215,20 +226,20 @@ def show(task: str, predict: Predict, classes: list[str] | None, path: str | Non
     picture = open_picture(path)
     try:
         return SHOWN[task](picture, predict(np.asarray(picture)[..., ::-1].copy()), classes)
-    except Exception as error:  # of any model
-        raise gr.Error(f'This picture cannot be predicted: {error}', print_exception=False) from error
+    except Exception as error:  # each model has its own
+        raise gr.Error(f'Prediction failed: {error}', print_exception=False) from error
 
 
-def distinct(classes: list[str]) -> list[str]:
-    """Names of classes, those that several have with their numbers: ImageNet has two of the name 'crane'."""
+def unique_names(classes: list[str]) -> list[str]:
+    """Class names, with their index if a name occurs twice, like 'crane' in ImageNet."""
     counts = Counter(classes)
     names = [f'{name} ({i})' if counts[name] > 1 else name for i, name in enumerate(classes)]
     return names if len(set(names)) == len(names) else [f'{name} ({i})' for i, name in enumerate(classes)]
 
 
 def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam: bool) -> Page:
-    classes = classes and distinct(classes)
-    picture = gr.Image(type='filepath', sources=['upload', 'clipboard'], label='Picture', height=SIDE)
+    classes = classes and unique_names(classes)
+    picture = gr.Image(type='filepath', sources=['upload', 'clipboard'], label='Image', height=SIDE)
     if task == 'classifier':
         shown = [
             gr.Label(num_top_classes=5, label='Classes'),
@@ -245,7 +256,7 @@ def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam:
         live=True,
         flagging_mode='never',
         analytics_enabled=False,
-        delete_cache=(60, 600),  # seconds: how often to look for files, and how old they may be; some wait that long
+        delete_cache=(60, 600),  # seconds: interval, and age of files to delete; requests may wait that long
     )
 
 
@@ -255,17 +266,16 @@ def main() -> None:
         sys.exit(f'Error: --port must be from 1 to 65535, but got {args.port}')
     is_exported = Path(args.model).suffix in SUFFIXES.values()
     if Path(args.model).suffix == SUFFIXES['torch-export']:
-        sys.exit(f'Error: the page shows .onnx and .xml, as .pt2 files run code, but got {args.model}')
-    if is_exported == bool(args.config):
-        needed = (
-            'exported files have no config beside them' if is_exported else 'a checkpoint needs its config after it'
-        )
-        sys.exit(f'Error: {needed}, but got {args.model} and {args.config}')
+        sys.exit(f'Error: the page opens .onnx and .xml files, not .pt2, which runs code, but got {args.model}')
+    if is_exported and args.config:
+        sys.exit(f'Error: an exported file needs no config, but got {args.config} besides {args.model}')
+    if not is_exported and not args.config:
+        sys.exit(f'Error: a checkpoint needs its config as the second argument, but got only {args.model}')
     if args.layer and is_exported:
-        sys.exit(f'Error: --layer is for checkpoints, but got {args.model}')
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many
-    return_memory()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder is removed
+        sys.exit(f'Error: --layer needs a checkpoint, but got {args.model}')
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow raises at twice that number
+    release_memory()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # leave the with block below: it removes the folder
     with tempfile.TemporaryDirectory(prefix='mmstrip-page-') as folder:
         os.environ['GRADIO_TEMP_DIR'] = folder
         serve(args)
@@ -274,14 +284,14 @@ def main() -> None:
 def serve(args: argparse.Namespace) -> None:
     try:
         opened = open_checkpoint(args.model, args.config, args.layer) if args.config else open_exported(args.model)
-        opened[2](np.zeros((256, 256, 3), np.uint8))  # what cannot be is said here, not on the page
-        stay_local(args.host, args.port)
+        check_prediction(opened[2], args.layer)
+        block_network(args.host, args.port)
         page = build_page(*opened, with_cam=bool(args.config)).queue(max_size=MAX_WAITING, default_concurrency_limit=1)
         page.launch(
             server_name=args.host,
             server_port=args.port,
             max_file_size=MAX_FILE,
-            max_threads=1,  # each keeps memory of its own
+            max_threads=1,  # each thread keeps memory
             show_error=True,
             run_history=False,
             footer_links=['api', 'gradio'],

@@ -1,1 +1,1 @@
-"""The evidence: the trainings behind docs/results.md."""
+"""The evidence: trainings behind docs/results.md."""

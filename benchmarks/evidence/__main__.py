@@ -1,6 +1,6 @@
-"""Train what the paper's claims are tested by, on public images, and draw docs/results.md from the results.
+"""Train networks that test the paper's claims on public images, and write docs/results.md from the results.
 
-Runs that have their JSON in docs/results are not run again, and one that was stopped resumes."""
+Runs that already have a JSON file in docs/results are skipped; interrupted runs resume."""
 
 import argparse
 import signal
@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from .experiments import PARTS, declared
+from .experiments import PARTS, planned_runs
 from .page import write_page
 from .queue import Queue, print_list
 from .run import read_results
@@ -17,19 +17,22 @@ from .run import read_results
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='default: all')
-    parser.add_argument('--jobs', type=int, default=1, help='cores to use; most runs take one each (default: 1)')
-    parser.add_argument('--list', action='store_true', help='print the runs and end')
+    parser.add_argument('--jobs', type=int, default=1, help='cores to use; most runs use one (default: 1)')
+    parser.add_argument('--list', action='store_true', help='print the runs and exit')
     parser.add_argument('--data-root', default='data', help='folder of the data sets (default: %(default)s)')
     parser.add_argument('--work-dir', default='work_dirs/evidence', help='logs and checkpoints (default: %(default)s)')
     parser.add_argument('--results', default='docs/results', help='folder of the results (default: %(default)s)')
-    parser.add_argument('--report', action='store_true', help='draw the page from the results that there are, and end')
+    parser.add_argument('--report', action='store_true', help='write the page from the existing results and exit')
     parser.add_argument('--page', default='docs/results.md', help='page with the tables (default: %(default)s)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f'--jobs must be at least 1, but got {args.jobs}')
+    return args
 
 
 def main() -> None:
     args = parse_args()
-    runs, results = partial(declared, args.parts), Path(args.results)
+    runs, results = partial(planned_runs, args.parts), Path(args.results)
     if args.list:
         found = read_results(results)
         print_list(runs(found), found)
@@ -37,10 +40,10 @@ def main() -> None:
     if args.report:
         print(*write_page(results, Path(args.page), Path(args.work_dir)), sep='\n')
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit('Stopped; the same command resumes'))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit('Stopped; run the same command to resume'))
     left = Queue(runs, results, Path(args.work_dir).absolute(), args.data_root, args.jobs).work()
     if left:
-        sys.exit(f'Error: {left} runs have no result; their logs in {args.work_dir} say why')
+        sys.exit(f'Error: {left} runs have no result; see their logs in {args.work_dir}')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What a training costs, and its validation curve over that."""
+"""Cost of a training, and its validation curve."""
 
 import time
 
@@ -7,12 +7,12 @@ from mmengine.runner import Runner
 
 
 class ClockHook(Hook):
-    """Counts the time of training iterations, reading of images included and validations and saves left out.
+    """Measure the time of training iterations, including data loading, without validation and checkpoints.
 
-    ``runner.message_hub.get_info('clock')`` holds 'seconds' by the clock, 'core_seconds' (processor time of this
-    process, which other programs on the machine do not lengthen), 'images', and 'curve': one dict for each validation,
-    with 'epoch', 'seconds', 'core_seconds' and the metrics. Checkpoints hold it, so that a resumed run
-    goes on counting; what was lost with an interruption is not counted.
+    ``runner.message_hub.get_info('clock')`` holds 'seconds' (wall time), 'core_seconds' (CPU time of this process,
+    independent of other programs), 'images', and 'curve': one dict per validation with 'epoch', 'seconds',
+    'core_seconds' and the metrics. It is saved in checkpoints, so a resumed run continues counting; iterations lost in
+    an interruption are not counted.
     """
 
     priority = 'NORMAL'
@@ -34,13 +34,13 @@ class ClockHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if not hasattr(self, 'clock'):
-            return  # a validation without a training
+            return  # validation without training
         point = dict(epoch=runner.epoch, seconds=self.clock['seconds'], core_seconds=self.clock['core_seconds'])
         point |= {name: float(value) for name, value in metrics.items()}
         self.clock['curve'] = [p for p in self.clock['curve'] if p['epoch'] < runner.epoch] + [point]
 
 
 def _count_images(batch) -> int:
-    """Images in a batch of any toolbox; those of all branches where it has some."""
+    """Images in a batch of any toolbox, in all branches if there are several."""
     inputs = batch['inputs'] if isinstance(batch, dict) else batch[0]
     return sum(map(len, inputs.values())) if isinstance(inputs, dict) else len(inputs)

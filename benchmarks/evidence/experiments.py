@@ -1,4 +1,4 @@
-"""The evidence: trainings on public images that test the paper's claims, as `make evidence` works through them."""
+"""The runs of the evidence: trainings on public images that test the paper's claims (`make evidence`)."""
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
@@ -21,11 +21,10 @@ CALTECH101 = {
     'convnext-tiny': 'comparison/convnext-tiny_1xb32_caltech101-64px.py',
     'swin-tiny': 'comparison/swin-tiny_1xb32_caltech101-64px.py',
 }
-LIKELY_PLACES = ('strip-mlp-tiny-light', 'resnet50')
+LIKELY_BEST = ('strip-mlp-tiny-light', 'resnet50')
 CALTECH101_EPOCHS, CHOOSING_EPOCHS = 12, 3
 
-# Network on Fashion-MNIST -> side of its images, learning rate, epochs of the whole run (1: the network is only tried),
-# precision and threads.
+# Network on Fashion-MNIST -> image side, learning rate, epochs of the full run (1: only tried), precision and threads.
 FASHION_MNIST = {
     'strip-mlp-tiny-light': (32, 1e-3, 1, {}),
     'strip-mlp-nano': (64, 1e-3, 20, {}),
@@ -37,8 +36,8 @@ ABLATIONS = 'strip_mlp/strip-mlp-pico_1xb128_cifar10-64px.py'
 ABLATIONS_EPOCHS, ABLATIONS_CHOOSING_EPOCHS = 5, 1
 ABLATIONS_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 ABLATIONS_SEEDS = tuple(range(6))
-# Variant -> arguments of the backbone. First the network that the others vary, then these in the order of their worth;
-# the first two with the first three seeds are the pilot.
+# Variant -> arguments of the backbone. First the shared network, then its variants, most important first; the first two
+# with the first three seeds are the pilot.
 VARIANTS = {
     'shared': {},
     'channel-patches-1': {'num_patches': 1},
@@ -54,10 +53,10 @@ class Task(NamedTuple):
     """A detector or segmentor of part 4.
 
     Attributes:
-        epochs: Of a whole run.
-        choosing_epochs: Of one that chooses the learning rate.
-        image: Channels, height and width that multiply-adds are counted at.
-        metrics: See :class:`Run`, the main one first.
+        epochs: Epochs of a full run.
+        choosing_epochs: Epochs of a run that chooses the learning rate.
+        image: Channels, height and width for counting multiply-adds.
+        metrics: See :class:`Run`, main metric first.
         models: Backbone -> its config.
     """
 
@@ -105,7 +104,7 @@ CAMVID_CHOOSING_EPOCHS = 8
 CIFAR10 = 'strip_mlp/strip-mlp-tiny-light_caltech101-pre_1xb64_cifar10-64px.py'
 
 DIGIT_SCENES = 'segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py'
-# What was tried to find out why the segmentor of digit scenes is poor -> options.
+# Change that was tried to find out why the segmentor of digit scenes is poor -> options.
 DIGIT_SCENES_TRIALS = {
     'as-it-is': {},
     'four-times-the-epochs': {EPOCHS: 20, 'param_scheduler.1.end': 20},
@@ -119,15 +118,15 @@ DIGIT_SCENES_TRIALS = {
 
 
 def caltech101(results: Results) -> list[Run]:
-    """Part 1: Strip-MLP-T* against its peers, from scratch: for each, short runs that choose its rate, then seed 0."""
+    """Part 1: Strip-MLP-T* and its peers from scratch; for each, short runs that choose the rate, then seed 0."""
     return [run for runs in caltech101_runs(results) for run in runs]
 
 
 def caltech101_seeds(results: Results) -> list[Run]:
-    """Part 1: further seeds of the first two on the held-out images."""
+    """Part 1: further seeds of the two models that are best on the held-out images."""
     first = [runs[-1] for runs in caltech101_runs(results)]
-    best = first_places(first, results, 2)
-    places = best or LIKELY_PLACES  # until they are known, for the estimate of the time
+    best = best_models(first, results, 2)
+    places = best or LIKELY_BEST  # until they are known, for the time estimate
     chosen = [run for run in first if run.name.rpartition('_')[0] in places]
     return [
         replace(run, name=f'{run.name[:-1]}{seed}', seed=seed, waits=run.waits or not best)
@@ -137,34 +136,34 @@ def caltech101_seeds(results: Results) -> list[Run]:
 
 
 def caltech101_runs(results: Results) -> list[list[Run]]:
-    """For each model those that choose its learning rate, then seed 0."""
+    """For each model, the runs that choose its learning rate, then seed 0."""
     models = []
     for model, config in CALTECH101.items():
         run = Run('caltech101', f'{model}_seed0', config, TOP1, {EPOCHS: CALTECH101_EPOCHS})
-        choosing = choose_rate(run, model, RATES, CHOOSING_EPOCHS)
-        models.append([*choosing, with_rate(run, choosing, results)])
+        choosing = rate_runs(run, model, RATES, CHOOSING_EPOCHS)
+        models.append([*choosing, with_best_rate(run, choosing, results)])
     return models
 
 
 def fashion_mnist(results: Results) -> list[Run]:
-    """Part 2, a figure that anyone can check: networks and sizes of images tried for one epoch, then the small ones."""
+    """Part 2, easy to reproduce: networks and image sizes tried for one epoch, then full runs of the small ones."""
     runs = []
     for model, (side, rate, epochs, how) in FASHION_MNIST.items():
         config = f'strip_mlp/{model}_1xb64_fashion-mnist-{side}px.py'
         options = {EPOCHS: epochs, RATE: rate}
         run = Run('fashion-mnist', f'{model}_seed0', config, TOP1, options, image=(3, side, side), **how)
-        choosing = choose_rate(run, model, [rate], FASHION_MNIST_CHOOSING_EPOCHS)
+        choosing = rate_runs(run, model, [rate], FASHION_MNIST_CHOOSING_EPOCHS)
         runs += choosing
         if epochs > FASHION_MNIST_CHOOSING_EPOCHS:
-            runs.append(with_rate(run, choosing, results))
+            runs.append(with_best_rate(run, choosing, results))
     return runs
 
 
 def ablations(results: Results) -> list[Run]:
-    """Part 3: what the paper's Tables 6 to 9 vary, with six seeds each, at the rate of the shared network."""
+    """Part 3: ablations of the paper's Tables 6 to 9, six seeds each, at the learning rate of the shared network."""
     run = Run('ablations', '', ABLATIONS, TOP1, {EPOCHS: ABLATIONS_EPOCHS}, amp='bfloat16')
-    choosing = choose_rate(run, 'pico', ABLATIONS_RATES, ABLATIONS_CHOOSING_EPOCHS)
-    rated = with_rate(run, choosing, results)
+    choosing = rate_runs(run, 'pico', ABLATIONS_RATES, ABLATIONS_CHOOSING_EPOCHS)
+    rated = with_best_rate(run, choosing, results)
     shared, first, *others = VARIANTS
     order = [(variant, seed) for seed in ABLATIONS_SEEDS for variant in (shared, first)]
     order += [(variant, seed) for variant in others for seed in ABLATIONS_SEEDS]
@@ -187,8 +186,8 @@ def transfer(results: Results) -> list[Run]:
                 run = Run('transfer', name, config, task.metrics, options, image=task.image)
                 if start == 'classifier':
                     run = replace(run, start=f'caltech101/{model}_seed0')
-                choosing = choose_rate(run, name, RATES, task.choosing_epochs)
-                runs += [*choosing, with_rate(run, choosing, results)]
+                choosing = rate_runs(run, name, RATES, task.choosing_epochs)
+                runs += [*choosing, with_best_rate(run, choosing, results)]
     return runs
 
 
@@ -219,7 +218,7 @@ def camvid_recipes(results: Results) -> list[Run]:
 def cifar10(results: Results) -> list[Run]:
     """Part 4: a classifier of CIFAR-10 as JPEG, from that of Caltech-101 and from scratch.
 
-    The learning rate that was chosen on Caltech-101 serves both.
+    Both use the learning rate chosen on Caltech-101.
     """
     caltech101_rate = caltech101_runs(results)[0][-1].options.get(RATE)
     options = {EPOCHS: 2, RATE: caltech101_rate}
@@ -234,8 +233,8 @@ def digit_scenes(results: Results) -> list[Run]:
     return [replace(run, name=name, options={EPOCHS: 5, **options}) for name, options in DIGIT_SCENES_TRIALS.items()]
 
 
-def choose_rate(run: Run, name: str, rates: Iterable[float], epochs: int) -> list[Run]:
-    """Short runs that choose a learning rate for a whole one."""
+def rate_runs(run: Run, name: str, rates: Iterable[float], epochs: int) -> list[Run]:
+    """Short runs that choose the learning rate of a full run."""
     return [
         replace(
             run, choosing=True, name=f'choose_{name}_lr{rate:g}', options={**run.options, EPOCHS: epochs, RATE: rate}
@@ -244,16 +243,16 @@ def choose_rate(run: Run, name: str, rates: Iterable[float], epochs: int) -> lis
     ]
 
 
-def with_rate(run: Run, choosing: list[Run], results: Results) -> Run:
-    """A run with the settings that were best in short runs; it waits until all of them have been tried."""
+def with_best_rate(run: Run, choosing: list[Run], results: Results) -> Run:
+    """A run with the settings of the best short run; it waits until all of these are done."""
     if not all(is_done(run, results) for run in choosing):
         return replace(run, waits=True)
     best = max(choosing, key=lambda one: results[one.key][next(iter(one.metrics))])
     return replace(run, config=best.config, image=best.image, options={**best.options, EPOCHS: run.options[EPOCHS]})
 
 
-def first_places(runs: list[Run], results: Results, count: int) -> set[str] | None:
-    """The models whose runs are best at their last validation, on held-out images; None while one is missing."""
+def best_models(runs: list[Run], results: Results, count: int) -> set[str] | None:
+    """The best models by their last validation on held-out images; None while a result is missing."""
     if not all(is_done(run, results) for run in runs):
         return None
     metric = next(iter(runs[0].metrics))
@@ -261,7 +260,7 @@ def first_places(runs: list[Run], results: Results, count: int) -> set[str] | No
     return {run.name.rpartition('_')[0] for run in order[:count]}
 
 
-# In the order in which they are worth most.
+# Most important first.
 PLAN: list[tuple[str, Callable[[Results], list[Run]]]] = [
     ('caltech101', caltech101),
     ('fashion-mnist', fashion_mnist),
@@ -275,11 +274,11 @@ PLAN: list[tuple[str, Callable[[Results], list[Run]]]] = [
 PARTS = tuple(dict.fromkeys(part for part, _ in PLAN))
 
 
-def declared(parts: Collection[str], results: Results) -> list[Run]:
-    """All runs of some parts, in their order; settings that hang on others' results too.
+def planned_runs(parts: Collection[str], results: Results) -> list[Run]:
+    """All runs of some parts, in order; some settings depend on the results of other runs.
 
     Args:
         parts: Names from ``PARTS``.
-        results: What :func:`read_results` gives.
+        results: See :func:`read_results`.
     """
     return [run for part, runs in PLAN if part in parts for run in runs(results)]

@@ -1,9 +1,9 @@
-"""How long the evidence takes on one machine: two cores of an AMD EPYC, as of docs/results.md."""
+"""Expected duration of the runs on two cores of an AMD EPYC; see docs/results.md."""
 
 from .experiments import EPOCHS
 from .run import Run
 
-# Config -> minutes of one core for an epoch, about.
+# Config -> approximate minutes per epoch on one core.
 MINUTES = {
     'strip_mlp/strip-mlp-tiny-light_1xb32_caltech101-64px.py': 1.6,
     'comparison/resnet18_1xb32_caltech101-64px.py': 1.2,
@@ -24,5 +24,5 @@ MINUTES = {
 
 
 def expected_minutes(run: Run) -> float:
-    """Minutes of one core; of an unknown config, a minute an epoch."""
+    """Minutes on one core; one minute per epoch for an unknown config."""
     return MINUTES.get(run.config, 1) * run.options[EPOCHS]

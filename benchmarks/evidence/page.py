@@ -1,4 +1,4 @@
-"""docs/results.md: tables and plots, drawn from the JSON of the runs alone."""
+"""docs/results.md: tables and plots from the JSON files of the runs."""
 
 import re
 import shutil
@@ -26,9 +26,9 @@ from .paired import count_needed, half_width, interval, paired_differences
 from .run import Results, read_results
 
 MISSING, UNMEASURED = 'not yet run', 'not yet measured'
-_SHEET_WIDTH = 1400  # pixels, of pictures of predictions
-# Variant -> its name in the table, what the paper claims of the shared network over it (None: it is no better), and the
-# paper's difference on Caltech-101 and CIFAR-100 at 224 px, 300 epochs.
+_SHEET_WIDTH = 1400  # pixels, of sheets of predictions
+# Variant -> name in the table, the paper's claim about the shared network over it (None: not better), and the paper's
+# difference on Caltech-101 and CIFAR-100 at 224 px, 300 epochs.
 ABLATIONS = {
     'channel-patches-1': ('channel patches: 1', 'C/4 channel patches are better than one', '+1.16, +1.47'),
     'branches-lsmm': ('branches: LSMM alone', 'both branches are better than LSMM alone', 'clearly better'),
@@ -42,7 +42,7 @@ ABLATIONS = {
     'strip-width-7': ('strip width: 7', None, 'saturated'),
 }
 PILOT = 'channel-patches-1', ABLATIONS_SEEDS[:3]
-# Pictures below a table, where they have been drawn.
+# Pictures below a table, if they exist.
 PICTURES = {
     'caltech101': (
         ('results_caltech101.png', 'Validation accuracy over epochs and minutes, seed 0'),
@@ -60,19 +60,19 @@ PICTURES = {
 def write_page(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
     """Fill in the tables of a page and draw its plots.
 
-    Between ``<!-- results: NAME -->`` and ``<!-- end -->``, the page gets the table NAME and its pictures, which are in
-    ``images/`` beside it. What has not been run is named so.
+    The table NAME and its pictures, from ``images/`` beside the page, go between ``<!-- results: NAME -->`` and
+    ``<!-- end -->``. Missing runs are marked.
 
     Args:
         results_dir: Folder of the results, ``{part}/{name}.json``.
-        page: Markdown file with such marks.
-        work_dir: Folder of the runs, ``{part}/{name}/``; pictures of predictions are taken from it, where it has them.
+        page: Markdown file with these marks.
+        work_dir: Folder of the runs, ``{part}/{name}/``, for pictures of predictions, if it has them.
 
     Returns:
         The files that were written.
 
     Raises:
-        ValueError: The page asks for a table that there is not.
+        ValueError: The page has a mark for an unknown table.
     """
     results = read_results(results_dir)
     images = page.parent / 'images'
@@ -85,7 +85,7 @@ def write_page(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
     def fill(match: re.Match) -> str:
         name = match.group(1)
         if name not in TABLES:
-            raise ValueError(f'{page}: tables are {", ".join(TABLES)}, but it asks for {name!r}')
+            raise ValueError(f'{page}: the mark "results: {name}" must name one of {", ".join(TABLES)}')
         shown = [f'![{title}](images/{file})' for file, title in PICTURES.get(name, ()) if (images / file).is_file()]
         content = '\n\n'.join([TABLES[name](results), *shown])
         return f'<!-- results: {name} -->\n{content}\n<!-- end -->'
@@ -96,12 +96,12 @@ def write_page(results_dir: Path, page: Path, work_dir: Path) -> list[Path]:
 
 
 def _seeds(results: Results, prefix: str, seeds: Sequence[int] = SEEDS) -> list[dict]:
-    """Results of one setting with several seeds."""
+    """Results of one setting for several seeds."""
     return [results[key] for seed in seeds if (key := f'{prefix}_seed{seed}') in results]
 
 
 def _mean(runs: list[dict]) -> str:
-    """Mean top-1, and standard deviation where there are several, in percent."""
+    """Mean top-1 and, for several runs, standard deviation, in percent."""
     values = [100 * run['top-1'] for run in runs]
     if not values:
         return MISSING
@@ -135,19 +135,19 @@ def _caltech101_table(results: Results) -> str:
 
 
 def _speed(results: Results, model: str) -> float | None:
-    """Training images of one core in a second, of all models measured in turns on one machine."""
+    """Training images per second on one core, measured for all models in turns on one machine."""
     measured = results.get('speed/benchmark', {}).get('results', [])
     found = [one['images_per_second'] for one in measured if one['label'].partition(' @')[0] == model]
     return found[0] if found else None
 
 
 def _epoch_minutes(run: dict, speed: float) -> float:
-    """Minutes of an epoch at a speed that is common to all runs, as they may have been on several machines."""
+    """Minutes per epoch at the speed measured on one machine, as runs may have used several."""
     return run['images'] / run['epochs'] / speed / 60
 
 
 def _choices_table(results: Results) -> str:
-    """What learning rates were chosen by."""
+    """Results that learning rates were chosen by."""
     choosing = {key: result for key, result in sorted(results.items()) if '/choose_' in key}
     if not choosing:
         return MISSING
@@ -199,12 +199,12 @@ def _ablation_row(results: Results, variant: str) -> list:
 
 
 def _verdict(gain: float, error: float) -> str:
-    """What a 95 % interval of the difference says of a claim that it is above 0."""
+    """Verdict on the claim that a difference is above 0, from its 95 % interval."""
     return 'confirmed' if gain > error else 'contradicted' if gain < -error else 'not decided at this budget'
 
 
 def _pilot(results: Results) -> str:
-    """What the standard deviation of the pilot says of the seeds that are needed."""
+    """Standard deviation of the pilot, and the number of seeds that follows from it."""
     variant, seeds = PILOT
     shared, other = (_by_seed(results, name) for name in ('shared', variant))
     if not all(seed in shared and seed in other for seed in seeds):
@@ -331,7 +331,7 @@ def _plot_transfer(results: Results, images: Path) -> Path | None:
 
 
 def _copy_confusion_matrix(work_dir: Path, images: Path) -> Path | None:
-    """That of the first model of part 1."""
+    """Confusion matrix of the first model of part 1."""
     found = sorted((work_dir / 'caltech101' / f'{next(iter(CALTECH101))}_seed0').glob('*/confusion_matrix.png'))
     if not found:
         return None
@@ -341,12 +341,12 @@ def _copy_confusion_matrix(work_dir: Path, images: Path) -> Path | None:
 
 
 def _draw_predictions(task: str, work_dir: Path, images: Path) -> Path | None:
-    """Truth and prediction on six test images, two in a row, of the first backbone from its classifier."""
+    """Truth and prediction on six test images, two per row, of the first backbone from its classifier."""
     folder = work_dir / 'transfer' / transfer_name(task, next(iter(TRANSFER[task].models)), 'classifier') / 'pictures'
     files = sorted(folder.glob('*.png'))
     if not files:
         return None
-    pictures = [mmcv.imread(file) for file in files[:: max(len(files) // 6, 1)][:6]]  # of all sequences of CamVid
+    pictures = [mmcv.imread(file) for file in files[:: max(len(files) // 6, 1)][:6]]  # from all sequences of CamVid
     height, width = pictures[0].shape[:2]
     cells = np.full((-(-len(pictures) // 2), 2, height, width, 3), 255, np.uint8)
     for cell, picture in zip(cells.reshape(-1, height, width, 3), pictures):

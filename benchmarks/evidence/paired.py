@@ -1,4 +1,4 @@
-"""Paired differences: two networks trained with the same seeds, judged by Student's t distribution."""
+"""Paired differences between two networks trained with the same seeds, with Student's t distribution."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
@@ -22,7 +22,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def half_width(deviation: float, count: int) -> float:
-    """Half the width of the 95 % interval of a mean of 2 to 16 values with that standard deviation."""
+    """Half the width of the 95 % interval of a mean of 2 to 16 values with this standard deviation."""
     return QUANTILES[count - 2] * deviation / count**0.5
 
 

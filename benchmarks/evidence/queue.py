@@ -1,4 +1,4 @@
-"""The scheduler of the evidence: works through runs on some cores, and says how far it is."""
+"""The scheduler of the evidence: runs trainings on several cores and reports progress."""
 
 import json
 import os
@@ -15,14 +15,14 @@ from .run import Results, Run, is_done, read_results, settings_of
 
 
 class Queue:
-    """Works through runs, each in a process of its own.
+    """Execute runs, each in its own process.
 
     Args:
-        runs: Gives the runs for the results that there are.
-        results: Folder of the results, ``{part}/{name}.json``; a run that has its own there is not run again.
-        work_dir: Folder of logs and checkpoints, ``{part}/{name}/``; a run that was stopped resumes from there.
-        data_root: Folder that stands for ``data/`` of the configs.
-        jobs: Cores to use; a run begins when one is free.
+        runs: Returns the runs, given the existing results.
+        results: Folder of the results, ``{part}/{name}.json``; a run with a result is skipped.
+        work_dir: Folder of logs and checkpoints, ``{part}/{name}/``; interrupted runs resume from there.
+        data_root: Folder that replaces ``data/`` of the configs.
+        jobs: Cores to use. A run starts when one is free. Defaults to 1.
     """
 
     def __init__(
@@ -31,13 +31,13 @@ class Queue:
         self.runs, self.results, self.work_dir, self.data_root, self.jobs = runs, results, work_dir, data_root, jobs
         self.active: dict[str, tuple[Run, subprocess.Popen, float]] = {}
         self.failed: set[str] = set()
-        self.spent = self.expected = 0.0  # minutes of cores, of the runs that have ended here
+        self.spent = self.expected = 0.0  # core minutes of finished runs
 
     def work(self, report_every: float = 300.0) -> int:
-        """Run all that have no result; the number of those that failed or could not begin.
+        """Execute all runs without a result; return the number of those that failed or could not start.
 
         Args:
-            report_every: Seconds between two lines on what is going on. Defaults to 300.
+            report_every: Seconds between progress reports. Defaults to 300.
         """
         reported = time.monotonic()
         try:
@@ -60,11 +60,11 @@ class Queue:
     def _left(self) -> list[Run]:
         results = read_results(self.results)
         left = [run for run in self.runs(results) if not is_done(run, results)]
-        ended = [run for run in left if run.key not in self.active and self._take_over(run)]
+        ended = [run for run in left if run.key not in self.active and self._adopt_result(run)]
         return self._left() if ended else left
 
-    def _take_over(self, run: Run) -> bool:
-        """Copy the result of a run that has ended without being waited for, if there is one."""
+    def _adopt_result(self, run: Run) -> bool:
+        """Copy the result of a run that finished without this queue, if there is one; return whether there was."""
         file = self.work_dir / run.key / 'result.json'
         result = json.loads(file.read_text()) if file.is_file() else {}
         same = result.get('settings') == run.settings
@@ -73,7 +73,7 @@ class Queue:
         return same
 
     def _next(self) -> Run | None:
-        """The first one that can begin; before it, again, the one whose checkpoint it starts from, if that is gone."""
+        """The first run that can start, or the run whose checkpoint it starts from, if that is missing."""
         waiting = self.failed | set(self.active)
         for run in self._left():
             if run.waits or run.key in waiting:
@@ -87,7 +87,7 @@ class Queue:
         return None
 
     def _checkpoint(self, key: str | None) -> str | None:
-        """Last checkpoint of a run that has ended."""
+        """Last checkpoint of a finished run."""
         if key is None or not (self.work_dir / key / 'result.json').is_file():
             return None
         checkpoint = (self.work_dir / key / 'last_checkpoint').read_text()
@@ -96,26 +96,26 @@ class Queue:
     def _start(self, run: Run) -> None:
         folder = self.work_dir / run.key
         described = dict(run=asdict(run), data_root=str(self.data_root), checkpoint=self._checkpoint(run.start))
-        self._keep_if_same(folder, run)
+        self._set_aside_other_settings(folder, run)
         write_json(folder / 'run.json', described)
         self.active[run.key] = run, self._launch(folder, folder / 'log.txt', run.threads), time.monotonic()
-        print(f'{run.key} begins, log: {folder / "log.txt"}', flush=True)
+        print(f'{run.key} started, log: {folder / "log.txt"}', flush=True)
 
     def _launch(self, folder: Path, log: Path, threads: int) -> subprocess.Popen:
-        """The process that executes the run that a folder describes."""
+        """Start a process for the run described in a folder."""
         with log.open('a') as output:
             command = [sys.executable, '-m', 'benchmarks.evidence.run', str(folder)]
             environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
             return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
-    def _keep_if_same(self, folder: Path, run: Run) -> None:
-        """Put aside what runs with other settings have left in a work dir, so that it is not resumed."""
+    def _set_aside_other_settings(self, folder: Path, run: Run) -> None:
+        """Rename a work dir of a run with other settings, so that it is not resumed."""
         file = folder / 'run.json'
         if file.is_file() and settings_of(json.loads(file.read_text())['run']) != run.settings:
             folder.rename(folder.with_name(f'{folder.name}.old-{time.time():.0f}'))
 
     def _collect(self) -> bool:
-        """Take over the results of runs that have ended; whether there was one."""
+        """Collect the results of finished runs; return whether there were any."""
         ended = [key for key, (_, process, _) in self.active.items() if process.poll() is not None]
         for key in ended:
             run, process, began = self.active.pop(key)
@@ -130,11 +130,11 @@ class Queue:
             result = json.loads(file.read_text())
             write_json(self.results / f'{key}.json', result)
             found = ', '.join(f'{name} {result[name]:.4f}' for name in run.metrics)
-            print(f'{key} has ended after {minutes:.1f} minutes: {found}', flush=True)
+            print(f'{key} finished after {minutes:.1f} minutes: {found}', flush=True)
         return bool(ended)
 
     def _progress(self) -> str:
-        """How far it is, and the time left over all of it, at the pace of the runs that have ended."""
+        """Progress and ETA of all runs, at the pace of the finished ones."""
         results = read_results(self.results)
         runs = self.runs(results)
         done = sum(is_done(run, results) for run in runs)
@@ -157,13 +157,13 @@ def _last_line(file: Path) -> str:
 
 
 def print_list(runs: list[Run], results: Results) -> None:
-    """One line for each run: its state, its figures or what it will take."""
+    """Print one line per run: its metrics, or its expected duration."""
     for run in runs:
         if is_done(run, results):
             state = ', '.join(f'{name} {results[run.key][name]:.4f}' for name in run.metrics)
         else:
-            state = 'waits for others' if run.waits else f'about {expected_minutes(run):.0f} minutes'
+            state = 'waits for other runs' if run.waits else f'about {expected_minutes(run):.0f} minutes'
         print(f'{run.key:50} {state}')
     left = sum(expected_minutes(run) for run in runs if not is_done(run, results)) / 60
     done = sum(is_done(run, results) for run in runs)
-    print(f'{done} of {len(runs)} runs done, about {left:.1f} hours of one core left')
+    print(f'{done} of {len(runs)} runs done, about {left:.1f} hours left on one core')

@@ -1,4 +1,4 @@
-"""A training from start to test that leaves what it found and what it cost as JSON, and resumes after interruptions."""
+"""Train and test a config, resume after interruptions, and write results and cost as JSON."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from ..machine import cpu_name
 from ..results import as_json, write_json
 from .clock import ClockHook
 
-PADDING = (1, 32, 128)  # pixels; sides are padded to multiples of them
+PADDING = (1, 32, 128)  # pixels; sides are padded to multiples of these
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 Metrics = dict[str, tuple[str, float]]
@@ -34,21 +34,21 @@ Results = dict[str, dict]
 
 @dataclass(frozen=True)
 class Run:
-    """A training and how it is judged.
+    """A training and its metrics.
 
     Attributes:
-        part: Part of the evidence that it belongs to.
-        name: Its own name; ``{part}/{name}.json`` holds its result.
-        config: Config file, below ``configs/``.
-        metrics: Name of each metric in tables -> its name in the log and what a value of 1 is there.
-        options: Dotted keys and values that override parts of the config.
+        part: Part of the evidence.
+        name: Name of the run; its result is ``{part}/{name}.json``.
+        config: Config file, relative to ``configs/``.
+        metrics: Name of each metric in tables -> its name in the log and the value there that means 1.
+        options: Dotted keys and values that override the config.
         seed: Defaults to 0.
         start: ``{part}/{name}`` of the run whose last checkpoint the backbone starts from; None: from scratch.
-        choosing: It chooses settings: the metrics are those of its last validation, and it cannot read test images.
-        image: Channels, height and width that params and FLOPs are counted at.
-        waits: What it waits for has not been run yet, so that its settings are not known.
-        amp: Precision, as of :func:`mmstrip.engine.precision.amp_dtype`; None: float32.
-        threads: Cores that it uses.
+        choosing: Whether the run chooses settings: it never reads test images, and is judged by its last validation.
+        image: Channels, height and width for counting params and FLOPs.
+        waits: Whether its settings depend on runs that are not done yet.
+        amp: Precision, see :func:`mmstrip.engine.precision.amp_dtype`; None: float32.
+        threads: Number of cores.
     """
 
     part: str
@@ -70,26 +70,26 @@ class Run:
 
     @property
     def settings(self) -> dict:
-        """What its result depends on, as JSON has it."""
+        """What the result depends on, as JSON values."""
         return settings_of(as_json(asdict(self)))
 
     @property
     def command(self) -> str:
-        """The command that trains the same by itself."""
+        """The command that reproduces the training."""
         settings = {**self.options, **_seed(self.seed)}
-        options = ' '.join(f"'{key}={_written(value)}'" for key, value in settings.items())
+        options = ' '.join(f"'{key}={_option_value(value)}'" for key, value in settings.items())
         amp = f' --amp {self.amp}' if self.amp else ''
         return f'python tools/train.py configs/{self.config}{amp} --cfg-options {options}'
 
 
 def settings_of(described: dict) -> dict:
-    """What a run's result depends on, of the run as a dict."""
+    """What a run's result depends on, from the run as a dict."""
     names = ('config', 'options', 'seed', 'start', 'choosing', 'metrics')
     return {name: described[name] for name in names} | ({'amp': described['amp']} if described.get('amp') else {})
 
 
 def is_done(run: Run, results: Results) -> bool:
-    """Whether a run has its result, of the same settings."""
+    """Whether a run has a result with the same settings."""
     return run.key in results and results[run.key]['settings'] == run.settings
 
 
@@ -102,7 +102,7 @@ def _seed(seed: int) -> dict:
     return {'randomness.seed': seed}
 
 
-def _written(value) -> str:
+def _option_value(value) -> str:
     return str(value).replace(' ', '').replace("'", '"')
 
 
@@ -112,20 +112,20 @@ def execute(run: Run, folder: Path, data_root: str, checkpoint: str | None = Non
     Args:
         run: The run.
         folder: Work dir.
-        data_root: Folder that stands for ``data/`` of the configs.
+        data_root: Folder that replaces ``data/`` of the configs.
         checkpoint: Classifier that the backbone starts from; None: from scratch.
 
     Returns:
-        'settings', 'command', the metrics, 'epochs', 'curve' (one dict for each validation: 'epoch', 'minutes',
-        'core_minutes', metrics), 'images' trained on, 'minutes' and 'core_minutes' of training without validations,
-        'images_per_second' of one core, 'params', 'flops' (multiply-adds at ``run.image``), the machine, and for
-        detectors and segmentors 'padding' of :func:`train_and_test`.
+        'settings', 'command', the metrics, 'epochs', 'curve' (one dict per validation: 'epoch', 'minutes',
+        'core_minutes', metrics), number of training 'images', 'minutes' and 'core_minutes' of training without
+        validation, 'images_per_second' on one core, 'params', 'flops' (multiply-adds at ``run.image``), the machine,
+        and for detectors and segmentors 'padding' of :func:`train_and_test`.
 
     Raises:
         FileNotFoundError: A folder of images is missing.
     """
     config = load_config(str(CONFIGS / run.config), {**run.options, **_seed(run.seed)})
-    place_data(config, data_root)
+    set_data_root(config, data_root)
     set_train_amp(config, run.amp)
     if checkpoint:
         config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
@@ -140,8 +140,8 @@ def execute(run: Run, folder: Path, data_root: str, checkpoint: str | None = Non
     return result
 
 
-def place_data(config: Config, data_root: str) -> None:
-    """Let ``data_root`` stand for ``data/`` in datasets and evaluators."""
+def set_data_root(config: Config, data_root: str) -> None:
+    """Replace ``data/`` by ``data_root`` in datasets and evaluators."""
 
     def placed(path):
         return os.path.join(data_root, path[5:]) if isinstance(path, str) and path.startswith('data/') else path
@@ -156,7 +156,7 @@ def place_data(config: Config, data_root: str) -> None:
 
 
 def model_size(config: Config, image: Sequence[int]) -> tuple[int, int]:
-    """Parameters, and multiply-adds of one image."""
+    """Number of parameters, and multiply-adds for one image."""
     init_default_scope(config.default_scope)
     model = config.model.copy()
     model.backbone = {**model.backbone, 'init_cfg': None}
@@ -166,20 +166,19 @@ def model_size(config: Config, image: Sequence[int]) -> tuple[int, int]:
 
 
 def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int = 25, padding: bool = False) -> dict:
-    """Train a config in ``folder``, resuming what is there, and test it once; without a test set: validate it.
+    """Train a config in ``folder``, resuming what is there, and test it once, or validate it without a test set.
 
     Args:
-        config: A whole config.
-        folder: Work dir; detectors and segmentors leave some test images with their truth and prediction in
-            ``pictures/`` there.
+        config: A complete config.
+        folder: Work dir; detectors and segmentors write some test images with truth and prediction to ``pictures/``.
         metrics: See :class:`Run`.
-        interval: Test images from one such picture to the next. Defaults to 25.
-        padding: At the end, also validate a detector or segmentor without padding, with little and with much.
+        interval: Draw every n-th test image. Defaults to 25.
+        padding: Also validate a detector or segmentor with padded images at the end. Defaults to False.
 
     Returns:
-        The metrics, 'epochs', 'curve', 'minutes', 'core_minutes' and 'images_per_second', as of :func:`execute`; with
+        The metrics, 'epochs', 'curve', 'minutes', 'core_minutes' and 'images_per_second', see :func:`execute`; with
         ``padding``, 'padding': the metrics on validation images padded to multiples of :data:`PADDING` pixels, and
-        'padding_ignored': the same with the backbone's averages over the images alone, where it has the argument.
+        'padding_ignored': the same with the backbone's ``ignore_padding``, if it has that argument.
     """
     config.work_dir = str(folder)
     config.resume = 'auto'
@@ -190,7 +189,7 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int
     runner.train()
     clock = runner.message_hub.get_info('clock')
     if not clock['curve'] or clock['curve'][-1]['epoch'] < runner.epoch:
-        runner.val()  # it was stopped between its last checkpoint and its last validation
+        runner.val()  # interrupted between its last checkpoint and its last validation
     final = runner.test() if config.get('test_cfg') is not None else clock['curve'][-1]
     curve = [_point(point, metrics) for point in clock['curve']]
     result = _values(final, metrics) | dict(epochs=runner.max_epochs, curve=curve) | _cost(clock)
@@ -205,7 +204,7 @@ def train_and_test(config: Config, folder: Path, metrics: Metrics, interval: int
 
 
 def _validate_padded(runner: Runner, divisor: int) -> dict:
-    """Metrics on validation images that are padded on the right and at the bottom to multiples of ``divisor``."""
+    """Metrics on validation images padded on the right and at the bottom to multiples of ``divisor``."""
     preprocessor = unwrap_model(runner.model).data_preprocessor
     if hasattr(preprocessor, 'test_cfg'):  # mmseg's
         preprocessor.test_cfg = dict(size_divisor=divisor)
@@ -235,7 +234,7 @@ def _cost(clock: dict) -> dict:
 
 
 def machine() -> dict:
-    """What ran a training, and the processes that waited for its processors at the end, mean over 15 minutes."""
+    """The machine of a training, and its 15-minute load average at the end."""
     return dict(
         cpu=cpu_name(),
         cores=os.cpu_count(),
@@ -248,7 +247,7 @@ def machine() -> dict:
 
 
 def execute_described(folder: Path) -> None:
-    """What a process of the queue does: the folder holds ``run.json``, a run and the arguments of :func:`execute`."""
+    """Execute the run in a folder's ``run.json``, which also holds the arguments of :func:`execute`."""
     described = json.loads((folder / 'run.json').read_text())
     options = described['run']['options']
     for key, value in options.items():

@@ -1,4 +1,4 @@
-"""Layers whose graphs are right at the size alone that they were traced at, in a form that is right at any size."""
+"""Size-independent forms of layers whose traced graphs would only be correct at one size."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from ..models.windows import is_exporting
 
 
 def prepare(model: nn.Module) -> None:
-    """Let layers of a segmentor that cannot be exported at any size take another form while the tracer looks on."""
+    """Make layers of a segmentor that tie a graph to one size use another form while they are traced."""
     for layer in model.modules():
         form = _form_of(layer)
         if form is not None:
@@ -30,20 +30,20 @@ def _form_of(layer: nn.Module):
 
 
 def _upsample(layer: nn.Module, x: Tensor) -> Tensor:
-    """mmseg's Upsample computes sizes by ``int(side * 2.0)``, which the tracer takes for constants."""
+    """mmseg's Upsample computes sizes as ``int(side * 2.0)``, which the tracer makes constants."""
     size = [side * int(layer.scale_factor) for side in x.shape[2:]]
     return F.interpolate(x, size, mode=layer.mode, align_corners=layer.align_corners)
 
 
 def _pool(layer: nn.AdaptiveAvgPool2d, x: Tensor) -> Tensor:
-    """Means of bins that depend on the size, as products with their weights: runtimes have no pooling of that kind."""
+    """Adaptive average pooling as matrix products; runtimes have no such pooling for dynamic sizes."""
     height, width = nn.modules.utils._pair(layer.output_size)
     rows, columns = _bins(x.shape[2], height, x), _bins(x.shape[3], width, x)
     return rows @ x @ columns.T
 
 
 def _bins(length: int, count: int, like: Tensor) -> Tensor:
-    """Weights (count, length) of the means; bin i is from ``floor(i * length / count)`` to the end of the next's."""
+    """Weights (count, length) of the means; bin i is floor(i * length / count) to ceil((i + 1) * length / count)."""
     tokens, bins = torch.arange(length, device=like.device), torch.arange(count, device=like.device)[:, None]
     first, end = bins * length // count, ((bins + 1) * length + count - 1) // count
     inside = (tokens >= first) & (tokens < end)

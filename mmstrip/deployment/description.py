@@ -1,4 +1,4 @@
-"""What an exported file says of itself: read as data and checked whole, as files may come from anybody."""
+"""The description in an exported file: read as data and fully checked, as files may come from anybody."""
 
 import json
 import reprlib
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from .formats import DYNAMIC_SIDES, EXTRA, KEY, SUFFIXES, files_of, require_trust
 
-Shape = Sequence[int | None] | None  # None for what a graph leaves open
-Rule = tuple[str, Callable[[object], bool]]  # what is allowed, in words, and whether a value is that
+Shape = Sequence[int | None] | None  # None: unknown or dynamic
+Rule = tuple[str, Callable[[object], bool]]  # what is allowed, in words, and the check of a value
 
 
 @dataclass
 class Content:
-    """What is read from a file: its description, JSON or '', and the input and outputs of its graph, where known."""
+    """Content of a file: its description (JSON or ''), and the input and outputs of its graph, if known."""
 
     text: str
     dtype: str | None = None
@@ -27,34 +27,33 @@ def read_about(path: str | Path, trusted: bool = False) -> dict:
     """The description in an exported file.
 
     Args:
-        path: File of ``tools/deployment/export.py``.
-        trusted: Also of ``.pt2``, which runs code when PyTorch opens it. Defaults to False.
+        path: File written by ``tools/deployment/export.py``.
+        trusted: Also read ``.pt2``, which runs code when PyTorch opens it. Defaults to False.
 
     Raises:
-        FileNotFoundError: There is no such file, or the .bin of an .xml is missing.
+        FileNotFoundError: The file, or the .bin of an .xml, is missing.
         ImportError: Its runtime is not installed.
         OSError: It cannot be opened.
-        ValueError: It is damaged, of another kind, not exported here, or says what cannot be; it is a ``.pt2`` that is
-            not trusted.
+        ValueError: It is damaged, of another kind, without a valid description, or an untrusted ``.pt2``.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES.values():
-        raise ValueError(f'exported files end in {", ".join(SUFFIXES.values())}, but got {path}')
+        raise ValueError(f'an exported file ends in {", ".join(SUFFIXES.values())}, but got {path}')
     for file in files_of(path):
         if not file.is_file():
             raise FileNotFoundError(f'no exported file at {file}')
-        file.open('rb').close()  # if not even that, the system says why
+        file.open('rb').close()  # raises the system's error
     require_trust(path, trusted)
     try:
         content = _READ[path.suffix](path)
         about = json.loads(content.text) if content.text else {}
     except ImportError as error:
-        raise ImportError(f'{path} needs what is not installed here: pip install {error.name}') from error
-    except Exception as error:  # of any library
+        raise ImportError(f'{path} needs {error.name}, which is not installed: pip install {error.name}') from error
+    except Exception as error:  # each library has its own
         reason = str(error).strip().partition('\n')[0]
-        raise ValueError(f'{path} is damaged or another kind of file: {reason}') from error
+        raise ValueError(f'{path} is damaged or not an exported file: {reason}') from error
     if not isinstance(about, dict) or 'task' not in about:
-        raise ValueError(f'{path} does not say how it was exported: write it by tools/deployment/export.py')
+        raise ValueError(f'{path} has no description of the export; write it with tools/deployment/export.py')
     check_about(about, path)
     _check_graph(content, about, path)
     return about
@@ -86,7 +85,7 @@ def _is_text(value) -> bool:
 _NONE: Rule = ('null', lambda value: value is None)
 _BOOL = _one_of(True, False)
 _TEXT: Rule = ('text of up to 1000 characters', _is_text)
-_SIDE = _number(1, DYNAMIC_SIDES[1], (int,))  # so that no shape has more than MAX_PIXELS
+_SIDE = _number(1, DYNAMIC_SIDES[1], (int,))  # limits shapes to MAX_PIXELS
 _SIDES = _either(_SIDE, _list_of(_SIDE, 2, 2))
 _FACTOR = _number(0.01, 100)
 _RESIZED = dict(
@@ -100,7 +99,7 @@ _RESIZE = dict(
     scale_factor=_either(_FACTOR, _list_of(_FACTOR, 2, 2), _NONE),
     keep_ratio=_BOOL,
 )
-# Of the steps of a test pipeline, and of a whole description: what each needs, and what it may have.
+# Required and optional fields: of each step of a test pipeline, and of a description.
 Fields = tuple[dict[str, Rule], dict[str, Rule]]
 STEPS: dict[str, Fields] = {
     'Resize': ({}, _RESIZE),
@@ -128,52 +127,53 @@ ABOUT: Fields = (
 
 
 def check_about(about: dict, path: str | Path) -> None:
-    """Whether a description can be true, in itself.
+    """Check a description.
 
     Args:
-        about: As JSON has it.
+        about: The description, parsed from JSON.
         path: Its file, for the error.
 
     Raises:
-        ValueError: It cannot; the error names the file and the field.
+        ValueError: A field is missing, invalid or contradicts another; the error names the file and the field.
     """
-    _check(about, ABOUT, path)
+    _check_fields(about, ABOUT, path)
     for i, step in enumerate(about['steps']):
-        _check(step, STEPS[step['type']], path, f'steps.{i}.')
+        _check_fields(step, STEPS[step['type']], path, f'steps.{i}.')
         for name in step.keys() - {'type'}.union(*STEPS[step['type']]):
-            raise _error(path, f'steps.{i}.{name}', f'left out of {step["type"]}', step[name])
+            raise _field_error(path, f'steps.{i}.{name}', f'absent, as {step["type"]} has no such option', step[name])
         if step.get('backend') == 'pillow' and step.get('interpolation') == 'area':
-            raise _error(path, f'steps.{i}.interpolation', 'nearest, bilinear, bicubic or lanczos of pillow', 'area')
+            allowed = 'nearest, bilinear, bicubic or lanczos with pillow'
+            raise _field_error(path, f'steps.{i}.interpolation', allowed, 'area')
         if step['type'] == 'Resize' and step.get('scale') is None and step.get('scale_factor') is None:
-            raise _error(path, f'steps.{i}.scale', 'given, or scale_factor', None)
+            raise ValueError(f'{path}: steps.{i} must have scale or scale_factor, but has neither')
     channels, suffix = about['channels'], Path(path).suffix
     has_masks = about['task'] == 'detector' and len(about['outputs']) > 2
     for field, words, holds in (
-        ('format', f'that of files that end in {suffix}', SUFFIXES[about['format']] == suffix),
-        ('std', 'there if mean is', (about['mean'] is None) == (about['std'] is None)),
-        ('mean', f'one number or {channels}, as the channels', len(about['mean'] or '-') in (1, channels)),
-        ('std', f'one number or {channels}, as the channels', len(about['std'] or '-') in (1, channels)),
-        ('threshold', 'a number of a detector with masks', about['threshold'] is not None or not has_masks),
+        ('format', f'the format of {suffix} files', SUFFIXES[about['format']] == suffix),
+        ('std', 'given if and only if mean is', (about['mean'] is None) == (about['std'] is None)),
+        ('mean', f'one number or {channels}, one per channel', len(about['mean'] or '-') in (1, channels)),
+        ('std', f'one number or {channels}, one per channel', len(about['std'] or '-') in (1, channels)),
+        ('threshold', 'a number for a detector with masks', about['threshold'] is not None or not has_masks),
     ):
         if not holds:
-            raise _error(path, field, words, about[field])
+            raise _field_error(path, field, words, about[field])
 
 
-def _check(values: dict, fields: Fields, path: str | Path, start: str = '') -> None:
+def _check_fields(values: dict, fields: Fields, path: str | Path, start: str = '') -> None:
     needed, optional = fields
     for name, (words, holds) in {**needed, **optional}.items():
         if name in values and not holds(values[name]):
-            raise _error(path, start + name, words, values[name])
+            raise _field_error(path, start + name, words, values[name])
         if name in needed and name not in values:
-            raise ValueError(f'{path} does not say its {start}{name}: write it by tools/deployment/export.py')
+            raise ValueError(f'{path} has no field {start}{name}; write it with tools/deployment/export.py')
 
 
-def _error(path: str | Path, field: str, words: str, value) -> ValueError:
-    return ValueError(f'{path}: {field} must be {words}, but it is {reprlib.repr(value)}')
+def _field_error(path: str | Path, field: str, words: str, value) -> ValueError:
+    return ValueError(f'{path}: {field} must be {words}, but is {reprlib.repr(value)}')
 
 
 def _check_graph(content: Content, about: dict, path: Path) -> None:
-    """Whether a description is that of the file's graph."""
+    """Check a description against the file's graph."""
     if content.outputs is None:
         return
     expected = (
@@ -183,19 +183,20 @@ def _check_graph(content: Content, about: dict, path: Path) -> None:
     )
     dtype = 'uint8' if about['normalize'] else 'float32'
     if content.dtype != dtype or content.input is None or tuple(content.input) != expected:
-        says = f'{content.dtype} {_words(content.input)}'
-        raise _error(path, 'shape', f'that of its graph, whose input is {says}', f'{dtype} {_words(expected)}')
+        says = f'{content.dtype} {_shape_text(content.input)}'
+        raise _field_error(path, 'shape', f"that of the graph's input, {says}", f'{dtype} {_shape_text(expected)}')
     if not outputs_fit(about, content.outputs):
-        says = ', '.join(map(_words, content.outputs))
-        raise _error(path, 'outputs', f'those of its graph: {says}', [about['task'], about['outputs']])
+        says = ', '.join(map(_shape_text, content.outputs))
+        names = reprlib.repr(about['outputs'])
+        raise ValueError(f'{path}: outputs of a {about["task"]}, {names}, cannot be those of the graph, {says}')
 
 
-def _words(shape: Shape) -> str:
+def _shape_text(shape: Shape) -> str:
     return 'of unknown shape' if shape is None else ' x '.join('?' if side is None else str(side) for side in shape)
 
 
 def outputs_fit(about: dict, shapes: Sequence[Shape]) -> bool:
-    """Whether outputs of such shapes can be those that a description speaks of; sides or shapes may be unknown."""
+    """Whether output shapes, which may be partly unknown, agree with a description."""
     task, count = about['task'], len(about['classes'] or ()) or None
     if task == 'segmentor' and [shape[1] for shape in shapes if shape and len(shape) == 4] == [1]:
         count = 1  # of two classes
@@ -215,12 +216,12 @@ def _agrees(shape: Shape, expected: Sequence[int | None]) -> bool:
 
 
 def _read_onnx(path: Path) -> Content:
-    """Without the weights that it may name in other files, which ONNX Runtime would read."""
+    """Refuses weights in other files, which ONNX Runtime would read."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     if any(tensor.external_data or tensor.data_location for tensor in _tensors(model)):
-        raise ValueError('it names other files for its weights, where exported files hold their own')
+        raise ValueError('its weights are in other files, but an exported file holds its own')
     types = {onnx.TensorProto.FLOAT: 'float32', onnx.TensorProto.UINT8: 'uint8'}
     text = next((item.value for item in model.metadata_props if item.key == KEY), '')
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -230,7 +231,7 @@ def _read_onnx(path: Path) -> Content:
 
 
 def _tensors(message) -> Iterator:
-    """All tensors in a message of ONNX, those in attributes, functions and graphs within it too."""
+    """All tensors in an ONNX message, including those in attributes, functions and subgraphs."""
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
@@ -248,12 +249,12 @@ def _shape_of(kind) -> Shape:
 
 
 def _read_openvino(path: Path) -> Content:
-    """Of XML alone: OpenVINO looks at what a file holds, not at its name, and reads other formats too."""
+    """Only XML: OpenVINO goes by content, not by name, and would read other formats too."""
     import openvino
 
     with path.open('rb') as file:
         if not file.read(100).lstrip().startswith((b'<?xml', b'<net')):
-            raise ValueError('it is no XML')
+            raise ValueError('it is not XML')
     model = openvino.Core().read_model(path)
     (images,), types = model.inputs, {'f32': 'float32', 'u8': 'uint8'}
     shapes = [_partial_shape(port.get_partial_shape()) for port in (images, *model.outputs)]
@@ -268,7 +269,7 @@ def _partial_shape(shape) -> Shape:
 
 
 def _read_pt2(path: Path) -> Content:
-    """From the zip file, as PyTorch would run the code in it."""
+    """Reads the zip file directly, as PyTorch would run the code in it."""
     with zipfile.ZipFile(path) as archive:
         entry = next((entry for entry in archive.infolist() if Path(entry.filename).name == EXTRA), None)
         return Content(archive.read(entry).decode() if entry else '')

@@ -1,4 +1,4 @@
-"""Boxes and masks of exported detectors, in the pixels of a picture."""
+"""Boxes and masks of exported detectors, in pixels of the original image."""
 
 from collections.abc import Sequence
 
@@ -6,21 +6,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-_IGNORED = 0.02  # of the boxes, whose scores or overlaps are so near to a threshold that rounding decides
-_MASK_PIXELS = 0.01  # of the picture's, in which masks may differ for the same reason
+_IGNORED = 0.02  # fraction of boxes with scores or overlaps so close to a threshold that rounding decides
+_MASK_PIXELS = 0.01  # fraction of pixels in which masks may differ for the same reason
 
 
 def detections_of(outputs: Sequence[np.ndarray], about: dict, inside: tuple, size: tuple) -> dict:
-    """What an exported detector has found in a picture.
+    """Detections of an exported detector in an image.
 
     Args:
-        outputs: Of the file: boxes with scores (n, 5), labels (n, ) and, of detectors with masks, (n, h, w).
-        about: What the file says of itself.
-        inside: Height and width of the picture among the pixels that the file took.
-        size: Height and width of the picture itself.
+        outputs: Outputs of the file: boxes with scores (n, 5), labels (n, ) and, with masks, (n, h, w).
+        about: Description of the file.
+        inside: Height and width of the resized image, without padding.
+        size: Height and width of the original image.
 
     Returns:
-        ``bboxes`` (k, 4), x0, y0, x1, y1, ``scores`` (k,), the best first, ``labels`` (k,) and, of detectors with
+        ``bboxes`` (k, 4), x0, y0, x1, y1, ``scores`` (k,), best first, ``labels`` (k,) and, with
         masks, ``masks`` (k, H, W), bool.
     """
     boxes, scores, labels = outputs[0][:, :4], outputs[0][:, 4], outputs[1].astype(np.int64)
@@ -37,34 +37,34 @@ def detections_of(outputs: Sequence[np.ndarray], about: dict, inside: tuple, siz
 
 
 def _paste(mask: np.ndarray, box: np.ndarray, size: tuple) -> np.ndarray:
-    """A mask (h, w) at the place of its box in a picture (H, W), interpolated; 0 outside."""
+    """A mask (h, w) resized into its box in an image (H, W); 0 outside."""
     height, width = size
     x0, y0, x1, y1 = torch.from_numpy(box)
     columns = (torch.arange(width) + 0.5 - x0) / (x1 - x0) * 2 - 1
     rows = (torch.arange(height) + 0.5 - y0) / (y1 - y0) * 2 - 1
     grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)], -1)
-    grid = torch.nan_to_num(grid, nan=2.0, posinf=2.0, neginf=-2.0)  # of a box without area
+    grid = torch.nan_to_num(grid, nan=2.0, posinf=2.0, neginf=-2.0)  # boxes without area
     return F.grid_sample(torch.from_numpy(mask)[None, None], grid[None], align_corners=False)[0, 0].numpy()
 
 
 def disagreement(found: dict, expected: dict, side: int) -> float | None:
-    """Largest difference of two networks' detections: of scores, and of sides relative to the picture's.
+    """Largest difference between two networks' detections: of scores, and of coordinates relative to the image's side.
 
-    Each detection is compared with the nearest of its class among the other's; it is 1 or more where there is none.
+    Each detection is compared with the nearest one of its class; the difference is 1 or more if there is none.
 
     Args:
         found, expected: See :func:`detections_of`.
-        side: The picture's larger side, pixels.
+        side: The image's longer side in pixels.
 
     Returns:
-        None if neither has found anything.
+        The difference, None if neither network has found anything.
     """
     some, others = (
         np.column_stack([part['bboxes'] / side, part['scores'], part['labels']]) for part in (found, expected)
     )
     if not len(some) or not len(others):
         return None if len(some) == len(others) else np.inf
-    apart = np.abs(some[:, None] - others).max(2)  # 1 or more where the classes differ
+    apart = np.abs(some[:, None] - others).max(2)  # 1 or more if classes differ
     if 'masks' in found:
         for row, mask in zip(apart, found['masks']):
             alike = np.flatnonzero(row < 1)
@@ -75,6 +75,6 @@ def disagreement(found: dict, expected: dict, side: int) -> float | None:
 
 
 def values_of(instances) -> dict:
-    """The same of mmdet's InstanceData."""
+    """Detections as :func:`detections_of` returns them, from mmdet's InstanceData."""
     names = ('bboxes', 'scores', 'labels', 'masks')
     return {name: np.asarray(getattr(instances, name)) for name in names if name in instances}

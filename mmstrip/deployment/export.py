@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to a file that runs without them."""
+"""Export a config and its checkpoint to a file that runs without them."""
 
 import json
 from collections.abc import Sequence
@@ -19,30 +19,30 @@ from ..version import __version__
 from . import any_size
 from .description import check_about
 from .detections import detections_of, disagreement, values_of
-from .formats import DYNAMIC_SIDES, check_format, write, written_whole
+from .formats import DYNAMIC_SIDES, check_format, write, written_atomically
 from .mmdeploy import check_detector
 from .preprocessing import fits, size_of, steps_of
 from .runtimes import Session, open_session
 
-TOLERANCES = {False: 1e-4, True: 2e-2}  # of outputs, relative to the largest: in float32, with weights in float16
+TOLERANCES = {False: 1e-4, True: 2e-2}  # relative to the largest output: float32 weights, float16 weights
 _DEFAULT_SIDE = 224
 _TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass
 class Export:
-    """How to export.
+    """Export settings.
 
     Attributes:
-        format: One of :data:`.formats.SUFFIXES`.
-        part: 'whole', a classifier's logits, a segmentor's at the size of its input, or a detector's boxes;
-            'backbone', its maps, or 'neck', maps of the neck after it.
-        shape: Height and width, pixels; None: those of the test pipeline's crop or fixed size, of detectors its scale,
-            of segmentors else the ``size`` of their ``data_preprocessor``, else 224.
-        dynamic_batch, dynamic_size: See :func:`.formats.trace`. Without them the batch is 1.
+        format: One of :data:`.formats.SUFFIXES`. Defaults to 'onnx'.
+        part: 'whole' (the default): a classifier's logits, a segmentor's logits at the size of its input, or a
+            detector's boxes; 'backbone': its maps; 'neck': the maps of the neck.
+        shape: Height and width in pixels. Defaults to the crop or fixed size of the test pipeline, for detectors its
+            scale, then to the ``size`` of a segmentor's ``data_preprocessor``, then to 224.
+        dynamic_batch, dynamic_size: See :func:`.formats.trace`. The batch is 1 otherwise.
         opset, half: See :func:`.formats.to_onnx` and :func:`.formats.halve`.
-        normalize: Take pixels, BGR in uint8, and normalise them in the graph.
-        scores: Give a classifier's scores instead of logits.
+        normalize: Take pixels, BGR in uint8, and normalize them in the graph.
+        scores: Output a classifier's scores instead of logits.
     """
 
     format: str = 'onnx'
@@ -57,11 +57,11 @@ class Export:
 
 
 class Network(nn.Module):
-    """What goes into a file: images (N, C, H, W) to a tuple of outputs.
+    """The network in a file: images (N, C, H, W) to a tuple of outputs.
 
     Args:
         model: A toolbox's model, in evaluation mode.
-        task: 'classifier', 'segmentor' or 'detector', or 'backbone' or 'neck', which are parts of any.
+        task: 'classifier', 'segmentor', 'detector', 'backbone' or 'neck'.
         normalize: See :class:`Export`.
         scores: See :class:`Export`.
     """
@@ -69,7 +69,7 @@ class Network(nn.Module):
     def __init__(self, model: nn.Module, task: str, normalize: bool = False, scores: bool = False):
         super().__init__()
         self.model, self.task, self.normalize, self.scores = model, task, normalize, scores
-        self.flip, mean, std = normalisation(model)
+        self.flip, mean, std = normalization(model)
         for name, values in (('mean', mean), ('std', std)):
             column = None if values is None else torch.tensor(values)[:, None, None]
             self.register_buffer(f'pixel_{name}', column if normalize else None)
@@ -93,7 +93,7 @@ class Network(nn.Module):
         return tuple(self.model.neck(maps) if self.task == 'neck' else maps)
 
     def _detect(self, images: Tensor):
-        """Of one image, mmdet's results; tensors while mmdeploy traces: see :mod:`.mmdeploy`."""
+        """mmdet's results of one image; tensors while mmdeploy traces (see :mod:`.mmdeploy`)."""
         from mmdet.structures import DetDataSample
 
         model, size = self.model, tuple(map(int, images.shape[2:]))
@@ -107,7 +107,7 @@ class Network(nn.Module):
 
 
 def _test_padding(model: nn.Module) -> tuple[int, float]:
-    """What a model's preprocessing pads the sides of images to multiples of in tests, and with which value."""
+    """The divisor that a model's preprocessing pads test images to multiples of, and the padding value."""
     before = model.data_preprocessor
     if hasattr(before, 'test_cfg'):  # mmseg's
         return (before.test_cfg or {}).get('size_divisor', 1), before.pad_val
@@ -115,20 +115,20 @@ def _test_padding(model: nn.Module) -> tuple[int, float]:
 
 
 def _pad(images: Tensor, divisor: int, value: float) -> Tensor:
-    """On the right and at the bottom."""
+    """Pad on the right and at the bottom."""
     height, width = images.shape[2:]
     return images if divisor == 1 else F.pad(images, (0, -width % divisor, 0, -height % divisor), value=value)
 
 
 def _cropped(logits: Tensor, images: Tensor) -> Tensor:
-    """Without what was padded; by copies, as a view would tie a program of PyTorch to sizes that are padded."""
+    """Crop the padding; as a copy, because a view would tie the traced program to padded sizes."""
     for dim in (2, 3):
         logits = logits.index_select(dim, torch.arange(images.shape[dim], device=images.device))
     return logits
 
 
-def normalisation(model: nn.Module) -> tuple[bool, list[float] | None, list[float] | None]:
-    """Whether a model's preprocessing turns BGR to RGB, and its mean and standard deviation, if it has them."""
+def normalization(model: nn.Module) -> tuple[bool, list[float] | None, list[float] | None]:
+    """Whether a model's preprocessing converts BGR to RGB, and its mean and standard deviation, if any."""
     before = model.data_preprocessor
     flip = bool(getattr(before, 'to_rgb', False) or getattr(before, '_channel_conversion', False))
     mean, std = (getattr(before, name, None) for name in ('mean', 'std'))
@@ -136,48 +136,50 @@ def normalisation(model: nn.Module) -> tuple[bool, list[float] | None, list[floa
 
 
 def check_padding(model: nn.Module) -> None:
-    """Whether a whole model's preprocessing does what exported files do.
+    """Check that a model's preprocessing pads images like exported files do.
 
     Raises:
-        ValueError: It pads images in tests to a size of its own, or a classifier's.
+        ValueError: It pads test images to a fixed size, or is that of a classifier and pads them.
     """
     before = model.data_preprocessor
     if getattr(before, 'pad_size_divisor', 1) > 1 and type(before).__name__ == 'ClsDataPreprocessor':
-        raise ValueError('model.data_preprocessor.pad_size_divisor must be 1 to be exported')
+        raise ValueError(
+            f'model.data_preprocessor.pad_size_divisor must be 1 for an export, but is {before.pad_size_divisor}'
+        )
     if (getattr(before, 'test_cfg', None) or {}).get('size'):
-        raise ValueError('model.data_preprocessor.test_cfg.size pads images, which exported files do not: leave it out')
+        raise ValueError('exported files do not pad to a fixed size: remove model.data_preprocessor.test_cfg.size')
 
 
 def task_of(model: nn.Module, part: str) -> str:
-    """What of a model is exported; see :class:`Network`.
+    """The task that a model or its part is exported for; see :class:`Network`.
 
     Raises:
-        ValueError: It cannot be exported, or has no such part.
+        ValueError: The model cannot be exported or has no such part.
     """
     name = type(model).__name__
     if part != 'whole':
         if getattr(model, part, None) is None:
-            raise ValueError(f'{name} has no {part} to be exported')
+            raise ValueError(f'{name} has no {part} to export')
         return part
     if _is_a(model, 'mmpretrain', 'ImageClassifier'):
         kind, base = type(model.head), _is_a(model.head, 'mmpretrain', 'ClsHead')
         if not base or any(getattr(kind, name) is not getattr(base, name) for name in ('predict', '_get_predictions')):
-            raise ValueError(f'classifiers of one label are exported, but the head is {kind.__name__}')
+            raise ValueError(f'only single-label classifiers can be exported, but the head is {kind.__name__}')
         return 'classifier'
     if _is_a(model, 'mmseg', 'EncoderDecoder'):
         if model.test_cfg.get('mode', 'whole') != 'whole':
             raise ValueError(
-                "segmentors are exported whole, but model.test_cfg.mode is 'slide': "
-                '--cfg-options model.test_cfg.mode=whole'
+                'only segmentors with model.test_cfg.mode=whole can be exported, but the mode is '
+                f'{model.test_cfg.mode!r}; pass --cfg-options model.test_cfg.mode=whole'
             )
         return 'segmentor'
     if _is_a(model, 'mmdet', 'SingleStageDetector') or _is_a(model, 'mmdet', 'TwoStageDetector'):
         return 'detector'
-    raise ValueError(f'{name} cannot be exported whole: export its --features, or its backbone and --neck')
+    raise ValueError(f'{name} cannot be exported whole; export its backbone (--features) or neck (--neck)')
 
 
 def _is_a(module: nn.Module, package: str, name: str) -> type | None:
-    """The toolbox's class of that name that a module is of, if it is, without importing the toolbox."""
+    """The toolbox's class of that name if a module is an instance of it, without importing the toolbox."""
     kinds = (kind for kind in type(module).mro() if kind.__module__.startswith(f'{package}.'))
     return next((kind for kind in kinds if kind.__name__ == name), None)
 
@@ -189,35 +191,35 @@ def export_model(
 
     Args:
         config: Config file of a toolbox.
-        checkpoint: Checkpoint that fills the model.
+        checkpoint: Checkpoint with all weights of the model.
         out: File to write, atomically.
-        settings: How.
-        options: Overrides of the config, as of ``--cfg-options``.
-        trusted: Run the code that ``checkpoint`` may ask for. Defaults to False.
+        settings: Export settings.
+        options: Overrides of the config, see ``--cfg-options``.
+        trusted: Run code that ``checkpoint`` may contain. Defaults to False.
 
     Returns:
-        The largest difference of an output, relative to the largest value; of a detector, of a score, or of a side
-        relative to the picture's larger one, or None if it finds nothing in random pictures.
+        The largest difference of an output relative to the largest value; for a detector, of a score or of a coordinate
+        relative to the image's longer side, None if it finds nothing in random images.
 
     Raises:
-        FileNotFoundError: The config or the checkpoint is missing, or the folder of ``out``.
-        ValueError: Something cannot be exported as asked, or the outputs differ by more than :data:`TOLERANCES`;
-            then nothing is written.
+        FileNotFoundError: The config, the checkpoint or the folder of ``out`` is missing.
+        ValueError: The model cannot be exported with these settings, or the outputs differ by more than
+            :data:`TOLERANCES`; nothing is written.
     """
     check_format(settings.format, out, settings.half, settings.opset)
     loaded = load_config(config, options)
     if not loaded.get('model'):
-        raise ValueError(f'{config} has no model to be exported')
+        raise ValueError(f'{config} has no model to export')
     init_default_scope(loaded.get('default_scope', 'mmengine'))
     if loaded.get('data_preprocessor'):
-        loaded.model.setdefault('data_preprocessor', loaded.data_preprocessor)  # as mmengine's Runner does
+        loaded.model.setdefault('data_preprocessor', loaded.data_preprocessor)  # like mmengine's Runner
     with torch.random.fork_rng(devices=()):
         model = MODELS.build(loaded.model).eval().requires_grad_(False)
     task = task_of(model, settings.part)
     if settings.part == 'whole':
         check_padding(model)
     if settings.scores and task != 'classifier':
-        raise ValueError(f'--scores are of classifiers, but of {config} a {task} is exported')
+        raise ValueError(f'--scores is for classifiers, but {config} exports a {task}')
     if task == 'detector':
         check_detector(settings.format, settings.dynamic_batch or settings.dynamic_size)
     meta = fill_model(model, config, checkpoint, trusted).get('meta') or {}
@@ -231,12 +233,12 @@ def export_model(
     with torch.no_grad():
         about['outputs'] = _output_names(network, images)
         check_about(json.loads(json.dumps(about)), out)
-        with written_whole(out) as made:
+        with written_atomically(out) as made:
             write(made, network, images, about)
             error = check(network, open_session(made, trusted=True), about)
             if error is not None and not error < TOLERANCES[settings.half]:
                 raise ValueError(
-                    f'{out}: outputs differ by {error:.1e} of the largest from those of PyTorch, where '
+                    f"{out}: the outputs differ from PyTorch's by {error:.1e} of the largest value, but "
                     f'{TOLERANCES[settings.half]:.0e} is allowed; nothing was written'
                 )
     return error
@@ -251,11 +253,11 @@ def _output_names(network: Network, images: Tensor) -> list[str]:
 
 
 def _describe(network: Network, config, settings: Export, meta: dict) -> dict:
-    """What a file says of itself: all that a prediction needs."""
+    """The description of a file: all that predictions need."""
     data = leaf_datasets((config.get('test_dataloader') or {}).get('dataset'), 'test_dataloader.dataset')
     _, dataset = next(data, (None, {}))
     steps = _steps_of(dataset, settings.part)
-    flip, mean, std = normalisation(network.model)
+    flip, mean, std = normalization(network.model)
     return dict(
         task=network.task,
         classes=_classes_of(network.model, meta, dataset),
@@ -273,7 +275,7 @@ def _describe(network: Network, config, settings: Export, meta: dict) -> dict:
 
 
 def _steps_of(dataset: dict, part: str) -> list[dict]:
-    """Of a test set's pipeline; none before a part of a model, where there are others than whole models take."""
+    """Steps of a test pipeline; none if the pipeline cannot be exported and only a part of the model is."""
     try:
         return steps_of(dataset.get('pipeline') or [])
     except ValueError:
@@ -283,7 +285,7 @@ def _steps_of(dataset: dict, part: str) -> list[dict]:
 
 
 def _classes_of(model: nn.Module, meta: dict, dataset: dict) -> list[str] | None:
-    """From what is beside the weights, else of the test set where a head has as many."""
+    """Class names stored with the weights, else those of the test set if a head has that many classes."""
     stored = (meta.get('dataset_meta') or {}).get('classes')
     if stored is not None:
         return list(stored)
@@ -294,8 +296,8 @@ def _classes_of(model: nn.Module, meta: dict, dataset: dict) -> list[str] | None
 
 
 def channels_of(model: nn.Module) -> int:
-    """Channels of a model's images; other backbones' ``in_channels`` may be those of a layer within."""
-    mean = normalisation(model)[1]
+    """Image channels of a model; ``in_channels`` of other backbones may belong to an inner layer."""
+    mean = normalization(model)[1]
     return model.backbone.in_channels if isinstance(model.backbone, StripMLP) else len(mean) if mean else 3
 
 
@@ -311,21 +313,21 @@ def _shape_of(network: Network, steps: list[dict], settings: Export) -> tuple[in
     own = size_of(steps)
     if own and settings.part == 'whole' and not (settings.dynamic_size or fits(own, shape, network.task)):
         raise ValueError(
-            f'--shape must be {own[0]} {own[1]}, the size that the test pipeline gives all pictures, '
+            f'--shape must be {own[0]} {own[1]}, the size of images after the test pipeline, '
             f'but got {shape[0]} {shape[1]}'
         )
     return shape
 
 
 def _threshold(network: Network) -> float | None:
-    """From which on a segmentor of one class, or a detector's mask, has it."""
+    """Threshold of a one-channel segmentor or of a detector's masks."""
     if network.task == 'detector':
         return network.model.test_cfg.rcnn.mask_thr_binary if network.model.with_mask else None
     return getattr(getattr(network.model, 'decode_head', None), 'threshold', None)
 
 
 def _images(about: dict, batch: int, shape: Sequence[int], spot: int = 1) -> Tensor:
-    """Random images as a file takes them, with spots of so many pixels: a detector finds more in them than in noise."""
+    """Random images with spots of that many pixels, in which detectors find more than in noise."""
     generator = torch.Generator().manual_seed(spot)
     values = torch.randn(batch, about['channels'], *(max(side // spot, 2) for side in shape), generator=generator)
     images = 1.5 * F.interpolate(values, tuple(shape), mode='bicubic')
@@ -333,9 +335,10 @@ def _images(about: dict, batch: int, shape: Sequence[int], spot: int = 1) -> Ten
 
 
 def check(network: nn.Module, session: Session, about: dict) -> float | None:
-    """Largest difference of a file's outputs from PyTorch's, as :func:`export_model` returns it.
+    """Largest difference between a file's outputs and PyTorch's; see :func:`export_model`.
 
-    Compared are batches of 1, 2 and 3, and three more sizes, where they are dynamic; of detectors, three pictures.
+    With dynamic batches, 1, 2 and 3 images are compared; with dynamic sizes, three more sizes; for detectors, three
+    images.
     """
     (height, width), least = about['shape'], DYNAMIC_SIDES[0]
     batches = (1, 2, 3) if about['dynamic_batch'] else (1,)
@@ -357,7 +360,7 @@ def check(network: nn.Module, session: Session, about: dict) -> float | None:
         else:
             errors += [_difference(*pair) for pair in zip(found, expected, strict=True)]
     errors = [error for error in errors if error is not None]
-    return float(np.max(errors)) if errors else None  # not a number if one is none
+    return float(np.max(errors)) if errors else None  # NaN if any is NaN
 
 
 def _difference(found: np.ndarray, expected: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Files of exported networks: a network is traced once and written as one of three formats, with what describes it."""
+"""Files of exported networks: trace a network once and write it in one of three formats, with its description."""
 
 import json
 import logging
@@ -14,24 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-# How the files of each format end, and what they and int8 need beside PyTorch.
+# File suffix of each format, and the packages that formats and int8 need besides PyTorch.
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2', 'openvino': '.xml'}
 PACKAGES = {
     'onnx': ('onnx', 'onnxscript', 'onnxruntime'),
     'openvino': ('onnx', 'onnxscript', 'openvino'),
     'int8': ('nncf',),
 }
-HALVED = ('onnx', 'openvino')  # formats whose weights can be stored in float16
-KEY = 'mmstrip'  # of the description, JSON
-EXTRA = f'{KEY}.json'  # the same of .pt2, a file in it
-DYNAMIC_SIDES = (64, 8192)  # pixels; at 32 the last map would have one token, which the tracer takes for a constant
+HALF_FORMATS = ('onnx', 'openvino')  # formats with float16 weights
+KEY = 'mmstrip'  # key of the description, JSON
+EXTRA = f'{KEY}.json'  # file with the description in .pt2
+DYNAMIC_SIDES = (64, 8192)  # pixels; at 32, the single token of the last map would become a constant
 MAX_BATCH = 65535
-_SMALL = 1024  # values of tensors that are not worth halving
+_SMALL = 1024  # values; smaller tensors stay in float32
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Without the warnings of exporters."""
+def without_warnings() -> Iterator[None]:
+    """Silence the warnings of exporters."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -43,52 +43,52 @@ def quietly() -> Iterator[None]:
 
 
 def check_format(form: str, out: str | Path, half: bool = False, opset: int | None = None) -> None:
-    """Whether a format can do what is asked.
+    """Check that a format supports the settings.
 
     Raises:
         FileNotFoundError: The folder of ``out`` is missing.
-        ValueError: It cannot, it needs what is not installed, or ``out`` ends otherwise than its files do.
+        ValueError: The format does not support them, its packages are not installed, or ``out`` has another suffix.
     """
     if form not in SUFFIXES:
-        raise ValueError(f'the format must be one of {", ".join(SUFFIXES)}, but got {form!r}')
+        raise ValueError(f'format must be one of {", ".join(SUFFIXES)}, but got {form!r}')
     if Path(out).suffix != SUFFIXES[form]:
-        raise ValueError(f'files of {form} end in {SUFFIXES[form]}, but got {out}')
+        raise ValueError(f'a file in {form} format must end in {SUFFIXES[form]}, but got {out}')
     if not Path(out).absolute().parent.is_dir():
-        raise FileNotFoundError(f'{out}: there is no folder {Path(out).parent}')
+        raise FileNotFoundError(f'{out}: no folder at {Path(out).parent}')
     check_packages(form)
     for name, asked in (('--half', half), ('--opset', opset is not None)):
-        if asked and form not in HALVED:
-            raise ValueError(f'{name} is for {" and ".join(HALVED)}, but the format is {form}')
+        if asked and form not in HALF_FORMATS:
+            raise ValueError(f'{name} is for {" and ".join(HALF_FORMATS)}, but the format is {form}')
 
 
 def check_packages(form: str) -> None:
-    """Raises ValueError if what a format needs is not installed; see :data:`PACKAGES`."""
+    """Raise ValueError if packages of a format (:data:`PACKAGES`) are not installed."""
     missing = [name for name in PACKAGES.get(form, ()) if find_spec(name) is None]
     if missing:
-        raise ValueError(f'{form} needs what is not installed here: pip install {" ".join(missing)}')
+        raise ValueError(f'{form} needs packages that are not installed: pip install {" ".join(missing)}')
 
 
 def require_trust(path: str | Path, trusted: bool) -> None:
-    """Whether a file may be opened.
+    """Check that a file may be opened.
 
     Raises:
-        ValueError: It is a ``.pt2``, a program that runs code as PyTorch opens it, and not trusted.
+        ValueError: It is an untrusted ``.pt2``, a program that runs code when PyTorch opens it.
     """
     if Path(path).suffix == SUFFIXES['torch-export'] and not trusted:
         raise ValueError(
-            f'{path} would run code when it is opened: trusted=True or --trust-checkpoints opens it if you trust its '
-            'maker; .onnx and .xml need no trust'
+            f'{path} runs code when it is opened. If you trust its author, pass trusted=True or --trust-checkpoints; '
+            '.onnx and .xml files run no code'
         )
 
 
 def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic_size: bool = False) -> ExportedProgram:
-    """A model as one graph of PyTorch's operations.
+    """Trace a model into one graph of PyTorch operations.
 
     Args:
         model: In evaluation mode, with float32 weights on the CPU.
-        images: (N, C, H, W), that sizes are taken of where they are not dynamic.
-        dynamic_batch: N may be any from 1 to 65,535. Defaults to False.
-        dynamic_size: H and W may be any within :data:`DYNAMIC_SIDES`. Defaults to False.
+        images: (N, C, H, W); the graph has these sizes unless they are dynamic.
+        dynamic_batch: Allow N from 1 to 65,535. Defaults to False.
+        dynamic_size: Allow H and W within :data:`DYNAMIC_SIDES`. Defaults to False.
     """
     dims = {}
     if dynamic_batch:
@@ -96,7 +96,7 @@ def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic
     if dynamic_size:
         least, most = DYNAMIC_SIDES
         dims.update({i: Dim(side, min=least, max=most) for i, side in ((2, 'height'), (3, 'width'))})
-    with quietly(), torch.no_grad():
+    with without_warnings(), torch.no_grad():
         return torch.export.export(
             model,
             (images,),
@@ -107,19 +107,19 @@ def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic
 
 
 def to_onnx(program: ExportedProgram, names: Sequence[str] = (), opset: int | None = None, optimize: bool = True):
-    """A traced model as one of ONNX.
+    """Convert a traced model to ONNX.
 
     Args:
         program: See :func:`trace`.
-        names: Of its outputs. Defaults to PyTorch's.
-        opset: Version of ONNX's operators. Defaults to PyTorch's choice.
-        optimize: Simplify the graph, a third of the time. ONNX Runtime takes 1.6 times as long without, OpenVINO not.
-            Defaults to True.
+        names: Names of its outputs. Defaults to PyTorch's.
+        opset: ONNX opset version. Defaults to PyTorch's choice.
+        optimize: Simplify the graph, which takes a third of the conversion. Without, ONNX Runtime is 1.6 times slower;
+            OpenVINO is not. Defaults to True.
 
     Raises:
         ValueError: PyTorch cannot write the model in that opset.
     """
-    with quietly():
+    with without_warnings():
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -131,13 +131,13 @@ def to_onnx(program: ExportedProgram, names: Sequence[str] = (), opset: int | No
         )
     model = exported.model_proto
     written = next(item.version for item in model.opset_import if not item.domain)
-    if opset not in (None, written):  # of which PyTorch only warns
-        raise ValueError(f'opset must be one in which PyTorch can write the model, but got {opset}: it wrote {written}')
+    if opset not in (None, written):  # PyTorch only warns
+        raise ValueError(f'opset must be one that PyTorch supports for this model, such as {written}, but got {opset}')
     return model
 
 
 def _drop_traces(model) -> None:
-    """Drop the lines of Python code and the PyTorch graph that each operation came from."""
+    """Drop the source lines and PyTorch nodes that operations are annotated with."""
     graph, nodes = model.graph, [node for function in model.functions for node in function.node]
     for item in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *nodes):
         del item.metadata_props[:]
@@ -145,7 +145,7 @@ def _drop_traces(model) -> None:
 
 
 def halve(model) -> None:
-    """Store an ONNX model's weights in float16; they are computed with in float32."""
+    """Store an ONNX model's weights in float16; computation stays in float32."""
     from onnx import TensorProto, helper, numpy_helper
 
     casts = []
@@ -162,7 +162,7 @@ def halve(model) -> None:
 
 
 def to_openvino(model):
-    """A model of ONNX as one of OpenVINO."""
+    """Convert an ONNX model to OpenVINO."""
     import openvino
     from openvino.passes import ConstantFolding, Manager
 
@@ -174,23 +174,23 @@ def to_openvino(model):
 
 
 def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> None:
-    """Trace a model and write it as a file; of OpenVINO two, .xml and .bin.
+    """Trace a model and write it to a file; for OpenVINO two, .xml and .bin.
 
     Args:
         path: File to write.
         model, images: See :func:`trace`.
-        about: Description, of plain values, with the attributes of :class:`.export.Export` and the names of 'outputs'.
+        about: Description of plain values, with the attributes of :class:`.export.Export` and the names of 'outputs'.
     """
     form, text = about['format'], json.dumps(about)
     if about['task'] == 'detector':
         from .mmdeploy.rewriters import trace_detector
 
-        with quietly():
+        with without_warnings():
             written = trace_detector(model, images, about['outputs'], about['opset'])
     else:
         program = trace(model, images, about['dynamic_batch'], about['dynamic_size'])
         if form == 'torch-export':
-            with quietly():
+            with without_warnings():
                 torch.export.save(program, str(path), extra_files={EXTRA: text})
             return
         written = to_onnx(program, about['outputs'], about['opset'], optimize=form == 'onnx')
@@ -201,7 +201,7 @@ def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> No
 
 
 def store(model, path: str | Path, about: str, half: bool = False) -> None:
-    """Write a model of ONNX, or of OpenVINO by the path's ending, with its description; of OpenVINO in float16."""
+    """Write an ONNX or, by the suffix, OpenVINO model with its description; ``half`` stores OpenVINO in float16."""
     if Path(path).suffix == SUFFIXES['onnx']:
         import onnx
 
@@ -215,17 +215,17 @@ def store(model, path: str | Path, about: str, half: bool = False) -> None:
 
 
 def files_of(path: str | Path) -> list[Path]:
-    """The files of an export: of OpenVINO the weights too, first, as the other one is what is opened."""
+    """The files of an export; for OpenVINO the weights first, then the .xml that is opened."""
     path = Path(path)
     return [path.with_suffix('.bin'), path] if path.suffix == SUFFIXES['openvino'] else [path]
 
 
 @contextmanager
-def written_whole(out: str | Path) -> Iterator[Path]:
-    """A path to write an export to, which takes the place of ``out`` when all is well; until then older files stay.
+def written_atomically(out: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write an export to, and move it to ``out`` if the block succeeds.
 
     Raises:
-        OSError: The folder of ``out`` cannot be written.
+        OSError: The folder of ``out`` is not writable.
     """
     out = Path(out).absolute()
     with tempfile.TemporaryDirectory(prefix='.export-', dir=out.parent) as folder:

@@ -1,4 +1,4 @@
-"""Predictions of exported files, as the toolboxes' inferencers give them."""
+"""Predictions of exported files, in the form of the toolboxes' inferencers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 from .description import outputs_fit, read_about
 from .detections import detections_of
 from .formats import DYNAMIC_SIDES, MAX_BATCH
-from .preprocessing import fits, normalise, read_picture, run_steps
+from .preprocessing import fits, normalize, read_picture, run_steps
 from .runtimes import open_session
 
 Image = str | Path | np.ndarray
@@ -21,17 +21,17 @@ class Predictor:
     """An exported file in its runtime.
 
     Args:
-        path: File of ``tools/deployment/export.py``; its ending says which runtime.
-        dtype: What products are computed in: 'float32', or 'bfloat16' of OpenVINO's files. Defaults to 'float32'.
-        trusted: Open a ``.pt2`` too, which runs code. Defaults to False.
+        path: File written by ``tools/deployment/export.py``; its suffix determines the runtime.
+        dtype: Type of matrix products: 'float32', or 'bfloat16' with OpenVINO. Defaults to 'float32'.
+        trusted: Also open ``.pt2``, which runs code. Defaults to False.
 
     Attributes:
-        about (dict): What the file says of itself: its task, classes, preprocessing, shape and options.
+        about (dict): Description of the file: its task, classes, preprocessing, shape and options.
 
     Raises:
         FileNotFoundError: There is no such file.
         ImportError: Its runtime is not installed.
-        ValueError: See :func:`.description.read_about`; the format or the machine does not compute in that type.
+        ValueError: See :func:`.description.read_about`; or the format or the CPU does not support ``dtype``.
     """
 
     def __init__(self, path: str | Path, dtype: str = 'float32', trusted: bool = False):
@@ -41,34 +41,34 @@ class Predictor:
             self.session = open_session(self.path, dtype, trusted)
         except (ImportError, ValueError):
             raise
-        except Exception as error:  # of a runtime
+        except Exception as error:  # each runtime has its own
             reason = str(error).strip().partition('\n')[0]
             raise ValueError(f'{self.path} cannot be run: {reason}') from error
 
     def __call__(self, images: Image | Sequence[Image], batch_size: int = 1) -> list:
-        """Predict pictures.
+        """Predict images.
 
         Args:
             images: A path or an array (H, W, 3) in BGR, or a list of them.
-            batch_size: Pictures at a time, where a file takes any batch and they have one size. Defaults to 1.
+            batch_size: Largest batch of images of one size, if the file has dynamic batches. Defaults to 1.
 
         Returns:
-            One result for each picture. Of a classifier a dict: ``pred_scores``, (classes,), its largest
-            ``pred_score``, that one's ``pred_label`` and, if the file knows classes, ``pred_class``. Of a segmentor
-            the label map (H, W), int64, at the picture's size. Of a detector a dict of :func:`.detections_of`, in the
-            picture's pixels. Of a backbone or neck a list of maps (C, H', W').
+            One result per image. Classifier: a dict of ``pred_scores`` (classes,), ``pred_score`` (the largest),
+            ``pred_label`` and, if the file has class names, ``pred_class``. Segmentor: the label map (H, W), int64, at
+            the size of the image. Detector: see :func:`.detections_of`, in pixels of the image. Backbone or neck: a
+            list of maps (C, H', W').
 
         Raises:
-            FileNotFoundError: There is no such picture.
-            TypeError: A picture is neither a path nor an array.
-            ValueError: It cannot be read, or has a size that the file does not take, or the file takes none in colour;
-                ``batch_size`` is not a whole number from 1 to 65,535.
+            FileNotFoundError: There is no such image.
+            TypeError: An image is neither a path nor an array.
+            ValueError: An image cannot be read or has a size that the file does not take; the file does not take
+                color images; ``batch_size`` is not a whole number from 1 to 65,535.
         """
         if self.about['channels'] != 3:
-            raise ValueError(f'{self.path} takes images of {self.about["channels"]} channels, but pictures have 3')
+            raise ValueError(f'{self.path} takes images with {self.about["channels"]} channels, but got 3')
         several = isinstance(images, Iterable) and not isinstance(images, (str, bytes, np.ndarray))
         listed = images if several else [images]
-        sizes: list[tuple] = []  # of each image and its picture; those of one batch come before its outputs
+        sizes: list[tuple] = []  # of each resized and original image; a batch's sizes come before its outputs
         found = self.outputs(self._prepared(listed, sizes), batch_size)
         return [self.result(outputs, *sizes[i]) for i, outputs in enumerate(found)]
 
@@ -78,13 +78,13 @@ class Predictor:
             try:
                 pixels = run_steps(picture, self.about['steps'])
             except ValueError as error:
-                name = 'a picture' if isinstance(image, np.ndarray) else image
+                name = 'an image' if isinstance(image, np.ndarray) else image
                 raise ValueError(f'{name} does not fit {self.path}: {error}') from error
             sizes.append((pixels.shape[1:], picture.shape[:2]))
             yield pixels
 
     def outputs(self, pixels: Iterable[np.ndarray], batch_size: int = 1) -> Iterator[list[np.ndarray]]:
-        """The outputs of each of several images (3, H, W), BGR in uint8, that need no resizing, batch by batch.
+        """Outputs of each of several resized images (3, H, W), BGR in uint8.
 
         Raises:
             ValueError: The file does not take their size.
@@ -94,23 +94,22 @@ class Predictor:
             yield from ([output[k] for output in together] for k in range(len(some)))
 
     def run(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """Outputs of pixels (N, 3, H, W), BGR in uint8, that need no resizing.
+        """Outputs of a batch of resized images (N, 3, H, W), BGR in uint8.
 
         Raises:
-            ValueError: The file does not take that size or batch, or they are not such pixels; its outputs are not
-                those that it speaks of.
+            ValueError: The file does not take that shape or type, or its outputs contradict its description.
         """
         outputs = list(self.session(self.inputs(pixels)))
         shapes = [output.shape for output in outputs]
         if not outputs_fit(self.about, shapes):
-            raise ValueError(f'{self.path} gives outputs {shapes}, which are not those of a {self.about["task"]}')
+            raise ValueError(f'{self.path} has output shapes {shapes}, which are not those of a {self.about["task"]}')
         return outputs
 
     def inputs(self, pixels: np.ndarray) -> np.ndarray:
-        """The file's input for such pixels: normalised, where it does not do that itself.
+        """The file's input for a batch of images; see :meth:`run`. Normalized unless the file does that itself.
 
         Raises:
-            ValueError: The file does not take that size or batch, or they are not such pixels.
+            ValueError: The file does not take that shape or type.
         """
         about = self.about
         if pixels.ndim != 4 or pixels.shape[1] != about['channels'] or pixels.dtype != np.uint8:
@@ -128,13 +127,15 @@ class Predictor:
                 f'another --shape{other}'
             )
         if not about['dynamic_batch'] and len(pixels) > 1:
-            raise ValueError(f'{self.path} takes one image at a time, but got {len(pixels)}')
+            raise ValueError(
+                f'{self.path} takes one image at a time, but got {len(pixels)}; export it with --dynamic-batch'
+            )
         if not about['normalize']:
-            pixels = normalise(pixels, about['mean'], about['std'], about['flip'])
+            pixels = normalize(pixels, about['mean'], about['std'], about['flip'])
         return pixels if about['dynamic_size'] or tuple(about['shape']) == size else self._padded(pixels)
 
     def _padded(self, pixels: np.ndarray) -> np.ndarray:
-        """Images with mmdet's padding below and beside them, as in a batch: of one value after normalisation."""
+        """Pad images on the right and at the bottom like mmdet: with one value after normalization."""
         about = self.about
         values = np.full(pixels.shape[1], about.get('pad_value', 0), np.float32)
         if about['normalize']:
@@ -147,9 +148,9 @@ class Predictor:
         return padded
 
     def _batches(self, pixels: Iterable[np.ndarray], batch_size: int) -> Iterator[list[np.ndarray]]:
-        """Neighbours of one size together."""
+        """Group consecutive images of one size."""
         if batch_size not in range(1, MAX_BATCH + 1):
-            raise ValueError(f'batch_size must be a whole number from 1 to {MAX_BATCH}, but got {batch_size}')
+            raise ValueError(f'batch_size must be a whole number from 1 to {MAX_BATCH}, but got {batch_size!r}')
         largest = batch_size if self.about['dynamic_batch'] else 1
         batch: list[np.ndarray] = []
         for image in pixels:
@@ -161,12 +162,12 @@ class Predictor:
             yield batch
 
     def result(self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]):
-        """What an image's outputs say of its picture; see :meth:`__call__`.
+        """Convert an image's outputs to its result; see :meth:`__call__`.
 
         Args:
-            outputs: Of the image, as of :meth:`outputs`.
-            inside: Height and width of the image.
-            size: Those of the picture.
+            outputs: See :meth:`outputs`.
+            inside: Height and width of the resized image.
+            size: Height and width of the original image.
         """
         if self.about['task'] == 'classifier':
             return self._classified(torch.from_numpy(outputs[0]))
@@ -195,12 +196,12 @@ class Predictor:
 def _read(image: Image) -> np.ndarray:
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ValueError(f'pictures are arrays (H, W, 3) in uint8, but got {image.shape} in {image.dtype}')
+            raise ValueError(f'an image must be an array (H, W, 3) in uint8, but got {image.shape} in {image.dtype}')
         return image
     if not isinstance(image, (str, Path)):
-        raise TypeError(f'pictures are paths or arrays (H, W, 3) in BGR, but got {type(image).__name__}')
+        raise TypeError(f'an image must be a path or an array (H, W, 3) in BGR, but got {type(image).__name__}')
     if not Path(image).is_file():
-        raise FileNotFoundError(f'no picture at {image}')
+        raise FileNotFoundError(f'no image at {image}')
     return read_picture(image)
 
 

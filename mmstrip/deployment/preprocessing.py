@@ -1,4 +1,4 @@
-"""From a picture to the pixels that a network takes, by the steps of a config's test pipeline."""
+"""Preprocess images with the steps of a config's test pipeline."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,54 +13,54 @@ from PIL import Image
 from ..utils.config import name_of
 from ..utils.samples import tiff_tags
 
-MAX_PIXELS = 2**26  # of what a picture is resized to, 8192 x 8192
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')  # of pictures
-# Of LoadImageFromFile: what predictions read pictures by.
+MAX_PIXELS = 2**26  # of a resized image, 8192 x 8192
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
+# Options of LoadImageFromFile that predictions implement.
 _LOADING = dict(to_float32=False, color_type='color', imdecode_backend='cv2')
-_TILE = (322, 323)  # TIFF's tags of a tile's sides
+_TILE = (322, 323)  # TIFF tags of a tile's width and height
 
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """A picture (H, W, 3) as OpenCV has it, BGR in uint8, within Pillow's limit on pixels.
+    """Read an image (H, W, 3), BGR in uint8, within Pillow's limit on pixels.
 
     Raises:
-        ValueError: It is cut short, another kind of file, or larger than twice ``PIL.Image.MAX_IMAGE_PIXELS``.
+        ValueError: It is truncated, not an image, or has more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of half the limit
+            warnings.simplefilter('ignore')  # that start at half the limit
             file = Image.open(path, formats=FORMATS)
         with file:
-            # Pillow counts what OpenCV decodes, so both must read the same size.
+            # Pillow checks the size and OpenCV decodes, so both must read the same size.
             if file.format == 'TIFF':
                 _check_tiff(file, path)
-            file.load()  # OpenCV takes what is cut short
+            file.load()  # OpenCV accepts truncated files
         pixels = mmcv.imread(str(path))
         if pixels is None:
-            raise ValueError(f'OpenCV cannot decode its pixels, of the mode {file.mode}')
+            raise ValueError(f'OpenCV cannot decode its pixels (mode {file.mode})')
     except Exception as error:  # each decoder has its own
-        raise ValueError(f'{path} cannot be read as a picture: {error}') from error
+        raise ValueError(f'{path} cannot be read as an image: {error}') from error
     return pixels
 
 
 def _check_tiff(file: Image.Image, path: str | Path) -> None:
-    """libtiff takes the first of several tags of a kind, Pillow the last; it decodes whole tiles."""
+    """Refuse duplicate tags, of which libtiff reads the first and Pillow the last, and huge tiles, decoded whole."""
     tags = tiff_tags(path)
     if len(set(tags)) < len(tags):
-        raise ValueError('its header names a field twice')
+        raise ValueError('its TIFF header has a tag twice')
     tile = [file.tag_v2.get(tag, 0) for tag in _TILE]
     if Image.MAX_IMAGE_PIXELS and tile[0] * tile[1] > 2 * Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f'its tiles have {tile[1]} x {tile[0]} pixels')
+        raise ValueError(f'its tiles of {tile[1]} x {tile[0]} pixels are too large')
 
 
 def steps_of(pipeline: Sequence[dict]) -> list[dict]:
     """The steps of a test pipeline that change pixels, as plain values.
 
     Args:
-        pipeline: Of a toolbox's config.
+        pipeline: Pipeline in a toolbox's config.
 
     Raises:
-        ValueError: A step is none of :data:`.description.STEPS`, or reads images otherwise than predictions do.
+        ValueError: A step is not in :data:`.description.STEPS`, or reads images in another way than predictions.
     """
     steps = []
     for step in pipeline:
@@ -69,24 +69,24 @@ def steps_of(pipeline: Sequence[dict]) -> list[dict]:
             for name, value in _LOADING.items():
                 if step.get(name, value) != value:
                     raise ValueError(
-                        f"LoadImageFromFile's {name} must be {value!r} in the test pipeline to be exported, "
-                        f'but got {step[name]!r}'
+                        f'{name} of LoadImageFromFile in the test pipeline must be {value!r} for an export, '
+                        f'but is {step[name]!r}'
                     )
         if kind == 'LoadImageFromFile' or kind.endswith('Annotations') or kind.startswith('Pack'):
-            continue  # what predictions do themselves, or without
+            continue  # done by predictions, or not needed
         if kind not in _STEPS:
-            raise ValueError(f'the test pipeline may have {", ".join(_STEPS)} to be exported, but it has {kind}')
+            raise ValueError(f'only test pipelines of {", ".join(_STEPS)} can be exported, but this one has {kind}')
         options = {key: value for key, value in step.items() if key not in ('type', '_scope_')}
         steps.append(dict(type=kind, **options))
     return steps
 
 
 def size_of(steps: Sequence[dict], largest: bool = False) -> tuple[int, int] | None:
-    """Height and width that all pictures have after these steps; None where they differ.
+    """Height and width of all images after these steps; None if they differ.
 
     Args:
-        steps: Of :func:`steps_of`.
-        largest: Of pictures that keep their ratio, what they fit into. Defaults to False.
+        steps: See :func:`steps_of`.
+        largest: Return the bounding size for images that keep their aspect ratio. Defaults to False.
     """
     size = None
     for step in steps:
@@ -104,15 +104,15 @@ def _pair(value) -> tuple:
 
 
 def fits(size: Sequence[int], shape: Sequence[int], task: str) -> bool:
-    """Whether a file of one shape takes images of a size, both height and width; a detector pads smaller ones."""
+    """Whether a file with a fixed shape takes images of a size (H, W); a detector pads smaller ones."""
     return all(own <= side if task == 'detector' else own == side for own, side in zip(size, shape))
 
 
 def run_steps(image: np.ndarray, steps: Sequence[dict]) -> np.ndarray:
-    """Pixels (C, H, W) in uint8 of a picture (H, W, C) as OpenCV has it, BGR.
+    """Apply steps to an image (H, W, C), BGR in uint8; return pixels (C, H, W).
 
     Raises:
-        ValueError: A step would leave none of its pixels, or too many.
+        ValueError: A step would give an empty image or too many pixels.
     """
     for step in steps:
         image = _STEPS[step['type']](image, **{key: value for key, value in step.items() if key != 'type'})
@@ -120,14 +120,14 @@ def run_steps(image: np.ndarray, steps: Sequence[dict]) -> np.ndarray:
 
 
 def _resize(image: np.ndarray, scale=None, scale_factor=None, keep_ratio: bool = False, **options) -> np.ndarray:
-    """As mmcv's Resize."""
+    """Like mmcv's Resize."""
     own = image.shape[1::-1]
     size = _pair(scale) if scale else tuple(int(side * by + 0.5) for side, by in zip(own, _pair(scale_factor)))
     return _resized(image, rescale_size(own, size) if keep_ratio else size, **options)
 
 
 def _resize_edge(image: np.ndarray, scale: int, edge: str = 'short', **options) -> np.ndarray:
-    """As mmpretrain's ResizeEdge."""
+    """Like mmpretrain's ResizeEdge."""
     height, width = image.shape[:2]
     by_width = edge == 'width' or (edge == 'short' and width < height) or (edge == 'long' and width > height)
     size = (scale, int(scale * height / width)) if by_width else (int(scale * width / height), scale)
@@ -139,7 +139,7 @@ def _resized(
     size: tuple[int, int],
     interpolation: str = 'bilinear',
     backend: str = 'cv2',
-    clip_object_border: bool = True,  # of boxes
+    clip_object_border: bool = True,  # only affects boxes
 ) -> np.ndarray:
     _check_size(image, size)
     return mmcv.imresize(image, size, interpolation=interpolation, backend=backend)
@@ -147,21 +147,23 @@ def _resized(
 
 def _center_crop(image: np.ndarray, crop_size, **options) -> np.ndarray:
     size = _pair(crop_size)
-    _check_size(image, tuple(map(max, size, image.shape[1::-1])))  # padded
+    _check_size(image, tuple(map(max, size, image.shape[1::-1])))  # auto_pad enlarges the image
     return CenterCrop(size, **options)(dict(img=image))['img']
 
 
 def _check_size(image: np.ndarray, size: tuple[int, int]) -> None:
     height, width = image.shape[:2]
     if min(size) < 1 or size[0] * size[1] > max(MAX_PIXELS, height * width):
-        raise ValueError(f'its {height} x {width} pixels would become {size[1]} x {size[0]}')
+        raise ValueError(
+            f'its {height} x {width} pixels would become {size[1]} x {size[0]}, which is empty or too large'
+        )
 
 
 _STEPS = {'Resize': _resize, 'ResizeEdge': _resize_edge, 'CenterCrop': _center_crop}
 
 
-def normalise(images: np.ndarray, mean: Sequence[float] | None, std: Sequence[float] | None, flip: bool) -> np.ndarray:
-    """Pixels (N, C, H, W) as a network without ``--normalize`` takes them, in float32."""
+def normalize(images: np.ndarray, mean: Sequence[float] | None, std: Sequence[float] | None, flip: bool) -> np.ndarray:
+    """Input (N, C, H, W), float32, of a network that was exported without ``--normalize``."""
     images = (images[:, ::-1] if flip else images).astype(np.float32)
     if mean is not None:
         images = (images - _column(mean)) / _column(std)

@@ -1,4 +1,4 @@
-"""Exported files in int8, by NNCF's static quantisation after training."""
+"""Exported files in int8, by NNCF's post-training static quantization."""
 
 import json
 import logging
@@ -12,21 +12,21 @@ from mmengine.registry import DATASETS, init_default_scope
 from ..utils.config import leaf_datasets
 from ..utils.samples import read_sample
 from .description import read_about
-from .formats import HALVED, SUFFIXES, check_format, check_packages, quietly, store, written_whole
+from .formats import HALF_FORMATS, SUFFIXES, check_format, check_packages, store, without_warnings, written_atomically
 from .predictor import Predictor
 
-_COMPARED = 16  # images, before and after
+_COMPARED = 16  # images to compare before and after
 
 
 def calibration_pixels(config: Config, count: int) -> list[np.ndarray]:
-    """Training images of a config, drawn at random, as its tests see them: (3, H, W), BGR in uint8.
+    """Random training images of a config after its test pipeline: (3, H, W), BGR in uint8.
 
     Args:
-        config: A whole config.
-        count: How many, at most.
+        config: A complete config.
+        count: Largest number of images.
 
     Raises:
-        ValueError: The config has no data sets for training and tests.
+        ValueError: The config lacks the training or the test set.
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
     train, test = (
@@ -35,7 +35,7 @@ def calibration_pixels(config: Config, count: int) -> list[np.ndarray]:
     )
     if not train or not test:
         raise ValueError(
-            'images for calibration come from train_dataloader and test_dataloader, but the config lacks one'
+            'calibration images need train_dataloader and test_dataloader, but the config lacks one of them'
         )
     datasets = [DATASETS.build({**leaf, 'pipeline': test[0].pipeline}) for leaf in train]
     places = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
@@ -43,33 +43,33 @@ def calibration_pixels(config: Config, count: int) -> list[np.ndarray]:
     return [read_sample(*places[i])['inputs'].numpy() for i in chosen]
 
 
-def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) -> float:
+def quantize(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) -> float:
     """Write an exported file in int8.
 
     Args:
-        path: File of ONNX or OpenVINO, with weights in float32.
+        path: ONNX or OpenVINO file with float32 weights.
         out: File of the same format to write, atomically.
-        pixels: Images that ranges of activations are measured on, as of :func:`calibration_pixels`.
+        pixels: Calibration images; see :func:`calibration_pixels`.
 
     Returns:
-        How far outputs of these images are from those of ``path``: root mean square, relative to that of the outputs.
+        Root mean square difference of the outputs from those of ``path``, relative to their root mean square.
 
     Raises:
-        FileNotFoundError: There is no such file, or no folder for ``out``.
-        ValueError: NNCF is not installed, or the file is none that can be quantised, or takes images of other sizes.
+        FileNotFoundError: The file or the folder of ``out`` is missing.
+        ValueError: NNCF is not installed, the file cannot be quantized, or it takes images of other sizes.
     """
     if Path(path).suffix == SUFFIXES['torch-export']:
-        raise ValueError(f'files of {" and ".join(HALVED)} are quantised, but got {path}')
+        raise ValueError(f'only {" and ".join(HALF_FORMATS)} files can be quantized, but got {path}')
     about = read_about(path)
     if about['task'] == 'detector':
-        raise ValueError(f'classifiers, segmentors, backbones and necks are quantised, but {path} holds a detector')
+        raise ValueError(f'classifiers, segmentors, backbones and necks can be quantized, but {path} is a detector')
     check_format(about['format'], out)
     check_packages('int8')
     if about['half'] or about.get('int8'):
-        raise ValueError(f'{path} must have weights in float32 to be quantised')
+        raise ValueError(f'{path} must have float32 weights, but has {"float16" if about["half"] else "int8"}')
     before = Predictor(path)
     inputs = [before.inputs(image[None]) for image in pixels]
-    with written_whole(out) as made:
+    with written_atomically(out) as made:
         write_int8(path, made, inputs, json.dumps({**about, 'int8': True}))
         after = Predictor(made)
         some = pixels[:_COMPARED]
@@ -78,13 +78,13 @@ def quantise(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) ->
 
 
 def write_int8(path: str | Path, out: Path, inputs: Sequence[np.ndarray], about: str = '') -> None:
-    """Write a file in int8: weights with a scale for each channel, activations with one for each tensor.
+    """Write a file in int8: weights with one scale per channel, activations with one per tensor.
 
     Args:
-        path: File of ONNX or OpenVINO; of OpenVINO, ``out`` is, too.
-        out: File to write, of ONNX or OpenVINO by its ending.
-        inputs: What it is calibrated on.
-        about: Description, as JSON. Defaults to none.
+        path: ONNX or OpenVINO file, by its suffix.
+        out: File to write, of the same format.
+        inputs: Calibration inputs.
+        about: Description as JSON. Defaults to none.
     """
     import nncf
 
@@ -94,19 +94,19 @@ def write_int8(path: str | Path, out: Path, inputs: Sequence[np.ndarray], about:
         from openvino import Core
 
         load = Core().read_model
-    with quietly():
+    with without_warnings():
         nncf.set_log_level(logging.ERROR)
-        quantised = nncf.quantize(
+        quantized = nncf.quantize(
             load(path),
             nncf.Dataset([{'images': images} for images in inputs]),
             subset_size=len(inputs),
-            # Weights of 7 bits, as the sums of AVX2 and AVX-512 without VNNI overflow with 8.
+            # 7-bit weights: with 8 bits, sums overflow on AVX2 and on AVX-512 without VNNI.
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix='enable'),
         )
-    store(quantised, out, about)
+    store(quantized, out, about)
 
 
 def _distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Of what is found from what is expected, each pair of a size of its own."""
+    """Relative root mean square difference; pairs may differ in size."""
     apart = sum(np.sum((found - expected) ** 2, dtype=np.float64) for found, expected in pairs)
     return float(np.sqrt(apart / sum(np.sum(expected**2, dtype=np.float64) for _, expected in pairs)))

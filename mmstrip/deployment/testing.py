@@ -1,4 +1,4 @@
-"""Exported files in the place of a config's model, so that its test runs on them."""
+"""Exported files in place of a config's model, so that its test runs on them."""
 
 from pathlib import Path
 
@@ -26,27 +26,27 @@ def _add_labels(sample, result: np.ndarray) -> None:
 def _add_detections(sample, result: dict) -> None:
     from mmdet.models.utils.misc import samplelist_boxtype2tensor
 
-    samplelist_boxtype2tensor([sample])  # of the truth, as mmdet's preprocessing does; pictures are drawn of tensors
+    samplelist_boxtype2tensor([sample])  # like mmdet's preprocessing; visualizers need tensors
     sample.pred_instances = InstanceData(**{name: torch.from_numpy(values) for name, values in result.items()})
 
 
-# What a file of each task has found goes into a toolbox's data sample.
+# How the result of each task is added to a toolbox's data sample.
 _ADD = dict(classifier=_add_class, segmentor=_add_labels, detector=_add_detections)
 _TASKS = dict(mmpretrain='classifier', mmseg='segmentor', mmdet='detector')
 
 
 @MODELS.register_module()
 class ExportedModel(BaseModel):
-    """An exported classifier, segmentor or detector as a model of the toolboxes, for tests alone.
+    """An exported classifier, segmentor or detector as a model of the toolboxes, for testing only.
 
     Args:
         file (str): See :class:`.predictor.Predictor`.
         dtype (str): See :class:`.predictor.Predictor`. Defaults to 'float32'.
         trusted (bool): See :class:`.predictor.Predictor`. Defaults to False.
-        data_preprocessor (dict): Left out: files do that themselves.
+        data_preprocessor (dict): Ignored: files include their preprocessing.
 
     Raises:
-        ValueError: It holds maps instead of predictions; see also :class:`.predictor.Predictor`.
+        ValueError: The file is a backbone or neck; see also :class:`.predictor.Predictor`.
     """
 
     def __init__(self, file: str, dtype: str = 'float32', trusted: bool = False, data_preprocessor: dict | None = None):
@@ -54,10 +54,10 @@ class ExportedModel(BaseModel):
         self.predictor = Predictor(file, dtype, trusted)
         task = self.predictor.about['task']
         if task not in _ADD:
-            raise ValueError(f'classifiers, segmentors and detectors are tested, but {file} holds a {task}')
+            raise ValueError(f'only classifiers, segmentors and detectors can be tested, but {file} is a {task}')
 
     def test_step(self, data: dict) -> list:
-        """The batch's data samples with the predictions in them."""
+        """Add predictions to the batch's data samples."""
         samples = data['data_samples']
         pixels = [np.asarray(image) for image in data['inputs']]
         for sample, image, outputs in zip(samples, pixels, self.predictor.outputs(pixels, len(pixels))):
@@ -66,7 +66,7 @@ class ExportedModel(BaseModel):
         return samples
 
     def forward(self, inputs, data_samples=None, mode: str = 'predict'):
-        """Asked for by the base class; tests call :meth:`test_step`."""
+        """Required by the base class; tests call :meth:`test_step`."""
         return self.test_step(dict(inputs=inputs, data_samples=data_samples))
 
 
@@ -74,9 +74,9 @@ def use_exported(config: Config, file: str, amp: str | None = None, trusted: boo
     """Let a config test an exported file instead of its model.
 
     Args:
-        config: A whole config; images are read and results are judged as it says.
-        file: The file.
-        amp: See :func:`mmstrip.engine.precision.amp_dtype`; 'auto' is float32 but for OpenVINO.
+        config: A complete config; its data and metrics are used.
+        file: The exported file.
+        amp: See :func:`mmstrip.engine.precision.amp_dtype`; 'auto' is float32 except for OpenVINO.
         trusted: See :class:`.predictor.Predictor`. Defaults to False.
 
     Raises:
@@ -84,9 +84,9 @@ def use_exported(config: Config, file: str, amp: str | None = None, trusted: boo
     """
     task, expected = read_about(file, trusted)['task'], _TASKS.get(config.get('default_scope'))
     if expected not in (None, task):
-        raise ValueError(f'the config tests a {expected}, but {file} holds a {task}')
+        raise ValueError(f'the config tests a {expected}, but {file} is a {task}')
     if amp == 'auto' and Path(file).suffix != SUFFIXES['openvino']:
-        amp = None  # the others compute in float32 alone
+        amp = None  # the others only compute in float32
     dtype = amp_dtype(amp) or 'float32'
     config.model = dict(type='mmstrip.ExportedModel', file=str(file), dtype=dtype, trusted=trusted)
-    config.update(load_from=None, resume=False)  # there is nothing to be filled
+    config.update(load_from=None, resume=False)  # no weights to load

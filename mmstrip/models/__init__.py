@@ -1,7 +1,7 @@
 """The paper in ordinary PyTorch.
 
-Read strip_mlp.py (Figure 2), strip_mixing.py (Figures 2 and 3), channel_mixing.py and windows.py; the other files hold
-what a backbone needs besides. Faster implementations are in :mod:`mmstrip.ops`, and nothing here knows of them.
+Read strip_mlp.py (Figure 2), strip_mixing.py (Figures 2 and 3), channel_mixing.py and windows.py; the other files
+support them. Faster implementations are in :mod:`mmstrip.ops`; nothing here depends on them.
 """
 
 from .strip_mlp import StripMLP

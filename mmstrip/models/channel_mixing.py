@@ -13,7 +13,7 @@ class GlobalResponseNorm(nn.Module):
 
         g = L2 norm of x over H and W,  y = gamma * x * g / (mean of g over channels + eps) + beta + x
 
-    gamma and beta start at 0, so that the layer starts as the identity.
+    gamma and beta start at 0, so the layer starts as the identity.
 
     Args:
         channels (int): Channels C.
@@ -27,21 +27,23 @@ class GlobalResponseNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
-        """Normalise (N, H, W, C), by the norm over the tokens that are ``valid`` (N, H, W, 1), or over all."""
+        """Normalize (N, H, W, C), with the norm over the tokens that are ``valid`` (N, H, W, 1), or over all."""
         g = token_norm(x if valid is None else torch.where(valid, x, 0))
         factor = 1 + self.gamma * (g / (g.mean(dim=-1, keepdim=True) + self.eps))
         y = x * factor.to(x.dtype)
-        return y if self.beta is None else y + self.beta.to(y.dtype)  # the deploy form has none
+        return y if self.beta is None else y + self.beta.to(y.dtype)  # None in the deploy form
 
 
 def token_norm(x: Tensor) -> Tensor:
-    """L2 norm over H and W of (N, H, W, C): (N, 1, 1, C), in at least float32, as squares overflow half precision."""
+    """L2 norm over H and W of (N, H, W, C): (N, 1, 1, C), at least in float32, as squares overflow half precision."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide.square().sum(dim=(1, 2), keepdim=True).clamp_min(SMALLEST_NORM**2).sqrt()  # it has no gradient at 0
+    return (
+        wide.square().sum(dim=(1, 2), keepdim=True).clamp_min(SMALLEST_NORM**2).sqrt()
+    )  # clamped: sqrt has no gradient at 0
 
 
 class ChannelMixingBlock(BaseModule):
-    """Channel Mixing Block: depthwise 7x7, LayerNorm, linear, GELU, GRN, linear.
+    """Channel Mixing Block (Figure 2): depthwise 7x7, LayerNorm, linear, GELU, GRN, linear.
 
     Args:
         channels (int): Channels C.
@@ -60,7 +62,7 @@ class ChannelMixingBlock(BaseModule):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
-        """Mix the channels of (N, C, H, W); ``valid``: (N, 1, H, W), False for tokens that GRN's norm leaves out."""
+        """Mix the channels of (N, C, H, W); ``valid`` (N, 1, H, W) marks the tokens of GRN's norm."""
         x = self.depthwise(x).permute(0, 2, 3, 1)  # (N, H, W, C)
         x = self.act(self.fc1(self.norm(x)))
         x = self.grn(x) if valid is None else self.grn(x, valid=valid.permute(0, 2, 3, 1))

@@ -1,4 +1,4 @@
-"""Activation checkpointing of blocks: BN counts a batch once, however often a block runs."""
+"""Activation checkpointing of blocks; BN counts a batch once, although a block runs twice."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def run_checkpointed(block: nn.Module, x: Tensor, **arguments) -> Tensor:
-    """Run a block without saving its activations, and again in the backward pass."""
+    """Run a block without saving its activations; the backward pass runs it again."""
     contexts = partial(_contexts, block)
     return torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=contexts, **arguments)
 
@@ -20,9 +20,9 @@ def _contexts(block: nn.Module):
 
 
 class _FrozenStatistics:
-    """A context in which BN layers run in their present mode, but leave their running statistics as they are.
+    """A context in which BN layers do not update their running statistics.
 
-    It may be entered again: second derivatives run a block once more.
+    It is reentrant, as second derivatives run a block once more.
     """
 
     def __init__(self, module: nn.Module):

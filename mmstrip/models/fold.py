@@ -1,6 +1,6 @@
-"""The deploy form: what inference can do without is folded into other layers.
+"""The deploy form for inference: norms, position embeddings and one fusion are folded into neighboring layers.
 
-Folded layers become identities, so that the forward methods of the modules stay as they are.
+Folded layers become identities, so the forward methods of the modules do not change.
 """
 
 import torch
@@ -14,15 +14,15 @@ from .channel_mixing import ChannelMixingBlock
 from .stock import class_of, is_untouched
 from .strip_mixing import CascadeGroupStripMixing, StripMixingBlock
 
-# With what mmengine builds of SyncBN, and turns it to where there is one process.
+# The last two are what mmengine makes of SyncBN: when building it, and for a single process.
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, _BatchNormXd)
-# Modules that stay, whose forward methods folding relies on.
+# Modules that stay; folding relies on their forward methods.
 KEPT = {
     'strip_mixing': StripMixingBlock,
     'strip_mixing.branches.cgsmm': CascadeGroupStripMixing,
     'channel_mixing': ChannelMixingBlock,
 }
-# Layers that folding reads or changes, and what they must be.
+# Layers that folding reads or changes, and the type that they must have.
 FOLDED = {
     'strip_mixing.project.0': stock.pointwise(bias=None),
     'strip_mixing.fuse': stock.pointwise(bias=False),
@@ -37,7 +37,7 @@ FOLDED = {
     'channel_mixing.grn': stock.response_norm,
     'channel_mixing.fc2': stock.linear,
 }
-# Norms that go into the layer before them if they are BN.
+# Norms that are folded into the layer before them if they are BN.
 NORMS = ('strip_mixing.project.1', 'strip_mixing.branches.cgsmm.norm')
 
 
@@ -46,7 +46,7 @@ def fold(backbone: nn.Module) -> None:
     """Fold all blocks of a :class:`.strip_mlp.StripMLP`; see its ``switch_to_deploy``.
 
     Raises:
-        ValueError: A layer is not as it was built; nothing is folded then.
+        ValueError: A layer is not as it was built; nothing is folded.
     """
     seen: set[int] = set()
     for i, stage in enumerate(backbone.stages):
@@ -60,7 +60,7 @@ def fold(backbone: nn.Module) -> None:
 
 
 def _check_foldable(name: str, block: nn.Module, seen: set[int]) -> None:
-    """Add to ``seen`` what folding changes, which no other block may share."""
+    """Check a block's layers and add them to ``seen``: folding changes them, so no other block may share them."""
     modules = dict(block.named_modules())
     for key in (*KEPT, *FOLDED, *NORMS):
         if 'cgsmm' in key and 'cgsmm' not in getattr(block.strip_mixing, 'branches', ()):
@@ -69,11 +69,13 @@ def _check_foldable(name: str, block: nn.Module, seen: set[int]) -> None:
         if not _is_foldable(key, layer):
             raise ValueError(
                 f'the deploy form cannot fold {name}.{key} ({type(layer).__name__}): it is missing, replaced, wrapped, '
-                'parametrised or has hooks; merge or remove adapters, parametrisations and hooks first'
+                'parametrized or has hooks. Merge or remove adapters, parametrizations and hooks first'
             )
         found = {id(layer), *map(id, layer.parameters())} if key not in KEPT else {id(layer)}
         if found & seen:
-            raise ValueError(f'the deploy form cannot fold {name}.{key}: it is shared with another layer')
+            raise ValueError(
+                f'the deploy form cannot fold {name}.{key}: another layer shares it, and each needs its own'
+            )
         seen |= found
 
 
@@ -83,12 +85,12 @@ def _is_foldable(key: str, layer: nn.Module | None) -> bool:
     if key in KEPT:
         if layer is None or class_of(layer) is not KEPT[key] or 'forward' in vars(layer):
             return False
-        return KEPT[key] is not CascadeGroupStripMixing or not layer._forward_hooks  # what it gives, changes
+        return KEPT[key] is not CascadeGroupStripMixing or not layer._forward_hooks  # its output changes
     return layer is not None and is_untouched(layer)
 
 
 def _fold_strip_mixing(mixing: StripMixingBlock) -> None:
-    """Fold BN into ``project``, what CGSMM can fold, and its last fusion into ``fuse``; the first norm is left."""
+    """Fold BN into ``project``, CGSMM, and CGSMM's last fusion into ``fuse``; the first norm stays."""
     for name, layer in list(mixing.depthwise.named_children()):
         setattr(mixing.depthwise, name, _local_norm(layer))
     mixing.project[0], mixing.project[1] = _fold_norm(*mixing.project[:2])
@@ -104,10 +106,10 @@ def _fold_strip_mixing(mixing: StripMixingBlock) -> None:
 
 
 def _fold_cgsmm(cgsmm: CascadeGroupStripMixing) -> Tensor:
-    """Fold positions into the biases of the strip layers and BN into ``fuse_row``.
+    """Fold position embeddings into the biases of the strip layers, and BN into ``fuse_row``.
 
     Returns:
-        The weights of the last fusion, (C, 2 C), which is left out: CGSMM gives what it fuses.
+        The weights (C, 2 C) of ``fuse_column``, which becomes an identity.
     """
     for layer, name in ((cgsmm.row, 'position_row'), (cgsmm.column, 'position_column')):
         bias = layer(getattr(cgsmm, name).expand()[None])[0].contiguous()  # a map (C, H, W)
@@ -119,7 +121,7 @@ def _fold_cgsmm(cgsmm: CascadeGroupStripMixing) -> Tensor:
 
 
 def _local_norm(norm: nn.Module) -> nn.Module:
-    """SyncBN as BN, which is the same in inference."""
+    """Replace SyncBN with BN, which computes the same in inference."""
     if type(norm) not in BATCH_NORMS[1:] or not is_untouched(norm):
         return norm
     local = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
@@ -129,7 +131,7 @@ def _local_norm(norm: nn.Module) -> nn.Module:
 
 
 def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
-    """A convolution and the norm after it, which goes into it if it is BN: other norms depend on the input."""
+    """Fold the norm after a convolution into it, if it is BN; other norms depend on the input."""
     if type(norm) not in BATCH_NORMS or not norm.track_running_stats:
         return conv, norm
     folded = fuse_conv_bn_eval(conv.eval(), norm.eval())

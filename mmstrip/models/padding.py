@@ -1,25 +1,26 @@
-"""Where the images of a padded batch end: toolboxes normalise images, then pad them with zeros to one size."""
+"""Where the images of a padded batch end; toolboxes normalize images, then pad them with zeros to one size."""
 
 import inspect
 
 import torch
 from torch import Tensor, nn
 
-AVERAGING = ('strip_mixing', 'lsmm', 'channel_mixing', 'grn')  # parts of a block that average, or hold what does
+# Parts of a block that average, and the modules that hold them.
+AVERAGING = ('strip_mixing', 'lsmm', 'channel_mixing', 'grn')
 
 
 def image_ends(images: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The pixels of each image: up to its last row, and up to its last column, that are not zero in all channels.
+    """Height and width of each image without its padding: up to its last row and column with a nonzero pixel.
 
     Args:
         images: (N, C, H, W).
 
     Returns:
-        Numbers of rows and of columns, (N, ) each; an image of zeros alone counts as a whole. None where no image is
-        padded, if that can be told without waiting for a device or stopping a compiler.
+        Heights and widths, (N, ) each; an image of zeros counts as unpadded. None if no image is padded and that is
+        known without a device synchronization or a graph break.
     """
     filled = (images != 0).any(dim=1)
-    # Lines up to the last that is filled: all, less those before the first from the end.
+    # The length minus the number of empty lines at the end.
     ends = tuple(lines.shape[1] - lines.flip(1).int().argmax(1) for lines in (filled.any(dim=2), filled.any(dim=1)))
     return None if _are_whole(images, ends) else ends
 
@@ -29,13 +30,13 @@ def _are_whole(images: Tensor, ends: tuple[Tensor, Tensor]) -> bool:
         return False
     try:
         return all(bool((end == side).all()) for end, side in zip(ends, images.shape[2:]))
-    except RuntimeError:  # of vmap and fake tensors, which know no values
+    except RuntimeError:  # from vmap and fake tensors, which have no values
         return False
 
 
 def valid_tokens(ends: tuple[Tensor, Tensor] | None, x: Tensor, stride: int) -> dict[str, Tensor]:
-    """Which tokens of a map (N, C, H, W) have a pixel of their image: (N, 1, H, W), as the keyword ``valid``, which
-    modules are called with; no keyword where all have one."""
+    """The keyword argument ``valid`` of modules: a mask (N, 1, H, W) of the tokens of a map (N, C, H, W) that contain
+    a pixel of their image; no argument without padding."""
     if ends is None:
         return {}
     rows, columns = (
@@ -48,18 +49,18 @@ def token_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:
     """Average of (N, C, H, W) over the tokens that are ``valid`` (N, 1, H, W), or over all: (N, C, 1, 1)."""
     if valid is None:
         return x.mean(dim=(2, 3), keepdim=True)
-    dtype = torch.promote_types(x.dtype, torch.float32)  # sums may be too large for half precision
+    dtype = torch.promote_types(x.dtype, torch.float32)  # sums may overflow half precision
     sums = torch.where(valid, x, 0).sum(dim=(2, 3), keepdim=True, dtype=dtype)
     return (sums / valid.sum(dim=(2, 3), keepdim=True)).to(x.dtype)
 
 
 def check_averages(stages: nn.ModuleList) -> None:
-    """Raise a TypeError for a module of one's own that cannot leave padding out."""
+    """Raise TypeError for a replaced module that does not take ``valid``."""
     for name, module in stages.named_modules():
         of_stage = name.count('.') < 2 and name != ''  # a stage or a block
         averages = of_stage or name.rpartition('.')[2] in AVERAGING
         if averages and 'valid' not in inspect.signature(type(module).forward).parameters:
             raise TypeError(
-                f'ignore_padding needs modules whose forward takes the keyword valid, the tokens that averages run '
-                f'over, but stages.{name} is a {type(module).__name__} without it'
+                f'ignore_padding=True passes the keyword argument valid (a mask of tokens), but the forward of '
+                f'stages.{name} ({type(module).__name__}) does not take it'
             )

@@ -1,4 +1,4 @@
-"""State dicts of the backbone: what a checkpoint holds, refusals of other archs, resampling to another ``img_size``."""
+"""State dicts of the backbone: checks against the model, resampling to another ``img_size``, and the arch they hold."""
 
 import logging
 import os
@@ -12,16 +12,17 @@ from .strip_mixing import RelativePosition, StripMLPLayer
 
 
 def adapt_state_dict(model: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
-    """Bring a state dict to a backbone's ``img_size``, in place; log if there was need to.
+    """Resample a state dict to a backbone's ``img_size``, in place; log it if anything was resampled.
 
     Args:
         model: A :class:`.strip_mlp.StripMLP`.
-        state_dict: Of the same arch.
-        prefix: What stands before the backbone's own names, such as 'backbone.'. Defaults to ''.
+        state_dict: State dict of the same arch.
+        prefix: Prefix of the backbone's keys, such as 'backbone.'. Defaults to ''.
 
     Raises:
-        ValueError: The state dict is of another arch, or damaged.
+        ValueError: The state dict has another arch or is damaged.
     """
+    _check_tensors(model, state_dict, prefix)
     _check_arch(model, state_dict, prefix)
     resampled = dict.fromkeys((StripMLPLayer, RelativePosition), 0)
     for name, module in model.named_modules():
@@ -32,73 +33,74 @@ def adapt_state_dict(model: nn.Module, state_dict: dict[str, Tensor], prefix: st
     if any(resampled.values()):
         print_log(
             f'Resampled the weights of {resampled[StripMLPLayer]} strip MLP layers and '
-            f'{resampled[RelativePosition]} position tables to img_size {model.img_size}: the checkpoint was '
-            'trained at another one.',
+            f'{resampled[RelativePosition]} position tables to img_size {model.img_size}; '
+            'the checkpoint was trained at another one.',
             logger='current',
         )
     _check_shapes(model, state_dict, prefix)
 
 
 def report_coverage(model: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
-    """Log how many of a backbone's tensors a state dict holds; warn if they are not all.
+    """Log how many of a backbone's tensors a state dict holds; warn unless it holds all.
 
     Args:
         model: A :class:`.strip_mlp.StripMLP`.
-        state_dict: What it is about to load.
-        prefix: What stands before the backbone's own names, such as 'backbone.'. Defaults to ''.
+        state_dict: State dict to be loaded.
+        prefix: Prefix of the backbone's keys, such as 'backbone.'. Defaults to ''.
     """
     expected = [prefix + name for name in model.state_dict() if not name.endswith('num_batches_tracked')]
     missing = [name for name in expected if name not in state_dict]
-    text = f'StripMLP: {len(expected) - len(missing)} of {len(expected)} tensors are in the checkpoint'
+    text = f'StripMLP: the checkpoint has {len(expected) - len(missing)} of {len(expected)} tensors'
     if not missing:
         return print_log(text, logger='current')
-    print_log(f'{text}, which lacks {", ".join(missing[:3])}', 'current', logging.WARNING)
+    print_log(f'{text}; missing are {", ".join(missing[:3])}{", ..." * (len(missing) > 3)}', 'current', logging.WARNING)
 
 
 def require_pretrained(init_cfg: dict | list | None) -> None:
-    """Look for the files of ``init_cfg`` before they are read.
+    """Check that the checkpoints that ``init_cfg`` names exist.
 
     Raises:
-        FileNotFoundError: One is missing; the error says where the authors' weights are.
+        FileNotFoundError: One is missing.
     """
     for entry in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
         path = str(entry.get('checkpoint', '')) if entry and entry.get('type') == 'Pretrained' else ''
         if path and '://' not in path and not os.path.isfile(os.path.expanduser(path)):
             raise FileNotFoundError(
-                f"init_cfg: no checkpoint at {path}; docs/model_zoo.md says where the authors' weights are and how "
-                'tools/model_converters/official_to_mmstrip.py converts them; init_cfg=None starts from random weights'
+                f"init_cfg: no checkpoint at {path}. docs/model_zoo.md describes how to get the authors' weights; "
+                'init_cfg=None starts from random weights'
             )
 
 
-def recognise_backbone(state_dict: dict[str, Tensor]) -> tuple[str, dict, dict]:
-    """What builds the Strip-MLP whose trained weights are in a state dict, at most one.
+def recognize_backbone(state_dict: dict[str, Tensor]) -> tuple[str, dict, dict]:
+    """Read the arguments of a Strip-MLP from its weights.
 
     Returns:
         The prefix of its keys, such as 'backbone.'; its ``arch`` as a dict; and further arguments: the ``img_size``
-        that its strip weights belong to, in pixels, ``strip_width`` and ``branches`` where they are not the defaults.
-        Whether it is a cascade, weights do not tell.
+        of its strip weights, in pixels, and ``strip_width`` and ``branches`` unless they are the defaults. The weights
+        do not tell whether ``cascade`` is set.
 
     Raises:
-        ValueError: There is none, or it has the deploy form.
+        ValueError: The state dict does not hold exactly one Strip-MLP, or holds the deploy form.
     """
     last = 'stages.0.0.strip_mixing.branches.cgsmm.row.weight'
     prefixes = [key.removesuffix(last) for key in state_dict if key.endswith(last)]
     if len(prefixes) != 1 or f'{prefixes[0]}patch_embed.weight' not in state_dict:
-        raise ValueError(f'it holds no Strip-MLP of this package, its first keys are {", ".join(list(state_dict)[:3])}')
+        first = ', '.join(map(str, list(state_dict)[:3])) or 'none'
+        raise ValueError(f'it must hold one Strip-MLP of this package, but holds {len(prefixes)}; first keys: {first}')
     prefix = prefixes[0]
     if f'{prefix}stages.0.0.channel_mixing.grn.beta' not in state_dict:
-        raise ValueError('it is the deploy form, which does not train; take the checkpoint that it was made from')
+        raise ValueError('it has the deploy form, which cannot be trained; use the checkpoint that it was made from')
     blocks = _blocks(state_dict, prefix)
     depths = tuple(sum(stage == str(i) for stage, _ in blocks) for i in range(NUM_STAGES))
     arch = dict(embed_dims=state_dict[f'{prefix}patch_embed.weight'].shape[0], depths=depths)
     if 0 in depths:
-        raise ValueError(f'it must have blocks in all {NUM_STAGES} stages, but has {depths}')
+        raise ValueError(f'it must have blocks in all {NUM_STAGES} stages, but their numbers are {depths}')
     patches = [state_dict[prefix + last.replace('0', str(i), 1)].shape[0] for i in range(NUM_STAGES)]
     branches = tuple(name for name in BRANCHES if any(f'.branches.{name}.' in key for key in state_dict))
     ratio = state_dict[f'{prefix}stages.0.0.channel_mixing.fc1.weight'].shape[0] / arch['embed_dims']
     try:
         usual = parse_num_patches(None, arch['embed_dims'], branches)
-    except ValueError:  # there is none
+    except ValueError:  # the authors' rule does not apply
         usual = None
     if patches != usual:
         arch['num_patches'] = tuple(patches)
@@ -114,15 +116,15 @@ def recognise_backbone(state_dict: dict[str, Tensor]) -> tuple[str, dict, dict]:
 
 
 def _blocks(state_dict: dict[str, Tensor], prefix: str) -> set[tuple[str, ...]]:
-    """Stage and number of each block, as written in the keys."""
+    """Stage and index of each block, as in the keys."""
     return {tuple(key[len(prefix) :].split('.')[1:3]) for key in state_dict if key.startswith(f'{prefix}stages.')}
 
 
 def resample_strips(layer: StripMLPLayer, state_dict: dict[str, Tensor], prefix: str) -> bool:
-    """Bring strip weights trained at another extent to this layer's, in place; True if there was need to.
+    """Resample strip weights trained at another extent to this layer's, in place; return whether that was needed.
 
-    Weights are interpolated over both token axes and scaled by old / new tokens, so that their sums over a line
-    stay what they were; biases are interpolated over their one axis.
+    Weights are interpolated over both token axes and scaled by old / new tokens, which preserves their sums over a
+    line. Biases are interpolated over their token axis.
     """
     weight, bias = state_dict.get(prefix + 'weight'), state_dict.get(prefix + 'bias')
     if weight is None or bias is None or weight.dim() != 4 or bias.dim() != 2:
@@ -139,9 +141,9 @@ def resample_strips(layer: StripMLPLayer, state_dict: dict[str, Tensor], prefix:
 
 
 def resample_table(position: RelativePosition, state_dict: dict[str, Tensor], prefix: str) -> bool:
-    """Bring a table trained at another extent to this one's span, in place; True if there was need to.
+    """Resample a position table trained at another extent to this one's span, in place; return whether that was needed.
 
-    Rows are interpolated linearly, offset 0 and both ends staying where they are.
+    Rows are interpolated linearly; offset 0 and both ends stay in place.
     """
     table = state_dict.get(prefix + 'table')
     rows, channels = position.table.shape
@@ -152,13 +154,21 @@ def resample_table(position: RelativePosition, state_dict: dict[str, Tensor], pr
     return True
 
 
+def _check_tensors(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
+    for key in (prefix + name for name in model.state_dict()):
+        if key in state_dict and not isinstance(state_dict[key], Tensor):
+            kind = type(state_dict[key]).__name__
+            raise ValueError(f'the checkpoint is damaged: {key} must be a tensor, but is of type {kind}')
+
+
 def _check_arch(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Compare what a state dict says of its arch with this model; silent on what it does not say."""
+    """Compare the arch of a state dict with the model's, as far as its keys show it."""
     stem = state_dict.get(f'{prefix}patch_embed.weight')
     if not prefix and state_dict and not set(state_dict) & set(model.state_dict()):
         raise ValueError(
-            f'the checkpoint holds nothing of this StripMLP, its first keys are {", ".join(list(state_dict)[:5])}; '
-            "that of a whole model needs prefix='backbone.', that of the authors the converter"
+            f'the checkpoint holds nothing of this StripMLP; its first keys are {", ".join(list(state_dict)[:5])}. '
+            "Load that of a whole model with prefix='backbone.', and convert that of the authors with "
+            'tools/model_converters/official_to_mmstrip.py'
         )
     if stem is None or stem.dim() != 4:
         return
@@ -179,25 +189,25 @@ def _check_arch(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) ->
     different = [key for key in found if found[key] != expected[key]]
     if different == ['in_channels']:
         raise ValueError(
-            f'the checkpoint has in_channels={found["in_channels"]} where the model has '
-            f'in_channels={expected["in_channels"]}: docs/model_zoo.md, "Other channels", converts it'
+            f'the checkpoint has in_channels={found["in_channels"]}, but the model has '
+            f'in_channels={expected["in_channels"]}; docs/model_zoo.md ("Other channels") shows how to convert it'
         )
     if different:
         raise ValueError(
-            'the checkpoint is of another arch than this StripMLP: it has '
+            'the checkpoint does not fit this StripMLP: it has '
             + ', '.join(f'{key}={found[key]}' for key in different)
-            + ' where the model has '
+            + ', but the model has '
             + ', '.join(f'{key}={expected[key]}' for key in different)
-            + ', so build the model with the arch, num_patches, strip_width and deploy of the checkpoint'
+            + '. Build the model with the values of the checkpoint'
         )
 
 
 def _check_shapes(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Refuse what only mlp_ratio, branches or damage can explain, which loaders that are not strict pass over."""
+    """Refuse other shapes (from another ``mlp_ratio`` or ``branches``), which non-strict loaders would skip."""
     for key, value in model.state_dict().items():
         found = state_dict.get(prefix + key, value)
         if found.shape != value.shape:
             raise ValueError(
-                f'the checkpoint is of another arch than this StripMLP: {key} has shape {tuple(found.shape)} '
-                f'where the model has {tuple(value.shape)}'
+                f'the checkpoint does not fit this StripMLP: its {key} has shape {tuple(found.shape)}, but that of the '
+                f'model has {tuple(value.shape)}. Build the model with the mlp_ratio and branches of the checkpoint'
             )

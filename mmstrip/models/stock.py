@@ -1,4 +1,4 @@
-"""Whether layers compute what the network was built with, as all that folds or replaces their computation must know."""
+"""Whether layers are stock: as the network was built. Whatever folds or replaces a computation asks this first."""
 
 from collections.abc import Callable
 
@@ -9,32 +9,32 @@ from .strip_mixing import RelativePosition, StripMLPLayer
 
 PLAIN = (Tensor, nn.Parameter)
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-STATE = (*_HOOKS, '_parameters', '_buffers', '_modules')  # attributes of modules that are read here and in ops
+STATE = (*_HOOKS, '_parameters', '_buffers', '_modules')  # module attributes that this file and ops read
 
 
 def class_of(module: nn.Module) -> type:
-    """A module's class; of a class that computes the same as another one, its ``reference``, that other one."""
+    """A module's class, or the ``reference`` that the class computes the same as."""
     kind = type(module)
     return vars(kind).get('reference', kind)  # not inherited: a subclass may compute something else
 
 
 def replaced_methods(module: nn.Module) -> set[str]:
-    """Methods of a module's class that the module has others for: patched, compiled, under mmengine's checkpointing."""
+    """Methods that a module overrides on the instance: patched, compiled, or wrapped by mmengine's checkpointing."""
     return {name for name, value in vars(module).items() if callable(value) and hasattr(type(module), name)}
 
 
 def is_untouched(module: nn.Module) -> bool:
-    """Whether calling a module is calling the ``forward`` of its class: it has no hooks and no methods of its own."""
+    """Whether calling a module just calls the ``forward`` of its class: no hooks, no overridden methods."""
     return not (any(vars(module)[name] for name in _HOOKS) or replaced_methods(module))
 
 
 class Stock:
-    """What a layer must be to compute what the network was built with.
+    """What a stock layer looks like.
 
     Args:
-        kind: Its very class.
-        tensors: Names of its parameters and buffers that must be there.
-        optional: Names of those that may be there, or None.
+        kind: Its exact class.
+        tensors: Names of parameters and buffers that it must have.
+        optional: Names of those that it may have or that may be None.
         accepts: Whether its hyperparameters are the network's.
     """
 
@@ -68,7 +68,7 @@ def sequence(*layers) -> dict:
 
 
 def depthwise(*kernel_size: int) -> Stock:
-    """A depthwise convolution without bias that keeps the map's size."""
+    """A depthwise convolution without bias that preserves the map's size."""
 
     def accepts(conv: nn.Conv2d) -> bool:
         return conv.in_channels == conv.out_channels == conv.groups and _convolves(conv, kernel_size)
@@ -77,13 +77,13 @@ def depthwise(*kernel_size: int) -> Stock:
 
 
 def pointwise(bias: bool | None) -> Stock:
-    """A 1x1 convolution, with or without bias, or (None) either."""
+    """A 1x1 convolution, with (True) or without (False) bias, or either (None)."""
     tensors, optional = (('weight', 'bias'), ()) if bias else (('weight',), ('bias',) if bias is None else ())
     return Stock(nn.Conv2d, tensors, optional, lambda conv: conv.groups == 1 and _convolves(conv, (1, 1)))
 
 
 def _convolves(conv: nn.Conv2d, kernel_size: tuple[int, int]) -> bool:
-    """Whether a convolution of that size keeps the map's size, with zeros around it."""
+    """Whether a convolution has that kernel size and zero padding that preserves the map's size."""
     return (
         conv.kernel_size == kernel_size
         and conv.padding == tuple(side // 2 for side in kernel_size)

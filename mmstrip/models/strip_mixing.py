@@ -1,6 +1,6 @@
-"""Token mixing of Strip-MLP: boxes of Figures 2 and 3 of the paper (Cao et al., ICCV 2023, arXiv 2307.11458).
+"""Token mixing of Strip-MLP: the modules of Figures 2 and 3 of the paper (Cao et al., ICCV 2023, arXiv 2307.11458).
 
-Shapes: N images, C channels, an H x W map. Where the paper and the authors' code differ, this follows the code.
+Shapes: N images, C channels, an H x W map. Where paper and authors' code differ, this follows the code.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ BRANCHES = ('cgsmm', 'lsmm')
 
 
 class StripMLPLayer(nn.Module):
-    """Strip MLP layer (Section 3.2): each token is a weighted sum of the tokens of a strip of neighbouring lines.
+    """Strip MLP layer (Section 3.2): each token is a weighted sum of the tokens of a strip of neighboring lines.
 
-    Channels are split into ``num_patches`` patches, channel ``i * num_patches + g`` belonging to patch g. A patch owns
-    its weights and its channels share them (Section 3.3). Over rows, with zeros outside the map::
+    Channels are split into ``num_patches`` patches; channel ``i * num_patches + g`` belongs to patch g. The channels of
+    a patch share its weights (Section 3.3). Over rows, with zeros outside the map::
 
         y[i, g, h, w'] = bias[g, w'] + sum over k, w of weight[g, k, w', w] * x[i, g, h + k - strip_width // 2, w]
 
-    and over columns the same with h and w exchanged. The weights start like those of a convolution over
-    ``strip_width * tokens`` inputs.
+    and over columns the same with h and w exchanged. Weights and bias are initialized uniformly within
+    ``1 / sqrt(strip_width * tokens)``.
 
     Args:
         tokens (int): Tokens of a line, L.
@@ -48,13 +48,13 @@ class StripMLPLayer(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix (N, C, H, W) along the layer's axis: that side must be ``tokens`` long, the other one may be any."""
+        """Mix (N, C, H, W) along the axis; that side must be ``tokens`` long, the other may have any length."""
         num_patches, strip_width = map(int, self.weight.shape[:2])  # torch.jit.trace gives sizes as tensors
         x = x.transpose(2, 3) if self.axis == 'row' else x
-        # A grouped convolution over lines: tokens are its channels, patches its groups.
+        # A grouped convolution over lines, with tokens as channels and patches as groups.
         kernel = self.weight.permute(0, 2, 3, 1).flatten(0, 1)  # (G * tokens, tokens, strip_width)
         lines = x.unflatten(1, (-1, num_patches)).flatten(0, 1).flatten(1, 2)  # (N * C / G, G * tokens, lines)
-        folded = self.bias.dim() == 3  # in the deploy form: a map (C, H, W)
+        folded = self.bias.dim() == 3  # deploy form: the bias is a map (C, H, W)
         bias = None if folded else self.bias.flatten()
         y = F.conv1d(lines, kernel, bias, padding=strip_width // 2, groups=num_patches).reshape(x.shape)
         y = y.transpose(2, 3) if self.axis == 'row' else y
@@ -71,8 +71,8 @@ class RelativePosition(nn.Module):
     Args:
         channels (int): Channels C of the map.
         extent (tuple): Height and width of the map.
-        span (int): Largest offset that has an entry of its own; the table has 2 * span + 1 rows, drawn from a
-            truncated normal of standard deviation 0.02.
+        span (int): Largest offset with its own entry. The table has 2 * span + 1 rows, initialized from a truncated
+            normal distribution of standard deviation 0.02.
     """
 
     def __init__(self, channels: int, extent: tuple[int, int], span: int):
@@ -89,7 +89,7 @@ class RelativePosition(nn.Module):
         index = torch.arange(first, last, device=self.table.device)
         if first < 0 or last > count:
             index = index.clamp(0, count - 1)
-        index = index.unfold(0, width, 1).flip(0)  # row h begins at the offset -h
+        index = index.unfold(0, width, 1).flip(0)  # row h starts at offset -h
         return self.table.index_select(0, index.flatten()).unflatten(0, self.extent).permute(2, 0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,21 +103,21 @@ class RelativePosition(nn.Module):
 class CascadeGroupStripMixing(BaseModule):
     """Cascade Group Strip Mixing Module, CGSMM (Section 3.3, Figure 3).
 
-    Rows, then columns (cascade, the paper's choice), or both on the same input (parallel, Table 8)::
+    Rows, then columns (cascade, the paper's choice), or both in parallel (Table 8)::
 
         v = GELU(BN(fuse_row([row(u + R_h), u])))
         cascade:  c = column(v + R_w),  out = fuse_column([u, c])
         parallel: c = column(u + R_w),  out = fuse_column([v, c])
 
-    A map of another size than ``extent`` is mixed in overlapping windows (see :mod:`mmstrip.models.windows`); the
-    last fusion runs on the whole map.
+    A map of another size than ``extent`` is mixed in overlapping windows (:mod:`mmstrip.models.windows`); the last
+    fusion runs on the whole map.
 
     Args:
         channels (int): Channels C.
-        extent (tuple): Height and width that the strip weights are tied to, in tokens.
+        extent (tuple): Height and width of the strip weights, in tokens.
         num_patches (int): Channel patches, a divisor of ``channels``.
         strip_width (int): Lines of a strip, odd. Defaults to 3.
-        cascade (bool): Cascade or parallel. Defaults to True.
+        cascade (bool): True: cascade; False: parallel. Defaults to True.
         norm_cfg (dict): Defaults to ``dict(type='BN')``.
         act_cfg (dict): Defaults to ``dict(type='GELU')``.
     """
@@ -145,12 +145,12 @@ class CascadeGroupStripMixing(BaseModule):
         self.fuse_column = nn.Conv2d(2 * channels, channels, 1, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
-        """Mix (N, C, H, W), of any H and W."""
+        """Mix (N, C, H, W) of any H and W."""
         mixed = run_in_windows(self.mix_window, u, self.extent)
         return self.fuse_column(torch.cat([u, mixed], dim=1) if self.cascade else mixed)
 
     def mix_window(self, u: Tensor) -> Tensor:
-        """Row and column mixing of windows (M, C, *extent): c, or [v, c] in parallel form."""
+        """Row and column mixing of windows (M, C, *extent): c in cascade, [v, c] in parallel."""
         r = self.row(self.position_row(u))
         v = self.act(self.norm(self.fuse_row(torch.cat([r, u], dim=1))))
         c = self.column(self.position_column(v if self.cascade else u))
@@ -160,8 +160,8 @@ class CascadeGroupStripMixing(BaseModule):
 class LocalStripMixing(BaseModule):
     """Local Strip Mixing Module, LSMM (Section 3.4, Figure 3).
 
-    A tall (7x3) and a wide (3x7) depthwise convolution and the input itself, summed with weights per channel, which a
-    small MLP draws from their global average::
+    The sum of a tall (7x3) and a wide (3x7) depthwise convolution and the input, with weights per channel that a small
+    MLP computes from their global average::
 
         a, b, c = softmax(reweight(mean of tall(u) + wide(u) + u over H and W))
         out = a * tall(u) + b * wide(u) + c * u
@@ -182,10 +182,10 @@ class LocalStripMixing(BaseModule):
         )
 
     def forward(self, u: Tensor, *, valid: Tensor | None = None) -> Tensor:
-        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), False for tokens that the average leaves out."""
+        """Mix (N, C, H, W) of any H and W; ``valid`` (N, 1, H, W) marks the tokens of the average."""
         tall, wide = self.tall(u), self.wide(u)
         weights = self.reweight(token_mean(tall + wide + u, valid))  # (N, 3 C, 1, 1)
-        weights = weights.unflatten(1, (-1, 3)).softmax(dim=2).to(u.dtype)  # autocast takes the softmax in float32
+        weights = weights.unflatten(1, (-1, 3)).softmax(dim=2).to(u.dtype)  # autocast computes the softmax in float32
         a, b, c = weights.unbind(dim=2)
         return a * tall + b * wide + c * u
 
@@ -193,15 +193,15 @@ class LocalStripMixing(BaseModule):
 class StripMixingBlock(BaseModule):
     """Strip Mixing Block (Section 3.1, Figure 2): CGSMM mixes the tokens of one half of the channels, LSMM the other.
 
-    BN, GELU, depthwise 3x3; 1x1 convolution, BN, GELU; the branches; concatenation and a 1x1 convolution. With one
-    branch only (Table 9) it takes all channels.
+    BN, GELU, depthwise 3x3; 1x1 convolution, BN, GELU; the branches; concatenation and a 1x1 convolution. A single
+    branch (Table 9) gets all channels.
 
     Args:
         channels (int): Channels C.
-        extent (tuple): Height and width that the strip weights are tied to, in tokens.
+        extent (tuple): Height and width of the strip weights, in tokens.
         num_patches (int): Channel patches of CGSMM.
         strip_width (int): Lines of a strip, odd. Defaults to 3.
-        cascade (bool): Rows and columns in cascade or in parallel. Defaults to True.
+        cascade (bool): True: rows, then columns; False: in parallel. Defaults to True.
         branches (Sequence[str]): 'cgsmm', 'lsmm' or both. Defaults to both.
         norm_cfg (dict): Defaults to ``dict(type='BN')``.
         act_cfg (dict): Defaults to ``dict(type='GELU')``.
@@ -238,12 +238,12 @@ class StripMixingBlock(BaseModule):
         self.fuse = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor, **valid: Tensor) -> Tensor:
-        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), the tokens that LSMM's average runs over."""
+        """Mix (N, C, H, W) of any H and W; ``valid`` (N, 1, H, W) marks the tokens of LSMM's average."""
         parts = self.project(self.depthwise(x)).chunk(len(self.branches), dim=1)
         return self.fuse(torch.cat(self.mix(parts, **valid), dim=1))
 
     def mix(self, parts: Sequence[Tensor], **valid: Tensor) -> list[Tensor]:
-        """Each branch on its part of the channels."""
+        """Run each branch on its part of the channels."""
         return [
             branch(part, **valid) if name == 'lsmm' else branch(part)
             for (name, branch), part in zip(self.branches.items(), parts)

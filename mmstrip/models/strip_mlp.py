@@ -1,4 +1,8 @@
-"""Backbone of "Strip-MLP: Efficient Token Interaction for Vision MLP" (Cao et al., ICCV 2023, arXiv 2307.11458)."""
+"""Strip-MLP: Efficient Token Interaction for Vision MLP (Cao et al., ICCV 2023, arXiv 2307.11458), Figure 2.
+
+Patch embedding, then four stages of blocks, with patch merging between them. A block is a Strip Mixing Block
+(:mod:`.strip_mixing`), then a Channel Mixing Block (:mod:`.channel_mixing`).
+"""
 
 from collections.abc import Sequence
 
@@ -13,6 +17,7 @@ from .arguments import (
     NUM_STAGES,
     STEM_STRIDE,
     check_images,
+    check_layers,
     check_scalars,
     parse_arch,
     parse_branches,
@@ -29,13 +34,13 @@ from .strip_mixing import BRANCHES, StripMixingBlock
 
 
 class StripMLPBlock(BaseModule):
-    """One layer of a stage: strip mixing, then channel mixing, each with a residual and stochastic depth.
+    """A block of a stage: strip mixing, then channel mixing, each with a residual and stochastic depth.
 
     Args:
         channels (int): Channels C.
-        extent (tuple): Height and width that the strip weights are tied to, in tokens.
-        mlp_ratio (float): Hidden channels of the channel mixing over C. Defaults to 3.
-        drop_path (float): Probability that a residual branch is dropped for an image. Defaults to 0.
+        extent (tuple): Height and width of the strip weights, in tokens.
+        mlp_ratio (float): Hidden channels of channel mixing over C. Defaults to 3.
+        drop_path (float): Probability of dropping a residual branch, per image. Defaults to 0.
         act_cfg (dict): Defaults to ``dict(type='GELU')``.
         **strip_mixing: Further arguments of :class:`StripMixingBlock`.
     """
@@ -55,7 +60,7 @@ class StripMLPBlock(BaseModule):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, **valid: Tensor) -> Tensor:
-        """Mix (N, C, H, W), of any H and W; ``valid``: (N, 1, H, W), the tokens that averages run over."""
+        """Mix (N, C, H, W) of any H and W; ``valid`` (N, 1, H, W) marks the tokens that averages include."""
         x = x + self.drop_path(self.strip_mixing(x, **valid))
         return x + self.drop_path(self.channel_mixing(x, **valid))
 
@@ -64,7 +69,7 @@ class Stage(nn.Sequential):
     """Blocks of one resolution.
 
     Args:
-        *blocks: As of ``nn.Sequential``.
+        *blocks: The blocks, in order.
         with_cp (bool): Recompute the blocks' activations in the backward pass instead of saving them.
             Defaults to False.
     """
@@ -72,10 +77,10 @@ class Stage(nn.Sequential):
     def __init__(self, *blocks, with_cp: bool = False):
         super().__init__(*blocks)
         self.with_cp = with_cp
-        self.deploy = False  # whether its blocks are folded
+        self.deploy = False  # True once the blocks are folded
 
     def forward(self, x: Tensor, **valid: Tensor) -> Tensor:
-        """Run the blocks; ``valid`` as of :class:`StripMLPBlock`."""
+        """Run the blocks; see :class:`StripMLPBlock` for ``valid``."""
         for block in self:
             checkpoint = self.with_cp and x.requires_grad
             x = run_checkpointed(block, x, **valid) if checkpoint else block(x, **valid)
@@ -86,50 +91,51 @@ class Stage(nn.Sequential):
 class StripMLP(BaseModule):
     """Strip-MLP backbone (Figure 2): four stages of :class:`StripMLPBlock`, strides 4, 8, 16 and 32.
 
-    Stage s (from 1) has ``embed_dims * 2 ** (s - 1)`` channels. Besides the output of patch merging, stages 3 and 4
-    receive the merged maps of earlier stages through depthwise 2x2 convolutions (cross-stage features).
+    Stage i (from 0) has ``embed_dims * 2 ** i`` channels. Besides the output of patch merging, stages 2 and 3 receive
+    the merged maps of earlier stages through depthwise 2x2 convolutions (cross-stage features).
 
-    The strip weights of a stage are tied to the extent ``img_size / stride``; a map of another size runs in
-    overlapping windows of that extent (:mod:`mmstrip.models.windows`). Loading a checkpoint trained at another
-    ``img_size`` resamples its strip weights and position tables, and logs that it did.
+    The strip weights of a stage have the extent ``img_size / stride``; a map of another size runs in overlapping
+    windows of that extent (:mod:`mmstrip.models.windows`). Loading a checkpoint trained at another ``img_size``
+    resamples its strip weights and position tables, and logs it.
 
     Args:
         arch (str | dict): 'tiny-light', 'tiny', 'small' or 'base' (Strip-MLP-T*, -T, -S, -B), or a dict with
-            ``embed_dims`` (int, stage-1 channels), ``depths`` (four ints) and optionally ``num_patches`` and
+            ``embed_dims`` (int, channels of stage 0), ``depths`` (four ints) and optionally ``num_patches`` and
             ``mlp_ratio`` as below. Defaults to 'tiny'.
         img_size (int | tuple): Training size in pixels, one side or (H, W), multiples of 32. Defaults to 224.
         in_channels (int): Image channels. Defaults to 3.
         strip_width (int): Lines of a strip, odd (Table 6). Defaults to 3.
         num_patches (int | Sequence[int], optional): Channel patches of CGSMM (Table 7), one number for all stages or
-            one each, divisors of the channels that CGSMM gets (C / 2, or C without LSMM). Defaults to the authors'
-            rule: 2 channels a patch where the stage's channels are a multiple of 80, else 4.
-        cascade (bool): CGSMM mixes rows, then columns; False: both on the same input (Table 8). Defaults to True.
+            one per stage, divisors of CGSMM's channels (C / 2, or C without LSMM). Defaults to the authors' rule:
+            2 channels per patch if the stage's channels are a multiple of 80, else 4.
+        cascade (bool): CGSMM mixes rows, then columns; False: both in parallel (Table 8). Defaults to True.
         branches (str | Sequence[str]): 'cgsmm', 'lsmm' or both (Table 9). Defaults to both.
-        mlp_ratio (float): Hidden over input channels of the channel mixing. Defaults to 3.
+        mlp_ratio (float): Hidden over input channels of channel mixing. Defaults to 3.
         drop_path_rate (float): Stochastic depth, in [0, 1). Defaults to 0.1.
         drop_path_ramp (bool): Grow the rate linearly from 0 in the first block to ``drop_path_rate`` in the last;
-            False: the same in all blocks, as the authors do. Defaults to False.
+            False: the same rate in all blocks, as in the authors' code. Defaults to False.
         norm_cfg (dict): Norm layer of the maps. Defaults to ``dict(type='BN')``.
         act_cfg (dict): Activation. Defaults to ``dict(type='GELU')``.
         out_indices (int | Sequence[int]): Stages to output, from 0 (negative: from the end). Stages after the last
-            one are not built. Stage 3 is normalised. Defaults to (3, ).
-        frozen_stages (int): -1: none; 0: the patch embedding; n: that and the first n stages, whose BN statistics and
-            drop path stand still too. Defaults to -1.
-        norm_eval (bool): Keep all BN statistics still in training. Defaults to False.
-        with_cp (bool): Recompute the blocks' activations in the backward pass instead of keeping them.
+            one are not built. The output of stage 3 is normalized. Defaults to (3, ).
+        frozen_stages (int): -1: none; 0: the patch embedding; n: that and the first n stages, in evaluation mode.
+            Defaults to -1.
+        norm_eval (bool): Freeze all BN statistics in training. Defaults to False.
+        with_cp (bool): Recompute the blocks' activations in the backward pass instead of saving them.
             Defaults to False.
-        ignore_padding (bool): Leave the tokens of padding out of the averages of LSMM and GRN. Padding is what is zero
-            in all channels at the right and at the bottom, as detectors and segmentors pad what they have normalised.
-            Modules that replace parts of a block must take the keyword ``valid``, or :meth:`train` raises a TypeError.
-            Defaults to False: the averages are the authors', over all of the map.
+        ignore_padding (bool): Exclude padding from the averages of LSMM and GRN. Padding is what is zero in all
+            channels at the right and at the bottom, as detectors and segmentors pad normalized images. Modules that
+            replace parts of a block must take the keyword ``valid``. Defaults to False, as in the authors' code:
+            averages run over the whole map.
         deploy (bool): Build the form that :meth:`switch_to_deploy` gives, to load its checkpoints.
             Defaults to False.
-        init_cfg (dict, optional): Initialization, as of :class:`mmengine.model.BaseModule`. The default is the
-            authors': PyTorch's for all layers, a truncated normal (std 0.02) for position tables, 0 for GRN.
+        init_cfg (dict, optional): Initialization, see :class:`mmengine.model.BaseModule`. Defaults to the authors':
+            PyTorch's for all layers, a truncated normal (std 0.02) for position tables, 0 for GRN.
 
     Raises:
-        ValueError: An argument is out of its range; the input is not (N, in_channels, H, W) with both sides at least
-            32; a state dict is of another arch.
+        TypeError: The input is not a tensor; ``ignore_padding`` is set and a replaced module does not take ``valid``.
+        ValueError: An argument is invalid; the input is not (N, in_channels, H, W) with H and W at least 32; a state
+            dict has another arch.
 
     Examples:
         >>> import torch
@@ -175,7 +181,9 @@ class StripMLP(BaseModule):
         super().__init__(init_cfg)
         parsed = parse_arch(arch, self.arch_zoo)
         if num_patches is not None and parsed.get('num_patches', num_patches) != num_patches:
-            raise ValueError(f'num_patches is {num_patches!r}, but arch has num_patches {parsed["num_patches"]!r}')
+            raise ValueError(
+                f'num_patches is {num_patches!r}, but arch sets it to {parsed["num_patches"]!r}; give only one of them'
+            )
         settings = {'num_patches': num_patches, 'mlp_ratio': mlp_ratio, **parsed}
         mlp_ratio = settings['mlp_ratio']
         self.arch = arch
@@ -186,8 +194,20 @@ class StripMLP(BaseModule):
         branches = parse_branches(branches)
         patches = parse_num_patches(settings['num_patches'], self.embed_dims, branches)
         check_scalars(
-            in_channels, strip_width, self.embed_dims, mlp_ratio, drop_path_rate, frozen_stages, ignore_padding
+            in_channels,
+            strip_width,
+            self.embed_dims,
+            mlp_ratio,
+            drop_path_rate,
+            frozen_stages,
+            cascade=cascade,
+            drop_path_ramp=drop_path_ramp,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            ignore_padding=ignore_padding,
+            deploy=deploy,
         )
+        check_layers(norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -199,13 +219,13 @@ class StripMLP(BaseModule):
         last = sum(self.depths) - 1
         rates = (drop_path_rate * (i / last if drop_path_ramp else 1) for i in range(last + 1))
 
-        # First among the children: tools that fold BN take it for the norm of the convolution that precedes it there.
+        # First among the children: tools that fold BN would take it for the norm of the child before it.
         self.norm = build_norm_layer(norm_cfg, channels[-1])[1] if num_stages == NUM_STAGES else None
         self.patch_embed = nn.Conv2d(in_channels, channels[0], STEM_STRIDE, STEM_STRIDE, bias=False)
         self.merging = nn.ModuleList(
             nn.Conv2d(channels[i - 1], channels[i], 2, 2, bias=False) for i in range(1, num_stages)
         )
-        # Stage i receives the merged maps of stages 1 to i - 1, brought to its size one stage at a time.
+        # Stage i receives the merged maps of stages 1 to i - 1, downsampled once per stage.
         self.cross_stage = nn.ModuleList(
             nn.ModuleList(
                 nn.Conv2d(channels[i - 1], channels[i], 2, 2, groups=channels[i - 1], bias=False) for _ in range(1, i)
@@ -233,31 +253,30 @@ class StripMLP(BaseModule):
             self.switch_to_deploy()
 
     def switch_to_deploy(self) -> None:
-        """Fold all that inference can do without: same features (but for rounding), fewer steps.
+        """Fold layers for inference, in place and for good: the same features up to rounding, in fewer steps.
 
-        BN goes into the 1x1 convolution before it, position embeddings into the biases of the strip layers, LayerNorm's
-        affine part and GRN's shift into the linear layers after them, CGSMM's last fusion into that of its block. For
-        inference: there is no way back, and batch statistics are gone. Checkpoints of this form load into a model
-        built with ``deploy=True`` and the same ``img_size``.
+        BN is folded into the 1x1 convolution before it, position embeddings into the biases of the strip layers,
+        LayerNorm's affine part and GRN's shift into the linear layers after them, and CGSMM's last fusion into that of
+        its block. Checkpoints of this form load into a model built with ``deploy=True`` and the same ``img_size``.
 
         Raises:
-            ValueError: A layer to be folded is replaced, wrapped, parametrised or has hooks; nothing is folded then.
+            ValueError: A layer to be folded is replaced, wrapped, parametrized, shared or has hooks; nothing is folded.
         """
         if self.deploy:
             return
         fold(self)
         self.deploy = True
-        self.train(self.training)  # the layers that are new
+        self.train(self.training)  # also the new layers
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of images.
+        """Extract features of images.
 
         Args:
             x: (N, in_channels, H, W), H and W at least 32.
 
         Returns:
-            One contiguous map (N, embed_dims * 2^i, H / (4 * 2^i), W / (4 * 2^i)) for each stage i of
-            ``out_indices``, in their order; sizes are floored at each stride.
+            One contiguous map (N, embed_dims * 2^i, H / (4 * 2^i), W / (4 * 2^i)) per stage i of ``out_indices``, in
+            that order; sizes are floored at each stride.
         """
         check_images(x, self.in_channels)
         x = _channels_last(x)
@@ -268,25 +287,25 @@ class StripMLP(BaseModule):
             x = stage(x, **valid_tokens(ends, x, STEM_STRIDE * 2**i))
             maps.append(x)
         maps[-1] = x if self.norm is None else self.norm(x)
-        # mmcv's compiled operators, RoIAlign among them, read memory as NCHW whatever the strides say.
+        # mmcv's compiled operators, such as RoIAlign, ignore strides and read memory as NCHW.
         return tuple(maps[i].contiguous() for i in self.out_indices)
 
     def merge(self, i: int, x: Tensor, earlier: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """What stage i receives: the map before it, or images, merged, and cross-stage features.
+        """Patch embedding (stage 0) or patch merging plus cross-stage features (stages 1 to 3).
 
         Args:
-            i: Number of the stage, from 0.
-            x: Map of the stage before, or images.
+            i: Index of the stage, from 0.
+            x: Images, or the output of the previous stage.
             earlier: Merged maps of stages 1 to i - 1, at the size of ``x``.
 
         Returns:
-            The stage's input, and the merged maps of stages 1 to i, at its size.
+            The input of stage i, and the merged maps of stages 1 to i, at its size.
         """
         x, earlier = merge_maps(self.merging[i - 1] if i else self.patch_embed, self.cross_stage[i], x, earlier)
         return x, earlier if i else []
 
     def train(self, mode: bool = True):
-        """Set training mode, except for frozen stages and, with ``norm_eval``, BN statistics."""
+        """Set training mode, except for frozen stages and, with ``norm_eval``, BN."""
         super().train(mode)
         if self.ignore_padding:
             check_averages(self.stages)
@@ -314,11 +333,11 @@ class StripMLP(BaseModule):
 
         Args:
             param_name: Name of the parameter, as in the model that holds this backbone.
-            prefix: What stands before the backbone's own names, such as 'backbone.'. Defaults to ''.
+            prefix: Prefix of the backbone's parameters, such as 'backbone.'. Defaults to ''.
 
         Returns:
-            The parameter's depth and the number of depths: 0 is the patch embedding, then one for each block (patch
-            merging and cross-stage convolutions count with the block they feed), the last is what follows the blocks.
+            The parameter's depth and the number of depths. Depth 0 is the patch embedding; each block is one depth,
+            with the patch merging and cross-stage convolutions that feed it; the last is everything after the blocks.
         """
         num_depths = sum(map(len, self.stages)) + 2
         kind, *index = param_name[len(prefix) :].split('.') if param_name.startswith(prefix) else ['']
@@ -332,33 +351,33 @@ class StripMLP(BaseModule):
         return 1 + sum(self.depths[:stage]) + block, num_depths
 
     def init_weights(self) -> None:
-        """Initialise by ``init_cfg``.
+        """Initialize from ``init_cfg``.
 
         Raises:
-            FileNotFoundError: The checkpoint that it names is missing.
+            FileNotFoundError: Its checkpoint is missing.
         """
         require_pretrained(self.init_cfg)
         super().init_weights()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
-        """Refuse other archs; bring strip weights and position tables of another ``img_size`` to this one's."""
+        """Refuse another arch; resample strip weights and position tables of another ``img_size``."""
         adapt_state_dict(self, state_dict, prefix)
         report_coverage(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def merge_maps(merging: nn.Module, cross_stage: nn.ModuleList, x: Tensor, earlier: list[Tensor]):
-    """A map, merged, plus cross-stage features; and these, followed by the merged map."""
+    """The merged map plus cross-stage features; and the list of these features with the merged map."""
     merged = merging(x)
     earlier = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(cross_stage, earlier)]
     return sum(earlier, merged), [*earlier, merged]
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """A map in channels_last memory, which layers keep; permuted, as torch.func.vmap knows no memory formats."""
+    """Convert to channels_last, which layers preserve; permuted, as torch.func.vmap has no memory formats."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def _nchw_on_gpus(x: Tensor) -> Tensor:
-    """A map for a cross-stage convolution: in channels_last memory cuDNN takes its gradient channel by channel."""
+    """Input of a cross-stage convolution; in channels_last, cuDNN computes its gradient channel by channel."""
     return x.contiguous() if x.is_cuda else x

@@ -1,15 +1,15 @@
 """Overlapping windows: how strip weights of a fixed extent serve a map of any size.
 
-The strip layers of a stage are tied to the extent (tokens per row and column) that they were built for. MLP-DINO (IJCAI
-2024) runs them on other sizes by cutting the map into overlapping windows of that extent and averaging where windows
-overlap. Per axis, a map of ``length`` tokens and windows of ``extent`` tokens:
+The strip layers of a stage have a fixed extent (tokens per row and column). MLP-DINO (IJCAI 2024) runs them on other
+sizes: it cuts the map into overlapping windows of that extent and averages where they overlap. Per axis, for a map of
+``length`` tokens and windows of ``extent`` tokens:
 
 - a length up to the extent is one window, zero-padded at its end and cropped afterwards;
 - otherwise there are ``n = round(length / extent + 0.5)`` windows that overlap by
-  ``o = round((n * extent - length) / (n - 1) - 0.5)`` tokens (both rounded half to even), starting at
-  ``i * (extent - o)``, a window that would pass the end being moved back to end there.
+  ``o = round((n * extent - length) / (n - 1) - 0.5)`` tokens (both rounded half to even). Window i starts at
+  ``i * (extent - o)``; one that would pass the end is moved back to end there.
 
-So every token is covered by one or two windows per axis, and cost grows linearly with the number of tokens.
+Every token is covered by one or two windows per axis, and cost grows linearly with the number of tokens.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # PyTorch 2.7 has it
+is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # new in PyTorch 2.7
 
 
 def count_and_stride(length: int, extent: int) -> tuple[int, int]:
-    """Number of windows along an axis and the distance between their starts, in integer arithmetic.
+    """Number of windows along an axis and the distance between their starts (integer arithmetic).
 
     Args:
         length: Tokens along the axis, more than ``extent``.
         extent: Tokens of a window.
     """
-    # Without branches, so that a compiler needs no other graph for another length.
+    # Without branches, so that one compiled graph serves all lengths.
     pairs, rest = length // (2 * extent), length % (2 * extent)
     count = 2 * pairs + (rest + 2 * extent - 1) // (2 * extent) + rest // extent
     overlap, rest = (count * extent - length) // (count - 1), (count * extent - length) % (count - 1)
@@ -37,7 +37,7 @@ def count_and_stride(length: int, extent: int) -> tuple[int, int]:
 
 
 def counts_and_strides(size: tuple[int, int], extent: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The same of both axes, of a map (H, W) that is no smaller than a window; the stride of a lone window is 0."""
+    """Counts and strides of both axes for a map (H, W) no smaller than a window; a single window has stride 0."""
     axes = [count_and_stride(length, side) if length > side else (1, 0) for length, side in zip(size, extent)]
     return tuple(zip(*axes))
 
@@ -53,7 +53,7 @@ def split_windows(x: Tensor, extent, counts, strides) -> Tensor:
 
 
 def merge_windows(x: Tensor, size, counts, strides) -> Tensor:
-    """Put windows back into a map (N, C, *size); a token in two windows of an axis is their mean."""
+    """Merge windows into a map (N, C, *size); a token in two windows of an axis is their mean."""
     extent = x.shape[2:]
     x = x.unflatten(0, (-1, *counts)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
     for dim, length, side, count, stride in zip((2, 3), size, extent, counts, strides):
@@ -64,15 +64,15 @@ def merge_windows(x: Tensor, size, counts, strides) -> Tensor:
 
 
 def starts_of(length: int, extent: int, count: int, stride: int, device: torch.device) -> Tensor:
-    """Where windows start along an axis."""
+    """First tokens of the windows along an axis."""
     return (torch.arange(count, device=device) * stride).clamp(max=length - extent)
 
 
 def copies_of(length: int, extent: int, count: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where a token's copies in the first and in the last window that covers it are, among count * extent positions."""
+    """Positions of each token in the first and the last window that covers it, among count * extent positions."""
     starts = starts_of(length, extent, count, stride, device)
     token = torch.arange(length, device=device)
-    # Window i < count - 1 starts at i * stride; only the last one may have been moved back.
+    # Window i starts at i * stride; only the last one may have been moved back.
     first = (_floor(token - extent, stride) + 1).clamp(0, count - 1)
     last = torch.where(token >= length - extent, count - 1, _floor(token, stride))
     return tuple(window * extent + token - starts[window] for window in (first, last))
@@ -88,10 +88,10 @@ def run_in_windows(
     """Apply a function of fixed-size maps to a map of any size: all windows in one call, overlaps averaged.
 
     Args:
-        function: Takes (M, C, *extent), gives (M, C', *extent).
+        function: Maps (M, C, *extent) to (M, C', *extent).
         x: (N, C, H, W).
         extent: Height and width of a window, in tokens.
-        split, merge: What computes :func:`split_windows` and :func:`merge_windows`. Default to these.
+        split, merge: Implementations of :func:`split_windows` and :func:`merge_windows`. Default to these.
 
     Returns:
         (N, C', H, W). With (H, W) equal to ``extent`` this is ``function(x)``.
@@ -114,7 +114,7 @@ def run_in_windows(
 
 
 def _run_in_any_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tuple[int, int]) -> Tensor:
-    """The same without branches, for an exported graph that serves all sizes; those of one window take it twice."""
+    """The same without branches, for an exported graph that serves all sizes; a single window is counted twice."""
     images, (height, width) = x.shape[0], x.shape[2:]
     padded = [torch.sym_max(length, side) for length, side in zip((height, width), extent)]
     x = F.pad(x, (0, padded[1] - width, 0, padded[0] - height))
@@ -132,14 +132,14 @@ def _run_in_any_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent:
 
 
 def _any_layout(length: int, extent: int, device: torch.device) -> tuple[int, Tensor, list[Tensor]]:
-    """Number of windows along an axis, their tokens, and where a token's first and last copies are among these.
+    """Number of windows along an axis, their tokens, and the positions of each token's first and last copy in these.
 
-    All is computed by tensors, so that the tracer meets one number that it knows nothing of, instead of formulas of
-    sizes that it would try to compare for minutes.
+    Computed with tensors: the tracer then sees one unknown number instead of formulas of sizes, which it would compare
+    for minutes.
     """
-    tokens = torch.full((1,), length, dtype=torch.int64, device=device).squeeze(0)  # OpenVINO fills no scalar
+    tokens = torch.full((1,), length, dtype=torch.int64, device=device).squeeze(0)  # OpenVINO cannot fill scalars
     several = (tokens > extent).long()
-    count, stride = count_and_stride(tokens + 1 - several, extent)  # of one window: as of two, less one
+    count, stride = count_and_stride(tokens + 1 - several, extent)  # a single window: that of two windows, minus one
     count = count - 1 + several
     windows = count.item()
     torch._check(windows >= 1)

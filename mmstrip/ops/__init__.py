@@ -1,7 +1,7 @@
-"""Faster implementations of the modules of :mod:`mmstrip.models`, and the one call that lets them run.
+"""Faster implementations of the modules of :mod:`mmstrip.models`, and the one call that enables them.
 
-One file per operation: the subclass of each module that it computes, its autograd Function, and its operators, which
-are in ``csrc``. Maps are (N, C, H, W), in channels_last memory.
+One file per operation: the subclass of each module that it replaces, its autograd Function and its operators, whose
+sources are in ``csrc``. Maps are (N, C, H, W), in channels_last memory.
 """
 
 from .accelerate import accelerate, restore, status, use

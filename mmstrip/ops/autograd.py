@@ -1,4 +1,4 @@
-"""What the autograd Functions of the operations share."""
+"""Shared by the autograd Functions of the operations."""
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -14,34 +14,34 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 def call_formula(module: type, x: Tensor, **layers) -> Tensor:
-    """``forward`` of a module's class on tensors and functions in the place of its parameters and layers."""
+    """Run ``forward`` of a module's class with tensors and functions in place of its parameters and layers."""
     return module.forward(SimpleNamespace(**layers), x)
 
 
 def is_differentiated(grads: Sequence[Tensor]) -> bool:
-    """Whether a backward pass is itself differentiated or batched: operators are neither."""
+    """Whether a backward pass is itself differentiated or batched, which operators do not support."""
     return torch.is_grad_enabled() or is_batched(grads)
 
 
 def reference_gradients(
     reference: Callable, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], required: Sequence[bool] = (True,)
 ) -> list[Tensor | None]:
-    """Gradients of a reference that is computed again, with their graph.
+    """Recompute a reference and return its gradients, with their graph.
 
     Args:
-        reference: Gives one map, or a sequence of maps.
-        inputs: Its arguments, as saved in the forward pass.
+        reference: Returns one map or a sequence of maps.
+        inputs: Its arguments, as saved for backward.
         grads: Gradients of its maps.
-        required: Which inputs need a gradient. Defaults to the only one.
+        required: Which inputs need a gradient. Defaults to the first (and only) one.
 
     Returns:
-        One for each input, None where it is not required.
+        One gradient per input, None if not required.
     """
-    # Maps in half precision beside parameters in float32 were computed under autocast.
+    # Half-precision maps with float32 parameters were computed under autocast.
     types = {tensor.dtype for tensor in inputs if tensor is not None}
     lowest = min(types, key=lambda dtype: dtype.itemsize)
     with torch.enable_grad(), torch.autocast(grads[0].device.type, lowest, enabled=len(types) > 1):
-        # Views: the gradient of an input must not include what reaches it through another input's graph.
+        # Views, so that an input's gradient excludes paths through another input's graph.
         leaves = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
         outputs = reference(*leaves)
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)

@@ -1,4 +1,4 @@
-"""Channel mixing: the depthwise convolution, then LayerNorm, linear layer, GELU, GRN and linear layer in one."""
+"""Channel mixing: the depthwise convolution, then LayerNorm, linear, GELU, GRN and linear as one operator."""
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ def reference(
 
 
 def channel_mlp(x: Tensor, norm: nn.LayerNorm, expand: nn.Linear, grn: nn.Module, reduce: nn.Linear) -> Tensor:
-    """Mix the channels of (N, C, H, W) with the parameters of these layers."""
+    """LayerNorm, linear, GELU, GRN and linear layer on (N, C, H, W), with the parameters of these layers."""
     norm_arguments = norm.weight, norm.bias, norm.eps
     layers = *norm_arguments, expand.weight, expand.bias, grn.gamma, grn.beta, grn.eps, reduce.weight, reduce.bias
     if needs_gradient(x, *[layer for layer in layers if isinstance(layer, Tensor)]):
@@ -83,11 +83,11 @@ class _ChannelMLP(Function):
         required = [need for i, need in enumerate(ctx.needs_input_grad) if i not in (3, 8)]
         if is_differentiated([grad]):
 
-            def again(x, norm_weight, norm_bias, expand, expand_bias, gamma, beta, reduce, reduce_bias):
+            def recompute(x, norm_weight, norm_bias, expand, expand_bias, gamma, beta, reduce, reduce_bias):
                 grn = gamma, beta, eps
                 return reference(x, norm_weight, norm_bias, norm_eps, expand, expand_bias, *grn, reduce, reduce_bias)
 
-            grads = reference_gradients(again, inputs, [grad], required)
+            grads = reference_gradients(recompute, inputs, [grad], required)
         else:
             grads = operators.channel_mlp_backward(grad, *inputs[:7], eps, inputs[7], *saved, required)
             grads = [grad if need else None for grad, need in zip(grads, required)]

@@ -1,6 +1,6 @@
-"""When operators may compute in PyTorch's place, and all of PyTorch's private names that this takes.
+"""When operators may replace PyTorch's computation, and the private names of PyTorch that this needs.
 
-Where a PyTorch has renamed one, it is among :data:`UNKNOWN`, and :func:`.accelerate` leaves the reference.
+A name that PyTorch has changed is listed in :data:`UNKNOWN`; :func:`.accelerate` then keeps the reference.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from torch.autograd import forward_ad
 from ..models.stock import PLAIN, STATE
 from . import extension
 
-MISSING = extension.load()  # None, or why there are no operators
+MISSING = extension.load()  # why there are no operators, or None
 UNKNOWN = [f'Module.{name}' for name in STATE if name not in vars(nn.Module())]
 
 
 def _private(name: str):
-    """A private name of PyTorch, such as '_C._is_tracing'; None if it has none of that name."""
+    """A private name of PyTorch, such as '_C._is_tracing', or None if it does not exist."""
     try:
         return reduce(getattr, name.split('.'), torch)
     except AttributeError:
@@ -36,20 +36,20 @@ _dispatch_key = _private('_C._dispatch_key_parse')
 _private('autograd.forward_ad._current_level')
 
 _takes_bfloat16 = MISSING is None and torch.ops.mmstrip.takes_bfloat16()
-_BATCHED = _dispatch_key and _dispatch_key('Batched')  # of is_grads_batched=True, beside functorch's own
+_BATCHED = _dispatch_key and _dispatch_key('Batched')  # set by is_grads_batched=True, without functorch
 
 
 def takes(dtype: torch.dtype) -> bool:
-    """Whether the native operators run maps of a type on this CPU, in this process."""
+    """Whether the native operators support maps of a dtype on this CPU, in this process."""
     if dtype is torch.bfloat16:
         return _takes_bfloat16 and _mkldnn_is_enabled is not None and _mkldnn_is_enabled()
     return MISSING is None and dtype is torch.float32
 
 
 def is_ordinary() -> bool:
-    """Whether PyTorch just computes: nothing is compiled, traced, transformed or intercepted."""
+    """Whether PyTorch runs eagerly: nothing is compiled, traced, transformed or intercepted."""
     return not (
-        torch.compiler.is_compiling()  # first, as compilers must see no more
+        torch.compiler.is_compiling()  # first: compilers must not trace the rest
         or _is_tracing()
         or _dispatch_modes()
         or _function_modes()
@@ -60,7 +60,7 @@ def is_ordinary() -> bool:
 
 
 def are_plain(*maps: Tensor) -> bool:
-    """Whether maps are plain ones on CPUs, of one type, with more than a pixel: BN refuses that in training."""
+    """Whether maps are plain CPU tensors of one dtype with more than one pixel, which BN needs in training."""
     dtype = maps[0].dtype
     for x in maps:
         if type(x) not in PLAIN or x.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided:
@@ -71,17 +71,17 @@ def are_plain(*maps: Tensor) -> bool:
 
 
 def parameter_types(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
-    """Of which types parameters may be beside maps of a type, for operators to compute what modules do; or none."""
+    """Parameter dtypes for which operators compute what modules do, for maps of a dtype; empty if there are none."""
     if not takes(dtype):
         return ()
     autocast = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else None
     if autocast is None:
-        return (dtype,)  # modules refuse most parameters of another type
+        return (dtype,)  # modules refuse most other dtypes
     return (torch.float32, torch.bfloat16) if dtype is autocast is torch.bfloat16 else ()
 
 
 def is_batched(grads: Sequence[Tensor]) -> bool:
-    """Whether gradients are of a vmap level or of another kind than operators take."""
+    """Whether gradients are batched by vmap, or tensor subclasses."""
     if _transform() is not None:
         return True
     return any(type(grad) not in PLAIN or _dispatch_keys(grad).has(_BATCHED) for grad in grads)

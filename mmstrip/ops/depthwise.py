@@ -1,4 +1,4 @@
-"""Depthwise convolutions that keep a map's size, alone and of what GELU makes of BN."""
+"""Depthwise convolutions that preserve the map's size, alone or after BN and GELU."""
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,12 @@ def reference(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve (N, C, H, W) with (C, 1, K_h, K_w), odd sides of up to 7."""
+    """Convolve (N, C, H, W) with (C, 1, K_h, K_w), odd sides up to 7."""
     return (_Depthwise.apply if needs_gradient(x, weight) else operators.depthwise)(x, weight)
 
 
 def norm_gelu_depthwise(x: Tensor, norm: nn.BatchNorm2d, weight: Tensor) -> Tensor:
-    """:func:`depthwise` of GELU of BN; x alone is saved for the backward pass."""
+    """:func:`depthwise` of GELU(BN(x)); only x is saved for backward."""
     layer = norm_gelu.layer_arguments(norm, x.shape[1], x)
     if needs_gradient(x, weight, *layer[:2]):
         return _NormGELUDepthwise.apply(x, weight, *layer[:2], layer[2:])
@@ -58,9 +58,9 @@ class _NormGELUDepthwise(Function):
         if is_differentiated([grad]):
             fixed = norm_gelu.frozen_statistics(norm, ctx.training, ctx.eps)
 
-            def again(x, weight, *affine):
+            def recompute(x, weight, *affine):
                 return reference(norm_gelu.reference(x, *affine, *fixed, ctx.eps), weight)
 
-            return *reference_gradients(again, inputs, [grad], required), None
+            return *reference_gradients(recompute, inputs, [grad], required), None
         grads = operators.norm_gelu_depthwise_backward(grad, *inputs[:2], norm, ctx.training, required)
         return *grads, None

@@ -1,7 +1,7 @@
-"""The library of compiled operators: its sources, names and flags, which setup.py reads, and how it is loaded.
+"""The library of compiled operators: sources, names and flags for setup.py, and loading.
 
-A build holds a library for each instruction set in :data:`VARIANTS`; the one for the CPU at hand is loaded. Its name
-also says for which PyTorch and from which sources it is: where one of them has changed, it is not found.
+A build has one library per instruction set in :data:`VARIANTS`; the one for the current CPU is loaded. Its name holds
+the PyTorch version and a hash of sources and flags, so an outdated library is not found.
 """
 
 import os
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 SOURCES = sorted((HERE / 'csrc').glob('*.cpp'))
 HEADERS = sorted((HERE / 'csrc').glob('*.h'))
 
-# Instruction sets and their flags, the best one last.
+# Instruction sets and their compiler flags, best last.
 VARIANTS = {'default': []}
 if platform.machine().lower() in ('x86_64', 'amd64'):
     VARIANTS = {
@@ -27,17 +27,17 @@ SANITIZERS = ['-fsanitize=address,undefined', '-fno-sanitize-recover=all']
 
 
 def is_switched_off() -> bool:
-    """Whether the environment asks neither to build nor to load the operators."""
+    """Whether the environment disables building and loading the operators."""
     return os.environ.get('MMSTRIP_NATIVE') == '0'
 
 
 def is_sanitized() -> bool:
-    """Whether the environment asks for a library that checks its memory accesses (``make sanitize``)."""
+    """Whether the environment requests a library with sanitizers (``make sanitize``)."""
     return os.environ.get('MMSTRIP_SANITIZE') == '1'
 
 
 def variant() -> str | None:
-    """The best of :data:`VARIANTS` for this CPU, by PyTorch's own choice (ATEN_CPU_CAPABILITY), or None."""
+    """The best of :data:`VARIANTS` for PyTorch's CPU capability (see ATEN_CPU_CAPABILITY), or None."""
     if 'default' in VARIANTS:
         return 'default'
     capability = torch.backends.cpu.get_cpu_capability().lower()
@@ -53,13 +53,13 @@ def library_name(variant: str) -> str:
 
 
 def compile_flags(variant: str) -> list[str]:
-    optimised = ['-O1', '-g', *SANITIZERS] if is_sanitized() else ['-O3', '-g0']
-    # OpenMP's library is PyTorch's own, already loaded: a second one would start threads of its own.
-    return [*optimised, '-fopenmp', '-fno-math-errno', '-fno-trapping-math', *VARIANTS[variant]]
+    optimized = ['-O1', '-g', *SANITIZERS] if is_sanitized() else ['-O3', '-g0']
+    # PyTorch has loaded its OpenMP already; a second one would start its own threads.
+    return [*optimized, '-fopenmp', '-fno-math-errno', '-fno-trapping-math', *VARIANTS[variant]]
 
 
 def link_flags() -> list[str]:
-    # Fail while loading, not while running, if a symbol is missing.
+    # Missing symbols fail when loading, not when running.
     return ['-Wl,-z,now', *(SANITIZERS if is_sanitized() else [])]
 
 
@@ -67,13 +67,13 @@ def load() -> str | None:
     """Load the library for this CPU and PyTorch.
 
     Returns:
-        None if ``torch.ops.mmstrip`` is there, or one sentence that says why not.
+        None if ``torch.ops.mmstrip`` is available, otherwise the reason.
     """
     if is_switched_off():
         return 'MMSTRIP_NATIVE=0 switches the compiled operators off'
     best = variant()
     if best is None:
-        return f'the compiled operators need AVX2, but PyTorch runs as {torch.backends.cpu.get_cpu_capability()} here'
+        return f'the compiled operators need AVX2, but PyTorch uses {torch.backends.cpu.get_cpu_capability()} here'
     name = library_name(best)
     paths = [path for path in (HERE / (name + suffix) for suffix in EXTENSION_SUFFIXES) if path.exists()]
     if not paths:
@@ -82,5 +82,5 @@ def load() -> str | None:
         torch.ops.load_library(paths[0])
     except OSError as error:
         reason = str(error).strip().split('\n')[0]
-        return f'the compiled operators do not load ({reason})'
+        return f'the compiled operators could not be loaded ({reason})'
     return None

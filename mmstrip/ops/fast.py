@@ -1,4 +1,4 @@
-"""Modules of the paper that another implementation may stand in for, and when it does."""
+"""Base class of faster implementations of modules, and the conditions under which they run."""
 
 import copy
 from collections.abc import Iterator
@@ -15,22 +15,22 @@ Types = tuple[torch.dtype, ...]
 
 
 class Fast:
-    """Comes before a module's class: ``class FastX(Fast, X)`` computes in another way what X does.
+    """Mixin: ``class FastX(Fast, X)`` computes the same as module class X in another way.
 
-    :func:`.accelerate` gives a module such a class, so all that it holds stays what it was. Its ``forward`` asks
-    :meth:`may_run`, and is that of X where the answer is no.
+    :func:`.accelerate` only changes a module's class, so its layers, tensors and hooks stay. ``forward`` asks
+    :meth:`may_run` and falls back to that of X.
 
     Attributes:
         reference (type): X.
-        layers (dict): What the layers that it reads must be: name to a :class:`.Stock`, several of them, or a dict of
-            the same for a container. Layers that are not named must be called, as modules.
+        layers (dict): The layers that the implementation reads: name to a :class:`.Stock`, several alternatives, or a
+            dict of the same for a container. Layers that are not listed must be called as modules.
     """
 
     reference: type
     layers: dict = {}
 
     def may_run(self, x: Tensor) -> bool:
-        """Whether nobody can tell the difference on a map (N, C, H, W), but by the clock."""
+        """Whether the implementation gives the same result as the reference on a map (N, C, H, W)."""
         types = self.parameter_types(x)
         if not types:
             return False
@@ -41,20 +41,20 @@ class Fast:
 
     @staticmethod
     def parameter_types(x: Tensor) -> Types:
-        """Of which types parameters may be for the implementation to run on a map, now; none, if it does not."""
+        """Parameter dtypes that the implementation supports for a map right now; empty if it cannot run."""
         return parameter_types(x.dtype) if is_ordinary() and are_plain(x) else ()
 
     @classmethod
     def find_mismatch(cls, module: nn.Module, types: Types) -> str | None:
-        """The first layer that is not as X is built, by its name in a module; '' for the module, None if all are."""
-        # What calls a module's forward, as checkpointing does, is no matter of its.
+        """Name of the first layer that differs from a newly built X; '' for the module itself, None if all agree."""
+        # Wrapping a module's forward, like checkpointing does, does not matter.
         methods = replaced_methods(module) - {'forward', '_compiled_call_impl'}
         if class_of(module) is not cls.reference or methods or not _are_of(types, module):
             return ''
         return _find_mismatch(module, cls.layers, types)
 
     def __reduce_ex__(self, protocol):
-        """Pickles are of the reference."""
+        """Pickle as the reference class."""
         return object.__new__, (self.reference,), self.__getstate__()
 
     def __deepcopy__(self, memo: dict):
@@ -65,27 +65,27 @@ class Fast:
 
 
 class Snapshot:
-    """A module and the layers that its implementation reads, as they were when it was asked whether they are stock.
+    """State of a module and of the layers that its implementation reads, and whether they were stock.
 
     Args:
-        module: Of a :class:`Fast` class.
-        types: Of which types its parameters may be.
+        module: Module of a :class:`Fast` class.
+        types: Allowed parameter dtypes.
     """
 
     def __init__(self, module: nn.Module, types: Types):
         self.types, layers = types, self.layers_of(module)
-        self.kind, self.state = type(module), _state(module)  # not the module itself, whose end frees all this
+        self.kind, self.state = type(module), _state(module)  # not the module itself, so that it can be freed
         self.states = [(layer, type(layer), _state(layer)) for layer in layers]
         tensors = (tensor for layer in (module, *layers) for tensor in own_tensors(layer).values())
         self.tensors = [(tensor, type(tensor), tensor.dtype, tensor.is_cpu) for tensor in tensors]
         self.is_stock = module.find_mismatch(module, types) is None
 
     def layers_of(self, module: nn.Module) -> list[nn.Module]:
-        """Layers that the implementation reads, and the containers that they are in."""
+        """The layers that the implementation reads, and their containers."""
         return list(_layers(module, module.layers))
 
     def is_current(self, module: nn.Module, types: Types) -> bool:
-        """Whether nothing has changed since: no layer, class, attribute, hook or tensor, nor a tensor's type."""
+        """Whether nothing has changed since: layers, classes, attributes, hooks, tensors and their dtypes."""
         if types != self.types or type(module) is not self.kind:
             return False
         try:
@@ -94,9 +94,9 @@ class Snapshot:
             for layer, kind, state in self.states:
                 if type(layer) is not kind or vars(layer) != state:
                     return False
-        except Exception:  # of another tensor or array, which compares element by element, or whatever was put there
+        except Exception:  # attributes that cannot be compared, such as arrays
             return False
-        for tensor, kind, dtype, is_cpu in self.tensors:  # their .data may be another one
+        for tensor, kind, dtype, is_cpu in self.tensors:  # .data may have been replaced
             if type(tensor) is not kind or tensor.dtype is not dtype or tensor.is_cpu is not is_cpu:
                 return False
         return True
@@ -106,7 +106,7 @@ _snapshots: WeakKeyDictionary[nn.Module, Snapshot] = WeakKeyDictionary()
 
 
 def _state(module: nn.Module) -> dict:
-    """A module's attributes, with copies of what holds its hooks, tensors and layers."""
+    """A module's attributes, with copies of its dicts of hooks, tensors and layers."""
     return {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in vars(module).items()}
 
 
@@ -135,7 +135,7 @@ def _find_mismatch(module: nn.Module, expected: dict, types: Types) -> str | Non
 
 
 def _are_of(types: Types, layer: nn.Module) -> bool:
-    """Whether a layer's own tensors are plain ones on CPUs, of one of these types."""
+    """Whether a layer's own tensors are plain CPU tensors of these dtypes."""
     return all(
         type(tensor) in PLAIN
         and (tensor.dtype in types or not tensor.is_floating_point())

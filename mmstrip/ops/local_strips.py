@@ -1,4 +1,4 @@
-"""LSMM (Section 3.4): its two depthwise convolutions as one, with weights that a small MLP draws."""
+"""LSMM (Section 3.4) as one operator: both depthwise convolutions and the MLP that weighs them."""
 
 from functools import partial
 

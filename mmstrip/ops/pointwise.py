@@ -1,4 +1,4 @@
-"""1x1 convolutions of concatenated maps, without the concatenation; alone, and with BN and GELU after them."""
+"""1x1 convolutions of concatenated maps without concatenating them, alone or followed by BN and GELU."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def reference(weight: Tensor, bias: Tensor | None, *parts: Tensor) -> Tensor:
 
 
 def pointwise(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """1x1 convolution of concatenated maps: one matrix product a map, added up.
+    """1x1 convolution of concatenated maps: the sum of one matrix product per map.
 
     Args:
         parts: Maps (N, C_i, H, W).
@@ -36,9 +36,9 @@ def pointwise(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = Non
 def pointwise_norm_gelu(
     parts: Sequence[Tensor], conv: nn.Conv2d, norm: nn.Module, chunks: int = 1
 ) -> tuple[Tensor, ...]:
-    """That of a convolution's parameters, BN or an identity, and GELU, in equal chunks of the channels.
+    """:func:`pointwise` with a layer's parameters, BN (or identity) and GELU, in equal chunks of the channels.
 
-    The map before BN is saved for the backward pass.
+    The map before BN is saved for backward.
     """
     layer = norm_gelu.layer_arguments(norm, conv.out_channels, conv.weight)
     if needs_gradient(conv.weight, conv.bias, *parts, *layer[:2]):
@@ -59,7 +59,7 @@ class _Pointwise(Function):
         if is_differentiated([grad]):
             return tuple(reference_gradients(reference, (weight, bias, *parts), [grad], required))
         grads, grad_weight, grad_bias = operators.pointwise_backward(grad, parts, weight, required)
-        return grad_weight, grad_bias, *_where(required[2:], grads)
+        return grad_weight, grad_bias, *_required_only(required[2:], grads)
 
 
 class _PointwiseNormGELU(Function):
@@ -87,17 +87,18 @@ class _PointwiseNormGELU(Function):
         required = *ctx.needs_input_grad[:4], *ctx.needs_input_grad[6:]
         if is_differentiated(grads):
             inputs = weight, bias, *affine, *parts
-            again = reference_gradients(_again(norm, bias, len(grads), ctx), inputs, grads, required)
-            return *again[:4], None, None, *again[4:]
+            run = _reference_function(norm, bias, len(grads), ctx)
+            grads = reference_gradients(run, inputs, grads, required)
+            return *grads[:4], None, None, *grads[4:]
         out, *rest = operators.pointwise_norm_gelu_backward(grads, parts, weight, x, norm, ctx.training, required)
-        return *rest, None, None, *_where(required[4:], out)
+        return *rest, None, None, *_required_only(required[4:], out)
 
 
-def _again(norm: Tensor, bias: Tensor | None, chunks: int, ctx):
-    """The reference of pointwise_norm_gelu, with the statistics of a forward pass."""
+def _reference_function(norm: Tensor, bias: Tensor | None, chunks: int, ctx):
+    """The reference of pointwise_norm_gelu with the statistics of the forward pass."""
     mean, variance = norm_gelu.frozen_statistics(norm, ctx.training, ctx.eps)
     if mean is not None and bias is not None:
-        mean = mean + bias.detach()  # the operator's statistics are of the map without the bias
+        mean = mean + bias.detach()  # the operator computes statistics without the bias
 
     def run(weight, bias, norm_weight, norm_bias, *parts):
         x = reference(weight, bias, *parts)
@@ -106,5 +107,5 @@ def _again(norm: Tensor, bias: Tensor | None, chunks: int, ctx):
     return run
 
 
-def _where(required: Sequence[bool], grads: Sequence[Tensor]) -> list[Tensor | None]:
+def _required_only(required: Sequence[bool], grads: Sequence[Tensor]) -> list[Tensor | None]:
     return [grad if need else None for need, grad in zip(required, grads)]

@@ -16,7 +16,7 @@ class FastStripMLPBlock(Fast, StripMLPBlock):
 
     @staticmethod
     def parameter_types(x: Tensor) -> Types:
-        return (x.dtype,) if is_ordinary() and are_plain(x) else ()  # it needs no operators
+        return (x.dtype,) if is_ordinary() and are_plain(x) else ()  # no operators needed
 
     def forward(self, x: Tensor, **valid: Tensor) -> Tensor:
         if not self.may_run(x):
@@ -26,7 +26,7 @@ class FastStripMLPBlock(Fast, StripMLPBlock):
 
 
 def add_branch(x: Tensor, branch: Tensor, drop_path: DropPath) -> Tensor:
-    """What drop path makes of a one for each image of the branch is 0 or 1 / (1 - rate)."""
+    """x + drop_path(branch) in one pass; drop path of ones is the factor per image: 0 or 1 / (1 - rate)."""
     if not drop_path.training:
         return x + branch
     return torch.addcmul(x, branch, drop_path(branch.new_ones(len(branch), 1, 1, 1)))

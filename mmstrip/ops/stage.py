@@ -1,4 +1,4 @@
-"""A stage of the deploy form as one operator."""
+"""The fused stage: a stage of the deploy form as one operator."""
 
 from weakref import WeakKeyDictionary
 
@@ -25,7 +25,7 @@ class FastStage(Fast, Stage):
         return super().forward(x, **valid) if packed is None else packed.run(x)
 
     def _pack(self, x: Tensor) -> 'PackedStage | None':
-        """What runs the stage on (N, C, H, W), packed in its first forward and when anything has changed; or None."""
+        """The packed stage if it can run on (N, C, H, W), packed on first use and after any change; else None."""
         types = self.parameter_types(x)
         if not types:
             return None
@@ -38,38 +38,38 @@ class FastStage(Fast, Stage):
 
 
 class PackedStage(Snapshot):
-    """A stage as one operator, with its weights packed: that takes as much memory again.
+    """A stage as one operator with packed weights, a second copy in memory.
 
     Args:
-        stage: Of the deploy form.
-        types: Of which types its parameters may be.
-        dtype: Of the maps, as which weights are packed.
+        stage: Stage in the deploy form.
+        types: Allowed parameter dtypes.
+        dtype: Dtype of the maps and the packed weights.
 
     Attributes:
-        operator: None where a block is not as it was folded, so that blocks have to be called.
+        operator: The operator; None if a block is not stock, so that blocks must be called.
     """
 
     def __init__(self, stage: FastStage, types: Types, dtype: torch.dtype):
         super().__init__(stage, types)
         self.dtype, self.operator = dtype, None
-        blocks = list(stage)  # with those that stand there twice
+        blocks = list(stage)  # including blocks that occur twice
         if not (self.is_stock and blocks and all(_is_packable(block, types) for block in blocks)):
             return
         self.extent, *others = {block.strip_mixing.branches['cgsmm'].extent for block in blocks}
         if not others:
             self.packed = [_tensors(block) for block in blocks]
             self.operator = torch.classes.mmstrip.Stage(self.packed, [_eps(block) for block in blocks], dtype)
-            self.tensors = []  # which the operator compares
+            self.tensors = []  # the operator compares them itself
 
     def layers_of(self, stage: FastStage) -> list[nn.Module]:
         return list(stage.modules())[1:]
 
     def is_current(self, stage: FastStage, types: Types) -> bool:
-        """Whether nothing has changed, not even values."""
+        """Whether nothing has changed, including values."""
         return super().is_current(stage, types) and (self.operator is None or self.operator.is_current(self.packed))
 
     def takes(self, x: Tensor) -> bool:
-        """Whether it runs on (N, C, H, W): one no smaller than a window."""
+        """Whether it runs on a map (N, C, H, W): no smaller than a window."""
         return self.operator is not None and all(length >= side for length, side in zip(x.shape[2:], self.extent))
 
     def run(self, x: Tensor) -> Tensor:
@@ -80,12 +80,12 @@ _packed: WeakKeyDictionary[nn.Module, PackedStage] = WeakKeyDictionary()
 
 
 def forget_packed(stage: nn.Module) -> None:
-    """Let a stage pack its weights again in its next forward."""
+    """Make a stage pack its weights again in its next forward."""
     _packed.pop(stage, None)
 
 
 def _is_packable(block: nn.Module, types: Types) -> bool:
-    """Whether the operator computes what calling a block of the deploy form does."""
+    """Whether the operator computes the same as calling a block of the deploy form."""
     if not _is_stock(block, FastStripMLPBlock, types) or block.drop_path.training:
         return False
     strips, channels = block.strip_mixing, block.channel_mixing
@@ -108,7 +108,7 @@ def _is_stock(module: nn.Module, fast: type[Fast], types: Types) -> bool:
 
 
 def _tensors(block: nn.Module) -> list[Tensor]:
-    """Tensors of a block in the order of the operator; see csrc/stage.cpp."""
+    """Tensors of a block in the operator's order; see csrc/stage.cpp."""
     strips, channels = block.strip_mixing, block.channel_mixing
     norm, _, depthwise = strips.depthwise
     project = strips.project[0]

@@ -1,4 +1,4 @@
-"""The strip MLP layer's sum (Section 3.2)."""
+"""The strip MLP layer (Section 3.2)."""
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class FastStripMLPLayer(Fast, StripMLPLayer):
 
 
 def strip_layer(x: Tensor, layer: StripMLPLayer, position: Tensor | None = None) -> Tensor:
-    """A strip layer of x (N, C, H, W) plus positions (C, H, W), if there are any."""
+    """A strip layer on x (N, C, H, W), plus an optional position embedding (C, H, W)."""
     arguments = x, layer.weight, layer.bias, layer.axis == 'row', position
     if needs_gradient(x, layer.weight, layer.bias, position):
         return _StripLayer.apply(*arguments)
@@ -42,11 +42,11 @@ class _StripLayer(Function):
         if is_differentiated([grad]):
             axis = 'row' if ctx.row else 'column'
 
-            def again(x, weight, bias, position):
+            def recompute(x, weight, bias, position):
                 x = x if position is None else x + position
                 return call_formula(StripMLPLayer, x, weight=weight, bias=bias, axis=axis)
 
-            *grads, grad_position = reference_gradients(again, (x, weight, bias, position), [grad], required)
+            *grads, grad_position = reference_gradients(recompute, (x, weight, bias, position), [grad], required)
         else:
             *grads, grad_position = operators.strip_layer_backward(
                 grad, x, weight, ctx.row, bias.dim() == 3, position, required

@@ -1,4 +1,4 @@
-"""The modules of token mixing that run on several operators."""
+"""CGSMM and the Strip Mixing Block, composed of several operators."""
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class FastCascadeGroupStripMixing(Fast, CascadeGroupStripMixing):
 
 
 def _expand(position: nn.Module) -> Tensor | None:
-    """What a layer adds, (C, H, W); None in the deploy form, where it is in the strip layers' biases."""
+    """The embedding (C, H, W); None in the deploy form, where it is part of the strip layers' biases."""
     return None if isinstance(position, nn.Identity) else position.expand()
 
 
@@ -63,9 +63,9 @@ class FastStripMixingBlock(Fast, StripMixingBlock):
         x = norm_gelu_depthwise(x, norm, conv.weight)
         conv, norm, _ = self.project
         count = len(self.branches)
-        even = conv.out_channels % count == 0  # else the last part is smaller
+        even = conv.out_channels % count == 0  # otherwise the last part is smaller
         parts = pointwise_norm_gelu((x,), conv, norm, chunks=count if even else 1)
         mixed = self.mix(parts if even else parts[0].chunk(count, dim=1), **valid)
-        if not are_plain(x, *mixed):  # of branches of one's own
+        if not are_plain(x, *mixed):  # from replaced branches
             return self.fuse(torch.cat(mixed, dim=1))
         return pointwise(mixed, self.fuse.weight)

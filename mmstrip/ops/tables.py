@@ -1,6 +1,6 @@
-"""Windows (:mod:`mmstrip.models.windows`) by tables of tokens, so that one compiled graph serves maps of all sizes.
+"""Windows (:mod:`mmstrip.models.windows`) from tables of tokens, so that one compiled graph serves all map sizes.
 
-Formulas of a map's size would be compared and proved by a compiler for minutes, and make a graph for each case.
+A compiler would spend minutes on formulas of the map's size and make a graph for each case.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ..models import windows
 
 
 class _Given:
-    tables = None  # of the map whose graph is being made, or None
+    tables = None  # of the map that is being compiled, or None
 
 
 given = _Given()
@@ -22,9 +22,9 @@ given = _Given()
 
 @lru_cache(maxsize=4096)
 def tables_of(axis: int, length: int, extent: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of an axis: the tokens of its windows (count, extent), and where each token stands first and last among them.
+    """Tables of an axis: tokens of its windows (count, extent), and the positions of each token's first and last copy.
 
-    No two tables are the same tensor, which a graph would rely on.
+    All tables are distinct tensors, as a graph would rely on identity.
     """
     with torch.inference_mode(False):
         if length <= extent:
@@ -37,7 +37,7 @@ def tables_of(axis: int, length: int, extent: int, device: torch.device) -> tupl
 
 
 def run_in_windows(function: Callable[[Tensor], Tensor], x: Tensor, extent: tuple[int, int]) -> Tensor:
-    """:func:`mmstrip.models.windows.run_in_windows`, by the given tables if there are any."""
+    """:func:`mmstrip.models.windows.run_in_windows`, with the given tables if there are any."""
     if given.tables is None:
         return windows.run_in_windows(function, x, extent)
     (rows, *row_copies), (columns, *column_copies) = given.tables

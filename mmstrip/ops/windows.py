@@ -1,7 +1,7 @@
-"""Cutting a map into overlapping windows, and putting them back; see :mod:`mmstrip.models.windows` for their layout.
+"""Splitting a map into overlapping windows and merging them; see :mod:`mmstrip.models.windows` for the layout.
 
-``size`` is (H, W), ``extent`` the height and width of a window. Along an axis there are ``counts`` windows, whose
-starts are ``strides`` apart, but for the last one, which ends with the map.
+``size`` is (H, W), ``extent`` the height and width of a window. An axis has ``counts`` windows that start ``strides``
+apart, except for the last one, which ends with the map.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def merge_windows(x: Tensor, size, counts, strides) -> Tensor:
 
 
 def _zeros(shape: torch.Size, grad: Tensor) -> Tensor:
-    """A map to take gradients at, as cutting and merging are linear; not of the gradient's vmap level."""
+    """A map at which to take gradients of linear functions; outside the gradient's vmap level."""
     return torch.zeros(shape, dtype=grad.dtype, device=grad.device, requires_grad=True)
 
 
@@ -37,14 +37,14 @@ def _reference(merge: bool, *layout) -> Callable[[Tensor], Tensor]:
 
 
 def _transposed(linear: Callable[[Tensor], Tensor], shape: torch.Size, grad: Tensor) -> Callable[[Tensor], Tensor]:
-    """What takes gradients of a linear function's outputs to those of its input, of that shape."""
+    """The transpose of a linear function of a map of that shape: from output to input gradients."""
     return lambda output: reference_gradients(linear, [_zeros(shape, grad)], [output])[0]
 
 
 class _Windows(Function):
-    """Windows of a map, each pixel as often as it is covered; or, to ``merge``, a map of its windows: their sums.
+    """Split a map into windows or, with ``merge``, sum windows into a map; each is the gradient of the other.
 
-    With ``mean`` each window counts by its part in the mean. Each of the two is the gradient of the other.
+    With ``mean``, windows are weighted by their part in the mean.
     """
 
     @staticmethod
@@ -58,7 +58,7 @@ class _Windows(Function):
         if is_batched([grad]):
             if merge == mean:
                 run = _reference(merge, sides, counts, strides)
-            else:  # sums are merged, and windows of a mean cut, as gradients of the references alone
+            else:  # merging sums and splitting a mean are only gradients of the references
                 run = _transposed(_reference(not merge, shape[2:], counts, strides), grad.shape, grad)
             grad_x = _transposed(run, shape, grad)(grad)
         else:

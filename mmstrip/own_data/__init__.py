@@ -1,4 +1,4 @@
-"""Configs for one's own images: a folder is read, checked and described, and a short config is written for it."""
+"""Configs for your own images: read and check a folder, and write a short config for it."""
 
 from .classification import write_classification
 from .detection import write_detection

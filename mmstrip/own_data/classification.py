@@ -1,11 +1,11 @@
-"""Classification from folders of images, one for each class."""
+"""Classification from folders of images, one per class."""
 
 from collections import Counter
 from pathlib import Path
 
 from ..models.arguments import MIN_SIDE
 from .folders import VAL_SHARE, Folder, check_names, hold_out
-from .writing import Part, Written, check_positive, choose_backbone, write_config
+from .writing import SplitFiles, Written, check_positive, choose_backbone, write_config
 
 IMG_SIZE = 224
 TEMPLATE = """\
@@ -58,8 +58,8 @@ def write_classification(
 ) -> Written:
     """Write a config for images in folders, ``FOLDER/CLASS/*`` or ``FOLDER/{train,val,test}/CLASS/*``.
 
-    Beside it, ``train.txt``, ``val.txt`` and, where there is one, ``test.txt`` list the images with their labels. Where
-    no folder is for validation, a fifth of the training images of each class is held out (seed 0). Files that are no
+    Beside it, ``train.txt``, ``val.txt`` and, if there is a test split, ``test.txt`` list the images with their labels.
+    Without a validation folder, a fifth of the training images of each class is held out (seed 0). Files that are not
     images or cannot be read are left out.
 
     Args:
@@ -68,19 +68,18 @@ def write_classification(
         init: Checkpoint to start from, of a Strip-MLP or a model that has one. Defaults to random weights.
         arch: Name in ``StripMLP.arch_zoo``. Defaults to that of ``init``, else 'tiny-light'.
         size: Side of the crops in pixels. Defaults to 224.
-        epochs: Defaults to 100 from a checkpoint, 300 from scratch. With less than 50, images are cropped and
-            flipped alone, and neither mixed nor distorted.
-        batch_size: Images in a step. Defaults to 64, fewer where an epoch would have less than 20 steps.
+        epochs: Defaults to 100 from a checkpoint, 300 from scratch. With less than 50, images are only cropped and
+            flipped.
+        batch_size: Images per step. Defaults to 64, or less if an epoch would have less than 20 steps.
 
     Raises:
         FileNotFoundError: The folder or the checkpoint is missing.
-        ValueError: There are less than two classes, one has too few images or is not among those of the training
-            images, a name or path cannot be kept, or an argument is out of its range, the batch larger than the
-            training set for instance.
+        ValueError: There are less than two classes, a class has too few images or no training images, a name or path
+            cannot stand in a config, or an argument is invalid.
     """
-    check_positive(size=size, batch_size=batch_size)
+    check_positive(size=size, epochs=epochs, batch_size=batch_size)
     if epochs is not None and epochs < 2:
-        raise ValueError(f'epochs must be at least 2, as the first is a warm-up, but got {epochs}')
+        raise ValueError(f'epochs must be at least 2, as the first one is a warm-up, but got {epochs}')
     if (size or IMG_SIZE) < MIN_SIDE:
         raise ValueError(f'size must be at least {MIN_SIDE} pixels, but got {size}')
     data, size = Folder(folder, out), size or IMG_SIZE
@@ -95,7 +94,7 @@ def write_classification(
         splits['train'], splits['val'] = ([sample for part in side for sample in part] for side in zip(*parts))
     count = len(splits['train'])
     if (batch_size or 1) > count:
-        raise ValueError(f'batch_size must be at most the {count} training images of {folder}, but got {batch_size}')
+        raise ValueError(f'batch_size must be at most {count}, the training images of {folder}, but got {batch_size}')
     batch_size = batch_size or min(count, max(4, min(64, 2 ** (count // 20).bit_length() // 2)))
     backbone = choose_backbone(arch, init)
     recipe, default_epochs, warm_up = ('finetune_100e', 100, 5) if init else ('300e_1xb128', 300, 20)
@@ -103,7 +102,7 @@ def write_classification(
         data,
         f'strip-mlp-{backbone.name}',
         TEMPLATE,
-        {split: Part(dict(samples), _lines(data.path, samples, classes)) for split, samples in splits.items()},
+        {split: SplitFiles(dict(samples), _lines(data.path, samples, classes)) for split, samples in splits.items()},
         lambda sample, names: names[sample['gt_label']],
         classes=classes,
         schedule=f'mmstrip::_base_/schedules/adamw_{recipe}.py',
@@ -126,9 +125,9 @@ def write_classification(
 
 
 def _read(data: Folder, root: Path) -> Samples:
-    """Images of a split with the names of their classes."""
+    """Read the images of a split with the names of their classes."""
     images, others = data.images(root)
-    data.note_items('left out, as no images', others)
+    data.note_items('left out, not images', others)
     loose = [image for image in images if image.parent == root]
     if loose:
         raise ValueError(f'{loose[0]} must be in the folder of its class, {root}/CLASS/')
@@ -140,24 +139,22 @@ def _classes(data: Folder, roots: dict[str, Path], splits: dict[str, Samples]) -
     names = [path.name for path in data.children(root)]
     counts = Counter(name for _, name in splits['train'])
     if len(names) < 2:
-        raise ValueError(f'{root} must have a folder of images for each of at least two classes, but has {len(names)}')
+        raise ValueError(f'{root} must have at least two folders of images, one per class, but has {len(names)}')
     check_names(names, root)
     few = [name for name in names if counts[name] < least]
     if few:
-        raise ValueError(
-            f'{root / few[0]} must hold images that can be read, at least {least}, but has {counts[few[0]]}'
-        )
+        raise ValueError(f'{root / few[0]} must hold at least {least} readable images, but has {counts[few[0]]}')
     for split, samples in splits.items():
         unknown = sorted({name for _, name in samples} - set(names))
         if unknown:
-            raise ValueError(f'{roots[split] / unknown[0]} is a class that {root} does not have')
+            raise ValueError(f'{roots[split] / unknown[0]} is a class without a folder in {root}')
         if not samples:
-            raise ValueError(f'{roots[split]} has no images')
+            raise ValueError(f'{roots[split]} must hold readable images, but has none')
     return names
 
 
 def _lines(root: Path, samples: Samples, classes: list[str]) -> list[str]:
-    """Images and their labels; as mmpretrain strips lines, a path may not begin with a space."""
+    """Images and their labels, a line each; mmpretrain strips lines, so a path must not begin with a space."""
     labels = {name: label for label, name in enumerate(classes)}
     paths = [(image.relative_to(root).as_posix(), labels[name]) for image, name in samples]
     return [f'{"./" * (path != path.lstrip())}{path} {label}' for path, label in paths]

@@ -1,23 +1,23 @@
-"""Detection from annotations as COCO (JSON) or PASCAL VOC (XML) has them."""
+"""Detection from annotations in COCO (JSON) or PASCAL VOC (XML) format."""
 
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
 
 from .annotations import Split, read_boxes
-from .folders import VAL_SHARE, Folder, check_names, hold_out, listed
-from .writing import Part, Written, check_positive, choose_backbone, write_config
+from .folders import VAL_SHARE, Folder, check_names, hold_out, summarize
+from .writing import SplitFiles, Written, check_positive, choose_backbone, write_config
 
-# The config that is inherited, the first stage that the neck gets, the place of the resizing in the training pipeline,
-# and the shares of the epochs after which the learning rate drops.
+# Base config, first stage that the neck receives, index of Resize in the training pipeline, and fractions of the epochs
+# after which the learning rate drops.
 MODELS = {
     'faster-rcnn': ('faster-rcnn_strip-mlp-tiny-light_fpn_1x_coco', 0, 2, (2 / 3, 11 / 12)),
     'dino': ('dino-4scale_strip-mlp-tiny-light_8xb2-12e_coco', 1, 3, (11 / 12,)),
 }
 SHORT_SIDE = 800
-SMALL, SMALL_EPOCHS, EPOCHS = 4000, 36, 12  # training images, epochs with fewer of them, and with more
+SMALL_DATASET, SMALL_EPOCHS, EPOCHS = 4000, 36, 12  # training images, epochs with fewer of them, and otherwise
 DINO_SIDE = 320
-LEAST_SIDE = 32  # pixels; mmdet leaves smaller images out of trainings
+MMDET_MIN_SIDE = 32  # pixels; mmdet does not train on smaller images
 WARM_UP = 1000  # iterations
 TEMPLATE = """\
 _base_ = [__import__('mmstrip') and $base]
@@ -64,45 +64,45 @@ def write_detection(
 ) -> Written:
     """Write a config for images with boxes.
 
-    The folder holds JSON files as of COCO, named by their split or in its folder (one file alone is split: a fifth of
-    its images, seed 0, is held out), or ``Annotations``, ``JPEGImages`` and ``ImageSets/Main`` as of PASCAL VOC. What
-    is not yet COCO's JSON for each split is written beside the config, boxes of VOC cut to their images. Classes are
-    read.
+    The folder holds COCO JSON files, named after their split or in its folder, or ``Annotations``, ``JPEGImages`` and
+    ``ImageSets/Main`` of PASCAL VOC. Without a validation split, a fifth of the training images is held out (seed 0).
+    Splits that are not COCO JSON yet are written beside the config; boxes of VOC are clipped to their images. Classes
+    come from the annotations.
 
     Args:
         folder: Folder of images and annotations.
-        out, init, arch: As of :func:`.write_classification`.
-        size: Short side in pixels that images are resized to, the long one being at most 5 / 3 of it. Defaults to 800.
+        out, init, arch: See :func:`.write_classification`.
+        size: Short side of resized images in pixels; the long side is at most 5 / 3 of it. Defaults to 800.
         epochs: Defaults to 12, or 36 with less than 4,000 training images.
-        batch_size: Images in a step. Defaults to 2.
+        batch_size: Images per step. Defaults to 2.
         model: 'faster-rcnn' (the default) or 'dino'.
 
     Raises:
         FileNotFoundError: The folder, the checkpoint, an image or an annotation file is missing.
-        ValueError: The annotations cannot be used, have no classes or no boxes, a name or path cannot be kept, or an
-            argument is out of its range.
+        ValueError: The annotations cannot be used or have no classes or boxes, a name or path cannot stand in a
+            config, or an argument is invalid.
     """
     if model not in MODELS:
         raise ValueError(f'model must be one of {", ".join(MODELS)}, but got {model!r}')
     check_positive(size=size, epochs=epochs, batch_size=batch_size)
     if model == 'dino' and (size or SHORT_SIDE) < DINO_SIDE:
-        raise ValueError(f'size must be at least {DINO_SIDE} for dino, which chooses 900 places, but got {size}')
+        raise ValueError(f'size must be at least {DINO_SIDE} for dino, which needs 900 positions, but got {size}')
     data = Folder(folder, out)
     splits = read_boxes(data)
     if 'val' not in splits:
         splits |= _hold_out(data, splits['train'])
-    _check_apart(splits)
+    _check_disjoint(splits)
     classes = _classes(data, splits)
     boxes = {split: _count(data, split, part, classes) for split, part in splits.items()}
     backbone = choose_backbone(arch, init)
     base, stage, position, drops = MODELS[model]
     head = dict(bbox_head=dict(num_classes=len(classes)))
     images = len(splits['train'].content['images'])
-    epochs, batch_size = epochs or (SMALL_EPOCHS if images < SMALL else EPOCHS), batch_size or 2
-    # Statistics and scales of BN stand still where a checkpoint has them.
+    epochs, batch_size = epochs or (SMALL_EPOCHS if images < SMALL_DATASET else EPOCHS), batch_size or 2
+    # BN is frozen only if a checkpoint provides its statistics.
     norm = {} if init else dict(norm_cfg=dict(type='BN', requires_grad=True), norm_eval=False)
     parts = {
-        split: Part(boxes[split], part.file or part.content, dict(data_prefix=dict(img=part.root)))
+        split: SplitFiles(boxes[split], part.file or part.content, dict(data_prefix=dict(img=part.root)))
         for split, part in splits.items()
     }
     config = write_config(
@@ -113,7 +113,7 @@ def write_detection(
         lambda sample, names: Counter(
             names[box['bbox_label']] for box in sample['instances'] if not box['ignore_flag']
         ),
-        f'images without boxes, or with a side of less than {LEAST_SIDE} pixels,',
+        f'images without boxes, or with a side of less than {MMDET_MIN_SIDE} pixels,',
         base=f'mmstrip::detection/{base}.py',
         classes=classes,
         size=size or SHORT_SIDE,
@@ -135,9 +135,9 @@ def write_detection(
 
 
 def _hold_out(data: Folder, train: Split) -> dict[str, Split]:
-    """A fifth of the training images for validation."""
+    """Hold out a fifth of the training images for validation."""
     if len(train.content['images']) < 2:
-        raise ValueError('there must be at least two images, one of them for validation')
+        raise ValueError(f'{data.path} must have at least two images, as one is held out for validation')
     data.notes.append(f'val: {VAL_SHARE:.0%} of the training images, held out')
     parts = {}
     for split, images in zip(('train', 'val'), hold_out(train.content['images'])):
@@ -147,17 +147,17 @@ def _hold_out(data: Folder, train: Split) -> dict[str, Split]:
     return parts
 
 
-def _check_apart(splits: dict[str, Split]) -> None:
-    """Raises ValueError for an image in two splits."""
+def _check_disjoint(splits: dict[str, Split]) -> None:
+    """Raise ValueError for an image in two splits."""
     owners: dict[Path, str] = {}
     for split, part in splits.items():
         for image in part.images:
             if owners.setdefault(image, split) != split:
-                raise ValueError(f'{image} must be in one split, but is in {owners[image]} and {split}')
+                raise ValueError(f'{image} must be in only one split, but is in {owners[image]} and {split}')
 
 
-def _why_not(box: dict, image: dict) -> str | None:
-    """Why mmdet leaves a box out, if it does."""
+def _exclusion_reason(box: dict, image: dict) -> str | None:
+    """Why mmdet does not train on a box; None if it does."""
     x, y, width, height = box['bbox']
     if box['iscrowd'] or box.get('ignore'):
         return 'of crowds, or marked as difficult or ignored,'
@@ -169,35 +169,37 @@ def _why_not(box: dict, image: dict) -> str | None:
 
 
 def _rows(part: Split) -> list[tuple[dict, dict, str, str | None]]:
-    """Each box, its image, the name of its class, and why mmdet leaves it out, if it does."""
+    """Each box, its image, the name of its class, and why mmdet does not train on it; None if it does."""
     images = {image['id']: image for image in part.content['images']}
     names = {row['id']: row['name'] for row in part.content['categories']}
     boxes = [(box, images[box['image_id']], names[box['category_id']]) for box in part.content['annotations']]
-    return [(box, image, name, _why_not(box, image)) for box, image, name in boxes]
+    return [(box, image, name, _exclusion_reason(box, image)) for box, image, name in boxes]
 
 
 def _classes(data: Folder, splits: dict[str, Split]) -> list[str]:
-    """Names of the categories with boxes to train on, in their order; the other splits have the same."""
+    """Names of the categories with boxes to train on, in their order; all splits must agree."""
     rows = _rows(splits['train'])
     used = {name for _, _, name, reason in rows if not reason}
     if not used:
-        raise ValueError(f'no training image has a box to train on: all {len(rows)} are left out')
+        place = splits['train'].file or data.path
+        reasons = f': all {len(rows)} are ignored, empty or outside their image' if rows else ''
+        raise ValueError(f'{place} has no box to train on{reasons}')
     names = {split: [row['name'] for row in part.content['categories']] for split, part in splits.items()}
     classes = [name for name in names['train'] if name in used]
     check_names(classes, splits['train'].file or data.path)
-    data.note_items('left out, as classes without a training box', sorted(set(names['train']) - used))
+    data.note_items('left out, classes without a training box', sorted(set(names['train']) - used))
     for split, part in splits.items():
         own = [name for name in names[split] if name in used]
         if own != classes:
             raise ValueError(
-                f'{part.file or split} must have the categories of the training images in their order, '
-                f'{listed(classes, 10)}, but has {listed(own, 10)}'
+                f'{part.file or split} must have the categories of the training images, in the same order '
+                f'({summarize(classes, 10)}), but has {summarize(own, 10) or "none of them"}'
             )
     return classes
 
 
 def _count(data: Folder, split: str, part: Split, classes: list[str]) -> dict[Path, Counter]:
-    """Boxes of each class on each image that are used; what is odd about others is noted."""
+    """Count the boxes of each class to train on, per image; note the others and their reasons."""
     counts = {image['file_name']: Counter() for image in part.content['images']}
     odd = defaultdict(list)
     for box, image, name, reason in _rows(part):
@@ -211,5 +213,5 @@ def _count(data: Folder, split: str, part: Split, classes: list[str]) -> dict[Pa
         if x < -1 or y < -1 or x + width > image['width'] + 1 or y + height > image['height'] + 1:
             odd['boxes reach out of their image'].append(image['file_name'])
     for words, files in odd.items():
-        data.notes.append(f'{split}: {len(files)} {words}, in {listed(dict.fromkeys(files))}')
+        data.notes.append(f'{split}: {len(files)} {words}, in {summarize(dict.fromkeys(files))}')
     return {part.root / name: count for name, count in counts.items()}

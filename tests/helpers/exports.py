@@ -88,7 +88,7 @@ EXPORTS = {
     'maps': (SCENES, {**SMALL_SCENES, **PADDED}, dict(ANY, part='backbone', shape=(80, 112)), None),
     'neck': (DETECTORS['RetinaNet'], OPTIONS['RetinaNet'], dict(part='neck', shape=(64, 96)), None),
 }
-PAD_VALUE = 1.0  # after normalisation
+PAD_VALUE = 1.0  # after normalization
 SPREAD = {'cls.weight': 0.1, 'reg.weight': 0.1, 'logits.weight': 0.3}  # of weights with which heads find something
 SIZES = {'RetinaNet': (64, 64), 'MaskRCNN': (64, 96), 'CascadeRCNN': (64, 64)}  # one as its windows, and larger
 

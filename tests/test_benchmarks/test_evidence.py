@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from helpers.runs import ForkedRun
 from PIL import Image
 
 from benchmarks import CONFIGS
-from benchmarks.evidence.experiments import EPOCHS, PARTS, RATE, RATES, TOP1, choose_rate, declared, with_rate
+from benchmarks.evidence.__main__ import parse_args
+from benchmarks.evidence.experiments import EPOCHS, PARTS, RATE, RATES, TOP1, planned_runs, rate_runs, with_best_rate
 from benchmarks.evidence.page import TABLES, write_page
 from benchmarks.evidence.paired import count_needed, half_width, interval, paired_differences
 from benchmarks.evidence.queue import Queue
-from benchmarks.evidence.run import Run, is_done, place_data, read_results
+from benchmarks.evidence.run import Run, is_done, read_results, set_data_root
 from benchmarks.results import write_json
 from mmstrip.datasets.digit_scenes import write_digit_scenes
 from mmstrip.engine.launch import build_runner
@@ -43,8 +45,8 @@ class ForkedQueue(Queue):
 
 def smallest(results):
     """A learning rate chosen, a classifier with it, an ablation, and a segmentor from the classifier."""
-    choosing = choose_rate(replace(DIGITS, options={**SHORT, EPOCHS: 2}), 'strip-mlp-tiny-light', (1e-3,), 1)
-    whole = with_rate(DIGITS, choosing, results)
+    choosing = rate_runs(replace(DIGITS, options={**SHORT, EPOCHS: 2}), 'strip-mlp-tiny-light', (1e-3,), 1)
+    whole = with_best_rate(DIGITS, choosing, results)
     narrow = {**SHORT, 'model.backbone.strip_width': 1}
     ablation = replace(DIGITS, part='ablations', name='strip-width-1_seed0', options=narrow)
     segmentor = Run('transfer', 'camvid_strip-mlp-tiny-light_from-classifier', SCENES, {'mIoU': ('mIoU', 100)}, SHORT)
@@ -93,12 +95,12 @@ def test_a_run_that_chooses_reads_no_test_image(queue):
 
 def test_what_has_its_result_is_not_run_again(queue, capsys):
     assert Queue(smallest, queue.results, queue.work_dir, queue.data_root).work() == 0
-    assert 'begins' not in capsys.readouterr().out
+    assert 'started' not in capsys.readouterr().out
     # A result that nobody waited for is taken over.
     file = queue.results / f'{DIGITS.key}.json'
     file.unlink()
     assert Queue(smallest, queue.results, queue.work_dir, queue.data_root).work() == 0
-    assert file.is_file() and 'begins' not in capsys.readouterr().out
+    assert file.is_file() and 'started' not in capsys.readouterr().out
 
 
 def test_a_classifier_whose_checkpoint_is_gone_is_trained_again(queue, tmp_path):
@@ -165,7 +167,7 @@ def test_the_page_is_drawn_from_the_results(queue, tmp_path):
     write_page(tmp_path / 'results', page, queue.work_dir)
     assert '| 0.1 | 8.0 |' in page.read_text()  # 32 images
     page.write_text('<!-- results: wrong -->\n<!-- end -->')
-    with pytest.raises(ValueError, match='caltech101.*wrong'):
+    with pytest.raises(ValueError, match='the mark "results: wrong" must name one of caltech101'):
         write_page(queue.results, page, queue.work_dir)
 
 
@@ -222,7 +224,7 @@ def test_variants_of_an_ablation_see_the_same_samples(tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
         Image.fromarray(noise).save(file)
-    runs = {run.name: run for run in declared(['ablations'], {})}
+    runs = {run.name: run for run in planned_runs(['ablations'], {})}
 
     def batches(name):
         run = runs[name]
@@ -232,7 +234,7 @@ def test_variants_of_an_ablation_see_the_same_samples(tmp_path):
             **{f'{split}_{part}': None for split in ('val', 'test') for part in ('dataloader', 'cfg', 'evaluator')},
         }
         config = load_config(str(CONFIGS / run.config), {**run.options, **small, 'randomness.seed': run.seed})
-        place_data(config, str(tmp_path))
+        set_data_root(config, str(tmp_path))
         config.work_dir = str(tmp_path / name)
         runner = build_runner(config)
         runner.train_loop.dataloader.sampler.set_epoch(1)
@@ -251,7 +253,7 @@ def test_a_run_without_its_data_fails_and_says_why(tmp_path, capsys):
 
 
 def test_declared_runs_exist_and_are_unique():
-    runs = declared(PARTS, {})
+    runs = planned_runs(PARTS, {})
     assert len({run.key for run in runs}) == len(runs) > 60
     for run in {run.config: run for run in runs}.values():
         config = load_config(str(CONFIGS / run.config), run.options)
@@ -266,13 +268,19 @@ def test_declared_runs_exist_and_are_unique():
 def test_places_and_rates_follow_the_results(tmp_path):
     """Seeds 1 and 2 of the two best models on held-out images, at the rates that were best there."""
     results = {}
-    for run in (run for run in declared(['caltech101'], {}) if run.choosing):
+    for run in (run for run in planned_runs(['caltech101'], {}) if run.choosing):
         results[run.key] = dict(settings=run.settings, **{'top-1': run.options[RATE]})
-    firsts = [run for run in declared(['caltech101'], results) if run.name.endswith('_seed0')]
+    firsts = [run for run in planned_runs(['caltech101'], results) if run.name.endswith('_seed0')]
     assert len(firsts) == 5 and all(run.options[RATE] == max(RATES) and not run.waits for run in firsts)
     for i, run in enumerate(firsts):
         results[run.key] = dict(settings=run.settings, curve=[{'top-1': i / 10}], **{'top-1': 1 - i / 10})
-    further = [run for run in declared(['caltech101'], results) if not is_done(run, results)]
+    further = [run for run in planned_runs(['caltech101'], results) if not is_done(run, results)]
     assert {run.name for run in further} == {f'{m}_seed{s}' for m in ('convnext-tiny', 'swin-tiny') for s in (1, 2)}
     write_json(tmp_path / 'caltech101' / 'a.json', {})
     assert read_results(tmp_path) == {'caltech101/a': {}}
+
+
+def test_a_number_of_cores_is_checked(capsys):
+    with mock.patch('sys.argv', ['evidence', '--jobs', '0']), pytest.raises(SystemExit):
+        parse_args()
+    assert '--jobs must be at least 1, but got 0' in capsys.readouterr().err

@@ -89,7 +89,7 @@ def test_runtimes_say_what_they_cannot_do(forms, settings, words):
 
 def test_runtimes_that_are_not_installed(monkeypatch):
     monkeypatch.setattr(formats, 'find_spec', lambda name: None if name == 'openvino' else name)
-    with pytest.raises(ValueError, match='openvino needs what is not installed here: pip install openvino'):
+    with pytest.raises(ValueError, match='openvino needs packages that are not installed: pip install openvino'):
         Candidate(Spec.parse(f'{STRIP}@openvino'), Settings())
 
 

@@ -37,7 +37,7 @@ def test_transfer_is_compared_in_a_table_and_pictures(scenes, tmp_path):
     assert first.stdout.count('load backbone. in model from:') == 1
     done = call_tool(*arguments, *SHORT, folder=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count('Keeping the results') == 2 and 'load backbone. in model from:' not in done.stdout
+    assert done.stdout.count('Skipping the finished run') == 2 and 'load backbone. in model from:' not in done.stdout
     results = json.loads((tmp_path / 'results.json').read_text())
     assert [(result['task'], result['start']) for result in results] == [
         ('segmentation', 'classifier'),

@@ -12,6 +12,7 @@ from unittest import mock
 import httpx
 import numpy as np
 import pytest
+import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from helpers import ROOT
@@ -95,8 +96,8 @@ def test_classes_and_where_a_classifier_looks(page, checkpoint, picture, tmp_pat
 
 
 def test_classes_of_one_name(app):
-    assert app.distinct(['crane', 'dog', 'crane']) == ['crane (0)', 'dog', 'crane (2)']
-    assert app.distinct(['a', 'a', 'a (1)']) == ['a (0)', 'a (1)', 'a (1) (2)']
+    assert app.unique_names(['crane', 'dog', 'crane']) == ['crane (0)', 'dog', 'crane (2)']
+    assert app.unique_names(['a', 'a', 'a (1)']) == ['a (0)', 'a (1)', 'a (1) (2)']
 
 
 def test_masks_of_a_segmentor(app, exported, picture):
@@ -136,13 +137,13 @@ def test_what_cannot_be_shown_is_said(page, picture, tmp_path):
         ('broken.png', 'image file is truncated'),
         ('words.jpg', 'cannot identify image file'),
     ):
-        with pytest.raises(AppError, match=f'^This file cannot be read as a picture: {words}'):
+        with pytest.raises(AppError, match=f'^This file cannot be read as an image: {words}'):
             client.predict(handle_file(tmp_path / name), api_name='/predict')
     assert httpx.post(client.upload_url, files=dict(files=bytes(11 * 2**20))).status_code == 413
     assert client.predict(handle_file(picture), api_name='/predict')[0]['label'] in CLASSES
 
 
-ONLY = 'Only pictures that were uploaded to this page are read: upload it again'
+ONLY = 'This image was not uploaded to this page; upload it again'
 MARK = {'_type': 'gradio.FileData'}
 
 
@@ -215,18 +216,22 @@ def several_labels(tmp_path):
     return write_checkpoint(config, tmp_path / 'weights.pth', CLASSES), tmp_path / 'config.py'
 
 
-def test_what_has_no_page_is_said(app, several_labels, monkeypatch):
-    monkeypatch.setattr(app, 'return_memory', lambda: None)
+def test_what_has_no_page_is_said(app, checkpoint, several_labels, monkeypatch):
+    monkeypatch.setattr(app, 'release_memory', lambda: None)
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
     monkeypatch.setenv('GRADIO_TEMP_DIR', '')
     for arguments, error in (
         (['none.onnx'], 'no exported file at none.onnx'),
-        (['a.pth'], 'a checkpoint needs its config after it, but got a.pth and None'),
-        (['a.onnx', 'b.py'], 'exported files have no config beside them, but got a.onnx and b.py'),
-        (['a.pt2'], 'the page shows .onnx and .xml, as .pt2 files run code, but got a.pt2'),
-        (['a.onnx', '--layer', 'backbone'], '--layer is for checkpoints, but got a.onnx'),
+        (['a.pth'], 'a checkpoint needs its config as the second argument, but got only a.pth'),
+        (['a.onnx', 'b.py'], 'an exported file needs no config, but got b.py besides a.onnx'),
+        (['a.pt2'], 'the page opens .onnx and .xml files, not .pt2, which runs code, but got a.pt2'),
+        (['a.onnx', '--layer', 'backbone'], '--layer needs a checkpoint, but got a.onnx'),
         (['a.onnx', '--port', '99999'], '--port must be from 1 to 65535, but got 99999'),
-        (several_labels, 'classifiers of one label are exported, but the head is MultiLabelLinearClsHead'),
+        (
+            [checkpoint, CONFIG, '--layer', 'neck'],
+            r'--layer must output maps \(N, C, H, W\), but Grad-CAM fails on neck: .*',
+        ),
+        (several_labels, 'only single-label classifiers can be exported, but the head is MultiLabelLinearClsHead'),
     ):
         with (
             mock.patch('sys.argv', ['app.py', *map(str, arguments)]),
@@ -234,3 +239,14 @@ def test_what_has_no_page_is_said(app, several_labels, monkeypatch):
             pytest.raises(SystemExit, match=f'^Error: {error}$'),
         ):
             app.main()
+
+
+def test_the_layer_of_grad_cam(app):
+    """The last norm of the backbone, or its last layer if it has no norm."""
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    assert app.find_layer(model, None) is model.backbone[1] and app.find_layer(model, 'backbone.0') is model.backbone[0]
+    with pytest.raises(ValueError, match='--layer must be the name of a layer, such as backbone.1, but got x'):
+        app.find_layer(model, 'x')
+    model.backbone.insert(1, torch.nn.BatchNorm2d(4))
+    assert app.find_layer(model, None) is model.backbone[1]

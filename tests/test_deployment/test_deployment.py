@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmstrip.deployment import Export, any_size, export_model, load
 from mmstrip.deployment.export import channels_of, check
-from mmstrip.deployment.formats import SUFFIXES, quietly, to_onnx, trace, written_whole
+from mmstrip.deployment.formats import SUFFIXES, to_onnx, trace, without_warnings, written_atomically
 from mmstrip.deployment.runtimes import RUNTIMES
 from mmstrip.deployment.testing import ExportedModel
 from mmstrip.models.windows import _run_in_any_windows, run_in_windows
@@ -131,46 +131,47 @@ def test_the_command(checkpoint, tmp_path):
     assert {item.version for item in onnx.load(tmp_path / 'maps.onnx').opset_import} == {18}
     assert about['shape'] == [32, 32] and about['normalize'] and about['outputs'] == ['map0']
     done = call_tool('deployment/export.py', CONFIG, checkpoint, tmp_path / 'out.pth', folder=tmp_path)
-    assert last_line(done.stdout) == f'Error: files of onnx end in .onnx, but got {tmp_path}/out.pth', done.stdout
+    words = f'Error: a file in onnx format must end in .onnx, but got {tmp_path}/out.pth'
+    assert last_line(done.stdout) == words, done.stdout
 
 
 @pytest.mark.parametrize(
     'settings, options, words',
     [
         (dict(format='torch-export', opset=20), {}, '--opset is for onnx and openvino, but the format is torch-export'),
-        (dict(opset=12), {}, 'opset must be one in which PyTorch can write the model, but got 12: it wrote 18'),
-        (dict(part='backbone', scores=True), {}, '--scores are of classifiers, but of .*py a backbone is exported'),
-        (dict(part='neck'), {'model.neck': None}, 'ImageClassifier has no neck to be exported'),
+        (dict(opset=12), {}, 'opset must be one that PyTorch supports for this model, such as 18, but got 12'),
+        (dict(part='backbone', scores=True), {}, '--scores is for classifiers, but .*py exports a backbone'),
+        (dict(part='neck'), {'model.neck': None}, 'ImageClassifier has no neck to export'),
         (dict(shape=(16, 64)), {}, 'sides of --shape must be at least 32 pixels, but got 16 64'),
         (dict(shape=(32, 64), dynamic_size=True), {}, 'sides of --shape must be from 64 to 8192 pixels, but got 32 64'),
-        ({}, {'model': None}, 'py has no model to be exported'),
+        ({}, {'model': None}, 'py has no model to export'),
         (
             {},
             {'test_dataloader.dataset.pipeline': [dict(type='RandomFlip', prob=1.0)]},
-            'may have Resize, ResizeEdge, CenterCrop to be exported, but it has RandomFlip',
+            'only test pipelines of Resize, ResizeEdge, CenterCrop can be exported, but this one has RandomFlip',
         ),
         (
             {},
             {'test_dataloader.dataset': dict(_delete_=True, type='ConcatDataset', datasets=[FLIPPED])},
-            'may have Resize, ResizeEdge, CenterCrop to be exported, but it has RandomFlip',
+            'only test pipelines of Resize, ResizeEdge, CenterCrop can be exported, but this one has RandomFlip',
         ),
         (
             {},
             {'test_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile', color_type='grayscale')]},
-            "LoadImageFromFile's color_type must be 'color' in the test pipeline to be exported, but got 'grayscale'",
+            "color_type of LoadImageFromFile in the test pipeline must be 'color' for an export, but is 'grayscale'",
         ),
         (
             {},
             {'test_dataloader.dataset.pipeline': [dict(type='LoadMultiChannelImageFromFiles')]},
-            'to be exported, but it has LoadMultiChannelImageFromFiles',
+            'can be exported, but this one has LoadMultiChannelImageFromFiles',
         ),
         (
             dict(shape=(48, 48)),
             {'test_dataloader.dataset.pipeline': [dict(type='CenterCrop', crop_size=(48, 32))]},
-            '--shape must be 32 48, the size that the test pipeline gives all pictures, but got 48 48',
+            '--shape must be 32 48, the size of images after the test pipeline, but got 48 48',
         ),
-        ({}, {'model.head': REGRESSION}, 'of one label are exported, but the head is LinearRegressionHead'),
-        ({}, {'data_preprocessor.pad_size_divisor': 32}, 'pad_size_divisor must be 1 to be exported'),
+        ({}, {'model.head': REGRESSION}, 'only single-label classifiers .* but the head is LinearRegressionHead'),
+        ({}, {'data_preprocessor.pad_size_divisor': 32}, 'pad_size_divisor must be 1 for an export, but is 32'),
     ],
 )
 def test_what_cannot_be_exported_is_named(settings, options, words, checkpoint, tmp_path):
@@ -204,11 +205,11 @@ def test_old_files_are_there_until_new_ones_are(tmp_path):
     """Of two files that belong together."""
     files = [tmp_path / name for name in ('model.bin', 'model.xml')]
     for content in ('old', 'new'):
-        with written_whole(files[1]) as made:
+        with written_atomically(files[1]) as made:
             assert [file.read_text() for file in tmp_path.glob('model.*')] in ([], ['old', 'old'])
             for file in files:
                 (made.parent / file.name).write_text(content)
-        with suppress(KeyboardInterrupt), written_whole(files[1]) as made:
+        with suppress(KeyboardInterrupt), written_atomically(files[1]) as made:
             made.write_text('half')
             raise KeyboardInterrupt
         assert [file.read_text() for file in files] == [content] * 2
@@ -218,7 +219,7 @@ def test_old_files_are_there_until_new_ones_are(tmp_path):
 def test_what_a_caller_does_not_log_is_not_logged_afterwards():
     logging.disable(logging.CRITICAL)
     try:
-        with quietly():
+        with without_warnings():
             assert logging.root.manager.disable == logging.CRITICAL
         assert logging.root.manager.disable == logging.CRITICAL
     finally:
@@ -227,20 +228,20 @@ def test_what_a_caller_does_not_log_is_not_logged_afterwards():
 
 def test_slide_is_refused(tmp_path):
     options = {**SMALL_SCENES, 'model.test_cfg': dict(mode='slide', crop_size=(64, 64), stride=(32, 32))}
-    with pytest.raises(ValueError, match='exported whole, but model.test_cfg.mode is .slide.'):
+    with pytest.raises(ValueError, match='only segmentors with .* but the mode is .slide.; pass --cfg-options'):
         export_model(SCENES, 'weights.pth', tmp_path / 'out.onnx', Export(), options)
 
 
 def test_files_that_were_not_exported_are_refused(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='no exported file at .*none.onnx'):
         load(tmp_path / 'none.onnx')
-    with pytest.raises(ValueError, match='exported files end in .onnx, .pt2, .xml, but got .*model.pth'):
+    with pytest.raises(ValueError, match='an exported file ends in .onnx, .pt2, .xml, but got .*model.pth'):
         load(tmp_path / 'model.pth')
     for suffix in SUFFIXES.values():
         (tmp_path / f'bad{suffix}').write_bytes(b'nothing')
         (tmp_path / 'bad.bin').write_bytes(b'nothing')
-        with pytest.raises(ValueError, match='is damaged or another kind of file'):
+        with pytest.raises(ValueError, match='is damaged or not an exported file'):
             load(tmp_path / f'bad{suffix}', trusted=True)
     monkeypatch.setitem(sys.modules, 'openvino', None)
-    with pytest.raises(ImportError, match='bad.xml needs what is not installed here: pip install openvino'):
+    with pytest.raises(ImportError, match='bad.xml needs openvino, which is not installed: pip install openvino'):
         load(tmp_path / 'bad.xml')

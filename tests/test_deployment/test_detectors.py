@@ -16,8 +16,8 @@ from PIL import Image
 
 from mmstrip.deployment import Export, export_model, formats, load, mmdeploy
 from mmstrip.deployment.detections import disagreement, values_of
-from mmstrip.deployment.preprocessing import normalise
-from mmstrip.deployment.quantization import quantise
+from mmstrip.deployment.preprocessing import normalize
+from mmstrip.deployment.quantization import quantize
 from mmstrip.deployment.testing import ExportedModel
 
 
@@ -66,10 +66,10 @@ def test_detectors_predict_as_in_mmdet(name, options, detector, tmp_path):
     assert boxes.shape[0] == 1 and boxes.shape[2] == 5
     padding = predictor.inputs(np.zeros((1, 3, 40, 50), np.uint8))[:, :, -1:, -1:]
     if predictor.about['normalize']:
-        padding = normalise(padding, *(predictor.about[name] for name in ('mean', 'std', 'flip')))
+        padding = normalize(padding, *(predictor.about[name] for name in ('mean', 'std', 'flip')))
     np.testing.assert_allclose(padding, PAD_VALUE, atol=0.01)
-    with pytest.raises(ValueError, match=f'backbones and necks are quantised, but {out} holds a detector'):
-        quantise(out, tmp_path / f'int8{out.suffix}', [])
+    with pytest.raises(ValueError, match=f'backbones and necks can be quantized, but {out} is a detector'):
+        quantize(out, tmp_path / f'int8{out.suffix}', [])
 
 
 def test_other_detections_are_noticed():
@@ -93,9 +93,9 @@ def test_other_detections_are_noticed():
 @pytest.mark.parametrize(
     'settings, words',
     [
-        (dict(format='torch-export'), 'whole detectors are exported to onnx and openvino, but the format is torch-exp'),
+        (dict(format='torch-export'), "format must be onnx or openvino for whole detectors, but got 'torch-export'"),
         (dict(opset=13), '--opset must be at least 16 for detectors, but got 13'),
-        (dict(dynamic_batch=True), 'whole detectors take one image of one size: leave out --dynamic-batch'),
+        (dict(dynamic_batch=True), 'whole detectors are exported for one image of one size: leave out --dynamic-batch'),
     ],
 )
 def test_what_detectors_cannot_is_named(settings, words, detector, tmp_path):
@@ -109,14 +109,14 @@ def test_what_detectors_cannot_is_named(settings, words, detector, tmp_path):
 def test_what_mmdeploy_cannot_trace_is_said(detector, tmp_path):
     folder = detector('RetinaNet').parent
     options = {'model.test_cfg.nms.type': 'soft_nms'}
-    with pytest.raises(ValueError, match=r'RetinaNet cannot be traced by mmdeploy \(ValueError: nms of the type .nms.'):
+    with pytest.raises(ValueError, match=r'RetinaNet cannot be traced by mmdeploy \(ValueError: only per-class nms'):
         export_model(str(folder / 'config.py'), str(folder / 'weights.pth'), tmp_path / 'out.onnx', Export(), options)
     assert not list(tmp_path.iterdir())
 
 
 def test_another_mmdeploy_is_refused(detector, tmp_path, monkeypatch):
     monkeypatch.setattr(mmdeploy, 'version', lambda name: '1.4.0')
-    with pytest.raises(ValueError, match='need mmdeploy 1.3.1, but 1.4.0 is installed here: pip install --no-deps'):
+    with pytest.raises(ValueError, match='need mmdeploy 1.3.1, but 1.4.0 is installed: run pip install --no-deps'):
         export_model(str(detector('RetinaNet').with_name('config.py')), 'weights.pth', tmp_path / 'out.onnx', Export())
 
 

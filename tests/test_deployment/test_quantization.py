@@ -13,7 +13,7 @@ from mmengine.fileio import load as load_file
 from onnx import numpy_helper
 
 from mmstrip.deployment import load
-from mmstrip.deployment.quantization import calibration_pixels, quantise
+from mmstrip.deployment.quantization import calibration_pixels, quantize
 from mmstrip.deployment.testing import use_exported
 from mmstrip.utils.config import load_config
 
@@ -49,8 +49,8 @@ def test_files_in_int8(name, exported, tmp_path, tmp_path_factory):
         weights = [numpy_helper.to_array(tensor) for tensor in onnx.load(out).graph.initializer]
         assert {weight.dtype for weight in weights if weight.ndim == 4} == {np.dtype('int8')}
         assert any(weight.dtype == np.float32 and weight.shape == (64,) for weight in weights)  # scales of channels
-    with pytest.raises(ValueError, match='must have weights in float32 to be quantised'):
-        quantise(out, tmp_path / f'again{source.suffix}', list(pixels))
+    with pytest.raises(ValueError, match='must have float32 weights, but has int8'):
+        quantize(out, tmp_path / f'again{source.suffix}', list(pixels))
     assert sorted(file.stem for file in tmp_path.iterdir()) == ['int8'] * (1 + (out.suffix == '.xml'))
 
 
@@ -74,14 +74,16 @@ def test_exported_files_have_the_metrics_of_their_checkpoint(exported, tmp_path)
     assert '--launcher must be none for exported files' in last_line(done.stdout)
 
 
-def test_what_cannot_be_quantised_or_tested_is_said(exported, tmp_path):
+def test_what_cannot_be_quantized_or_tested_is_said(exported, tmp_path):
     done = call_tool('deployment/quantize.py', tmp_path / 'maps.pt2', CONFIG, tmp_path / 'out.pt2', folder=tmp_path)
-    assert last_line(done.stdout) == f'Error: files of onnx and openvino are quantised, but got {tmp_path}/maps.pt2'
+    assert (
+        last_line(done.stdout) == f'Error: only onnx and openvino files can be quantized, but got {tmp_path}/maps.pt2'
+    )
     with zipfile.ZipFile(tmp_path / 'maps.pt2', 'w') as archive:
         about = dict(load(exported('classifier')).about, format='torch-export', task='backbone')
         archive.writestr('mmstrip.json', json.dumps(about))
     arguments = [CONFIG, tmp_path / 'maps.pt2', '--work-dir', tmp_path / 'test']
     done = call_tool('test.py', *arguments, folder=tmp_path)
-    assert f'{tmp_path}/maps.pt2 would run code when it is opened' in last_line(done.stdout)
+    assert f'{tmp_path}/maps.pt2 runs code when it is opened' in last_line(done.stdout)
     done = call_tool('test.py', *arguments, '--trust-checkpoints', folder=tmp_path)
-    assert f'the config tests a classifier, but {tmp_path}/maps.pt2 holds a backbone' in done.stdout
+    assert f'the config tests a classifier, but {tmp_path}/maps.pt2 is a backbone' in done.stdout

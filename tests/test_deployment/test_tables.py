@@ -13,7 +13,7 @@ from helpers.exports import CLASSES
 from helpers.runs import CONFIG
 
 from mmstrip.deployment import Export, export_model, formats, load
-from mmstrip.deployment.formats import HALVED, SUFFIXES
+from mmstrip.deployment.formats import HALF_FORMATS, SUFFIXES
 
 PAGE = ROOT / 'docs' / 'deployment.md'
 # The exports of the rows of the first table; whole detectors are tested in test_detectors.py.
@@ -81,7 +81,7 @@ def test_each_format_can_do_what_it_says(row, checkpoint, traced_once, tmp_path)
     options = {'test_dataloader.dataset.pipeline': []}  # or pictures become smaller than any size goes
     settings = Export(form, normalize=True, shape=(64, 96), **settings)
     error = export_model(str(CONFIG), checkpoint, out, settings, options)
-    assert error < (2e-2 if form in HALVED else 1e-5)
+    assert error < (2e-2 if form in HALF_FORMATS else 1e-5)
     predict = load(out, trusted=form == 'torch-export')
     pictures = [np.full((*size, 3), 90, np.uint8) for size in ((64, 96), (64, 96), (128, 64))]
     assert [result['pred_class'] in CLASSES for result in predict(pictures, batch_size=2)] == [True] * 3

@@ -183,13 +183,13 @@ def test_checkpoints_say_how_much_they_hold(tmp_path, monkeypatch):
     init = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'), prefix='backbone.')
     small_backbone(init_cfg=init).init_weights()
     total = sum('num_batches' not in key for key in weights)
-    assert said == [(f'StripMLP: {total} of {total} tensors are in the checkpoint',)]
+    assert said == [(f'StripMLP: the checkpoint has {total} of {total} tensors',)]
     weights.pop('backbone.patch_embed.weight')
     model.load_state_dict({key.removeprefix('backbone.'): value for key, value in weights.items()}, strict=False)
     text, _, level = said[1]
     assert level == logging.WARNING
-    assert text.startswith(f'StripMLP: {total - 1} of {total} tensors are in the checkpoint, which lacks patch_embed')
-    with pytest.raises(FileNotFoundError, match='init_cfg: no checkpoint at .*gone.pth; docs/model_zoo.md says where'):
+    assert text == f'StripMLP: the checkpoint has {total - 1} of {total} tensors; missing are patch_embed.weight'
+    with pytest.raises(FileNotFoundError, match='init_cfg: no checkpoint at .*gone.pth. docs/model_zoo.md describes'):
         small_backbone(init_cfg=dict(init, checkpoint=str(tmp_path / 'gone.pth'))).init_weights()
 
 
@@ -261,9 +261,12 @@ class TestBadInput:
         'arguments, words',
         [
             (dict(arch='huge'), "arch must be one of tiny-light, tiny, small, base, or a dict, but got 'huge'"),
-            (dict(arch=dict(embed_dims=16)), 'arch must be'),
+            (dict(arch=dict(embed_dims=16)), 'arch must be a name or a dict with depths and embed_dims'),
             (dict(arch=dict(embed_dims=15, depths=(1, 1, 1, 1))), 'embed_dims must be even'),
-            (dict(arch=dict(embed_dims=12, depths=(1, 1, 1, 1))), 'embed_dims must be such .* split into patches of 4'),
+            (
+                dict(arch=dict(embed_dims=12, depths=(1, 1, 1, 1))),
+                'embed_dims must be such .* a multiple of 4 channels',
+            ),
             (dict(arch=dict(embed_dims=-8, depths=(1, 1, 1, 1))), 'embed_dims must be a positive int, but got -8'),
             (dict(arch=dict(embed_dims=16, depths=(1, 1, 1))), r'depths must be 4 positive ints, but got \(1, 1, 1\)'),
             (dict(arch=dict(embed_dims=16, depths=(1, 1, 0, 1))), 'depths must be 4 positive ints'),
@@ -271,20 +274,29 @@ class TestBadInput:
             (dict(out_indices=()), 'out_indices must be'),
             (dict(frozen_stages=5), 'frozen_stages must be an int from -1 to 4, but got 5'),
             (dict(strip_width=2), 'strip_width must be an odd positive int, but got 2'),
-            (dict(img_size=100), 'img_size must be .* multiples of 32 from 32 up, but got 100'),
+            (dict(img_size=100), 'img_size must be .* positive multiples of 32, but got 100'),
             (dict(img_size=0), 'img_size must be'),
             (dict(drop_path_rate=1.0), r'drop_path_rate must be a number in \[0, 1\), but got 1.0'),
-            (dict(num_patches=3), r'num_patches must be divisors .*\(8 in stage 0\), but got 3'),
+            (dict(num_patches=3), 'num_patches must be a divisor of the 8 channels of CGSMM in stage 0, but got 3'),
             (dict(num_patches=(1, 1)), 'num_patches must be an int or 4 ints'),
-            (dict(arch=dict(SMALL_ARCH, num_patches=2), num_patches=4), 'num_patches is 4, but arch has num_patches 2'),
+            (dict(arch=dict(SMALL_ARCH, num_patches=2), num_patches=4), 'num_patches is 4, but arch sets it to 2'),
             (dict(branches=('cgsmm', 'mlp')), 'branches must be one or both of cgsmm, lsmm'),
             (dict(in_channels=0), 'in_channels must be a positive int'),
-            (dict(mlp_ratio=0.01), 'mlp_ratio must be a number that leaves at least one hidden channel, but got 0.01'),
+            (dict(mlp_ratio=0.01), 'mlp_ratio must be .* at least one hidden channel, but got 0.01'),
+            (dict(mlp_ratio=float('inf')), 'mlp_ratio must be a finite number .* but got inf'),
             (dict(drop_path_rate='0.1'), "drop_path_rate must be .* but got '0.1'"),
             (dict(out_indices=None), 'out_indices must be .* but got None'),
             (dict(branches=None), 'branches must be .* but got None'),
+            (dict(branches=[['lsmm']]), 'branches must be one or both of cgsmm, lsmm'),
+            (dict(branches='lsmm', arch=dict(embed_dims=1, depths=(1, 1, 1, 1))), 'embed_dims must be at least 2, but'),
+            (dict(norm_cfg=None), 'norm_cfg must be a dict with a type, but got None'),
+            (dict(act_cfg='GELU'), "act_cfg must be a dict with a type, but got 'GELU'"),
             (dict(frozen_stages=True), 'frozen_stages must be .* but got True'),
             *((dict(ignore_padding=wrong), 'ignore_padding must be True or False') for wrong in ('no', 1, None)),
+            *(
+                ({name: 'parallel'}, f"{name} must be True or False, but got 'parallel'")
+                for name in ('cascade', 'drop_path_ramp', 'norm_eval', 'with_cp', 'deploy')
+            ),
         ],
     )
     def test_arguments(self, arguments, words):
@@ -296,16 +308,18 @@ class TestBadInput:
         words = rf'shape \(N, 3, H, W\) with H and W at least 32, but got \({", ".join(map(str, shape))}\)'
         with pytest.raises(ValueError, match=words):
             small_backbone()(torch.rand(shape))
+        with pytest.raises(TypeError, match='takes a tensor of images, but got list'):
+            small_backbone()([torch.rand(shape)])
 
     @pytest.mark.parametrize(
         'other, words',
         [
             (dict(arch=dict(embed_dims=32, depths=(1, 1, 2, 1))), 'has embed_dims=32, .* the model has embed_dims=16'),
-            (dict(arch=dict(embed_dims=16, depths=(1, 1, 3, 1))), r'depths\[2\]=3 where the model has depths\[2\]=2'),
+            (dict(arch=dict(embed_dims=16, depths=(1, 1, 3, 1))), r'depths\[2\]=3, but the model has depths\[2\]=2'),
             (dict(num_patches=1), r'num_patches\[0\]=1'),
-            (dict(strip_width=1), 'strip_width=1 where the model has strip_width=3'),
-            (dict(in_channels=1), 'in_channels=1 where the model has in_channels=3: docs/model_zoo.md'),
-            (dict(mlp_ratio=2), r'fc1.weight has shape \(32, 16\) where the model has \(48, 16\)'),
+            (dict(strip_width=1), 'strip_width=1, but the model has strip_width=3'),
+            (dict(in_channels=1), 'in_channels=1, but the model has in_channels=3; docs/model_zoo.md'),
+            (dict(mlp_ratio=2), r'fc1.weight has shape \(32, 16\), but that of the model has \(48, 16\)'),
             (dict(branches='lsmm'), r'lsmm.tall.weight has shape \(16, 1, 7, 3\)'),
         ],
     )
@@ -322,13 +336,13 @@ class TestBadInput:
 
     def test_checkpoint_of_another_network(self, tmp_path):
         torch.save({'state_dict': {'conv1.weight': torch.zeros(64, 3, 7, 7)}}, tmp_path / 'resnet.pth')
-        with pytest.raises(ValueError, match='holds nothing of this StripMLP, its first keys are conv1.weight'):
+        with pytest.raises(ValueError, match='holds nothing of this StripMLP; its first keys are conv1.weight'):
             load_checkpoint(small_backbone(), str(tmp_path / 'resnet.pth'))
         # A whole model's checkpoint without the prefix of its backbone would leave the weights at random too.
         whole = {f'backbone.{key}': value for key, value in small_backbone().state_dict().items()}
         torch.save({'state_dict': whole}, tmp_path / 'whole.pth')
         pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'whole.pth'))
-        with pytest.raises(ValueError, match="needs prefix='backbone.'"):
+        with pytest.raises(ValueError, match="with prefix='backbone.'"):
             small_backbone(init_cfg=pretrained).init_weights()
 
     def test_misshapen_strip_weights_are_not_resampled(self):
@@ -336,6 +350,11 @@ class TestBadInput:
         key = 'stages.0.0.strip_mixing.branches.cgsmm.row.weight'
         state[key] = state[key][:, :, :5, :7]
         with pytest.raises(ValueError, match=r'row.weight has shape \(2, 3, 5, 7\)'):
+            small_backbone().load_state_dict(state)
+
+    def test_values_that_are_not_tensors(self):
+        state = {key: value.numpy() for key, value in small_backbone().state_dict().items()}
+        with pytest.raises(ValueError, match='is damaged: norm.weight must be a tensor, but is of type ndarray'):
             small_backbone().load_state_dict(state)
 
     def test_parts_of_a_state_dict_are_welcome(self):
@@ -396,7 +415,7 @@ def test_ignored_padding_refuses_modules_that_average_all(part):
         parent, _, name = f'stages.{part}'.rpartition('.')
         setattr(model.get_submodule(parent), name, torch.nn.Identity())
         if ignore_padding:
-            with pytest.raises(TypeError, match=f'ignore_padding needs .* stages.{part} is a Identity without it'):
+            with pytest.raises(TypeError, match=rf'ignore_padding=True .* stages.{part} \(Identity\) does not'):
                 model.eval()
         else:
             model.eval()

@@ -42,9 +42,12 @@ NUMBERS = 'annotations[1].bbox must be four finite numbers, but is '
 @pytest.mark.parametrize(
     'edit, words',
     [
-        (set_in('images', 2, id=1), 'images[0] and images[2] have the same id, 1'),
-        (set_in('images', 2, file_name='1.jpg'), 'images[0] and images[2] have the same file_name, 1.jpg'),
-        (lambda content: content['categories'].append(dict(id=1, name='dog')), 'categories[0] and categories[1] have'),
+        (set_in('images', 2, id=1), 'images[0] and images[2] must not share the id 1'),
+        (set_in('images', 2, file_name='1.jpg'), 'images[0] and images[2] must not share the file_name 1.jpg'),
+        (
+            lambda content: content['categories'].append(dict(id=1, name='dog')),
+            '[1] must not share the id 1',
+        ),
         (set_in('annotations', 1, bbox=None), f'{NUMBERS}None'),
         (set_in('annotations', 1, bbox=[]), f'{NUMBERS}[]'),
         (set_in('annotations', 1, bbox=[1, 2, 3]), f'{NUMBERS}[1, 2, 3]'),
@@ -55,26 +58,26 @@ NUMBERS = 'annotations[1].bbox must be four finite numbers, but is '
         (set_in('annotations', 1, bbox=[1, 2, 3, True]), NUMBERS),
         (set_in('annotations', 1, bbox={'x': 1}), NUMBERS),
         (set_in('annotations', 1, image_id='2'), "annotations[1].image_id must be a whole number, but is '2'"),
-        (set_in('annotations', 1, image_id=9), 'annotations[1] has the image_id 9, which no image has'),
+        (set_in('annotations', 1, image_id=9), 'annotations[1] has image_id 9, but no image has this id'),
         (set_in('annotations', 1, category_id=[1]), 'annotations[1].category_id must be a whole number, but is [1]'),
-        (set_in('annotations', 1, category_id=2), 'annotations[1] has the category_id 2, which no category has'),
+        (set_in('annotations', 1, category_id=2), 'annotations[1] has category_id 2, but no category has this id'),
         (set_in('annotations', 1, iscrowd='0'), "annotations[1].iscrowd must be 0 or 1, but is '0'"),
         (set_in('annotations', 1, ignore='no'), 'annotations[1].ignore must be 0 or 1'),
         (set_in('images', 1, id=None), 'images[1].id must be a whole number, but is None'),
         (set_in('images', 1, id=1.5), 'images[1].id must be a whole number, but is 1.5'),
         (set_in('images', 1, width='64'), "images[1].width must be a positive number, but is '64'"),
         (set_in('images', 1, height=0), 'images[1].height must be a positive number, but is 0'),
-        (set_in('images', 1, file_name=None), 'images[1].file_name must be a name in one line, but is None'),
-        (set_in('images', 1, file_name=['2.jpg']), 'images[1].file_name must be a name in one line'),
-        (without('images', 'width', 1), 'must have width in each of its images, but images[1] has none'),
-        (without('images', 'id', 1), 'must have id in each of its images, but images[1] has none'),
-        (without('categories', 'id'), 'must have id in each of its categories, but categories[0] has none'),
-        (without('categories', 'name'), 'must have name in each of its categories'),
+        (set_in('images', 1, file_name=None), 'images[1].file_name must be a name on one line, but is None'),
+        (set_in('images', 1, file_name=['2.jpg']), 'images[1].file_name must be a name on one line'),
+        (without('images', 'width', 1), 'images[1] must have the field width, but has none'),
+        (without('images', 'id', 1), 'images[1] must have the field id, but has none'),
+        (without('categories', 'id'), 'categories[0] must have the field id, but has none'),
+        (without('categories', 'name'), 'categories[0] must have the field name, but has none'),
         (
             without('annotations', 'image_id', 3),
-            'must have image_id in each of its annotations, but annotations[3] has',
+            'annotations[3] must have the field image_id, but has none',
         ),
-        (without('annotations', 'bbox', 3), 'must have bbox in each of its annotations, but annotations[3] has none'),
+        (without('annotations', 'bbox', 3), 'annotations[3] must have the field bbox, but has none'),
         (lambda content: content.update(images={'1': {}}), ': images must be a list of objects'),
         (lambda content: content['annotations'].append(None), ': annotations must be a list of objects'),
         (lambda content: content.update(categories='cell'), ': categories must be a list of objects'),
@@ -100,26 +103,27 @@ def test_wrong_rows(split, edit, words, tmp_path):
 @pytest.mark.parametrize(
     'edit, anew',
     [
-        (set_all(area=0), 'with areas of boxes'),
-        (set_all(area=None), 'with areas of boxes'),
-        (set_all(area='600'), 'with areas of boxes'),
-        (set_all(area=float('nan')), 'with areas of boxes'),
-        (set_all(area=-1), 'with areas of boxes'),
-        (without('annotations', 'area', 2), 'with areas of boxes'),
-        (set_all(id=3), 'with ids from 1'),
-        (set_all(id=None), 'with ids from 1'),
-        (set_in('annotations', 0, id=0), 'with ids from 1'),
-        (set_all(iscrowd=None), 'with iscrowd'),
-        (lambda content: content.update(categories=[dict(id=0, name='cell'), *content['categories']]), 'without categ'),
+        (set_all(area=0), 'areas from boxes'),
+        (set_all(area=None), 'areas from boxes'),
+        (set_all(area='600'), 'areas from boxes'),
+        (set_all(area=float('nan')), 'areas from boxes'),
+        (set_all(area=-1), 'areas from boxes'),
+        (without('annotations', 'area', 2), 'areas from boxes'),
+        (set_all(id=3), 'ids from 1'),
+        (set_all(id=None), 'ids from 1'),
+        (set_in('annotations', 0, id=0), 'ids from 1'),
+        (set_all(iscrowd=None), 'iscrowd'),
+        (
+            lambda content: content.update(categories=[dict(id=0, name='cell'), *content['categories']]),
+            'without dup',
+        ),
     ],
 )
 def test_what_can_be_completed(edit, anew, tmp_path):
     for split in ('train', 'val'):
         write_coco(tmp_path / 'data' / split, edit=edit)
     written = write_detection('data')
-    assert any(
-        f'{split}/a.json is written anew: {anew}' in line for line in written.found for split in ('train', 'val')
-    )
+    assert any(f'{split}/a.json is rewritten: {anew}' in line for line in written.found for split in ('train', 'val'))
     assert boxes_of(written) == {'cell': 8} and 'boxes of 1 classes: 8 cell' in written.found
     for split in ('train', 'val'):
         content = json.loads((written.config.parent / f'{split}.json').read_text())
@@ -157,7 +161,7 @@ def test_boxes_that_are_not_trained_on(change, words, tmp_path):
     written = write_detection('data')
     assert f'train: 1 {words}, in 1.jpg' in written.found and f'val: 1 {words}, in 1.jpg' in written.found
     assert boxes_of(written) == {'cell': 6} and 'boxes of 1 classes: 6 cell' in written.found
-    with pytest.raises(ValueError, match='no training image has a box to train on: all 4 are'):
+    with pytest.raises(ValueError, match='^all/train/a.json has no box to train on: all 4 are'):
         write_detection('all')
 
 
@@ -173,7 +177,7 @@ def test_classes_that_have_only_boxes_of_crowds(tmp_path):
     write_coco(tmp_path / 'data' / 'train', edit=add)
     write_coco(tmp_path / 'data' / 'val', edit=add_in_val)
     written = write_detection('data')
-    assert 'left out, as classes without a training box: dust' in written.found
+    assert 'left out, classes without a training box: dust' in written.found
     assert 'val: 1 boxes of classes that are left out are not trained on, in 1.jpg' in written.found
     assert boxes_of(written) == {'cell': 8}
 
@@ -211,10 +215,10 @@ def test_voc_boxes_that_are_not_trained_on(tmp_path):
 def test_voc_images_without_annotations(tmp_path):
     write_voc(tmp_path / 'data', {str(i): RED for i in range(5)})
     write_picture(tmp_path / 'data/JPEGImages/more.jpg')
-    assert 'left out, as images without XML: data/JPEGImages/more.jpg' in write_detection('data').found
+    assert 'left out, images without XML: data/JPEGImages/more.jpg' in write_detection('data').found
     write_text(tmp_path / 'data/ImageSets/Main/train.txt', '0\n1\n2\n3')
     found = write_detection('data').found
-    assert 'left out, as images in no list: data/JPEGImages/4.jpg, data/JPEGImages/more.jpg' in found
+    assert 'left out, images in no list: data/JPEGImages/4.jpg, data/JPEGImages/more.jpg' in found
 
 
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])

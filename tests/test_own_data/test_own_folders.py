@@ -26,7 +26,7 @@ def test_a_class_with_the_name_of_a_split(name, tmp_path):
     )
     written = write_classification('data')
     assert names_of(written)[0] == sorted(['bus', 'car', name])
-    assert f'not taken for a split, as no other split is beside it: data/{name}' in written.found
+    assert f'not taken for a split, as it is the only one: data/{name}' in written.found
 
 
 def test_folders_beside_splits(tmp_path):
@@ -40,7 +40,7 @@ def test_folders_beside_splits(tmp_path):
         'train',
         'val',
     }
-    assert 'left out, as beside the folders of splits: data/extra, data/valid, data/cover.png' in written.found
+    assert 'left out, beside the folders of splits: data/extra, data/valid, data/cover.png' in written.found
 
 
 @pytest.mark.parametrize('out', [None, 'data/configs', 'data'])
@@ -70,9 +70,7 @@ def test_links_are_followed_once(tmp_path):
             (tmp_path / f'data/{i}/to{j}').symlink_to(tmp_path / f'data/{j}')
     written = write_classification('data')
     assert written.found[0].startswith('data: 16 images of 8 classes')
-    assert any(
-        'left out, as links to what was found before: ' in line and 'and 69 more' in line for line in written.found
-    )
+    assert any('left out, links to files found before: ' in line and 'and 69 more' in line for line in written.found)
 
 
 def test_links_from_split_to_split(tmp_path):
@@ -84,8 +82,8 @@ def test_links_from_split_to_split(tmp_path):
     _, images = names_of(written)
     assert len(images['train']) == 8 and len(images['val']) == 7 and 'val/a/0.png' not in images['val']
     assert images['test'] == images['val']
-    assert 'left out, as links to what was found before: data/val/a/0.png' in written.found
-    assert 'left out, as beside the folders of splits: data/test' in written.found
+    assert 'left out, links to files found before: data/val/a/0.png' in written.found
+    assert 'left out, beside the folders of splits: data/test' in written.found
 
 
 def test_classes_in_other_folders_are_linked(tmp_path):
@@ -111,7 +109,7 @@ def test_pairs_by_endings(masks, pairs, tmp_path):
     samples = [sample for split in ('train', 'val') for sample in read_splits(written.config)[split][1]]
     stems = {tuple(os.path.basename(sample[key])[:-4] for key in ('img_path', 'seg_map_path')) for sample in samples}
     assert stems == set(pairs.items())
-    assert any(line.startswith('pairs such as: data/images/10.png and data/masks/10') for line in written.found) == (
+    assert any(line.startswith('pairs, such as: data/images/10.png and data/masks/10') for line in written.found) == (
         len(pairs) > 2
     )
 
@@ -130,5 +128,5 @@ def test_splits_of_pairs(tmp_path):
     for split in ('train', 'val', 'more'):
         write_pairs(tmp_path / 'data' / split, '0123')
     written = write_segmentation('data')
-    assert 'left out, as beside the folders of splits: data/more' in written.found
+    assert 'left out, beside the folders of splits: data/more' in written.found
     assert len(names_of(written)[1]['train']) == 4

@@ -73,9 +73,7 @@ def test_files_that_are_cut_short(form, tmp_path):
         content = with_exif(content, 7, b'\xff\xd9\0\0')  # the end of a preview
     broken.write_bytes(content[: len(content) * 2 // 3])
     written = write_classification('data')
-    assert any(
-        re.match(rf'left out, as they cannot be read: {broken.relative_to(tmp_path)}', line) for line in written.found
-    )
+    assert any(re.match(rf'left out, not readable: {broken.relative_to(tmp_path)}', line) for line in written.found)
     write_voc(tmp_path / 'boxes', {'0': ('c', 1, 2, 30, 40)}, suffix='.png')
     broken.rename(tmp_path / f'boxes/JPEGImages/1{broken.suffix}')
     (tmp_path / 'boxes/Annotations/1.xml').write_bytes((tmp_path / 'boxes/Annotations/0.xml').read_bytes())
@@ -98,10 +96,9 @@ def test_pictures_of_more_than_8_bits(tmp_path):
     write_picture(tmp_path / 'data/b/z.tif', Image.fromarray(deep.astype(np.float32)))
     found = write_classification('data').found
     assert (
-        '2 images of more than 8 bits, loaded as 8 (a 12-bit image as values to 15): data/a/x.png, data/a/y.tif'
-        in found
+        '2 images of more than 8 bits, loaded as 8 (12-bit values become 0 to 15): data/a/x.png, data/a/y.tif' in found
     )
-    assert 'left out, as they cannot be read: data/b/z.tif' in found
+    assert 'left out, not readable: data/b/z.tif' in found
     assert mmcv.imread('data/a/x.png').max() == 15
 
 
@@ -110,7 +107,9 @@ def test_long_pictures(tmp_path):
     for size in ((40, 9), (9, 40), (36, 9)):
         write_picture(tmp_path / 'data/a' / f'{size}.png', PICTURE.resize(size))
     found = write_classification('data').found
-    assert '2 images with sides over 4:1, which are cut or made small: data/a/(40, 9).png, data/a/(9, 40).png' in found
+    assert (
+        '2 images with sides over 4:1, cropped or shrunk in training: data/a/(40, 9).png, data/a/(9, 40).png' in found
+    )
 
 
 @pytest.mark.parametrize('big', [False, True])

@@ -21,7 +21,7 @@ def test_names_as_labelme_has_them(tmp_path):
     write_text(tmp_path / 'data/labels.txt', '__ignore__\n_background_\ncat')
     written = write_segmentation('data')
     assert Config.fromfile(written.config).classes == ['_background_', 'cat']
-    assert 'data/labels.txt begins with __ignore__, which is no class' in written.found
+    assert 'data/labels.txt begins with __ignore__, which is not a class' in written.found
 
 
 def test_two_files_of_names(tmp_path):

@@ -80,17 +80,30 @@ def colors(root):
 FLOATS = np.zeros((48, 64), np.float32)
 FEW = 'must name at least two classes'
 NO_JSON = r'data/b.json( is not JSON|: annotations must be|.* has no categories)'
-SEVERAL = 'at least two classes, as all label maps together'
+SEVERAL = 'must have at least two classes together, but have'
 
 
 @pytest.mark.parametrize(
     'writer, make, options, words',
     [
-        (write_classification, lambda root: None, {}, 'no folder'),
-        (write_classification, empty_class, {}, r'two must hold images that can be read, at least 2, but has 0'),
-        (write_classification, classes, dict(batch_size=5), 'at most the 2 training images of data, but got 5'),
+        (write_classification, lambda root: None, {}, 'no folder at data'),
+        (write_classification, empty_class, {}, 'two must hold at least 2 readable images, but has 0'),
+        (
+            write_classification,
+            classes,
+            dict(batch_size=5),
+            'must be at most 2, the training images of data, but got 5',
+        ),
         (write_classification, lambda root: write_picture(root / 'a.png'), {}, 'must be in the folder of its class'),
+        *(
+            (write_classification, classes, dict(out=out), 'out must be a folder, but data/one/0.png is a file')
+            for out in ('data/one/0.png', 'data/one/0.png/below')
+        ),
         (write_classification, classes, dict(epochs=1), 'epochs must be at least 2'),
+        *(
+            (write_classification, classes, {name: wrong}, f'{name} must be a positive int, but got {wrong!r}')
+            for name, wrong in (('size', '64'), ('epochs', 2.5), ('batch_size', True))
+        ),
         (write_classification, lambda root: write_classes(root, ['val/a', 'test/a', 'bus/a']), {}, 'no folder train'),
         *(
             (write_classification, lambda root, name=name: write_classes(root, [f'a/{name}', 'b']), {}, 'rename it')
@@ -108,22 +121,22 @@ SEVERAL = 'at least two classes, as all label maps together'
             write_detection,
             lambda root: (write_coco(root) / '3.jpg').unlink(),
             {},
-            'lists 3.jpg, but data does not contain',
+            'lists images that data does not contain: 3.jpg',
         ),
         (write_detection, write_coco, dict(model='yolo'), "model must be one of faster-rcnn, dino, but got 'yolo'"),
         (write_detection, write_coco, dict(model='dino', size=64), 'size must be at least 320 for dino'),
-        (write_detection, write_coco, dict(batch_size=0), 'batch_size must be positive, but got 0'),
+        (write_detection, write_coco, dict(batch_size=0), 'batch_size must be a positive int, but got 0'),
         (
             write_detection,
             lambda root: [write_coco(root, f'{split}.json') for split in ('train', 'val')],
             {},
-            'data/1.jpg must be in one split, but is in train and val',
+            'data/1.jpg must be in only one split, but is in train and val',
         ),
         (
             write_detection,
             lambda root: write_coco(root, edit=same_image),
             {},
-            r'a.json: images\[0\] and images\[4\] have the same file_name',
+            r'a.json: images\[0\] and images\[4\] must not share the file_name',
         ),
         (
             write_detection,
@@ -132,7 +145,7 @@ SEVERAL = 'at least two classes, as all label maps together'
             "data.* must name each class once, but has 'cell' 2 times",
         ),
         *(
-            (write_detection, boxes(name=name), {}, r'a.json: categories\[0\].name must be a name in one line, but is')
+            (write_detection, boxes(name=name), {}, r'a.json: categories\[0\].name must be a name on one line, but is')
             for name in ('a\nb', 'a\rb', 'a\x1b[2Jb', ' ', '', None, 7, '\ud800')
         ),
         (
@@ -149,14 +162,14 @@ SEVERAL = 'at least two classes, as all label maps together'
             write_detection,
             lambda root: write_picture(write_voc(root, VOC) / 'JPEGImages/0.png'),
             {},
-            '0.png have one ann',
+            '0.png share one annotation file',
         ),
         *(
             (write_detection, with_file(voc, f'ImageSets/Main/{list}.txt', text, encoding), {}, words)
             for list, text, encoding, words in (
-                ('train', 'größe', 'latin-1', 'data/ImageSets/Main/train.txt must be text in UTF-8'),
-                ('train', '\n', 'utf-8', 'data/ImageSets/Main/train.txt must name at least one image, but is empty'),
-                ('train', 'more', 'utf-8', 'no image of more in data/JPEGImages'),
+                ('train', 'größe', 'latin-1', 'data/ImageSets/Main/train.txt must be UTF-8 text'),
+                ('train', '\n', 'utf-8', 'data/ImageSets/Main/train.txt must list at least one image, but is empty'),
+                ('train', 'more', 'utf-8', 'data/JPEGImages has no image named more'),
                 ('val', '0', 'utf-8', 'must have train.txt or trainval.txt, but has val'),
             )
         ),
@@ -166,11 +179,16 @@ SEVERAL = 'at least two classes, as all label maps together'
                 lambda root: (write_voc(root, VOC) / 'Annotations/1.xml').unlink(), 'ImageSets/Main/train.txt', '1'
             ),
             {},
-            'no annotation file data/Annotations/1.xml',
+            'no annotation file at data/Annotations/1.xml',
         ),
         (write_segmentation, lambda root: root.mkdir(), {}, 'must have a folder of images'),
         (write_segmentation, pairs(0, 3, 7), {}, 'class numbers from 0 without gaps'),
-        (write_segmentation, pairs(0, 1, 2, 3, classes='a\nb'), {}, 'names 2 classes, and at most one more'),
+        (
+            write_segmentation,
+            pairs(0, 1, 2, 3, classes='a\nb'),
+            {},
+            'from 0 to 1, as data/classes.txt names 2 .* have 2, 3$',
+        ),
         (write_segmentation, label_maps(np.eye(9, 8, dtype=np.uint8)), {}, 'the 64 x 48 pixels of its .* has 8 x 9'),
         (write_segmentation, label_maps(np.full((48, 64), 256, np.uint16)), {}, 'from 0 to 255, but has 256'),
         *(
@@ -178,16 +196,16 @@ SEVERAL = 'at least two classes, as all label maps together'
                 write_segmentation,
                 label_maps(FLOATS + value, '.tif'),
                 {},
-                '0.tif must hold numbers from 0 to 255, but has',
+                '0.tif must hold class numbers from 0 to 255, but has',
             )
             for value in (np.float32(0.5), np.float32(-1), np.float32(256), np.float32(np.nan))
         ),
         (write_segmentation, cut_short, {}, 'data/masks/1.png is not a readable label map: '),
-        (write_segmentation, colors, {}, r'has colours \(mode RGB\)'),
+        (write_segmentation, colors, {}, r'has colors \(mode RGB\)'),
         (write_segmentation, pairs(0, 0), {}, SEVERAL),
-        (write_segmentation, pairs(255, 255), {}, f'{SEVERAL}, .* have 255$'),
-        (write_segmentation, pairs(0, 128, classes='a\nb'), {}, 'have 0, 128, one of them to be ignored$'),
-        (write_segmentation, pairs(1, 255, classes='a\nb'), {}, 'have 1, 255, one of them to be ignored$'),
+        (write_segmentation, pairs(255, 255), {}, f'{SEVERAL} only 255$'),
+        (write_segmentation, pairs(0, 128, classes='a\nb'), {}, 'have only 0, 128, one of which is ignored$'),
+        (write_segmentation, pairs(1, 255, classes='a\nb'), {}, 'have only 1, 255, one of which is ignored$'),
         *(
             (write_segmentation, pairs(0, 255, classes=names), {}, 'is a mask of 0 and 255')
             for names in (None, 'background\nroad', 'background\nroad\ncar')
@@ -198,19 +216,19 @@ SEVERAL = 'at least two classes, as all label maps together'
                 write_segmentation,
                 pairs(names=[name, 'b']),
                 {},
-                'must have names that neither begin nor end with a space',
+                'names in data/images must not begin or end with a space',
             )
             for name in ('a ', ' a')
         ),
         *(
             (write_segmentation, with_file(pairs(), 'classes.txt', text, encoding), {}, f'data/classes.txt {words}')
             for text, encoding, words in (
-                ('background\nstraße', 'latin-1', 'must be text in UTF-8'),
+                ('background\nstraße', 'latin-1', 'must be UTF-8 text'),
                 ('road\nroad', 'utf-8', "must name each class once, but has 'road' 2 times"),
-                ('background\n\nroad', 'utf-8', "must name each class in one line of UTF-8, but has ''"),
-                ('background\nro\0ad', 'utf-8', 'must name each class in one line of UTF-8'),
-                ('', 'utf-8', FEW),
-                ('a', 'utf-8', f'{FEW}, the background among them'),
+                ('background\n\nroad', 'utf-8', "must name each class on one line of UTF-8 text, but has ''"),
+                ('background\nro\0ad', 'utf-8', 'must name each class on one line of UTF-8 text'),
+                ('', 'utf-8', f'{FEW}, .* names none$'),
+                ('a', 'utf-8', f'{FEW}, including the background, but names a$'),
                 ('__ignore__\nroad', 'utf-8', FEW),
             )
         ),
@@ -250,7 +268,7 @@ CORNERS = '<bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bn
 )
 def test_voc_files_of_other_things(text):
     write_text(write_voc(Path('data'), VOC) / 'Annotations/1.xml', text, 'latin-1')
-    with pytest.raises(ValueError, match='data/Annotations/1.xml is not an annotation file as PASCAL VOC has') as error:
+    with pytest.raises(ValueError, match='data/Annotations/1.xml is not a PASCAL VOC annotation file: ') as error:
         write_detection('data')
     assert '\n' not in str(error.value)
 
@@ -261,6 +279,6 @@ def test_checkpoints_that_configs_cannot_hold(tmp_path):
     weights = StripMLP(dict(embed_dims=8, depths=(1, 1, 1, 1)), img_size=32).state_dict()
     for name, prefix in ((VARIABLE, ''), ('fine', VARIABLE)):
         torch.save({prefix + key: value for key, value in weights.items()}, f'{name}.pth')
-        with pytest.raises(ValueError, match=r'\{\{\$HOME:x\}\}.* has \{\{, a line break or no UTF-8'):
+        with pytest.raises(ValueError, match=r'\{\{\$HOME:x\}\}.* has \{\{, a line break or invalid UTF-8'):
             write_classification('data', init=f'{name}.pth')
     assert not (tmp_path / 'own_data').exists()

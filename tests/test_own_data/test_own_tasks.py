@@ -127,15 +127,15 @@ def test_images_beside_others_of_their_names(tmp_path):
         shutil.move(tmp_path / f'data/{i}.jpg', tmp_path / 'disk')
     (tmp_path / 'data/colour').symlink_to(tmp_path / 'disk')
     (tmp_path / 'data/above').symlink_to(tmp_path / 'data')
-    with pytest.raises(ValueError, match='fits the images in data/.* call one of these folders images'):
+    with pytest.raises(ValueError, match='matches the images in data/.* and in .* to images'):
         write_detection('data')
     (tmp_path / 'data/colour').rename(tmp_path / 'data/images')
     write_picture(tmp_path / 'disk/2.jpg', Image.new('RGB', (48, 64)))
     written = write_detection('data')
     assert Config.fromfile(written.config).train_dataloader.dataset.data_prefix.img == 'data/images'
     found = '\n'.join(written.found)
-    assert 'images of a.json: in data/images, not data/depth' in found
-    assert '1 images are not of the size in data/a.json' in found
+    assert 'images of a.json are in data/images, not data/depth' in found
+    assert '1 images differ in size from data/a.json' in found
 
 
 def test_ignored_numbers_in_wrapped_datasets(tmp_path):
@@ -208,10 +208,13 @@ PART.pop('stages.0.0.channel_mixing.fc1.weight')
 @pytest.mark.parametrize(
     'content, words',
     [
-        (dict(state_dict={'conv1.weight': torch.zeros(1)}), r'it holds no Strip-MLP .* conv1.weight'),
-        ([1], 'it holds no Strip-MLP'),
-        (PART, 'it has no whole Strip-MLP: KeyError.*fc1.weight'),
-        (weights_of(out_indices=(1, 2)), r'it must have blocks in all 4 stages, but has \(1, 1, 1, 0\)'),
+        (
+            dict(state_dict={'conv1.weight': torch.zeros(1)}),
+            'it must hold one Strip-MLP .* 0; first keys: conv1.weight',
+        ),
+        ([1], 'it must hold one Strip-MLP'),
+        (PART, 'its Strip-MLP is incomplete: KeyError.*fc1.weight'),
+        (weights_of(out_indices=(1, 2)), r'it must have blocks in all 4 stages, but their numbers are \(1, 1, 1, 0\)'),
     ],
 )
 def test_checkpoints_of_others(content, words, tmp_path):

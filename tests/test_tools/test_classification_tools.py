@@ -117,7 +117,7 @@ NO_GPU = '--amp float16 needs a GPU, and there is none; CPUs take --amp bfloat16
         ('no checkpoint at .*/none.pth', ['test.py', 'SMALL', 'TMP/none.pth', *TEST[3:]]),
         ('--resume: no checkpoint at .*/none.pth', [*TRAIN, '--resume', 'TMP/none.pth']),
         (
-            'the checkpoint is of another arch than this StripMLP: it has embed_dims=32',
+            'the checkpoint does not fit this StripMLP: it has embed_dims=32',
             ['test.py', f'CONFIGS/{OTHER_ARCH}', *TEST[2:]],
         ),
         ("holds none of the model's", THEIRS),

@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--dynamic-size', action='store_true', help='take images of any size')
     parser.add_argument('--opset', type=int, help="version of ONNX's operators (default: PyTorch's choice)")
     parser.add_argument('--half', action='store_true', help='weights in float16, half the file: ONNX and OpenVINO')
-    parser.add_argument('--normalize', action='store_true', help='take pixels, BGR in uint8, and normalise them')
+    parser.add_argument('--normalize', action='store_true', help='take pixels, BGR in uint8, and normalize them')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config'
     )

@@ -7,7 +7,7 @@ import time
 from mmengine.config import DictAction
 
 from mmstrip.deployment.formats import files_of
-from mmstrip.deployment.quantization import calibration_pixels, quantise
+from mmstrip.deployment.quantization import calibration_pixels, quantize
 from mmstrip.engine.launch import check_data
 from mmstrip.utils.config import load_config
 
@@ -33,7 +33,7 @@ def main() -> None:
     try:
         config = load_config(args.config, args.cfg_options)
         check_data(config, ['train_dataloader'])
-        error = quantise(args.file, args.out, calibration_pixels(config, args.images))
+        error = quantize(args.file, args.out, calibration_pixels(config, args.images))
     except (ImportError, OSError, ValueError) as reason:
         sys.exit(f'Error: {reason}')
     size = sum(file.stat().st_size for file in files_of(args.out)) / 1e6

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmstrip.own_data import write_classification, write_detection, write_segmentation
 from mmstrip.own_data.detection import MODELS as DETECTORS
-from mmstrip.own_data.folders import shown
+from mmstrip.own_data.folders import printable
 from mmstrip.own_data.segmentation import MODELS as SEGMENTORS
 
 WRITERS = dict(classification=write_classification, detection=write_detection, segmentation=write_segmentation)
@@ -39,10 +39,10 @@ def main() -> None:
     try:
         written = WRITERS[options.pop('task')](**options)
     except (OSError, ValueError, ImportError) as error:
-        sys.exit(shown(f'Error: {error}'))
+        sys.exit(printable(f'Error: {error}'))
     config, work_dir = shlex.quote(str(written.config)), Path('work_dirs') / written.config.stem
     checkpoint = f'"$(cat {shlex.quote(str(work_dir))}/last_checkpoint)"'
-    print(*map(shown, [*written.found, f'wrote {config}']), '', sep='\n')
+    print(*map(printable, [*written.found, f'wrote {config}']), '', sep='\n')
     print(f'python tools/train.py {config} --amp auto')
     print(f'python tools/test.py {config} {checkpoint} --show-dir {shlex.quote(f"{work_dir}/pictures")}')
 

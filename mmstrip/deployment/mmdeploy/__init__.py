@@ -1,39 +1,39 @@
-"""What exports whole detectors: mmdeploy 1.3.1 with heads of ours in the place of its own.
+"""Export of whole detectors: mmdeploy 1.3.1 with our rewriters for mmdet's heads.
 
-This folder is for that version alone; :mod:`.rewriters` imports mmdeploy, and only the export of a detector imports it.
+This package is for that version only. Only :mod:`.rewriters` imports mmdeploy, and only a detector's export imports it.
 """
 
 from importlib.metadata import PackageNotFoundError, version
 
-from ..formats import HALVED
+from ..formats import HALF_FORMATS
 
 VERSION = '1.3.1'
-LEAST_OPSET, OPSET = 16, 17  # 16 is the first whose RoiAlign has mmcv's half pixels
-# One image of a fixed size, boxes by ONNX's own NonMaxSuppression, masks as the mask head gives them.
+MIN_OPSET, OPSET = 16, 17  # RoiAlign has mmcv's half-pixel offset since 16
+# One image of a fixed size, boxes by ONNX's NonMaxSuppression, masks as the mask head outputs them.
 CONFIG = dict(
     onnx_config=dict(type='onnx', input_shape=None),
     codebase_config=dict(
         type='mmdet',
         task='ObjectDetection',
         model_type='end2end',
-        post_processing=dict(export_postprocess_mask=False),  # thresholds are those of the model's test_cfg
+        post_processing=dict(export_postprocess_mask=False),  # thresholds come from the model's test_cfg
     ),
     backend_config=dict(type='onnxruntime'),
 )
 
 
 def check_detector(form: str, dynamic: bool) -> None:
-    """Whether a whole detector can be exported as asked.
+    """Check that a whole detector can be exported with the settings.
 
     Raises:
-        ValueError: It cannot, or mmdeploy is not installed in the version that this folder is for.
+        ValueError: It cannot, or the required version of mmdeploy is not installed.
     """
-    if form not in HALVED:
-        raise ValueError(f'whole detectors are exported to {" and ".join(HALVED)}, but the format is {form}')
+    if form not in HALF_FORMATS:
+        raise ValueError(f'format must be {" or ".join(HALF_FORMATS)} for whole detectors, but got {form!r}')
     if dynamic:
         raise ValueError(
-            'whole detectors take one image of one size: leave out --dynamic-batch and --dynamic-size, '
-            'or export --features or --neck'
+            'whole detectors are exported for one image of one size: leave out --dynamic-batch and --dynamic-size, '
+            'or export the backbone (--features) or neck (--neck)'
         )
     try:
         found = version('mmdeploy')
@@ -41,6 +41,6 @@ def check_detector(form: str, dynamic: bool) -> None:
         found = 'none'
     if found != VERSION:
         raise ValueError(
-            f'whole detectors need mmdeploy {VERSION}, but {found} is installed here: '
-            f'pip install --no-deps mmdeploy=={VERSION}, or export --features or --neck'
+            f'whole detectors need mmdeploy {VERSION}, but {found} is installed: run pip install --no-deps '
+            f'mmdeploy=={VERSION}, or export the backbone (--features) or neck (--neck)'
         )

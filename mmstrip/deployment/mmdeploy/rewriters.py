@@ -1,7 +1,7 @@
-"""What mmdeploy traces in place of mmdet's own heads.
+"""Rewriters: what mmdeploy traces in place of methods of mmdet's heads.
 
-mmdeploy has rewriters of its own for these heads, which choose otherwise than mmdet: among all levels of a region
-proposal network at once, among an image's most likely classes alone. These choose the same boxes as mmdet.
+mmdeploy's own rewriters select other boxes than mmdet: among all levels of a region proposal network at once, and only
+among the most likely classes. These select the same boxes as mmdet.
 """
 
 import io
@@ -15,37 +15,37 @@ from mmdeploy.utils import IR
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from . import CONFIG, LEAST_OPSET, OPSET
+from . import CONFIG, MIN_OPSET, OPSET
 
 MMDetection.register_all_modules()
 _HEADS = 'mmdet.models'
-_LEAST = 1e-20  # score of what may be a box; others have 0
+_MIN_SCORE = 1e-20  # smallest score of a box; the others have 0
 
 
 def rewrite(name: str):
     return FUNCTION_REWRITER.register_rewriter(f'{_HEADS}.{name}', backend='onnxruntime')
 
 
-def choose(boxes: Tensor, scores: Tensor, test_cfg: dict) -> tuple[Tensor, Tensor]:
+def select_boxes(boxes: Tensor, scores: Tensor, test_cfg: dict) -> tuple[Tensor, Tensor]:
     """Non-maximum suppression, then the best boxes.
 
     Args:
         boxes: (groups, boxes, 4).
-        scores: (groups, classes, boxes), 0 where there is none; classes or groups are one.
-        test_cfg: mmdet's, with ``nms`` and ``max_per_img``.
+        scores: (groups, classes, boxes), 0 for no box; either groups or classes is 1.
+        test_cfg: mmdet's test config, with ``nms`` and ``max_per_img``.
 
     Returns:
-        Boxes with their scores, (1, n, 5), the best first, and their classes or groups, (1, n). One of score 0 is
-        added, as runtimes are at odds about tensors without values.
+        Boxes with scores (1, n, 5), best first, and their classes or groups (1, n). A box of score 0 is added, as
+        runtimes disagree about empty tensors.
     """
     kind = test_cfg['nms'].get('type', 'nms')
     if kind != 'nms' or test_cfg['nms'].get('class_agnostic'):
-        raise ValueError(f"nms of the type 'nms' among boxes of one class is exported, but got {test_cfg['nms']}")
+        raise ValueError(f"only per-class nms of type 'nms' can be exported, but test_cfg.nms is {test_cfg['nms']}")
     if test_cfg.get('min_bbox_size', -1) >= 0:
         sides = (boxes[..., 2:] - boxes[..., :2]).amin(2)
         scores = torch.where((sides > test_cfg['min_bbox_size'])[:, None], scores, torch.zeros_like(scores))
     most = test_cfg['max_per_img']
-    limits = (torch.tensor([value], dtype=torch.float32) for value in (test_cfg['nms']['iou_threshold'], _LEAST))
+    limits = (torch.tensor([value], dtype=torch.float32) for value in (test_cfg['nms']['iou_threshold'], _MIN_SCORE))
     found = ONNXNMSop.apply(boxes, scores, most, *limits)
     groups, classes, places = found[:, 0], found[:, 1], found[:, 2]
     chosen = torch.cat([boxes[groups, places], scores[groups, classes, places][:, None]], 1)
@@ -56,13 +56,13 @@ def choose(boxes: Tensor, scores: Tensor, test_cfg: dict) -> tuple[Tensor, Tenso
 
 
 def _one_of(labels: Tensor, count: int, scores: Tensor) -> Tensor:
-    """Scores (1, count, boxes) of boxes of one class each."""
+    """Scores (1, count, boxes) of boxes with one class each."""
     own = labels[None] == torch.arange(count)[:, None]
     return torch.where(own, scores, torch.zeros_like(scores))[None]
 
 
 def _best(self, cls_scores, bbox_preds, score_factors, batch_img_metas, cfg) -> tuple[Tensor, ...]:
-    """Scores, classes, levels and boxes of the best cells of each level."""
+    """Scores, classes, levels and boxes of the best locations of each level."""
     sizes = [tuple(map(int, map_.shape[2:])) for map_ in cls_scores]
     found = []
     for level, priors in enumerate(self.prior_generator.grid_priors(sizes, device=cls_scores[0].device)):
@@ -85,14 +85,14 @@ def _best(self, cls_scores, bbox_preds, score_factors, batch_img_metas, cfg) -> 
 def dense_head(self, cls_scores, bbox_preds, score_factors=None, batch_img_metas=None, cfg=None, **_):
     cfg = self.test_cfg if cfg is None else cfg
     scores, labels, _, boxes = _best(self, cls_scores, bbox_preds, score_factors, batch_img_metas, cfg)
-    return choose(boxes, _one_of(labels, self.num_classes, scores), cfg)
+    return select_boxes(boxes, _one_of(labels, self.num_classes, scores), cfg)
 
 
 @rewrite('dense_heads.rpn_head.RPNHead.predict_by_feat')
 def proposals(self, cls_scores, bbox_preds, score_factors=None, batch_img_metas=None, cfg=None, **_):
     cfg = self.test_cfg if cfg is None else cfg
     scores, _, levels, boxes = _best(self, cls_scores, bbox_preds, None, batch_img_metas, cfg)
-    return choose(boxes, _one_of(levels, len(cls_scores), scores), cfg)
+    return select_boxes(boxes, _one_of(levels, len(cls_scores), scores), cfg)
 
 
 @rewrite('roi_heads.bbox_heads.bbox_head.BBoxHead.predict_by_feat')
@@ -100,20 +100,20 @@ def second_stage(self, rois, cls_scores, bbox_preds, batch_img_metas, rcnn_test_
     activate = self.loss_cls.get_activation if self.custom_cls_channels else lambda scores: scores.softmax(-1)
     scores = activate(cls_scores)[0, :, : self.num_classes].T
     rois = rois[0, :, 1:]
-    real = (rois[:, 2:] - rois[:, :2]).amin(1) > 0  # the added proposal is none
+    real = (rois[:, 2:] - rois[:, :2]).amin(1) > 0  # the added proposal is empty
     scores = torch.where((scores > rcnn_test_cfg['score_thr']) & real, scores, torch.zeros_like(scores))
     shape = batch_img_metas[0]['img_shape']
     if self.reg_class_agnostic:
         boxes = self.bbox_coder.decode(rois[None], bbox_preds, max_shape=shape)
-        return choose(boxes, scores[None], rcnn_test_cfg)
+        return select_boxes(boxes, scores[None], rcnn_test_cfg)
     deltas = bbox_preds[0].reshape(-1, self.num_classes, 4).permute(1, 0, 2)
     boxes = self.bbox_coder.decode(rois[None].expand_as(deltas), deltas, max_shape=shape)
-    return choose(boxes, scores[:, None], rcnn_test_cfg)
+    return select_boxes(boxes, scores[:, None], rcnn_test_cfg)
 
 
 @rewrite('roi_heads.bbox_heads.bbox_head.BBoxHead.regress_by_class')
 def next_boxes(self, priors, label, bbox_pred, img_meta):
-    """Of a cascade's next stage; mmdeploy decodes batches alone."""
+    """Boxes for the next stage of a cascade; mmdeploy only decodes batches."""
     if not self.reg_class_agnostic:
         bbox_pred = bbox_pred.reshape(len(priors), -1, 4)[torch.arange(len(priors)), label]
     return self.bbox_coder.decode(priors[None], bbox_pred[None], max_shape=img_meta['img_shape'])[0]
@@ -121,7 +121,7 @@ def next_boxes(self, priors, label, bbox_pred, img_meta):
 
 @rewrite('roi_heads.cascade_roi_head.CascadeRoIHead.predict_bbox')
 def cascade(self, x, batch_img_metas, rpn_results_list, rcnn_test_cfg, **_):
-    """By mmdet's own refinement, where mmdeploy's asks for one box for all classes."""
+    """mmdet's own refinement; mmdeploy's needs class-agnostic boxes."""
     rois = _rois(rpn_results_list[0])
     rois, cls_scores, bbox_preds = self._refine_roi(x, rois, batch_img_metas, (len(rois),))
     return self.bbox_head[-1].predict_by_feat(
@@ -134,13 +134,13 @@ def cascade(self, x, batch_img_metas, rpn_results_list, rcnn_test_cfg, **_):
 
 
 def _rois(boxes: Tensor) -> Tensor:
-    """Of one image, from boxes with scores (1, n, 5)."""
+    """RoIs of one image from boxes with scores (1, n, 5)."""
     return torch.cat([torch.zeros_like(boxes[0, :, :1]), boxes[0, :, :4]], 1)
 
 
 @rewrite('roi_heads.mask_heads.fcn_mask_head.FCNMaskHead.predict_by_feat')
 def masks(self, mask_preds, results_list, *_, **__):
-    """Of each box the mask (h, w) of its class, as probabilities; they are pasted outside."""
+    """Probabilities (h, w) of each box's class; predictions paste them into the image."""
     labels = results_list[1][0]
     chosen = mask_preds[:, 0] if self.class_agnostic else mask_preds[torch.arange(len(labels)), labels]
     return chosen.sigmoid()
@@ -148,7 +148,7 @@ def masks(self, mask_preds, results_list, *_, **__):
 
 @rewrite('roi_heads.cascade_roi_head.CascadeRoIHead.predict_mask')
 def cascade_masks(self, x, batch_img_metas, results_list, **_):
-    """The mean of the stages' probabilities, where mmdeploy takes that of the maps before."""
+    """Mean of the stages' probabilities; mmdeploy averages the maps before the sigmoid."""
     rois = _rois(results_list[0])
     stages = [self._mask_forward(stage, x, rois)['mask_preds'] for stage in range(self.num_stages)]
     stages = [head.predict_by_feat(preds, results_list) for head, preds in zip(self.mask_head, stages)]
@@ -157,7 +157,7 @@ def cascade_masks(self, x, batch_img_metas, results_list, **_):
 
 @SYMBOLIC_REWRITER.register_symbolic('mmcv.ops.roi_align.__self__', backend='onnxruntime')
 def roi_align(g, features, rois, output_size, spatial_scale, sampling_ratio, pool_mode, aligned):
-    """ONNX's RoiAlign, as mmdeploy's words for it ask for a function that PyTorch has dropped."""
+    """ONNX's RoiAlign; mmdeploy's symbolic needs a function that PyTorch has dropped."""
     parts = [g.op('Constant', value_t=torch.tensor(columns)) for columns in (0, [1, 2, 3, 4])]
     image, boxes = (g.op('Gather', rois, columns, axis_i=1) for columns in parts)
     return g.op(
@@ -175,20 +175,20 @@ def roi_align(g, features, rois, output_size, spatial_scale, sampling_ratio, poo
 
 
 def trace_detector(network: nn.Module, images: Tensor, names: list[str], opset: int | None = None):
-    """A detector as a model of ONNX.
+    """Convert a detector to ONNX.
 
     Args:
         network: :class:`..export.Network` of a detector.
         images: (1, C, H, W).
-        names: Of the outputs: boxes with scores, labels, and masks if it has them.
-        opset: Version of ONNX's operators, 16 or more. Defaults to 17.
+        names: Names of the outputs: boxes with scores, labels and, if any, masks.
+        opset: ONNX opset version, at least 16. Defaults to 17.
 
     Raises:
         ValueError: It cannot be traced.
     """
     opset = opset or OPSET
-    if opset < LEAST_OPSET:
-        raise ValueError(f'--opset must be at least {LEAST_OPSET} for detectors, but got {opset}')
+    if opset < MIN_OPSET:
+        raise ValueError(f'--opset must be at least {MIN_OPSET} for detectors, but got {opset}')
     config, file, name = Config(CONFIG), io.BytesIO(), type(network.model).__name__
     config.onnx_config.opset_version = opset
     try:
@@ -198,14 +198,15 @@ def trace_detector(network: nn.Module, images: Tensor, names: list[str], opset: 
                 (images,),
                 file,
                 dynamo=False,
-                autograd_inlining=False,  # of the suppression, which is an operator in ONNX
+                autograd_inlining=False,  # keep non-maximum suppression one ONNX operator
                 opset_version=opset,
                 input_names=['images'],
                 output_names=names,
             )
-    except Exception as error:  # of any library
+    except Exception as error:  # each library has its own
         reason = str(error).strip().rpartition('\n')[2]
         raise ValueError(
-            f'{name} cannot be traced by mmdeploy ({type(error).__name__}: {reason}): export its --features or --neck'
+            f'{name} cannot be traced by mmdeploy ({type(error).__name__}: {reason}); export its backbone (--features) '
+            'or neck (--neck)'
         ) from error
     return onnx.load_from_string(file.getvalue())

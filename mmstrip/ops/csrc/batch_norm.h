@@ -16,7 +16,7 @@ struct BatchNorm {
   const float* shift() const { return scale() + channels(); }
   int64_t channels() const { return values.size(1); }
 
-  // Of the tensor that a forward pass gave.
+  // From the tensor that a forward pass returned.
   static BatchNorm saved(const Tensor& values, int64_t channels, bool training) {
     return {checked(values, "norm", {4, channels}), training};
   }
@@ -40,8 +40,8 @@ struct BatchNormGrad {
 
 // norm_gelu.cpp
 
-// The layer as it stands for a map x of so many channels, to which `bias` (C, ), if any, should have been added before.
-// Training takes statistics of x, and updates the running ones; otherwise x is not read.
+// The layer for a map x with `channels`, to which `bias` (C, ), if any, has yet to be added. In training, computes
+// the statistics of x and updates the running ones; otherwise x is not read.
 BatchNorm batch_norm(const BatchNormLayer& layer, int64_t channels, const Tensor& x = {},
                      const OptionalTensor& bias = {});
 
@@ -51,8 +51,8 @@ void norm_gelu(const Tensor& x, const BatchNorm& norm, at::TensorList out);
 // Its gradients; that of x is undefined unless required.
 BatchNormGrad norm_gelu_backward(at::TensorList grads, const Tensor& x, const BatchNorm& norm, bool x_required);
 
-// Gradients of BN from the sums (C, ) over the map of its output's gradient, and of that times x - mean. Of that
-// gradient itself, if it is given, the gradient of x is made in place.
+// Gradients of BN from two sums (C, ) over the map: of the output's gradient, and of it times x - mean. If the output's
+// gradient is given, it becomes the gradient of x in place.
 BatchNormGrad batch_norm_backward(const Tensor& grad, const Tensor& x, const BatchNorm& norm, const Tensor& sums,
                                   const Tensor& products);
 

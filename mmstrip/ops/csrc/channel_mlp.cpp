@@ -1,4 +1,4 @@
-// LayerNorm, linear layer, GELU, GRN and linear layer of the channel mixing.
+// Channel mixing: LayerNorm, linear layer, GELU, GRN and linear layer.
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/addmv.h>
 #include <ATen/ops/empty_like.h>
@@ -22,11 +22,11 @@ constexpr float SMALLEST_NORM = 1e-12f;  // of a channel in GRN
 void check_weights(const Tensor& expand, const Tensor& reduce, int64_t channels) {
   check(expand, "expand", {ANY, channels});
   check(reduce, "reduce", {ANY, expand.size(0)});
-  TORCH_CHECK(expand.numel() > 0 && reduce.numel() > 0, "expand and reduce must not be empty, but are of shape ",
+  TORCH_CHECK(expand.numel() > 0 && reduce.numel() > 0, "expand and reduce must not be empty, but have shapes ",
               expand.sizes(), " and ", reduce.sizes());
 }
 
-// The bias of the second linear layer with what its weight makes of beta.
+// The bias of the second linear layer plus its weight times beta.
 Tensor shifted_bias(const Tensor& bias, const Tensor& weight, const OptionalTensor& beta) {
   const Tensor dense = checked(bias, "reduce_bias", {weight.size(0)});
   return beta ? at::addmv(dense, weight.to(at::kFloat), checked(*beta, "beta", {weight.size(1)})) : dense;
@@ -46,7 +46,7 @@ Tensor sum_slices(const Tensor& sums) {
   return out;
 }
 
-// y = gelu(x + shift) of rows (R, C) of T, and the sums of its squares for each image, (N, C).
+// y = gelu(x + shift) of rows (R, C) of T, and the sums of squares of y per image, (N, C).
 template <typename T>
 Tensor gelu_square_sum(const Tensor& x, const Tensor& shift, const Tensor& y, int64_t images) {
   const Slices slices = slices_of(x, images);
@@ -68,12 +68,12 @@ Tensor gelu_square_sum(const Tensor& x, const Tensor& shift, const Tensor& y, in
   return sum_slices(sums);
 }
 
-// GRN's norm of sums of squares.
+// GRN's norm from sums of squares.
 Tensor response_norm(const Tensor& squares) {
-  return squares.clamp_min(double(SMALLEST_NORM) * SMALLEST_NORM).sqrt_();  // it has no gradient at 0
+  return squares.clamp_min(double(SMALLEST_NORM) * SMALLEST_NORM).sqrt_();  // sqrt has no gradient at 0
 }
 
-// GRN's factor 1 + gamma g / (mean of g + eps) of the norms g (N, C).
+// GRN's factor 1 + gamma g / (mean of g + eps) from norms g (N, C).
 Tensor response_factor(const Tensor& norm, const Tensor& gamma, double eps) {
   const Tensor factor = at::empty_like(norm);
   const int64_t channels = norm.size(1);
@@ -87,7 +87,7 @@ Tensor response_factor(const Tensor& norm, const Tensor& gamma, double eps) {
   return factor;
 }
 
-// A row of C channels times a factor each, in place.
+// Multiply a row of C channels by a factor per channel, in place.
 template <typename T>
 void scale_row(T* row, const float* factor, int64_t channels) {
   for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
@@ -95,7 +95,7 @@ void scale_row(T* row, const float* factor, int64_t channels) {
   });
 }
 
-// Rows (R, C) of T times the factor (N, C) of their image, in place.
+// Multiply rows (R, C) of T by the factor (N, C) of their image, in place.
 template <typename T>
 void scale_rows(const Tensor& x, const Tensor& factor) {
   const Slices slices = slices_of(x, factor.size(0));
@@ -107,7 +107,7 @@ void scale_rows(const Tensor& x, const Tensor& factor) {
   });
 }
 
-// Rows of C channels through LayerNorm; `row` is memory for one of them.
+// LayerNorm of rows of C channels; `row` is scratch memory for one row.
 template <typename T>
 void layer_norm(const T* from, int64_t rows, int64_t channels, const LayerNorm& norm, float* row, T* to) {
   const float* weight = norm.weight ? data(*norm.weight) : nullptr;
@@ -121,7 +121,7 @@ void layer_norm(const T* from, int64_t rows, int64_t channels, const LayerNorm& 
       const Lanes distance = load(row + c, lanes);  // 0 after the last channel
       square += distance * distance;
     });
-    const float variance = sum_of(square) / channels;  // where it overflows, 1 / variance would hide it
+    const float variance = sum_of(square) / channels;  // 1 / variance would hide an overflow
     const float inverse = std::isfinite(variance) ? 1.0f / std::sqrt(variance + float(norm.eps)) : NAN;
     for_lanes(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       Lanes value = load(row + c, lanes) * inverse;
@@ -146,7 +146,7 @@ ChannelMLP::ChannelMLP(at::ScalarType type, const LayerNorm& norm, const Tensor&
       bias_(shifted_bias(reduce_bias, reduce, beta)),
       eps_(eps) {}
 
-// One run of it on a map of T, images or groups of them at a time.
+// One forward pass on a map of T, one image or group of images at a time.
 template <typename T>
 class ChannelMLP::Run {
  public:
@@ -166,9 +166,9 @@ class ChannelMLP::Run {
 
   void run() const {
     groups_.for_each([&](int64_t image, int64_t images, int64_t thread) {
-      const BelowAutograd guard;  // threads do not inherit it
+      const BelowAutograd guard;  // threads do not inherit the guard
       T* rows = mutable_data<T>(memory_) + thread * memory_.size(1);
-      std::vector<int64_t> place;  // of each row, where the numbers of its image begin
+      std::vector<int64_t> place;  // of each row, the start of its image's values
       for (const auto i : irange(images)) place.insert(place.end(), pixels_, i * hidden_);
       const Tensor factor = expand(image, images, place, rows);
       reduce(image, place, rows, data(factor), mutable_data(scaled_) + thread * scaled_.size(1));
@@ -176,10 +176,10 @@ class ChannelMLP::Run {
   }
 
  private:
-  // Some images up to GELU, into `rows`; gives GRN's factor (images, E).
+  // Run images up to GELU, into `rows`; returns GRN's factor (images, E).
   Tensor expand(int64_t image, int64_t images, const std::vector<int64_t>& place, T* rows) const {
     const RowBlocks blocks(place.size(), hidden_);
-    const int64_t spanned = std::min(images, (blocks.size - 2 + pixels_) / pixels_ + 1);  // images of a block, at most
+    const int64_t spanned = std::min(images, (blocks.size - 2 + pixels_) / pixels_ + 1);  // most images in a block
     const Tensor squares = at::zeros({blocks.count, spanned, hidden_}, at::kFloat);
     float* sums = mutable_data(squares);
     const T* from = x_ + image * pixels_ * channels_;
@@ -210,7 +210,7 @@ class ChannelMLP::Run {
     return response_factor(response_norm(all), mlp_.gamma_, mlp_.eps_);
   }
 
-  // The rest: GRN's factor comes to the weights, in `scaled`, where there are fewer of them than pixels.
+  // The rest. GRN's factor is applied to the weights, in `scaled`, if these are fewer than the pixels.
   void reduce(int64_t image, const std::vector<int64_t>& place, T* rows, const float* factor, float* scaled) const {
     const Packed<T>* weights = mlp_.reduce_.template packed<T>();
     const float* bias = data(mlp_.bias_);
@@ -254,7 +254,7 @@ Tensor ChannelMLP::run(const Tensor& x, const OptionalTensor& residual, Tensor o
 
 namespace {
 
-// Beside weights in float32 PyTorch's LayerNorm has its statistics in float32 too.
+// With float32 weights, PyTorch's LayerNorm computes its statistics in float32 too.
 Tensor weight_or_ones(const OptionalTensor& weight, int64_t channels) {
   return weight ? *weight : at::ones({channels}, at::kFloat);
 }
@@ -270,8 +270,8 @@ Tensor channel_mlp(const Tensor& input, const OptionalTensor& norm_weight, const
   return mlp.run(in_channels_last(input));
 }
 
-// What the backward pass needs too: the rows after LayerNorm, its mean and inverse deviation, the hidden rows before
-// GELU and without their bias, and GRN's norm.
+// Also returns what backward needs: the rows after LayerNorm, its mean and inverse deviation, the hidden rows before
+// GELU without their bias, and GRN's norm.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> channel_mlp_forward(
     const Tensor& input, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, double norm_eps,
     const Tensor& expand, const Tensor& bias, const Tensor& grn_gamma, const OptionalTensor& beta, double eps,
@@ -300,8 +300,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> channel_mlp_forward(
   return {out, rows, mean, inverse, hidden, norm};
 }
 
-// Of y = gelu(x + shift), all of T: y * factor (N, C) if `scaled`, and the sums of y * grad (N, C) if there is a
-// gradient.
+// For y = gelu(x + shift), all of T: y * factor (N, C) if `scaled`, and the sums of y * grad (N, C) if grad is given.
 template <typename T>
 std::tuple<Tensor, Tensor> gelu_scale(const Tensor& x, const Tensor& shift, const Tensor& factor, const Tensor& grad,
                                       bool scaled) {
@@ -328,7 +327,7 @@ std::tuple<Tensor, Tensor> gelu_scale(const Tensor& x, const Tensor& shift, cons
   return {out, grad.defined() ? sum_slices(sums) : Tensor()};
 }
 
-// Gradient of x of T, in place of grad: (grad * factor + y * y_slope) * gelu'(x + shift), and its sums (C, ).
+// Gradient of x, in place of grad: (grad * factor + y * y_slope) * gelu'(x + shift), and its sums (C, ).
 template <typename T>
 Tensor gelu_scale_backward(const Tensor& grad, const Tensor& x, const Tensor& shift, const Tensor& factor,
                            const Tensor& y_slope) {
@@ -355,8 +354,8 @@ Tensor gelu_scale_backward(const Tensor& grad, const Tensor& x, const Tensor& sh
   return sum_rows(sums.flatten(0, 1));
 }
 
-// Backward of GRN's factor, from the sums (N, C) over the map of its gradient times y: the gradient of gamma (C, ), and
-// the factor (N, C) of y in its own gradient.
+// Backward of GRN's factor, from the sums (N, C) of its gradient times y over the map: the gradient of gamma (C, ), and
+// the factor (N, C) of y in the gradient of y.
 std::tuple<Tensor, Tensor> response_backward(const Tensor& product, const Tensor& norm, const Tensor& gamma,
                                              double eps) {
   const int64_t channels = norm.size(1);
@@ -368,13 +367,13 @@ std::tuple<Tensor, Tensor> response_backward(const Tensor& product, const Tensor
     const float* sum = data(product) + image * channels;
     float* to = mutable_data(slope) + image * channels;
     const float mean = std::accumulate(g, g + channels, 0.0) / channels + eps;
-    double shared = 0;  // the norm acts through the mean too
+    double shared = 0;  // through the mean of the norms
     for (const auto c : irange(channels)) {
       to_gamma[c] += sum[c] * g[c] / mean;
       shared += sum[c] * scale[c] * g[c] / mean;
     }
     for (const auto c : irange(channels)) {
-      const bool clamped = g[c] < 1.001f * SMALLEST_NORM;  // there the norm does not follow y
+      const bool clamped = g[c] < 1.001f * SMALLEST_NORM;  // the norm is constant there
       to[c] = clamped ? 0.0f : (sum[c] * scale[c] - float(shared / channels)) / mean / g[c];
     }
   }

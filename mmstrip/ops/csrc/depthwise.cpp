@@ -1,7 +1,7 @@
-// Depthwise convolutions of maps, whatever the outline of the kernel.
+// Depthwise convolutions of maps with kernels of any outline.
 //
-// A kernel is given by the widths of its rows, each 1, 3, 5 or 7 and centred: (3, 3, 3), or (3, 3, 7, 7, 7, 3, 3) for
-// the cross of a 7x3 and a 3x7 kernel. Its taps are counted row by row. Weights are (1, C, taps), or (N, C, taps): a
+// A kernel is given by the widths of its rows, each 1, 3, 5 or 7 and centered: (3, 3, 3), or (3, 3, 7, 7, 7, 3, 3) for
+// the cross of a 7x3 and a 3x7 kernel. Taps are numbered row by row. Weights are (1, C, taps), or (N, C, taps) for one
 // kernel per image.
 #include <torch/library.h>
 
@@ -11,7 +11,7 @@
 namespace mmstrip {
 namespace {
 
-// Rows of one width that follow each other, as inner loops are compiled for a width.
+// Consecutive rows of one width; inner loops are compiled per width.
 struct Band {
   int64_t width, rows;
 };
@@ -31,7 +31,7 @@ struct Kernel {
   }
 };
 
-// Sizes of a map's block in a buffer: zeros all round, and as many pixels a line as whole tiles need.
+// Sizes of a padded block of a map in a buffer: zeros around it, and lines of whole tiles.
 struct Padded {
   int64_t top, left, line, size;
 
@@ -44,7 +44,7 @@ struct Padded {
   int64_t inside() const { return top * line + left; }
 };
 
-// Always inlined, as is what uses it: sums are in registers only then.
+// Always inlined, like its callers, to keep sums in registers.
 template <typename Function>
 __attribute__((always_inline)) inline void with_width(int64_t width, Function function) {
   switch (width) {
@@ -72,7 +72,7 @@ __attribute__((always_inline)) inline void convolve_tile(const Kernel& kernel, c
   }
 }
 
-// Convolve a staged block, and give each pixel's sum to finish(pixel, sum).
+// Convolve a staged block and call finish(pixel, sum) for each pixel.
 template <typename Finish>
 void convolve(const Kernel& kernel, const Lanes* x, int64_t line, int64_t tile, const Lanes* weight, int64_t height,
               int64_t width, Finish finish) {
@@ -92,8 +92,7 @@ void convolve(const Kernel& kernel, const Lanes* x, int64_t line, int64_t tile, 
 
 int64_t best_tile(int64_t width) { return divide_up(width, 7) * 7 <= divide_up(width, 8) * 8 ? 7 : 8; }
 
-// Tasks are the blocks of LANES channels of all images, an image's blocks after each other: memory brings neighbouring
-// channels along.
+// Tasks are the blocks of LANES channels of all images, image by image, as neighboring channels share cache lines.
 struct Blocks {
   at::ScalarType type;
   int64_t channels, per_image, tasks;
@@ -108,7 +107,7 @@ struct Blocks {
   int64_t first(int64_t task) const { return task % per_image * LANES; }
   int64_t count(int64_t task) const { return std::min(LANES, channels - first(task)); }
 
-  // function(T(), begin, end) in parallel, for the numbers T of the map.
+  // function(T(), begin, end) in parallel, for the type T of the map.
   template <typename Function>
   void for_each(Function function) const {
     with_type(type, [&](auto number) {
@@ -117,7 +116,7 @@ struct Blocks {
   }
 };
 
-// A norm's numbers for a block.
+// A norm's values for a block.
 struct NormLanes {
   Lanes mean{}, scale{}, shift{};
 
@@ -129,7 +128,7 @@ struct NormLanes {
   }
 };
 
-// Stage a block of an image, through the norm and GELU if there is one.
+// Stage a block of an image, after norm and GELU if there is a norm.
 template <typename T>
 void stage_block(const T* from, const Tensor& x, int64_t count, Lanes* inside, int64_t line, const BatchNorm* norm,
                  const NormLanes& lanes) {
@@ -143,7 +142,7 @@ void stage_block(const T* from, const Tensor& x, int64_t count, Lanes* inside, i
   }
 }
 
-// Products of a tile of the gradient with what the taps of one kernel row see, added up over an image.
+// Products of a tile of the gradient with the inputs of one kernel row's taps, summed over an image.
 template <int TILE, int WIDTH>
 void correlate(const Lanes* grad, const Lanes* x, int64_t line, int64_t height, int64_t width, Lanes* out) {
   Lanes sum[WIDTH]{};
@@ -172,7 +171,7 @@ void correlate_rows(const Kernel& kernel, const Lanes* grad, const Lanes* x, int
   }
 }
 
-// Sums of a line of pixels as each column of a kernel sees it.
+// Sums of the pixels of a line that each column of a kernel covers.
 template <typename T>
 void sum_line(const T* pixels, int64_t width, int64_t channels, int64_t count, std::vector<Lanes>& sums) {
   const int64_t middle = sums.size() / 2;
@@ -193,8 +192,8 @@ void sum_line(const T* pixels, int64_t width, int64_t channels, int64_t count, s
   }
 }
 
-// What gradients of a block need, staged: its gradient, and for the gradient of the weights its input, through the norm
-// if there is one.
+// Staged inputs for the gradients of a block: its gradient and, for the gradient of the weights, its input, after the
+// norm if there is one.
 struct StagedGrad {
   const Kernel& kernel;
   const Padded& padded;
@@ -211,7 +210,7 @@ struct StagedGrad {
         x(weight ? workspace.take_zeros(padded.size) : nullptr),
         sums(weight ? workspace.take(kernel.taps) : nullptr) {}
 
-  // Stage them, maps of T, and store the gradient of the weights, if it is required, in `out` (N, C, taps).
+  // Stage maps of T, and store the gradient of the weights in `out` (N, C, taps) if it is required.
   template <typename T>
   void run(const Blocks& blocks, int64_t task, const Tensor& from_grad, const Tensor& from, const BatchNorm* norm,
            const NormLanes& lanes, float* out) {
@@ -236,9 +235,7 @@ void check_weight(const Tensor& weight, int64_t channels) {
   check(weight, "weight", {channels, 1, ANY, ANY});
   const int64_t height = weight.size(2), width = weight.size(3);
   TORCH_CHECK(height % 2 == 1 && width % 2 == 1 && width <= 7,
-              "weight must be a kernel of an odd height and a width of "
-              "1, 3, 5 or 7, but is of shape ",
-              weight.sizes());
+              "weight must have an odd height and a width of 1, 3, 5 or 7, but has shape ", weight.sizes());
 }
 
 // A block's part of the weights.
@@ -323,7 +320,7 @@ Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRe
   return out;
 }
 
-// Of whole lines, less the ends that a tap does not reach.
+// Sums of whole lines minus the ends that a tap does not cover.
 Tensor tap_sums(const Tensor& x, at::IntArrayRef rows) {
   const Kernel kernel(rows);
   const Blocks blocks(x);
@@ -339,7 +336,7 @@ Tensor tap_sums(const Tensor& x, at::IntArrayRef rows) {
         sum_line(from, width, channels, count, line);
         Lanes* sum = sums.data();
         for (const auto row : irange(kernel.height)) {
-          const int64_t target = h + kernel.height / 2 - row;  // the line of the output that sees this one
+          const int64_t target = h + kernel.height / 2 - row;  // the output line that this tap contributes to
           const Lanes* seen = line.data() + (kernel.width - rows[row]) / 2;
           for (const auto k : irange(rows[row])) {
             if (target >= 0 && target < height) sum[k] += seen[k];
@@ -361,7 +358,7 @@ struct DepthwiseGrad {
   Tensor sums, products;  // with a norm, for batch_norm_backward: x is then the gradient of the norm's output
 };
 
-// Gradients of x and of the weight (C, 1, K_h, K_w). With a norm its sums are taken if `norm_required`.
+// Gradients of x and of the weight (C, 1, K_h, K_w). The norm's sums are computed if `norm_required`.
 DepthwiseGrad depthwise_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, bool x_required,
                                  bool weight_required, const BatchNorm* norm = nullptr, bool norm_required = false) {
   if (!x_required && !weight_required && !norm_required) return {};
@@ -426,7 +423,7 @@ std::tuple<Tensor, Tensor> run_depthwise_backward(const Tensor& grad, const Tens
   return {out.x, out.weight};
 }
 
-// Also gives what norm_gelu_depthwise_backward needs of the norm.
+// Also returns the norm for norm_gelu_depthwise_backward.
 std::tuple<Tensor, Tensor> norm_gelu_depthwise(const Tensor& input, const Tensor& weight, const Tensor& norm_weight,
                                                const Tensor& norm_bias, const Tensor& mean, const Tensor& variance,
                                                bool training, double momentum, double eps) {

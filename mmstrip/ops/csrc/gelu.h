@@ -7,13 +7,12 @@ namespace mmstrip {
 
 #ifdef __AVX512F__
 
-// Both are x times an odd function, or an odd function, plus a half: polynomials in |x| on 16 segments, centred at i /
-// scale and fitted at Chebyshev's nodes, whose coefficients are looked up in registers. The last segment is constant,
-// so that nothing is left where GELU is 0. Much quicker than one formula for all x, whose operations wait for each
-// other.
+// Both are odd functions plus a half (GELU also times x): polynomials in |x| on 16 segments, centered at i / scale and
+// fitted at Chebyshev nodes, with coefficients looked up in registers. The last segment is constant, so GELU is exactly
+// 0 there. One formula for all x would be much slower, as each operation depends on the one before.
 constexpr float CDF_SCALE = 2.7f, SLOPE_SCALE = 2.5f;
 
-// Distribution function of the normal distribution, less a half; row k are the coefficients of power k.
+// CDF of the normal distribution minus 1/2; row k holds the coefficients of power k.
 alignas(64) constexpr float CDF[5][LANES] = {
     {-4.54997892e-18f, 0.144446716f, 0.270574659f, 0.36673975f, 0.430760831f, 0.467976451f, 0.486865848f, 0.495237231f,
      0.498476535f, 0.499570936f, 0.499893755f, 0.499976903f, 0.499995589f, 0.499999255f, 0.499999881f, 0.5f},
@@ -30,7 +29,7 @@ alignas(64) constexpr float CDF[5][LANES] = {
      -0.000113047856f, -0.000104404848f, -6.65281987e-05f, -3.28812785e-05f, -1.31774004e-05f, -4.37829749e-06f,
      -1.22182053e-06f, -2.88771872e-07f, -5.81344501e-08f, 0.0f}};
 
-// The derivative of GELU, less a half.
+// The derivative of GELU minus 1/2.
 alignas(64) constexpr float SLOPE[6][LANES] = {
     {-4.5310982e-17f, 0.302729756f, 0.519897819f, 0.617953598f, 0.622674048f, 0.585231841f, 0.545549333f, 0.51960814f,
      0.506941915f, 0.502043724f, 0.500503659f, 0.500104308f, 0.500018239f, 0.500002682f, 0.500000358f, 0.5f},
@@ -52,7 +51,7 @@ alignas(64) constexpr float SLOPE[6][LANES] = {
 
 template <size_t N>
 inline Lanes on_segments(const float (&table)[N][LANES], float scale, Lanes x) {
-  constexpr float magic = 1 << 23;  // the sum's last bits are the rounded number
+  constexpr float magic = 1 << 23;  // the last bits of the sum are the rounded number
   const Lanes at = (Lanes)_mm512_min_ps(_mm512_set1_ps(LANES - 0.51f), (__m512)(x * scale));
   const Lanes rounded = at + magic, rest = at - (rounded - magic);
   const auto coefficient = [&](size_t k) {
@@ -91,7 +90,7 @@ inline Lanes polynomial(const float (&coefficients)[N], Lanes x) {
   return sum;
 }
 
-// Distribution function of the normal distribution, less 1/2: a minimax rational function, within 3e-7.
+// CDF of the normal distribution minus 1/2: a minimax rational function, within 3e-7.
 inline Lanes normal_cdf(Lanes x) {
   constexpr float numerator[] = {3.989419607e-01f, 3.584738309e-02f, 4.805432745e-03f,
                                  1.901574762e-04f, 6.590612831e-06f, 2.171054180e-08f};

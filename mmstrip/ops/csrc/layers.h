@@ -1,4 +1,4 @@
-// Layers whose weights are packed once, in the order of their use, so that they can run many times.
+// Layers whose weights are packed once, in the order of their use, and can run many times.
 #pragma once
 
 #include <deque>
@@ -10,7 +10,7 @@ namespace mmstrip {
 
 // depthwise.cpp
 
-// Weights (1 or N, C, taps) of depthwise kernels whose rows are as wide as `rows` says.
+// Weights (1 or N, C, taps) of depthwise kernels with rows of widths `rows`.
 struct PackedKernels {
   std::vector<int64_t> rows;
   int64_t kernels, channels, taps;
@@ -18,32 +18,32 @@ struct PackedKernels {
 
   PackedKernels(const Tensor& weight, at::IntArrayRef rows);
 
-  // Of a weight (C, 1, K_h, K_w).
+  // From a weight (C, 1, K_h, K_w).
   explicit PackedKernels(const Tensor& weight);
 
-  // Its taps in reverse order, for the gradient of the input.
+  // With taps in reverse order, for the gradient of the input.
   static PackedKernels reversed(const Tensor& weight);
 };
 
-// Convolution of x; of gelu(BN(x)) if there is a norm. An `addend` (1, C, H, W) times `factor` (N, C) is added to it.
+// Convolution of x, or of gelu(BN(x)) if there is a norm, plus `addend` (1, C, H, W) times `factor` (N, C).
 Tensor depthwise(const Tensor& x, const PackedKernels& weight, const BatchNorm* norm = nullptr,
                  const Tensor& addend = {}, const Tensor& factor = {});
 
-// Gradient (N, C, taps) of the weights, of each image.
+// Gradient (N, C, taps) of the weights, per image.
 Tensor depthwise_weight_grad(const Tensor& grad, const Tensor& x, at::IntArrayRef rows);
 
-// Sums (N, C, taps) of what each tap sees of x.
+// Sums (N, C, taps) of the values of x that each tap covers.
 Tensor tap_sums(const Tensor& x, at::IntArrayRef rows);
 
 // pointwise.cpp
 
-// 1x1 convolution of concatenated maps of a type, as one matrix product a map.
+// 1x1 convolution of concatenated maps of a type, one matrix product per map.
 class Pointwise {
  public:
   // Weight (O, sum of `channels`, 1, 1), bias (O, ) or none.
   Pointwise(const Tensor& weight, at::IntArrayRef channels, at::ScalarType type, const OptionalTensor& bias = {});
 
-  // As multiply_rows, for all pixels of maps of T, in parallel; without the bias.
+  // Like multiply_rows, for all pixels of maps of T, in parallel; without the bias.
   template <typename T, typename Finish>
   void for_each(at::TensorList maps, Finish finish) const {
     std::vector<Operand<T>> operands;
@@ -57,7 +57,7 @@ class Pointwise {
     });
   }
 
-  // Plus a residual (N, O, H, W), if there is one; into `out`, which may be the residual, or a new map.
+  // Plus an optional residual (N, O, H, W), into `out` (which may be the residual) or a new map.
   Tensor run(at::TensorList maps, const OptionalTensor& residual = {}, Tensor out = {}) const;
 
  private:
@@ -66,7 +66,7 @@ class Pointwise {
   Tensor bias_;
 };
 
-// That, BN with fixed statistics, and GELU, in equal chunks of the channels.
+// The same followed by BN with fixed statistics and GELU, in equal chunks of the channels.
 class PointwiseNormGELU {
  public:
   PointwiseNormGELU(const Tensor& weight, at::IntArrayRef channels, at::ScalarType type, const BatchNorm& norm,
@@ -82,17 +82,17 @@ class PointwiseNormGELU {
 
 // strip_layer.cpp
 
-// Strip MLP layer (Section 3.2), or with `backward` the gradient of its input.
+// Strip MLP layer (Section 3.2), or the gradient of its input if `backward`.
 class StripLayer {
  public:
   // Weight (G, strip_width, L, L); bias (G, L), (C, H, W) or none; position (C, H, W), added to the input, or none.
   StripLayer(const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& position, bool row,
              bool backward = false);
 
-  // Pack the weights for maps (C, H, W) now: otherwise every run does so.
+  // Pack the weights for maps (C, H, W) now; otherwise every run packs them.
   void pack(at::IntArrayRef shape);
 
-  // Refuse a map that the layer does not fit; run does so too.
+  // Refuse a map that does not fit the layer; `run` does so too.
   void check_fits(const Tensor& x) const;
 
   Tensor run(const Tensor& x) const;
@@ -121,7 +121,7 @@ class LocalStrips {
 
   struct Result {
     Tensor out;
-    // For the gradient: the sums under each tap (N, C, taps), the average (N, C), the MLP's hidden values before GELU
+    // For backward: the sums under each tap (N, C, taps), the average (N, C), the MLP's hidden values before GELU
     // (N, M) and the weights of the paths (N, C, 3).
     Tensor sums, average, hidden, weights;
   };
@@ -134,7 +134,7 @@ class LocalStrips {
 
 // channel_mlp.cpp
 
-// Arguments of LayerNorm; without an affine part both tensors are none.
+// Arguments of LayerNorm; both tensors are empty without an affine part.
 struct LayerNorm {
   OptionalTensor weight, bias;
   double eps;
@@ -148,7 +148,7 @@ class ChannelMLP {
              const Tensor& gamma, const OptionalTensor& beta, double eps, const Tensor& reduce,
              const Tensor& reduce_bias);
 
-  // Plus a residual (N, O, H, W), if there is one; into `out`, which may be the residual, or a new map.
+  // Plus an optional residual (N, O, H, W), into `out` (which may be the residual) or a new map.
   Tensor run(const Tensor& x, const OptionalTensor& residual = {}, Tensor out = {}) const;
 
  private:
@@ -163,11 +163,11 @@ class ChannelMLP {
 
 // windows.cpp
 
-// (N, C, H, W) to (N * rows * columns, C, *extent); with `mean` times each window's part in the mean of a pixel.
+// (N, C, H, W) to (N * rows * columns, C, *extent); with `mean`, times each window's weight in the mean of a pixel.
 Tensor split_windows(const Tensor& x, at::IntArrayRef extent, at::IntArrayRef counts, at::IntArrayRef strides,
                      bool mean);
 
-// Windows back to a map (N, C, *size): where a pixel has several their sum, or the mean of the first and the last.
+// Merge windows into a map (N, C, *size): per pixel the sum, or with `mean` the mean of the first and last window.
 Tensor merge_windows(const Tensor& x, at::IntArrayRef size, at::IntArrayRef counts, at::IntArrayRef strides, bool mean);
 
 }  // namespace mmstrip

@@ -1,8 +1,8 @@
-// LSMM (Section 3.4): a 7x3 and a 3x7 depthwise convolution and the input itself, in a sum whose weights, a softmax for
-// each channel and image, a small MLP draws from their average.
+// LSMM (Section 3.4): the weighted sum of a 7x3 and a 3x7 depthwise convolution and the input. The weights, a softmax
+// per channel and image, come from a small MLP on their average.
 //
-// All of it is linear in the input but for these weights. So sums of the input under each tap give the average, and one
-// convolution with a kernel for each image, in the shape of a cross, is the weighted sum.
+// Everything but these weights is linear in the input. So the sums of the input under each tap give the average, and
+// the weighted sum is one convolution with a cross-shaped kernel per image.
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/gelu_backward.h>
@@ -16,12 +16,12 @@
 namespace mmstrip {
 namespace {
 
-// Outline of the 7x3 and the 3x7 kernel on each other, as widths of its rows.
+// Outline of the union of the 7x3 and the 3x7 kernel, as widths of its rows.
 constexpr int64_t CROSS[] = {3, 3, 7, 7, 7, 3, 3};
 constexpr int64_t SIDE = 7, BAR = 3, CENTRE = 16, PATHS = 3;
 constexpr int64_t CROSS_TAPS = 33, KERNEL_TAPS = SIDE * BAR;
 
-// function(tap of the cross, tap of a kernel) for the taps of the tall or of the wide kernel.
+// function(tap of the cross, tap of the kernel) for the taps of the tall or the wide kernel.
 template <typename Function>
 void for_taps(bool tall, Function function) {
   int64_t tap = 0;
@@ -53,7 +53,7 @@ Tensor crosses(const Tensor& tall, const Tensor& wide) {
   return out;
 }
 
-// The taps of the tall or of the wide kernels, of crosses (C, taps).
+// The taps of the tall or the wide kernels, from crosses (C, taps).
 Tensor kernels_of(const Tensor& crosses, bool tall, const Tensor& like) {
   const Tensor out = at::empty(like.sizes(), crosses.options());
   const float* from = data(crosses);
@@ -67,12 +67,12 @@ Tensor kernels_of(const Tensor& crosses, bool tall, const Tensor& like) {
 // Weights (M, C, 1, 1) and (3 C, M, 1, 1) of the MLP as matrices.
 std::tuple<Tensor, Tensor> checked_mlp(const Tensor& narrow, const Tensor& broad, int64_t channels) {
   check(narrow, "narrow", {ANY, channels, 1, 1});
-  TORCH_CHECK(narrow.numel() > 0, "narrow must not be empty, but is of shape ", narrow.sizes());
+  TORCH_CHECK(narrow.numel() > 0, "narrow must not be empty, but has shape ", narrow.sizes());
   check(broad, "broad", {PATHS * channels, narrow.size(0), 1, 1});
   return {narrow.to(at::kFloat).flatten(1), broad.to(at::kFloat).flatten(1)};
 }
 
-// function(place of image and channel, channel) in parallel.
+// function(index of image and channel, channel) in parallel.
 template <typename Function>
 void for_channels(int64_t images, int64_t channels, Function function) {
   at::parallel_for(0, images * channels, 256, [&](int64_t begin, int64_t end) {
@@ -103,7 +103,7 @@ float dot(const float* a, const float* b) {
   return sum;
 }
 
-// Softmax of threes.
+// Softmax over three values.
 void softmax(const float* logits, float* out) {
   const float most = std::max({logits[0], logits[1], logits[2]});
   float sum = 0;
@@ -111,7 +111,7 @@ void softmax(const float* logits, float* out) {
   for (const auto path : irange(PATHS)) out[path] /= sum;
 }
 
-// Gradient of the logits from that of their softmax.
+// Gradient of the logits from that of the softmax.
 void softmax_backward(const float* grad, const float* softmax, float* out) {
   float mean = 0;
   for (const auto path : irange(PATHS)) mean += grad[path] * softmax[path];
@@ -158,8 +158,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> local_strips(const Tensor& u,
   return {out, sums, average, hidden, weights};
 }
 
-// Gradients (2, C, taps) of the tall and the wide kernels as crosses, from those of each image's kernel (N, C, taps),
-// with which the paths have these weights, and those of the sums under the taps, which the sum of all paths sees.
+// Gradients (2, C, taps) of the tall and wide kernels as crosses: from those of each image's kernel (N, C, taps), by
+// the weights of the paths, and from those of the sums under the taps, by the sum of all paths.
 Tensor cross_grads(const Tensor& grad_kernels, const Tensor& weights, const Tensor& grad_average, const Tensor& sums) {
   const int64_t images = weights.size(0), channels = weights.size(1), path = channels * CROSS_TAPS;
   const Tensor out = at::zeros({2, channels, CROSS_TAPS}, weights.options());
@@ -195,7 +195,7 @@ Tensor logit_grads(const Tensor& grad_kernels, const Tensor& paths, const Tensor
 
 // Gradient of u, from those of the output and of the sums under the taps.
 Tensor input_grad(const Tensor& grad, const Tensor& paths, const Tensor& weights, const Tensor& grad_sums) {
-  // What a pixel weighs in the average: less at the borders, where not every tap sees it.
+  // Weight of a pixel in the average; smaller at the borders, where not every tap covers it.
   const Tensor ones = empty_map({1, grad.size(1), grad.size(2), grad.size(3)}, at::kFloat).fill_(1);
   const Tensor seen = depthwise(ones, PackedKernels(paths.sum(0, true).flip(2), CROSS));
   return depthwise(grad, PackedKernels(combine(paths, weights).flip(2), CROSS), nullptr, seen, grad_sums);

@@ -1,5 +1,5 @@
-// Matrix products whose sums are worked on while they are still in registers or in the first cache. Beside that they
-// win where a library's lose: with few columns, and as rows need no rearrangement.
+// Matrix products whose sums are processed while they are in registers or in the L1 cache. They also beat a library's
+// products with few columns, and need no rearranged rows.
 #pragma once
 
 #include <ATen/ops/constant_pad_nd.h>
@@ -12,14 +12,14 @@
 
 namespace mmstrip {
 
-// Two inputs of an output side by side, in bfloat16.
+// Two adjacent inputs of an output, in bfloat16.
 using Pair = int32_t;
 
-// What weights for rows of T are packed as.
+// The type of packed weights for rows of T.
 template <typename T>
 using Packed = std::conditional_t<std::is_same_v<T, float>, Lanes, Pair>;
 
-// Outputs in a block of such pairs: whole vectors, and blocks as even as they can be.
+// Outputs in a block of such pairs: whole vectors, in blocks of similar size.
 inline int64_t block_width(int64_t outputs) {
   constexpr int64_t most = 128;
   return divide_up(divide_up(outputs, divide_up(outputs, most)), LANES) * LANES;
@@ -80,7 +80,7 @@ class PackedWeight {
     Pair* to = memory_.mutable_data_ptr<Pair>();
     const Tensor scratch = at::empty({divide_up(outputs, LANES), lines, LANES}, at::kFloat);
     Lanes* gathered = as_lanes(scratch);
-    // Pairs are moved as if they were numbers in float32.
+    // Pairs are moved like float32 values.
     gather_blocks(static_cast<const float*>(weight.const_data_ptr()), lines, lines,
                   [=](int64_t block) { return gathered + block * lines; });
     at::parallel_for(0, scratch.size(0), 16, [&](int64_t begin, int64_t end) {
@@ -93,7 +93,7 @@ class PackedWeight {
     });
   }
 
-  // Blocks of LANES rows (`count` numbers, `stride` apart), one row a lane; target(block) is where they go.
+  // Blocks of LANES rows (`count` values, `stride` apart), one row per lane; target(block) is their destination.
   template <typename Target>
   void gather_blocks(const float* from, int64_t stride, int64_t count, Target target) const {
     at::parallel_for(0, divide_up(outputs, LANES), std::max<int64_t>(1, 4096 / count), [&](int64_t begin, int64_t end) {
@@ -117,7 +117,7 @@ struct Operand {
   int64_t depth;
 };
 
-// A tile of sums that fills the registers: so many rows, two vectors wide.
+// Rows of a tile of sums that fills the registers; it is two vectors wide.
 #ifdef __AVX512F__
 constexpr int TILE_ROWS = 14;
 #else
@@ -134,7 +134,7 @@ __attribute__((always_inline)) inline void multiply_tile(at::ArrayRef<Operand<fl
   }
   for (const auto& operand : operands) {
     const int64_t stride = operand.stride, depth = operand.depth;
-    const float* rows[(R + 2) / 3];  // each reaches three rows, by addressing alone
+    const float* rows[(R + 2) / 3];  // each addresses three rows
     for (int i = 0; i < (R + 2) / 3; ++i) rows[i] = operand.rows + (row + 3 * i) * stride;
     const Lanes* weight = operand.packed + block * depth;
     for (int64_t k = 0; k < depth; ++k) {
@@ -152,8 +152,8 @@ __attribute__((always_inline)) inline void multiply_tile(at::ArrayRef<Operand<fl
   }
 }
 
-// Products of rows [begin, end) of the operands with their weights, or one of so many parts of these, added up over the
-// operands; finish(row, first output, sums, count) takes them, LANES outputs at a time.
+// Products of rows [begin, end) of the operands with their weights, or with one of `parts` parts of these, summed over
+// the operands; finish(row, first output, sums, count) gets them, LANES outputs at a time.
 template <typename Finish>
 void multiply_rows(at::ArrayRef<Operand<float>> operands, int64_t begin, int64_t end, int64_t outputs, int64_t part,
                    int64_t parts, Finish finish) {
@@ -171,8 +171,8 @@ void multiply_rows(at::ArrayRef<Operand<float>> operands, int64_t begin, int64_t
 }
 
 #ifdef MMSTRIP_BFLOAT16
-// The same in bfloat16, by PyTorch's micro-kernels for AMX and AVX512-BF16, whose sums come to a tile in the first
-// cache. Numbers of rows are powers of two: there is a kernel for each, which is made at its first use.
+// The same in bfloat16, by PyTorch's micro-kernels for AMX and AVX512-BF16, with sums in a tile in the L1 cache.
+// Numbers of rows are powers of two, as each has its own kernel, generated on first use.
 template <typename Finish>
 void multiply_rows(at::ArrayRef<Operand<BFloat16>> operands, int64_t begin, int64_t end, int64_t outputs, int64_t part,
                    int64_t parts, Finish finish) {

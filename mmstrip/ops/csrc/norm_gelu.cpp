@@ -1,4 +1,4 @@
-// BN and GELU with their gradients, in as few passes over memory as there can be.
+// BN and GELU with their gradients, in as few passes over memory as possible.
 #include "batch_norm.h"
 #include "gelu.h"
 #include "parallel.h"
@@ -8,12 +8,12 @@ namespace {
 
 Slices slices_of_map(const Tensor& x) { return Slices(1, x.size(0) * x.size(2) * x.size(3), x.size(1)); }
 
-// Mean and biased variance (C, ) of a map of T: those of slices, then of their means.
+// Mean and biased variance (C, ) of a map of T, combined from those of slices.
 template <typename T>
 void channel_moments(const Tensor& x, float* mean, float* variance) {
   const Slices slices = slices_of_map(x);
   const int64_t channels = slices.channels;
-  TORCH_CHECK(slices.pixels > 1, "BN in training needs more than one value per channel, but the map is of shape ",
+  TORCH_CHECK(slices.pixels > 1, "BN in training needs more than one value per channel, but the map has shape ",
               x.sizes());
   const Tensor sums = slices.sums(), squares = slices.sums();
   const auto size_of = [&](int64_t slice) { return std::min(SLICE, slices.pixels - slice * SLICE); };
@@ -68,7 +68,7 @@ void combine(const Tensor& grad, const Tensor& x, const float* scale, const floa
   });
 }
 
-// Running statistics after their update, which a layer may hold as a view with strides of its own.
+// Update running statistics, which may be strided views.
 void update(const Tensor& statistics, const Tensor& updated) {
   if (!updated.is_same(statistics)) statistics.copy_(updated);
   if (!statistics.is_inference()) statistics.unsafeGetTensorImpl()->bump_version();
@@ -147,7 +147,7 @@ BatchNormGrad batch_norm_backward(const Tensor& grad, const Tensor& x, const Bat
   for (const auto c : irange(channels)) {
     gradient[c] = product[c] * inverse[c];
     if (!norm.training) continue;
-    // x moves its mean and its variance too.
+    // Through the mean and the variance of x.
     slope[c] = -scale[c] * inverse[c] * gradient[c] / count;
     offset[c] = -scale[c] * sum[c] / count - slope[c] * mean[c];
   }

@@ -1,4 +1,4 @@
-// How work is shared among threads, and the memory in which a thread works.
+// Sharing work among threads, and scratch memory of threads.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -10,11 +10,11 @@
 
 namespace mmstrip {
 
-// Memory of a tensor as vectors.
+// A tensor's memory as vectors.
 inline Lanes* as_lanes(const Tensor& tensor) { return reinterpret_cast<Lanes*>(mutable_data(tensor)); }
 
-// Memory to work in, from which its user cuts pieces. Up to LIMIT vectors are cached by the thread from call to call,
-// as fresh memory costs a fault a page; more is freed after use.
+// Scratch memory, handed out in pieces. Each thread caches up to LIMIT vectors between calls, as fresh memory costs a
+// fault per page; more is freed after use.
 class Workspace {
  public:
   explicit Workspace(int64_t size) : cached_(size <= LIMIT) {
@@ -59,17 +59,16 @@ class Workspace {
   Lanes* next_;
 };
 
-// Tasks are the images of all blocks of LANES channels, a block's images after each other; function(begin, end) runs
-// some.
+// Tasks are the images of all blocks of LANES channels, block by block; function(begin, end) runs some of them.
 template <typename Function>
 inline void for_blocks(int64_t channels, int64_t images, Function function) {
   at::parallel_for(0, divide_up(channels, LANES) * images, 1, function);
 }
 
-// Sums over pixels are taken slice by slice, so that their order does not depend on the threads.
+// Sums over pixels are computed slice by slice, so their order does not depend on the number of threads.
 constexpr int64_t SLICE = 128;
 
-// Rows of images of so many pixels each, cut into slices that do not leave their image.
+// Rows of images with `pixels` pixels each, cut into slices within an image.
 struct Slices {
   int64_t images, pixels, channels, per_image, count;
 
@@ -95,12 +94,12 @@ struct Slices {
   }
 };
 
-// So many rows keep a matrix product busy and fit the second cache.
+// Rows per block: enough for an efficient matrix product, and few enough for the L2 cache.
 constexpr int64_t BLOCK_ROWS = 196;
 
 inline int64_t free_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
-// The rows of a product in blocks and, where there are too few rows for all threads, its columns in parts.
+// The rows of a product in blocks and, if there are too few rows for all threads, its columns in parts.
 struct RowBlocks {
   int64_t rows, size, count, parts;
 
@@ -124,13 +123,13 @@ struct RowBlocks {
   }
 };
 
-// Images that go through several steps one group after the other, so that what lies between stays in the cache: a group
-// a thread where they come out even, else each on all threads.
+// Images run through several steps group by group, so that intermediate results stay in the cache: one group per thread
+// if they divide evenly, else each group on all threads.
 struct Groups {
   int64_t images, pixels, size, count;
   bool side_by_side;
 
-  // With `waves` a thread that is free may go on with another group's next step.
+  // With `waves`, a free thread may take another group's next step.
   Groups(int64_t images, int64_t pixels, bool waves = false) : images(images), pixels(pixels) {
     const int64_t threads = free_threads();
     split(BLOCK_ROWS);

@@ -1,4 +1,4 @@
-// 1x1 convolutions of concatenated maps, as one matrix product a map, and what follows them.
+// 1x1 convolutions of concatenated maps, one matrix product per map, and the layers after them.
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
 
@@ -21,7 +21,7 @@ bool takes_bfloat16() {
                                   reinterpret_cast<float*>(&sums));
       at::native::cpublas::brgemm_release();
       return true;
-    } catch (const c10::Error&) {  // oneDNN is told to do without
+    } catch (const c10::Error&) {  // oneDNN's settings disable it
       return false;
     }
   }();
@@ -54,10 +54,10 @@ std::vector<int64_t> channels_of(at::TensorList maps) {
 // Refuse weights that are not (O, sum of `channels`, 1, 1).
 void check_weight(const Tensor& weight, at::IntArrayRef channels) {
   check(weight, "weight", {ANY, std::accumulate(channels.begin(), channels.end(), int64_t(0)), 1, 1});
-  TORCH_CHECK(weight.size(0) > 0, "weight must have outputs, but is of shape ", weight.sizes());
+  TORCH_CHECK(weight.size(0) > 0, "weight must have at least one output, but has shape ", weight.sizes());
 }
 
-// The columns of such weights that belong to each part.
+// The columns of these weights for each part.
 std::vector<Tensor> columns(const Tensor& weight, at::IntArrayRef channels) {
   return weight.flatten(1).split_with_sizes(channels, 1);
 }
@@ -145,19 +145,19 @@ PointwiseGrad gradients(const Tensor& grad, at::TensorList maps, const Tensor& p
   return out;
 }
 
-// Which gradients are required: of so many arguments, then of the parts.
+// Which gradients are required: of `count` arguments, then of the parts.
 struct Required {
   std::vector<bool> arguments, parts;
 
   Required(const c10::List<bool>& required, size_t count, size_t part_count) {
-    TORCH_CHECK(required.size() == count + part_count, "required must be of length ", count + part_count,
-                ", but is of length ", required.size());
+    TORCH_CHECK(required.size() == count + part_count, "required must have length ", count + part_count,
+                ", but has length ", required.size());
     for (const auto i : irange(required.size())) (i < count ? arguments : parts).push_back(required[i]);
   }
 
   bool operator[](size_t argument) const { return arguments[argument]; }
 
-  // Whether the gradient of the convolution's output is needed for more than its sums.
+  // Whether more than the sums of the gradient of the convolution's output is needed.
   bool map() const { return arguments[0] || std::find(parts.begin(), parts.end(), true) != parts.end(); }
 };
 
@@ -175,13 +175,13 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_backward(const Tensor&
   return {std::move(out.parts), out.weight, required[1] ? sum_rows(pixels(grad)) : Tensor()};
 }
 
-// Refuse chunks that are not equal.
+// Refuse unequal chunks.
 void check_chunks(int64_t chunks, int64_t channels) {
   TORCH_CHECK(chunks > 0 && channels % chunks == 0, "chunks must divide the ", channels, " outputs, but is ", chunks);
 }
 
 // gelu(BN(pointwise(...))) in equal chunks of the channels; also the map before BN, without the bias, and the norm, for
-// the backward pass.
+// backward.
 std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_norm_gelu_forward(
     at::TensorList parts, const Tensor& weight, const OptionalTensor& bias, const Tensor& norm_weight,
     const Tensor& norm_bias, const Tensor& mean, const Tensor& variance, bool training, double momentum, double eps,
@@ -202,7 +202,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_norm_gelu_forward(
   return {out, x, norm.values};
 }
 
-// Only what comes out of it, at once where BN does not have to see the whole map first.
+// Only the output; in one pass if BN does not need statistics of the map.
 std::vector<Tensor> pointwise_norm_gelu(at::TensorList parts, const Tensor& weight, const OptionalTensor& bias,
                                         const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& mean,
                                         const Tensor& variance, bool training, double momentum, double eps,
@@ -234,8 +234,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor, Tensor> pointwise_norm_g
   check_map(input, "x", {images, channels, height, width});
   const auto norm = BatchNorm::saved(values, channels, training);
   const int64_t chunks = grads.size();
-  TORCH_CHECK(chunks > 0 && channels % chunks == 0, "grads must be those of equal chunks of ", channels,
-              " outputs, but are ", chunks);
+  TORCH_CHECK(chunks > 0 && channels % chunks == 0, "grads must be equal chunks of ", channels,
+              " outputs, but there are ", chunks);
   for (const auto& grad : grads) check_map(grad, "grads", {images, channels / chunks, height, width});
   const auto maps = all_in_channels_last(parts), chunk_grads = all_in_channels_last(grads);
   const Tensor x = in_channels_last(input);
@@ -244,7 +244,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor, Tensor> pointwise_norm_g
     outer = norm_gelu_backward(chunk_grads, x, norm, required.map());
   }
   auto inner = gradients(outer.x, maps, weight, required[0], required.parts);
-  // In training BN takes the mean away, and with it the bias.
+  // In training, BN subtracts the mean and with it the bias.
   Tensor grad_bias;
   if (required[1]) grad_bias = training ? at::zeros({channels}, at::kFloat) : outer.bias.mul(norm.values[2]);
   return {std::move(inner.parts), inner.weight, grad_bias, required[2] ? outer.weight : Tensor(),

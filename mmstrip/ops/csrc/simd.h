@@ -1,7 +1,7 @@
-// Channels side by side in vector registers, and the few things done with them everywhere.
+// Vectors of channels, and their basic operations.
 //
-// Maps are (N, C, H, W) in channels_last memory: pixels x channels. A kernel takes LANES channels of an image at a
-// time. Memory holds float32 or bfloat16, registers hold float32: numbers are rounded once, where they are stored.
+// Maps are (N, C, H, W) in channels_last memory: pixels x channels. A kernel processes LANES channels of an image at
+// a time. Memory holds float32 or bfloat16, registers hold float32; values are rounded once, when they are stored.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -29,7 +29,7 @@ typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Indices __attribute__((vector_size(LANES * sizeof(float))));
 
 inline Lanes broadcast(float value) {
-  return value - Lanes{};  // less 0, as -0 plus 0 is another number
+  return value - Lanes{};  // minus 0, as -0 plus 0 is +0
 }
 
 // The first `count` of the lanes, 0 in the others. Always inlined, so that a constant count costs nothing.
@@ -92,7 +92,7 @@ inline void store_pairs(int32_t* to, Lanes first, Lanes second) {
 }
 #endif
 
-// Compilers would rather read memory once for every use.
+// Compilers would otherwise read memory for every use.
 inline Lanes in_register(Lanes x) {
 #ifdef __AVX512F__
   asm("" : "+v"(x));

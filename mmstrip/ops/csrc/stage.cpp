@@ -1,4 +1,4 @@
-// The fused stage: deployed blocks without gradients. Images run through them side by side, each on a thread.
+// The fused stage: deployed blocks without gradients. Each image runs through them on its own thread.
 #include <ATen/ThreadLocalState.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/stack.h>
@@ -16,9 +16,8 @@ namespace {
 
 using Blocks = c10::List<c10::List<Tensor>>;
 
-// Steps of several items, each of which takes the steps in order, on all threads: who is free takes the next step of
-// the next item, so that no thread waits for another one but where an item is still at its step before. function(step,
-// item)
+// Run function(step, item) for all steps of all items, on all threads. An item takes its steps in order; a free thread
+// takes the next step of the next item, and only waits if that item is still at an earlier step.
 template <typename Function>
 void in_waves(int64_t steps, int64_t items, Function function) {
   std::mutex mutex;
@@ -40,7 +39,7 @@ void in_waves(int64_t steps, int64_t items, Function function) {
       changed.notify_all();
     }
   };
-  const at::ThreadLocalState state;  // that gradients are off, that memory is counted
+  const at::ThreadLocalState state;  // such as gradient mode and memory profiling
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
     const at::ThreadLocalStateGuard guard(state);
     try {
@@ -64,7 +63,7 @@ struct Epsilons {
   double batch_norm, layer_norm, response_norm;
 
   explicit Epsilons(const c10::List<double>& eps) {
-    TORCH_CHECK(eps.size() == 3, "eps must hold those of BN, LayerNorm and GRN, but is of length ", eps.size());
+    TORCH_CHECK(eps.size() == 3, "eps must hold 3 values per block (BN, LayerNorm, GRN), but holds ", eps.size());
     batch_norm = eps[0], layer_norm = eps[1], response_norm = eps[2];
   }
 };
@@ -78,7 +77,7 @@ class Tensors {
     TORCH_CHECK(tensors.size() == COUNT, "blocks must hold ", COUNT, " tensors each, but one holds ", tensors.size());
   }
 
-  // The next one, dense, in float32 and of these sizes.
+  // The next one, dense, in float32 and with these sizes.
   Tensor take(const char* name, at::IntArrayRef sizes) { return checked(tensors_.get(next_++), name, sizes); }
 
  private:
@@ -86,20 +85,20 @@ class Tensors {
   size_t next_ = 0;
 };
 
-// Nothing but a shift (C, ), as BN.
+// A shift (C, ) as BN.
 BatchNorm shift_only(const Tensor& shift) {
   const Tensor zeros = at::zeros_like(shift), ones = at::ones_like(shift);
   return {at::stack({zeros, ones, ones, shift}), false};
 }
 
-// A deployed StripMLPBlock (mmstrip/models/strip_mlp.py): BN is folded but for the first one, positions are part of the
-// biases of the strip layers, and CGSMM's last fusion is part of the block's.
+// A deployed StripMLPBlock (mmstrip/models/strip_mlp.py): all BN but the first are folded, position embeddings are part
+// of the biases of the strip layers, and CGSMM's last fusion is part of the block's.
 class Block {
  public:
   Block(const c10::List<Tensor>& list, const Epsilons& eps, at::ScalarType type) {
     Tensors tensors(list);
     const int64_t channels = channels_ = list.get(0).numel(), half = channels / 2;
-    TORCH_CHECK(channels > 0 && channels % 2 == 0, "bn_weight must be of an even length, but is of ", channels);
+    TORCH_CHECK(channels > 0 && channels % 2 == 0, "bn_weight must have an even length, but has length ", channels);
     const auto vector = [&](const char* name, int64_t size) { return tensors.take(name, {size}); };
 
     const Tensor bn_weight = vector("bn_weight", channels), bn_bias = vector("bn_bias", channels);
@@ -130,7 +129,7 @@ class Block {
     channel_depthwise_.emplace(tensors.take("channel_depthwise", {channels, 1, 7, 7}));
     const Tensor expand = tensors.take("expand", {ANY, channels});
     const int64_t hidden = expand.size(0);
-    TORCH_CHECK(hidden > 0, "expand must have outputs, but is of shape ", expand.sizes());
+    TORCH_CHECK(hidden > 0, "expand must have at least one output, but has shape ", expand.sizes());
     const Tensor expand_bias = vector("expand_bias", hidden), gamma = vector("gamma", hidden);
     const Tensor reduce = tensors.take("reduce", {channels, hidden});
     channel_mlp_.emplace(type, LayerNorm{{}, {}, eps.layer_norm}, expand, expand_bias, gamma, OptionalTensor(),
@@ -139,7 +138,7 @@ class Block {
 
   int64_t channels() const { return channels_; }
 
-  // Of (N, C, H, W) into `out`, which may be x.
+  // From x (N, C, H, W) into `out`, which may be x.
   void run(const Tensor& x, const Windows& windows, const Tensor& out) const {
     const auto parts = project_->run({depthwise(x, *depthwise_, &norm_)});
     fuse_->run({parts[0], mix(parts[0], windows), local_->run(parts[1]).out}, x, out);
@@ -149,7 +148,7 @@ class Block {
  private:
   std::vector<int64_t> halves(size_t count) const { return std::vector<int64_t>(count, channels_ / 2); }
 
-  // CGSMM but for its last fusion.
+  // CGSMM without its last fusion.
   Tensor mix(const Tensor& u, const Windows& windows) const {
     if (windows.counts[0] == 1 && windows.counts[1] == 1) return mix_window(u);
     const Tensor mixed = mix_window(split_windows(u, extent_, windows.counts, windows.strides, false));
@@ -169,7 +168,7 @@ class Block {
   std::optional<ChannelMLP> channel_mlp_;
 };
 
-// A tensor and how it was, so that a change of it is noticed. It is held, so that no other takes its place in memory.
+// A tensor and its state, to detect changes. It is kept alive, so that its memory is not reused.
 class Snapshot {
  public:
   explicit Snapshot(const Tensor& tensor)
@@ -198,7 +197,7 @@ class Snapshot {
 
   static int64_t version(const Tensor& tensor) { return tensor.is_inference() ? -1 : tensor._version(); }
 
-  // A hash of sizes and strides: lists of them would be more memory to fetch.
+  // A hash of sizes and strides, which is faster to compare than lists.
   static uint64_t geometry(const Tensor& tensor) {
     uint64_t hash = tensor.dim();
     for (const auto numbers : {tensor.sizes(), tensor.strides()}) {
@@ -222,7 +221,7 @@ class Snapshot {
   int32_t samples_[SAMPLES];
 };
 
-// Blocks that follow each other, their weights packed. The tensors of a block are, in this order:
+// Consecutive blocks with packed weights. The tensors of a block are, in this order:
 //   bn_weight, bn_bias, bn_mean, bn_variance, depthwise            BN, GELU and depthwise 3x3
 //   project, project_bias                                          1x1 and GELU, two chunks
 //   row, row_bias (map), fuse_row, fuse_row_bias, column, column_bias (map)
@@ -231,30 +230,30 @@ class Snapshot {
 //   1, 1) channel_depthwise, expand, expand_bias, gamma, reduce, reduce_bias
 class Stage : public torch::CustomClassHolder {
  public:
-  // The constants of a block are those of BN, LayerNorm and GRN; maps are of one type.
+  // `eps` holds those of BN, LayerNorm and GRN for each block; `type` is that of the maps.
   Stage(const Blocks& blocks, const c10::List<c10::List<double>>& eps, at::ScalarType type) : type_(type) {
     const BelowAutograd guard;
-    TORCH_CHECK(type == at::kFloat || (takes_bfloat16() && type == at::kBFloat16), "type must be float32 ",
-                takes_bfloat16() ? "or bfloat16" : "", ", but is ", type);
+    TORCH_CHECK(type == at::kFloat || (takes_bfloat16() && type == at::kBFloat16), "type must be float32",
+                takes_bfloat16() ? " or bfloat16" : "", ", but is ", type);
     TORCH_CHECK(blocks.size() > 0, "blocks must hold at least one block");
-    TORCH_CHECK(eps.size() == blocks.size(), "eps must be of the length of blocks, ", blocks.size(), ", but is of ",
+    TORCH_CHECK(eps.size() == blocks.size(), "eps must have one entry per block, ", blocks.size(), ", but has ",
                 eps.size());
     for (const auto i : irange(blocks.size())) {
       const c10::List<Tensor> tensors = blocks.get(i);
       blocks_.emplace_back(tensors, Epsilons(eps.get(i)), type);
-      TORCH_CHECK(blocks_[i].channels() == blocks_[0].channels(), "blocks must be of one width");
+      TORCH_CHECK(blocks_[i].channels() == blocks_[0].channels(), "blocks must all have one width");
       for (const auto& tensor : tensors) snapshots_.emplace_back(tensor);
     }
   }
 
-  // Of (N, C, H, W), cut into so many windows along both axes, with these strides.
+  // Run (N, C, H, W) in `counts` windows along both axes, `strides` apart.
   Tensor run(const Tensor& input, std::vector<int64_t> counts, std::vector<int64_t> strides) const {
     TORCH_CHECK(!at::GradMode::is_enabled() || !input.requires_grad(), "x must not require a gradient");
     TORCH_CHECK(counts.size() == 2 && strides.size() == 2, "counts and strides must hold two numbers each");
     const BelowAutograd guard;
     check_map(input, "x", {ANY, blocks_[0].channels(), ANY, ANY});
-    TORCH_CHECK(input.scalar_type() == type_, "x must be of type ", type_,
-                ", for which the stage is packed, but is of ", input.scalar_type());
+    TORCH_CHECK(input.scalar_type() == type_, "x must be ", type_, ", like the packed stage, but is ",
+                input.scalar_type());
     const Tensor x = in_channels_last(input), out = empty_map(x);
     const Windows windows{std::move(counts), std::move(strides)};
     const Groups groups(x.size(0), x.size(2) * x.size(3), true);
@@ -272,8 +271,8 @@ class Stage : public torch::CustomClassHolder {
     return out;
   }
 
-  // Whether the stage was packed from these very tensors, none of them changed since. Writes in inference mode and to
-  // `.data` move no version: a few values of each tensor are compared too.
+  // Whether the stage was packed from these very tensors and none has changed. Writes in inference mode and to `.data`
+  // do not increase the version, so a few values of each tensor are compared too.
   bool is_current(const Blocks& blocks) const {
     auto snapshot = snapshots_.begin();
     if (blocks.size() * Tensors::COUNT != snapshots_.size()) return false;

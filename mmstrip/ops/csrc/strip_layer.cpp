@@ -1,4 +1,4 @@
-// Strip MLP layer (Section 3.2): channels of different patches side by side, so that no map is rearranged.
+// Strip MLP layer (Section 3.2), vectorized over channels of different patches, so that no map is rearranged.
 #include <torch/library.h>
 
 #include "layers.h"
@@ -6,7 +6,7 @@
 namespace mmstrip {
 namespace {
 
-// A tile of the product: so many lines and so many tokens fill the registers.
+// A tile of the product: this many lines and tokens fill the registers.
 #ifdef __AVX512F__
 constexpr int LINES = 7, TOKENS = 3;
 #else
@@ -33,7 +33,7 @@ void load_weight(const Tensor& weight, int64_t first, Lanes* out) {
   gather(rows, size, out);
 }
 
-// So many input tokens at a time: what a tile reads of them and of the weights stays in the first cache.
+// Input tokens per chunk: what a tile reads of them and of the weights stays in the L1 cache.
 int64_t chunk_size(int64_t tokens) {
   constexpr int64_t most = 28;
   const int64_t chunks = divide_up(tokens, most);
@@ -46,8 +46,8 @@ void for_pieces(int64_t count, int64_t size, Function function) {
   for (int64_t begin = 0; begin < count; begin += size) function(begin, std::min(begin + size, count));
 }
 
-// Weights (strip_width, out, in) in the order of their use: chunks of input tokens, in each tiles of output tokens, in
-// each (strip_width, in, out). For the gradient of the input lines and tokens change roles.
+// Weights (strip_width, out, in) in the order of their use: chunks of input tokens, then tiles of output tokens, then
+// (strip_width, in, out). For the gradient of the input, lines and tokens change roles.
 void arrange(const Lanes* weight, int64_t strip_width, int64_t tokens, bool backward, Lanes* arranged) {
   for_pieces(tokens, chunk_size(tokens), [&](int64_t first, int64_t last) {
     for_pieces(tokens, TOKENS, [&](int64_t begin, int64_t end) {
@@ -66,17 +66,16 @@ void arrange(const Lanes* weight, int64_t strip_width, int64_t tokens, bool back
 template <typename T>
 struct Target {
   T* data;
-  int64_t line, token, count;  // distances in numbers, lanes to store
+  int64_t line, token, count;  // distances in elements, lanes to store
 };
 
-// Sums that a tile starts with, or buffers, as lines x tokens with distances in vectors.
+// Initial sums of a tile, or buffers: lines x tokens with distances in vectors.
 struct Start {
   const Lanes* data;
   int64_t line, token;
 };
 
-// A tile of the product, LINES x T, over `inputs` tokens of the lines of a strip: `pitch` lines of a token follow each
-// other.
+// A tile of the product, LINES x T, over `inputs` tokens of the lines of a strip; a token has `pitch` lines in a row.
 template <int T, typename Finish>
 void multiply(const Lanes* x, int64_t pitch, const Lanes* weight, int64_t strip_width, int64_t inputs, Start start,
               Finish finish) {
@@ -105,7 +104,7 @@ void with_tile(int64_t size, Function function) {
               : function(std::integral_constant<int, TOKENS>());
 }
 
-// All lines of an image; `sums` (tokens, whole tiles of lines) keeps what earlier chunks of the input gave.
+// All lines of an image; `sums` (tokens, whole tiles of lines) accumulates over chunks of the input.
 template <typename Number>
 void multiply_image(const Lanes* x, int64_t pitch, const Lanes* weight, int64_t strip_width, const Lines& shape,
                     Start bias, Lanes* sums, Target<Number> to) {
@@ -144,7 +143,7 @@ Tensor checked_pixels_first(const Tensor& map, const char* name) {
 Tensor checked_weight(const Tensor& weight) {
   check(weight, "weight", {ANY, ANY, ANY, ANY});
   TORCH_CHECK(weight.numel() > 0 && weight.size(1) % 2 == 1 && weight.size(2) == weight.size(3),
-              "weight must be of shape [patches, strip_width, tokens, tokens] with an odd strip_width, but is of ",
+              "weight must have shape [patches, strip_width, tokens, tokens] with an odd strip_width, but has ",
               weight.sizes());
   return weight.to(at::kFloat).contiguous();
 }
@@ -153,7 +152,7 @@ Lanes identity(Lanes v, int64_t) { return v; }
 
 }  // namespace
 
-// Sizes of what the layer works on: a map's lines, and the pieces of memory for a block of channels.
+// Sizes: a map's lines, and the memory for a block of channels.
 struct StripLayer::Layout : Lines {
   int64_t height, width, channels, pixels, all_lines, pad, pitch, whole, weights, biases, positions;
 
@@ -176,14 +175,14 @@ struct StripLayer::Layout : Lines {
     const auto fits = [&](const Tensor& map) {
       return map.size(0) == height && map.size(1) == width && map.size(2) == channels;
     };
-    TORCH_CHECK(!layer.bias_map_ || fits(layer.bias_), "bias must be of the map's shape ", shape);
-    TORCH_CHECK(!layer.position_.defined() || fits(layer.position_), "position must be of the map's shape ", shape);
+    TORCH_CHECK(!layer.bias_map_ || fits(layer.bias_), "bias must have the map's shape ", shape);
+    TORCH_CHECK(!layer.position_.defined() || fits(layer.position_), "position must have the map's shape ", shape);
   }
 
   int64_t packed() const { return weights + biases + positions; }
 };
 
-// What a block of channels needs: weights in the order of their use, biases and positions.
+// Packed data of a block of channels: weights in the order of their use, biases and positions.
 struct StripLayer::PackedBlock {
   Lanes *weight, *bias, *position;
 
@@ -213,7 +212,7 @@ void StripLayer::pack(at::IntArrayRef shape) {
   });
 }
 
-// Fill `packed` for the block of channels from `first` on; `weight` is memory for its weights before they are arranged.
+// Fill `packed` for the block of channels from `first` on; `weight` is scratch memory for its weights.
 void StripLayer::pack_block(const Layout& layout, int64_t first, Lanes* weight, const PackedBlock& packed) const {
   const int64_t patches = weight_.size(0), channels = layout.channels, count = lanes_left(channels, first);
   load_weight(weight_, first, weight);
@@ -280,7 +279,7 @@ Tensor strip_layer(const Tensor& x, const Tensor& weight, const Tensor& bias, bo
   return layer.run(in_channels_last(x));
 }
 
-// Products of T x U tokens of the gradient and of the input, added up over the lines of an image.
+// Products of T x U tokens of the gradient and the input, summed over the lines of an image.
 template <int T, int U>
 void correlate(const Lanes* grad, const Lanes* x, int64_t lines, int64_t tokens, Lanes* out) {
   Lanes sum[T][U];
@@ -307,7 +306,7 @@ void correlate_image(const Lanes* grad, const Lanes* x, const Lines& shape, Lane
   for (; t < shape.tokens; ++t) run(std::integral_constant<int, 1>(), t);
 }
 
-// Gradient of the weights (G, strip_width, L, L), of maps of T: a task is a block of channels and a line of the strip.
+// Gradient of the weights (G, strip_width, L, L), for maps of T; a task is a block of channels and a line of the strip.
 template <typename T>
 Tensor weight_grad(const Tensor& grad, const Tensor& x, int64_t patches, int64_t strip_width, bool row,
                    const OptionalTensor& position) {
@@ -374,7 +373,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> strip_layer_backward(const Tensor& gr
                                                                 std::array<bool, 4> required) {
   const BelowAutograd guard;
   check_map(input, "x"), check_map(grad_out, "grad", input.sizes());
-  TORCH_CHECK(grad_out.scalar_type() == input.scalar_type(), "grad must be ", input.scalar_type(), " as x is, but is ",
+  TORCH_CHECK(grad_out.scalar_type() == input.scalar_type(), "grad must be ", input.scalar_type(), " like x, but is ",
               grad_out.scalar_type());
   StripLayer(weight, {}, position, row).check_fits(input);
   const Tensor x = in_channels_last(input), grad = in_channels_last(grad_out);

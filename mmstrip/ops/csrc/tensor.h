@@ -1,4 +1,4 @@
-// Tensors: checks of what an operator is given, and maps (N, C, H, W) in channels_last memory.
+// Tensors: checks of an operator's arguments, and maps (N, C, H, W) in channels_last memory.
 //
 // Maps are float32 or bfloat16, and so are all maps of a call. Parameters may be either; kernels read them as float32.
 #pragma once
@@ -28,22 +28,22 @@ using c10::BFloat16;
 using c10::irange;
 using OptionalTensor = std::optional<Tensor>;
 
-// Operators have no autograd of their own: theirs is in Python, around them.
-// Within it PyTorch's operations record no graph and keep to float32, also in a backward pass under autocast.
+// The autograd of operators is in Python, around them.
+// Under this guard, PyTorch's operations record no graph and stay in float32, even in backward under autocast.
 struct BelowAutograd {
   at::AutoDispatchBelowADInplaceOrView below;
   c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
 };
 
-// Products in bfloat16 are PyTorch's brgemm, as it is since 2.7.
+// Products in bfloat16 use PyTorch's brgemm, with its interface since 2.7.
 #if defined(__AVX512F__) && (TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 7)
 #define MMSTRIP_BFLOAT16
 #endif
 
-// Whether maps may be bfloat16: on CPUs with AVX512-BF16 where brgemm runs. pointwise.cpp
+// Whether maps may be bfloat16: on CPUs with AVX512-BF16 on which brgemm runs. pointwise.cpp
 bool takes_bfloat16();
 
-// function(T()) for the numbers T of a map.
+// function(T()) for the type T of a map.
 template <typename Function>
 auto with_type([[maybe_unused]] at::ScalarType type, Function function) {
 #ifdef MMSTRIP_BFLOAT16
@@ -52,9 +52,9 @@ auto with_type([[maybe_unused]] at::ScalarType type, Function function) {
   return function(float());
 }
 
-constexpr int64_t ANY = -1;  // a size that may be any
+constexpr int64_t ANY = -1;  // any size
 
-// Refuse a tensor that is of another type or on another device than operators take, or not of these sizes.
+// Refuse a tensor of another type, device or size than the operators support.
 inline void check(const Tensor& tensor, const char* name, at::IntArrayRef sizes) {
   TORCH_CHECK(tensor.defined(), name, " is missing");
   const bool known = tensor.scalar_type() == at::kFloat || (takes_bfloat16() && tensor.scalar_type() == at::kBFloat16);
@@ -69,10 +69,10 @@ inline void check(const Tensor& tensor, const char* name, at::IntArrayRef sizes)
   for (const auto i : irange(sizes.size())) {
     allowed << (i ? ", " : "") << (sizes[i] == ANY ? "any" : std::to_string(sizes[i]));
   }
-  TORCH_CHECK(false, name, " must be of shape [", allowed.str(), "], but is of ", tensor.sizes());
+  TORCH_CHECK(false, name, " must have shape [", allowed.str(), "], but has ", tensor.sizes());
 }
 
-// A parameter, contiguous and in float32: what kernels read through a pointer.
+// A parameter, contiguous and in float32, to read through a pointer.
 inline Tensor checked(const Tensor& tensor, const char* name, at::IntArrayRef sizes) {
   check(tensor, name, sizes);
   return tensor.to(at::kFloat).contiguous();
@@ -82,23 +82,23 @@ inline OptionalTensor checked(const OptionalTensor& tensor, const char* name, at
   return tensor ? OptionalTensor(checked(*tensor, name, sizes)) : tensor;
 }
 
-// Refuse what is no map (N, C, H, W) with at least one pixel and one channel. Operators check all arguments before they
-// copy a map: one that is expanded is larger than its memory.
+// Refuse a tensor that is not a map (N, C, H, W) with at least one pixel and channel. Operators check all arguments
+// before they copy a map, as an expanded one is larger than its memory.
 inline void check_map(const Tensor& map, const char* name, at::IntArrayRef sizes = {ANY, ANY, ANY, ANY}) {
   check(map, name, sizes);
-  TORCH_CHECK(map.numel() > 0, name, " must not be empty, but is of shape ", map.sizes());
+  TORCH_CHECK(map.numel() > 0, name, " must not be empty, but has shape ", map.sizes());
 }
 
 inline Tensor in_channels_last(const Tensor& map) { return map.contiguous(at::MemoryFormat::ChannelsLast); }
 
-// Pixels x channels of a map, or what a forward pass saved of its type.
+// Pixels x channels of a map, or of a tensor of its type that a forward pass saved.
 inline Tensor checked_rows(const Tensor& rows, const char* name, at::IntArrayRef sizes) {
   check(rows, name, sizes);
   return rows.contiguous();
 }
 
-// Memory beyond this is always fresh from the system, which clears it page by page as it is touched: in large pages
-// that is several times quicker.
+// Larger allocations always come from the system, which clears pages on first touch; with huge pages that is several
+// times faster.
 inline Tensor in_large_pages(Tensor tensor) {
 #ifdef MADV_HUGEPAGE
   constexpr size_t threshold = 32 << 20, page = 4096;
@@ -120,7 +120,7 @@ inline Tensor empty_map(const Tensor& like, int64_t channels) {
 
 inline Tensor empty_map(const Tensor& like) { return empty_map(like.sizes(), like.options()); }
 
-// In place of a gradient that is not required, where a list cannot hold an undefined tensor.
+// Stands for a gradient that is not required, as a list cannot hold an undefined tensor.
 inline Tensor no_gradient(const Tensor& like) { return at::empty({0}, like.options()); }
 
 // A map in channels_last memory as a matrix of pixels x channels.

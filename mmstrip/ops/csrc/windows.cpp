@@ -1,4 +1,4 @@
-// Overlapping windows of a map, as mmstrip/models/windows.py lays them out.
+// Overlapping windows of a map; see mmstrip/models/windows.py for the layout.
 #include <torch/library.h>
 
 #include <cstring>
@@ -11,7 +11,7 @@ namespace {
 // Windows along an axis: `stride` apart, the last one moved back to end with the map.
 struct Axis {
   struct Cover {
-    int64_t first, last;  // of the windows that hold a token
+    int64_t first, last;  // windows that contain a token
   };
 
   int64_t length, extent, count, stride;
@@ -20,7 +20,7 @@ struct Axis {
 
   Axis(int64_t length, int64_t extent, int64_t count, int64_t stride)
       : length(length), extent(extent), count(count), stride(stride) {
-    TORCH_CHECK(extent >= 1 && extent <= length, "extent must be from 1 to ", length, ", the map's, but is ", extent);
+    TORCH_CHECK(extent >= 1 && extent <= length, "extent must be from 1 to the map's ", length, ", but is ", extent);
     // The published rule rounds half to even: a map may have one window more than tokens.
     TORCH_CHECK(count >= 1 && count - 1 <= length, "counts must be at least 1 and at most 1 more than the map's ",
                 length, " tokens, but is ", count);
@@ -42,7 +42,7 @@ struct Axis {
     }
   }
 
-  // A window's part in the mean of a token's first and last window, which may be the same.
+  // A window's weight in the mean of a token's first and last window, which may be the same.
   float share(int64_t window, int64_t token) const {
     return 0.5f * (covers[token].first == window) + 0.5f * (covers[token].last == window);
   }
@@ -64,7 +64,7 @@ struct Layout {
     rows.place_windows(), columns.place_windows();
   }
 
-  // Place of a pixel of the map in one of its windows, in pixels; windows go row by row, image by image.
+  // Position in pixels of a map's pixel in one of its windows, which are ordered image by image, row by row.
   int64_t place(int64_t image, int64_t row_window, int64_t column_window, int64_t h, int64_t w) const {
     const int64_t window = (image * rows.count + row_window) * columns.count + column_window;
     return (window * rows.extent + h - rows.starts[row_window]) * columns.extent + w - columns.starts[column_window];
@@ -116,11 +116,11 @@ Tensor merge_windows(const Tensor& input, at::IntArrayRef size, at::IntArrayRef 
                      bool mean) {
   const BelowAutograd guard;
   check_map(input, "x");
-  // So that there are no more windows than input, and no longer an axis than all of them reach.
+  // Bounds the number of windows by the input, and each axis by what the windows cover.
   const bool whole = counts.size() == 2 && counts[0] >= 1 && counts[1] >= 1 && input.size(0) % counts[0] == 0 &&
                      input.size(0) / counts[0] % counts[1] == 0;
   TORCH_CHECK(whole, "counts must be two numbers whose product divides the number of windows in x, but are ", counts,
-              ", and x is of shape ", input.sizes());
+              ", and x has shape ", input.sizes());
   const Layout layout(size, input.sizes().slice(2), counts, strides);
   const Axis &rows = layout.rows, &columns = layout.columns;
   const int64_t channels = input.size(1), height = rows.length, width = columns.length;
