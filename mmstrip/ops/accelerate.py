@@ -35,8 +35,8 @@ def accelerate(model: nn.Module, compile: bool | None = None) -> nn.Module:
 
     The modules of the paper take subclasses of their classes, so that parameters, names, state dict, hooks and copies
     stay what they were. On CPUs these compute by native operators, in float32 and bfloat16: a module whose layers are
-    replaced, hooked or parametrised runs the reference. On GPUs PyTorch compiles each block, and what stands between
-    the stages, in the first forward pass, which takes a minute or so; a block with hooks inside runs the reference.
+    replaced, hooked or parametrised runs the reference. On GPUs PyTorch compiles each block, and the steps between the
+    stages, in the first forward pass, which takes a minute or so; a block with hooks inside runs the reference.
     So does whatever is compiled, traced, exported or transformed. Logs what runs, and why not where not.
 
     Call it once a model is on its device and in DDP, before wrappers that change classes themselves (FSDP2,
@@ -141,8 +141,11 @@ def _why_not_native(devices: set[str]) -> str | None:
 
 
 def _why_not_compiled(modules: dict[str, nn.Module]) -> str | None:
-    if not any(isinstance(module, StripMLP) for module in modules.values()):
+    networks = [module for module in modules.values() if isinstance(module, StripMLP)]
+    if not networks:
         return 'only whole networks are compiled'
+    if all(class_of(network) is not StripMLP for network in networks):  # of FSDP2, say
+        return f'only StripMLP itself is compiled, and this is a {type(networks[0]).__name__}'
     return _why_no_compiler()
 
 
