@@ -114,24 +114,23 @@ class Graphs:
     decides which graph computes, in a resumed training too.
 
     Args:
-        ways: Functions that compute the same, by name. The last one is compiled until :meth:`use` says otherwise.
+        ways: Functions that compute the same, by name. The last one runs until :meth:`use` says otherwise.
 
     Attributes:
-        way: Name of the function that is compiled.
-        fixed: For maps of the shape that comes first.
-        any_size: For all others.
+        all_fixed, all_sizes: Of each way, the graphs for maps of the shape that comes first, and for all others.
+        fixed, any_size: Those that run.
     """
 
     def __init__(self, ways: dict[str, Callable]):
-        self.ways, self.way = ways, None
+        self.all_fixed, self.all_sizes = (
+            {way: _compile(function, dynamic) for way, function in ways.items()} for dynamic in (False, True)
+        )
         self.first: dict[bool, torch.Size] = {}  # with gradients, and without
         self.use(list(ways)[-1])
 
     def use(self, way: str) -> None:
         """Compute in this way from here on."""
-        if way != self.way:
-            self.way = way
-            self.fixed, self.any_size = (_compile(self.ways[way], dynamic) for dynamic in (False, True))
+        self.fixed, self.any_size = self.all_fixed[way], self.all_sizes[way]
 
     def is_first(self, x: Tensor) -> bool:
         """Whether a map has the shape that came first."""
@@ -198,11 +197,33 @@ class Network:
         graphs = [*self.steps, *self.blocks]
         ways = [None] * len(graphs)
         if group is None or torch.distributed.get_rank(group) == 0:
-            ways = _fastest_ways(network, images)
+            ways = self.fastest_ways(network, images)
         if group is not None:
             torch.distributed.broadcast_object_list(ways, torch.distributed.get_global_rank(group, 0), group)
         for one, way in zip(graphs, ways):
             one.use(way)
+
+    def fastest_ways(self, network: StripMLP, images: Tensor) -> list[str]:
+        """What :func:`.choose` finds for the step before each stage, then for each stage's first block.
+
+        Neither the network nor random numbers change.
+        """
+        steps, blocks = [], []
+        with _fork_random(images):
+            x, earlier = torch.randn_like(images, requires_grad=images.requires_grad), []
+            for i, stage in enumerate(network.stages):
+                step = tuple(map(_copy, _step(network, i)))
+                steps.append(choose(_name('step', *step), step, [x, *earlier], self.steps[i].all_fixed))
+                x, *earlier = merge_by_modules(*step, x, *earlier)
+                earlier = earlier if i else []
+                block = _copy(stage[0])
+                if block.training:  # nothing is drawn, so that ways can be compared
+                    block.drop_path = type(block.drop_path)(0.0)
+                if gpu.has_formula(block, x):
+                    blocks.append(choose(_name('block', block), (block,), [x], self.blocks[i].all_fixed))
+                else:  # both ways are the modules, which may wait for other processes (SyncBN)
+                    blocks.append('modules')
+        return steps + blocks
 
 
 class Unit:
@@ -304,31 +325,6 @@ def _copy(module: nn.Module) -> nn.Module:
 def _fork_random(x: Tensor):
     """Restore the random state of the CPU and of a map's device afterwards."""
     return torch.random.fork_rng(devices=[x.device] if x.is_cuda else [])
-
-
-def _fastest_ways(network: StripMLP, images: Tensor) -> list[str]:
-    """What :func:`.choose` finds for the step before each stage, then for each stage's first block.
-
-    Neither the network nor random numbers change.
-    """
-    steps, blocks = [], []
-    step_ways, block_ways = (
-        {name: _compile(function, dynamic=False) for name, function in ways.items()} for ways in (STEP_WAYS, BLOCK_WAYS)
-    )
-    with _fork_random(images):
-        x, earlier = torch.randn_like(images, requires_grad=images.requires_grad), []
-        for i, stage in enumerate(network.stages):
-            step = tuple(map(_copy, _step(network, i)))
-            steps.append(choose(_name('step', *step), step, [x, *earlier], step_ways))
-            x, *earlier = merge_by_modules(*step, x, *earlier)
-            earlier = earlier if i else []
-            block = _copy(stage[0])
-            block.drop_path = type(block.drop_path)(0.0)  # so that ways draw nothing, and can be compared
-            if gpu.has_formula(block, x):
-                blocks.append(choose(_name('block', block), (block,), [x], block_ways))
-            else:  # both ways are the modules, which may wait for other processes (SyncBN)
-                blocks.append('modules')
-    return steps + blocks
 
 
 def _name(kind: str, *modules: nn.Module) -> str:

@@ -152,5 +152,5 @@ def test_blocks_without_a_formula_are_not_timed(network, monkeypatch):
     torch.nn.SyncBatchNorm.convert_sync_batchnorm(network.stages[1])
     graphs = compiled._networks[network]
     graphs.choose_ways(network, torch.rand(2, 3, 32, 32), None)
-    assert [one.way for one in graphs.blocks] == ['formulas', 'modules', 'formulas', 'formulas']
-    assert [one.way for one in graphs.steps] == ['formulas'] * 4 and len(operations) == 7
+    ways = [next(way for way in one.all_fixed if one.all_fixed[way] is one.fixed) for one in graphs.blocks]
+    assert ways == ['formulas', 'modules', 'formulas', 'formulas'] and len(operations) == 7
