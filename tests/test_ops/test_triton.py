@@ -37,13 +37,15 @@ def test_pytorch_analyzes_a_kernel_of_ours_once(monkeypatch):
 
     monkeypatch.setattr(triton_kernel_wrap, 'identify_accessed_tensors', analyze)
     x, ours = torch.ones(3), layer_norm._forward
-    first = dict(x=x, size=1, eps=1e-6)
-    others = [dict(first, x=x.half()), dict(first, size=True), dict(first, size=2), dict(first, eps=None), dict(x=x)]
+    first = dict(x_ptr=x, size=1, eps=1e-6, block=32)
+    same, others = (
+        [dict(first, x_ptr=2 * x, size=2)],
+        [dict(first, **one) for one in (dict(x_ptr=x.half()), dict(block=16), dict(eps=None))],
+    )
     with analyzing_once():
         remembering = triton_kernel_wrap.identify_accessed_tensors
         for _ in range(2):
-            results = [remembering(ours, arguments, {}) for arguments in (first, dict(first, x=2 * x), *others)]
-            assert results == [1, 1, 2, 3, 4, 5, 6]
-        assert remembering(strips._forward, first, {}) == 7
-        assert [remembering(triton_kernel_wrap, first, {}) for _ in range(2)] == [8, 9]  # another's
+            assert [remembering(ours, one, {}) for one in (first, *same, *others)] == [1, 1, 2, 3, 4]
+        assert remembering(strips._forward, first, {}) == 5
+        assert [remembering(triton_kernel_wrap, first, {}) for _ in range(2)] == [6, 7]  # another's
     assert triton_kernel_wrap.identify_accessed_tensors is analyze

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import sympy
 import torch
 from torch import Tensor
 from torch._higher_order_ops import triton_kernel_wrap
@@ -48,7 +47,10 @@ def analyzing_once() -> Iterator[None]:
     def remember(kernel, arguments: dict, *rest):
         if not getattr(kernel, '__module__', '').startswith('mmstrip.'):
             return analyze(kernel, arguments, *rest)
-        key = kernel, *((name, *_kind(value)) for name, value in arguments.items())
+        # Only a map's type matters, and whether a number is None; constants may decide what is read.
+        constants = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+        kinds = {name: getattr(value, 'dtype', value is None) for name, value in arguments.items()}
+        key = kernel, *(kinds | {name: arguments[name] for name in constants & arguments.keys()}).items()
         if key not in _accesses:
             _accesses[key] = analyze(kernel, arguments, *rest)
         return _accesses[key]
@@ -60,14 +62,6 @@ def analyzing_once() -> Iterator[None]:
     finally:
         if analyze is not None:
             triton_kernel_wrap.identify_accessed_tensors = analyze
-
-
-def _kind(value) -> tuple:
-    """What the analysis sees of an argument."""
-    if hasattr(value, 'dtype'):  # of a map, real or not
-        return Tensor, value.dtype
-    is_symbol = isinstance(value, (torch.SymInt, torch.SymFloat, sympy.Expr))
-    return (sympy.Expr,) if is_symbol else (type(value), value)
 
 
 def block_size(number: int, least: int = 16, most: int = 64) -> int:
