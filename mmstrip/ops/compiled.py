@@ -259,7 +259,7 @@ def prepare(model: nn.Module) -> str:
     blocks, slow = 0, []
     for prefix, network in model.named_modules():
         if isinstance(network, CompiledStripMLP):
-            graphs = _networks.setdefault(network, Network(len(network.stages)))
+            graphs = _networks[network] = _networks.get(network) or Network(len(network.stages))
             if graphs.error is not None:
                 return f'the reference runs, as compiling failed: {graphs.error}'
             for i, stage in enumerate(network.stages):

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops import triton_kernel_wrap
 
 try:
     import triton
@@ -42,6 +41,8 @@ def analyzing_once() -> Iterator[None]:
     It parses the kernel whenever it asks, several times per launch: nearly half of what compiling a block takes before
     Triton's own compiler.
     """
+    from torch._higher_order_ops import triton_kernel_wrap
+
     analyze = getattr(triton_kernel_wrap, 'identify_accessed_tensors', None)  # private; PyTorch 2.12 and 2.13 have it
 
     def remember(kernel, arguments: dict, *rest):
