@@ -36,9 +36,9 @@ def accelerate(model: nn.Module, compile: bool | None = None) -> nn.Module:
     The classes of its modules become subclasses, so parameters, names, state dict, hooks and copies stay the same. On
     CPUs native operators compute in float32 and bfloat16; a module whose layers are replaced, hooked or parametrised
     runs the reference. On GPUs PyTorch compiles each block, and the steps between the stages, in the first forward
-    pass, which takes a minute or so; blocks with hooks inside, or with SyncBN in several processes, run the reference.
-    So does everything that is compiled, traced, exported or transformed by others, and a network in FSDP2. The log says
-    what runs faster, and why the rest does not.
+    pass, which takes a minute or so; blocks with hooks inside run the reference, and so do networks in FSDP2 or with
+    SyncBN in several processes. So does everything that is compiled, traced, exported or transformed by others. The log
+    says what runs faster, and why the rest does not.
 
     Call it when the model is on its device and wrapped in DDP, but before parametrizations; call it again after layers
     were replaced, classes patched, or weights of a folded model pruned through ``.data``.
@@ -146,7 +146,15 @@ def _why_not_compiled(modules: dict[str, nn.Module]) -> str | None:
         return 'only whole networks are compiled'
     if all(class_of(network) is not StripMLP for network in networks):  # of FSDP2, say
         return f'only StripMLP itself is compiled, and this is a {type(networks[0]).__name__}'
+    layers = (layer for network in networks for layer in network.modules())
+    if _has_other_processes() and any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
+        return 'SyncBN is not compiled: it would wait for processes whose compiler fails'
     return _why_no_compiler()
+
+
+def _has_other_processes() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _why_no_compiler() -> str | None:

@@ -195,9 +195,12 @@ class Network:
     def choose_ways(self, network: StripMLP, images: Tensor, group) -> None:
         """Let each stage compute as is fastest on this card; the first process of a group finds that out for all."""
         graphs = [*self.steps, *self.blocks]
-        ways = [None] * len(graphs)
+        ways = [next(iter(one.all_fixed)) for one in graphs]  # the reference
         if group is None or torch.distributed.get_rank(group) == 0:
-            ways = self.fastest_ways(network, images)
+            try:
+                ways = self.fastest_ways(network, images)
+            except Exception as error:  # the others wait for an answer
+                print_log(f'Strip-MLP: nothing could be timed, {ways[0]} run: {type(error).__name__}', 'current')
         if group is not None:
             torch.distributed.broadcast_object_list(ways, torch.distributed.get_global_rank(group, 0), group)
         for one, way in zip(graphs, ways):
@@ -221,7 +224,7 @@ class Network:
                     block.drop_path = type(block.drop_path)(0.0)
                 if gpu.has_formula(block, x):
                     blocks.append(choose(_name('block', block), (block,), [x], self.blocks[i].all_fixed))
-                else:  # both ways are the modules, which may wait for other processes (SyncBN)
+                else:  # both ways are the modules
                     blocks.append('modules')
         return steps + blocks
 
@@ -238,12 +241,9 @@ class Unit:
     def __init__(self, graphs: Graphs, network: Network, modules: list[nn.Module]):
         self.graphs, self.network = graphs, network
         self.hooks = [vars(module)[name] for module in modules for name in HOOKS]
-        self.synchronises = any(isinstance(module, nn.SyncBatchNorm) for module in modules)
 
     def may_run(self) -> bool:
-        """Processes that exchange statistics within a graph would wait for one whose compiler fails."""
-        waits = self.synchronises and _has_other_processes()
-        return self.network.error is None and not waits and not any(self.hooks)
+        return self.network.error is None and not any(self.hooks)
 
 
 _networks: WeakKeyDictionary[nn.Module, Network] = WeakKeyDictionary()
@@ -276,7 +276,7 @@ def prepare(model: nn.Module) -> str:
                 if network in _networks:
                     _networks[network].group = wrapper.process_group
     said = f'{blocks - len(slow)} of {blocks} blocks, and the steps between stages, are compiled in the first forward'
-    return said + (f'; the reference elsewhere: {slow[0]} is wrapped, hooked or has SyncBN' if slow else '')
+    return said + (f'; the reference elsewhere: {slow[0]} is wrapped or hooked' if slow else '')
 
 
 def _step(network: StripMLP, i: int) -> tuple[nn.Module, nn.ModuleList]:
@@ -304,8 +304,7 @@ def _run_copy(network: StripMLP, x: Tensor) -> None:
     copied = _copy(network)
     for module, other in zip(network.modules(), copied.modules()):
         if module in _units:
-            unit = _units[other] = copy.copy(_units[module])
-            unit.hooks = []  # which the copy does not have
+            _units[other] = Unit(_units[module].graphs, _units[module].network, [])
     with _fork_random(x):
         maps = [y for y in copied(x.detach().requires_grad_(x.requires_grad)) if y.requires_grad]
         if maps:
@@ -330,11 +329,6 @@ def _fork_random(x: Tensor):
 def _name(kind: str, *modules: nn.Module) -> str:
     """A name of modules that are alike."""
     return f'{kind} {hashlib.sha256(repr(modules).encode()).hexdigest()[:12]}'
-
-
-def _has_other_processes() -> bool:
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _any(value: bool, device: torch.device, group) -> bool:

@@ -146,7 +146,7 @@ def test_each_stage_of_a_network_computes_in_the_way_that_is_chosen(way, network
 
 
 def test_blocks_without_a_formula_are_not_timed(network, monkeypatch):
-    """By one process alone, SyncBN would wait for the others."""
+    """Both ways would be the modules."""
     operations = []
     monkeypatch.setattr(compiled, 'choose', lambda operation, *rest: operations.append(operation) or 'formulas')
     torch.nn.SyncBatchNorm.convert_sync_batchnorm(network.stages[1])
@@ -154,3 +154,13 @@ def test_blocks_without_a_formula_are_not_timed(network, monkeypatch):
     graphs.choose_ways(network, torch.rand(2, 3, 32, 32), None)
     ways = [next(way for way in one.all_fixed if one.all_fixed[way] is one.fixed) for one in graphs.blocks]
     assert ways == ['formulas', 'modules', 'formulas', 'formulas'] and len(operations) == 7
+
+
+def test_the_reference_runs_where_timing_fails(network, monkeypatch):
+    def fail(*arguments):
+        raise AssertionError('no copies of this')
+
+    monkeypatch.setattr(compiled, '_copy', fail)
+    graphs = compiled._networks[network]
+    graphs.choose_ways(network, torch.rand(2, 3, 32, 32), None)
+    assert all(one.fixed is one.all_fixed['modules'] for one in graphs.steps + graphs.blocks)
