@@ -1,4 +1,4 @@
-"""Runs Strip-MLP on its faster implementation."""
+"""Strip-MLP on its faster implementation."""
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -40,6 +40,6 @@ class AccelerateHook(Hook):
             checkpoint['meta']['choices'] = dict(known)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Let a resumed training compute in the same way on the same card."""
+        """A training that resumes on the same card computes in the same way."""
         if runner._resume:
             known.update(checkpoint['meta'].get('choices') or {})
