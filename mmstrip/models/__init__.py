@@ -4,6 +4,7 @@ Read strip_mlp.py (Figure 2), strip_mixing.py (Figures 2 and 3), channel_mixing.
 support them. Faster implementations are in :mod:`mmstrip.ops`; nothing here depends on them.
 """
 
+from .averaging import ExponentialMovingAverage
 from .strip_mlp import StripMLP
 
-__all__ = ['StripMLP']
+__all__ = ['ExponentialMovingAverage', 'StripMLP']

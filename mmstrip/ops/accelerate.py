@@ -1,4 +1,4 @@
-"""The call that makes a model faster, the one that undoes it, and what runs here."""
+"""``accelerate``, ``restore`` and ``status``: make a model faster, undo it, and say what runs on this machine."""
 
 import torch
 from mmengine.logging import print_log
@@ -26,26 +26,26 @@ CLASSES = (
     FastStage,
 )
 INSTRUCTIONS = dict(avx2='AVX2, ', avx512='AVX-512, ')
-COMPILES = (2, 6)  # the PyTorch from which on one graph serves all modules that are alike, with Triton kernels in it
-AUTHORS = ('torch', 'mmengine', 'mmcv', 'mmstrip')  # packages whose layers an implementation knows
+COMPILES = (2, 6)  # the first PyTorch in which modules that are alike share a graph, with Triton kernels in it
+AUTHORS = ('torch', 'mmengine', 'mmcv', 'mmstrip')  # packages whose layers the faster implementations know
 
 
 def accelerate(model: nn.Module, compile: bool | None = None) -> nn.Module:
-    """Let the Strip-MLP in a model run faster, where nobody can tell the difference but by the clock.
+    """Make the Strip-MLP in a model faster, in place; nothing changes but speed and rounding.
 
-    The modules of the paper take subclasses of their classes, so that parameters, names, state dict, hooks and copies
-    stay what they were. On CPUs these compute by native operators, in float32 and bfloat16: a module whose layers are
-    replaced, hooked or parametrised runs the reference. On GPUs PyTorch compiles each block, and what stands between
-    the stages, in the first forward pass, which takes a minute or so; a block with hooks inside runs the reference.
-    So does whatever is compiled, traced, exported or transformed. Logs what runs, and why not where not.
+    The classes of its modules become subclasses, so parameters, names, state dict, hooks and copies stay the same. On
+    CPUs native operators compute in float32 and bfloat16; a module whose layers are replaced, hooked or parametrised
+    runs the reference. On GPUs PyTorch compiles each block, and the steps between the stages, in the first forward
+    pass, which takes a minute or so; blocks with hooks inside run the reference, and so do networks in FSDP2 or with
+    SyncBN in several processes. So does everything that is compiled, traced, exported or transformed by others. The log
+    says what runs faster, and why the rest does not.
 
-    Call it once a model is on its device and in DDP, before wrappers that change classes themselves (FSDP2,
-    parametrizations), and again where layers were put in, classes patched, or weights of a folded model pruned through
-    ``.data``.
+    Call it when the model is on its device and wrapped in DDP, but before parametrizations; call it again after layers
+    were replaced, classes patched, or weights of a folded model pruned through ``.data``.
 
     Args:
-        model: Of any toolbox, in wrappers or not.
-        compile: Whether PyTorch compiles it. Defaults to None: on GPUs, not on CPUs.
+        model: A model of any toolbox, wrapped or not.
+        compile: Whether PyTorch compiles it. Defaults to None: on GPUs yes, on CPUs no.
 
     Returns:
         The model.
@@ -73,7 +73,7 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def status() -> str:
-    """One sentence on what runs: the native operators and for which instructions, or why not; on GPUs."""
+    """Say in one sentence what runs on this machine, on CPUs and on GPUs, and why not if not."""
     compiles = _why_no_compiler()
     gpus = 'GPUs run compiled graphs' if compiles is None else f'GPUs run the reference, as {compiles}'
     return f'{_native_status()}; {gpus}'
@@ -89,7 +89,7 @@ def _native_status() -> str:
 
 
 def use(*implementation) -> None:
-    """What there was before :func:`accelerate`."""
+    """Removed; :func:`accelerate` replaces it."""
     raise RuntimeError(
         'mmstrip.ops.use is gone: models run the reference, mmstrip.accelerate(model) makes one faster, and '
         'mmstrip.restore(model) undoes that'
@@ -97,7 +97,7 @@ def use(*implementation) -> None:
 
 
 def change_classes(model: nn.Module, compile: bool | None = None) -> str:
-    """Do what :func:`accelerate` does, and return what it logs."""
+    """Do what :func:`accelerate` does, and return the line that it logs."""
     kinds = (StripMLP, *(fast.reference for fast in CLASSES))
     modules = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     if not modules:
@@ -110,7 +110,7 @@ def change_classes(model: nn.Module, compile: bool | None = None) -> str:
         restore(model)
         return f'the reference runs, as {why_not}'
     if compile:
-        from . import compiled  # as PyTorch's compiler takes its time to import
+        from . import compiled  # late, as PyTorch's compiler is slow to import
     _take_classes(model, modules, compiled.CLASSES if compile else CLASSES)
     if compile:
         return compiled.prepare(model)
@@ -125,7 +125,7 @@ def change_classes(model: nn.Module, compile: bool | None = None) -> str:
 
 def _take_classes(model: nn.Module, modules: dict[str, nn.Module], fast_classes: tuple[type[Fast], ...]) -> None:
     if any(isinstance(module, Fast) and type(module) not in fast_classes for module in modules.values()):
-        restore(model)  # from operators to graphs, or back
+        restore(model)  # it changes from operators to graphs, or back
     classes = {fast.reference: fast for fast in fast_classes}
     for module in modules.values():
         if type(module) in classes:
@@ -141,9 +141,20 @@ def _why_not_native(devices: set[str]) -> str | None:
 
 
 def _why_not_compiled(modules: dict[str, nn.Module]) -> str | None:
-    if not any(isinstance(module, StripMLP) for module in modules.values()):
+    networks = [module for module in modules.values() if isinstance(module, StripMLP)]
+    if not networks:
         return 'only whole networks are compiled'
+    if all(class_of(network) is not StripMLP for network in networks):  # of FSDP2, say
+        return f'only StripMLP itself is compiled, and this is a {type(networks[0]).__name__}'
+    layers = (layer for network in networks for layer in network.modules())
+    if _has_other_processes() and any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
+        return 'SyncBN is not compiled: it would wait for processes whose compiler fails'
     return _why_no_compiler()
+
+
+def _has_other_processes() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _why_no_compiler() -> str | None:
@@ -153,7 +164,7 @@ def _why_no_compiler() -> str | None:
 
 
 def _why_not(modules: dict[str, nn.Module]) -> str | None:
-    """Why nothing may run faster."""
+    """Why nothing can run faster, or None."""
     if UNKNOWN:
         return f'this PyTorch, {torch.__version__}, has no {UNKNOWN[0]}'
     for kind in {class_of(layer) for module in modules.values() for layer in module.modules()}:
@@ -169,7 +180,7 @@ def _is_known(module: str) -> bool:
 
 
 def _find_mismatch(name: str, block: nn.Module) -> str | None:
-    """The first module or layer of a block that is unlike what the network was built with."""
+    """The first module or layer of a block that differs from what the network was built with, or None."""
     kinds = tuple(fast.reference for fast in CLASSES)
     for inner, module in block.named_modules(prefix=name):
         if isinstance(module, kinds):

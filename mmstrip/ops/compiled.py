@@ -1,4 +1,10 @@
-"""Blocks, and the steps between stages, as graphs that PyTorch compiles: what runs on GPUs."""
+"""Blocks, and the steps between stages, as graphs that PyTorch compiles: what runs on GPUs.
+
+:func:`.accelerate` gives a network and its blocks the two classes below. A :class:`Network` holds the graphs of one:
+per stage, one :class:`Graphs` for all blocks and one for the step before them. Both compute in one of two ways, by the
+modules or by the formulas of :mod:`mmstrip.ops.gpu`; on GPUs the faster one is found by timing. Before graphs run, they
+are tried on a copy of the network, so that an error costs nothing but speed.
+"""
 
 import copy
 import hashlib
@@ -18,12 +24,11 @@ from . import gpu
 from .context import is_ordinary
 from .fast import Fast
 from .gpu.choices import choose
+from .gpu.kernels import analyzing_once
 from .tables import given, tables_of
 
 BACKEND = 'inductor'
-LIMIT = 64  # graphs of a stage's blocks; PyTorch's own limit is 8
-# Formulas for graphs; without Triton, the modules' own.
-merge_maps = gpu.merge_maps or strip_mlp.merge_maps
+LIMIT = 64  # graphs per function; PyTorch's own limit is 8
 HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
@@ -53,8 +58,7 @@ class CompiledStripMLP(Fast, StripMLP):
         unit = _unit_of(self.cross_stage[i])
         if unit is None:
             return super().merge(i, x, earlier)
-        merging = self.merging[i - 1] if i else self.patch_embed
-        x, earlier = unit.graphs.graph_for(x)(merging, self.cross_stage[i], x, earlier)
+        x, *earlier = unit.graphs.graph_for(x)(*_step(self, i), x, *earlier)
         return x, earlier if i else []
 
 
@@ -70,21 +74,37 @@ def run_modules(block: nn.Module, x: Tensor, tables: list | None = None, **valid
 
 
 def run_formulas(block: nn.Module, x: Tensor, tables: list | None = None, **valid: Tensor) -> Tensor:
-    """The same by formulas for graphs."""
+    """The same by formulas."""
     given.tables = tables
     x = gpu.block_forward(block, x, **valid)
     given.tables = None
     return x
 
 
-# The first one is the reference.
-WAYS = dict(modules=run_modules, formulas=run_formulas) if gpu.block_forward else dict(modules=run_modules)
+def merge_by_modules(merging: nn.Module, cross_stage: nn.ModuleList, x: Tensor, *earlier: Tensor) -> tuple[Tensor, ...]:
+    """The step before a stage: its input, then its cross-stage features."""
+    x, earlier = strip_mlp.merge_maps(merging, cross_stage, x, earlier)
+    return _as_blocks_leave(x), *earlier
 
 
-def run_merging(merging: nn.Module, cross_stage: nn.ModuleList, x: Tensor, earlier: list[Tensor]):
-    """:func:`.merge_maps`, in the memory format of blocks, so that all of a stage have one graph."""
-    x, earlier = merge_maps(merging, cross_stage, x, earlier)
-    return x.transpose(0, 1).contiguous().transpose(0, 1) if gpu.block_forward else x, earlier
+def merge_by_formulas(
+    merging: nn.Module, cross_stage: nn.ModuleList, x: Tensor, *earlier: Tensor
+) -> tuple[Tensor, ...]:
+    """The same by formulas."""
+    x, earlier = gpu.merge_maps(merging, cross_stage, x, earlier)
+    return _as_blocks_leave(x), *earlier
+
+
+def _as_blocks_leave(x: Tensor) -> Tensor:
+    """A map in the memory format of formulas, so that all blocks of a stage share a graph."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1) if gpu.block_forward else x
+
+
+# The first way is the reference; without Triton it is the only one.
+BLOCK_WAYS = dict(modules=run_modules, formulas=run_formulas)
+STEP_WAYS = dict(modules=merge_by_modules, formulas=merge_by_formulas)
+if gpu.block_forward is None:
+    del BLOCK_WAYS['formulas'], STEP_WAYS['formulas']
 
 
 class Graphs:
@@ -93,26 +113,35 @@ class Graphs:
     Maps of the shape that comes first have a graph of their own, all others share one of any size. So the shape alone
     decides which graph computes, in a resumed training too.
 
+    Args:
+        ways: Functions that compute the same, by name. The last one runs until :meth:`use` says otherwise.
+
     Attributes:
-        fixed: For maps of the shape that comes first.
-        any_size: For all others.
+        all_fixed, all_sizes: Of each way, the graphs for maps of the shape that comes first, and for all others.
+        fixed, any_size: Those that run.
     """
 
-    def __init__(self, function: Callable):
-        self.use(function)
+    def __init__(self, ways: dict[str, Callable]):
+        self.all_fixed, self.all_sizes = (
+            {way: _compile(function, dynamic) for way, function in ways.items()} for dynamic in (False, True)
+        )
         self.first: dict[bool, torch.Size] = {}  # with gradients, and without
+        self.use(list(ways)[-1])
 
-    def use(self, function: Callable) -> None:
-        """Compile another function from here on."""
-        self.fixed, self.any_size = _compile(function, dynamic=False), _compile(function, dynamic=True)
+    def use(self, way: str) -> None:
+        """Compute in this way from here on."""
+        self.fixed, self.any_size = self.all_fixed[way], self.all_sizes[way]
+
+    def is_first(self, x: Tensor) -> bool:
+        """Whether a map has the shape that came first."""
+        return self.first.setdefault(torch.is_grad_enabled(), x.shape) == x.shape
 
     def graph_for(self, x: Tensor) -> Callable:
-        """The function for maps of a shape."""
-        return self.fixed if self.first.setdefault(torch.is_grad_enabled(), x.shape) == x.shape else self.any_size
+        return self.fixed if self.is_first(x) else self.any_size
 
 
 def _compile(function: Callable, dynamic: bool) -> Callable:
-    # PyTorch counts and limits graphs by code object, so this is one of its own.
+    # PyTorch counts and limits graphs per code object, so each function has one of its own.
     function = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     compiled = torch.compile(function, backend=BACKEND, dynamic=dynamic)
     config = torch._dynamo.config
@@ -126,34 +155,34 @@ def _compile(function: Callable, dynamic: bool) -> Callable:
 
 
 class Network:
-    """The graphs of a network, and whether they could be made.
+    """The graphs of a network, and whether they could be compiled.
 
     Attributes:
-        group: Of processes that train the network together, or None.
+        steps, blocks: Of each stage.
+        group: Processes that train the network together, or None.
         error: Why its graphs do not run, or None.
     """
 
     def __init__(self, stages: int):
-        self.ways = [list(WAYS)[-1]] * stages
-        self.blocks = [Graphs(WAYS[way]) for way in self.ways]
-        self.merging = [Graphs(run_merging) for _ in range(stages)]
+        self.steps = [Graphs(STEP_WAYS) for _ in range(stages)]
+        self.blocks = [Graphs(BLOCK_WAYS) for _ in range(stages)]
         self.group, self.error = None, None
         self.tried: set[tuple] = set()
-        self.first: dict[bool, torch.Size] = {}
 
     def try_once(self, network: StripMLP, x: Tensor) -> None:
         """Try all on a copy, before the first images with gradients or without, of the first shape or of others."""
         gradients = torch.is_grad_enabled()
-        case = network.training, gradients, self.first.setdefault(gradients, x.shape) == x.shape
+        case = network.training, gradients, self.steps[0].is_first(x)
         if case in self.tried:
             return
         is_first_step = case[:2] == (True, True) and not any(case[:2] == other[:2] for other in self.tried)
         self.tried.add(case)
         before, start = self.error, time.perf_counter()
-        if x.is_cuda and len(WAYS) > 1 and (is_first_step or len(self.tried) == 1):
-            self.choose_ways(network, x, self.group if is_first_step else None)
-        if self.error is None:
-            self.error = _try(network, x)
+        with analyzing_once():
+            if x.is_cuda and len(BLOCK_WAYS) > 1 and (is_first_step or len(self.tried) == 1):
+                self.choose_ways(network, x, self.group if is_first_step else None)
+            if self.error is None:
+                self.error = _try(network, x)
         # All processes take their first step together; what else they run, and on which sizes, may differ.
         if self.group is not None and is_first_step and _any(self.error is not None, x.device, self.group):
             self.error = self.error or 'it failed in another process'
@@ -163,26 +192,50 @@ class Network:
         elif before is None:
             print_log(f'Strip-MLP: the reference runs, as compiling failed: {self.error}', 'current')
 
-    def choose_ways(self, network: StripMLP, x: Tensor, group) -> None:
-        """Let each stage compute as is fastest on this card, which the first process of a group finds for all."""
-        ways = [None] * len(self.blocks)
+    def choose_ways(self, network: StripMLP, images: Tensor, group) -> None:
+        """Let each stage compute as is fastest on this card; the first process of a group finds that out for all."""
+        graphs = [*self.steps, *self.blocks]
+        ways = [next(iter(one.all_fixed)) for one in graphs]  # the reference
         if group is None or torch.distributed.get_rank(group) == 0:
-            ways = _fastest_ways(network, x)
+            try:
+                ways = self.fastest_ways(network, images)
+            except Exception as error:  # the others wait for an answer
+                print_log(f'Strip-MLP: nothing could be timed, {ways[0]} run: {type(error).__name__}', 'current')
         if group is not None:
             torch.distributed.broadcast_object_list(ways, torch.distributed.get_global_rank(group, 0), group)
-        for graphs, way, other in zip(self.blocks, ways, self.ways):
-            if way != other:
-                graphs.use(WAYS[way])
-        self.ways = ways
+        for one, way in zip(graphs, ways):
+            one.use(way)
+
+    def fastest_ways(self, network: StripMLP, images: Tensor) -> list[str]:
+        """What :func:`.choose` finds for the step before each stage, then for each stage's first block.
+
+        Neither the network nor random numbers change.
+        """
+        steps, blocks = [], []
+        with _fork_random(images):
+            x, earlier = torch.randn_like(images, requires_grad=images.requires_grad), []
+            for i, stage in enumerate(network.stages):
+                step = tuple(map(_copy, _step(network, i)))
+                steps.append(choose(_name('step', *step), step, [x, *earlier], self.steps[i].all_fixed))
+                x, *earlier = merge_by_modules(*step, x, *earlier)
+                earlier = earlier if i else []
+                block = _copy(stage[0])
+                if block.training:  # nothing is drawn, so that ways can be compared
+                    block.drop_path = type(block.drop_path)(0.0)
+                if gpu.has_formula(block, x):
+                    blocks.append(choose(_name('block', block), (block,), [x], self.blocks[i].all_fixed))
+                else:  # both ways are the modules
+                    blocks.append('modules')
+        return steps + blocks
 
 
 class Unit:
-    """What is compiled as one: a block, or a step between stages.
+    """What is compiled as one: a block, or the step before a stage.
 
     Args:
-        graphs: Of it and of those that are alike.
+        graphs: That it shares with those that are alike.
         network: That it is part of.
-        modules: Those whose hooks a graph would not see.
+        modules: Those inside of it, whose hooks a graph would not see.
     """
 
     def __init__(self, graphs: Graphs, network: Network, modules: list[nn.Module]):
@@ -201,19 +254,17 @@ def prepare(model: nn.Module) -> str:
     """Let the networks in a model compile in their next forward pass; those that have, keep their graphs.
 
     Returns:
-        What is to be said.
+        What the log says.
     """
     blocks, slow = 0, []
     for prefix, network in model.named_modules():
         if isinstance(network, CompiledStripMLP):
-            graphs = _networks.get(network) or Network(len(network.stages))
-            _networks[network] = graphs
+            graphs = _networks[network] = _networks.get(network) or Network(len(network.stages))
             if graphs.error is not None:
                 return f'the reference runs, as compiling failed: {graphs.error}'
             for i, stage in enumerate(network.stages):
-                merging = network.merging[i - 1] if i else network.patch_embed
-                cross_stage = network.cross_stage[i]
-                _units[cross_stage] = Unit(graphs.merging[i], graphs, [merging, *cross_stage.modules()])
+                merging, cross_stage = _step(network, i)
+                _units[cross_stage] = Unit(graphs.steps[i], graphs, [merging, *cross_stage.modules()])
                 for j, block in enumerate(stage):
                     _units[block] = unit = Unit(graphs.blocks[i], graphs, list(block.modules())[1:])
                     blocks += 1
@@ -224,13 +275,13 @@ def prepare(model: nn.Module) -> str:
             for network in wrapper.modules():
                 if network in _networks:
                     _networks[network].group = wrapper.process_group
-    said = f'{blocks - len(slow)} of {blocks} blocks, and what stands between stages, are compiled in the first forward'
+    said = f'{blocks - len(slow)} of {blocks} blocks, and the steps between stages, are compiled in the first forward'
     return said + (f'; the reference elsewhere: {slow[0]} is wrapped or hooked' if slow else '')
 
 
-def forget(module: nn.Module) -> None:
-    """Let go of the graphs of a network."""
-    _networks.pop(module, None)
+def _step(network: StripMLP, i: int) -> tuple[nn.Module, nn.ModuleList]:
+    """The modules of the step before a stage."""
+    return network.merging[i - 1] if i else network.patch_embed, network.cross_stage[i]
 
 
 def _unit_of(module: nn.Module) -> Unit | None:
@@ -254,7 +305,7 @@ def _run_copy(network: StripMLP, x: Tensor) -> None:
     for module, other in zip(network.modules(), copied.modules()):
         if module in _units:
             _units[other] = Unit(_units[module].graphs, _units[module].network, [])
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    with _fork_random(x):
         maps = [y for y in copied(x.detach().requires_grad_(x.requires_grad)) if y.requires_grad]
         if maps:
             torch.autograd.backward(maps, [torch.ones_like(y) for y in maps])
@@ -270,22 +321,14 @@ def _copy(module: nn.Module) -> nn.Module:
     return copied
 
 
-def _fastest_ways(network: StripMLP, x: Tensor) -> list[str]:
-    """Of each stage, the way that :func:`.choose` finds with its first block; neither it nor random numbers change."""
-    ways, size = [], [side // 2 for side in x.shape[2:]]
-    autocast = torch.is_autocast_enabled(x.device.type)
-    dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-    compiled = {name: _compile(function, dynamic=False) for name, function in WAYS.items()}
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        for i, stage in enumerate(network.stages):
-            size = [side // 2 for side in size]
-            block = _copy(stage[0])
-            block.drop_path = type(block.drop_path)(0.0)  # so that ways draw nothing, and can be compared
-            channels = network.embed_dims * 2**i
-            sample = torch.randn(channels, len(x), *size, device=x.device, dtype=dtype).transpose(0, 1)
-            kind = hashlib.sha256(repr(block).encode()).hexdigest()[:12]
-            ways.append(choose(f'block {kind}', block, sample, compiled))
-    return ways
+def _fork_random(x: Tensor):
+    """Restore the random state of the CPU and of a map's device afterwards."""
+    return torch.random.fork_rng(devices=[x.device] if x.is_cuda else [])
+
+
+def _name(kind: str, *modules: nn.Module) -> str:
+    """A name of modules that are alike."""
+    return f'{kind} {hashlib.sha256(repr(modules).encode()).hexdigest()[:12]}'
 
 
 def _any(value: bool, device: torch.device, group) -> bool:

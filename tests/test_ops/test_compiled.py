@@ -110,7 +110,7 @@ class TestGraphs:
 
     def test_the_shape_decides_which_graph_computes(self, backend):
         """Not the order in which sizes came, so that a resumed training computes the same."""
-        graphs = compiled.Graphs(double)
+        graphs = compiled.Graphs(dict(double=double))
         found = [graphs.graph_for(X[:size]) for size in (4, 3, 4, 2)]
         assert found == [graphs.fixed, graphs.any_size, graphs.fixed, graphs.any_size]
         assert all(torch.equal(graph(X[:size]), 2 * X[:size]) for graph, size in zip(found, (4, 3, 4, 2)))
@@ -119,7 +119,7 @@ class TestGraphs:
     def test_pytorch_s_limit_is_raised_for_ours_alone(self, backend):
         config = torch._dynamo.config
         with config.patch(recompile_limit=1):
-            for graphs in (compiled.Graphs(double), compiled.Graphs(double)):
+            for graphs in (compiled.Graphs(dict(double=double)), compiled.Graphs(dict(double=double))):
                 for size in range(1, 5):
                     graphs.fixed(X[:size])
                 assert backend.new() == 4
@@ -153,11 +153,15 @@ class TestGraphs:
             assert_close(train(model), train(reference))
             assert backend.new() == new
 
-    def test_synchronised_norms(self, backend):
-        """In one process."""
+    def test_synchronised_norms(self, backend, monkeypatch):
+        """In one process. In several, the trial of one whose compiler fails would leave the others waiting."""
         model = mmstrip.accelerate(nn.SyncBatchNorm.convert_sync_batchnorm(plain()), compile=True)
         assert_close(train(model), train(reference_of(model)))
         assert backend.new() == 2
+        monkeypatch.setattr(accelerator, '_has_other_processes', lambda: True)
+        said = accelerator.change_classes(model, compile=True)
+        assert said.startswith('the reference runs, as SyncBN is not compiled') and not is_compiled(model)
+        assert accelerator.change_classes(plain(), compile=True).startswith('1 of 1 blocks')
 
     def test_padding_ignored(self, backend):
         model, x = accelerated(ignore_padding=True), X.clone()
@@ -235,10 +239,31 @@ def is_compiled(model: StripMLP) -> bool:
 class TestAroundIt:
     def test_it_says_what_it_does(self):
         said = accelerator.change_classes(plain(depth=2), compile=True)
-        assert said == '2 of 2 blocks, and what stands between stages, are compiled in the first forward'
+        assert said == '2 of 2 blocks, and the steps between stages, are compiled in the first forward'
         assert accelerator.change_classes(plain().stages, compile=True) == (
             'the reference runs, as only whole networks are compiled'
         )
+
+    def test_networks_of_fsdp2_run_the_reference(self, backend, tmp_path):
+        """Accelerated before or after: a line says so, and training goes on."""
+        from torch.distributed.fsdp import fully_shard
+
+        torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+        try:
+            mesh = torch.distributed.init_device_mesh('cpu', (1,))
+            before, after = accelerated(), plain()
+            expected = [train(reference_of(model))['map 0'] for model in (before, after)]
+            for model in (before, after):
+                fully_shard(model.stages[0][0], mesh=mesh)
+                fully_shard(model, mesh=mesh)
+            said = accelerator.change_classes(after, compile=True)
+            assert said == ('the reference runs, as only StripMLP itself is compiled, and this is a FSDPStripMLP')
+            for model, maps in zip((before, after), expected):
+                assert_close(train(model)['map 0'], maps)
+            assert 'FSDP does not support deepcopy' in compiled._networks[before].error
+            assert backend.new() == 0
+        finally:
+            torch.distributed.destroy_process_group()
 
     def test_nothing_but_classes_changes(self, backend):
         model = plain().eval()

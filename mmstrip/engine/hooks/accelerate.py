@@ -12,13 +12,13 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class AccelerateHook(Hook):
-    """Runs the Strip-MLP of a model on its faster implementation: :func:`mmstrip.accelerate`.
+    """Call :func:`mmstrip.accelerate` before training, validation and testing.
 
-    By then a model has its weights and is in its wrapper, and EMA has taken its copy. Models without a Strip-MLP are
-    left alone, and so is what the config compiles.
+    At that time the model has its weights and its wrapper, and EMA has its copy. Models without a Strip-MLP are left
+    alone, and so are those that the config compiles.
 
     Args:
-        compile (bool, optional): See :func:`mmstrip.accelerate`. Defaults to None: on GPUs, not on CPUs.
+        compile (bool, optional): See :func:`mmstrip.accelerate`. Defaults to None: on GPUs yes, on CPUs no.
     """
 
     def __init__(self, compile: bool | None = None):
@@ -29,7 +29,7 @@ class AccelerateHook(Hook):
         if runner.cfg.get('compile') or not any(isinstance(module, StripMLP) for module in model.modules()):
             return
         said = f'Strip-MLP: {change_classes(model, self.compile)}'
-        if said != self.said:  # once a training, and not before each validation
+        if said != self.said:  # once per training, not before each validation
             runner.logger.info(said)
         self.said = said
 

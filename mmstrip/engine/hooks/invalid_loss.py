@@ -1,4 +1,4 @@
-"""A stop at a loss that is not finite, before broken weights are saved."""
+"""Stops at a loss that is not finite, before broken weights are saved."""
 
 import math
 from collections import deque
@@ -14,7 +14,7 @@ from ..host_copy import HostCopy, copies_of
 
 
 class _Step(NamedTuple):
-    """The losses of an iteration, and what its error would say."""
+    """The losses of an iteration, and what an error would say about it."""
 
     names: list[str]
     values: HostCopy
@@ -26,8 +26,8 @@ class _Step(NamedTuple):
 class InvalidLossHook(Hook):
     """Stop when a loss is NaN or infinite.
 
-    The host never waits for a loss: it is looked at in the iteration that finds it copied from the GPU, on CPUs its
-    own. All are looked at before a checkpoint is written and at the end of an epoch.
+    The host never waits for a loss. A loss is checked in the first iteration that finds it copied from the GPU; on CPUs
+    that is its own. All are checked before a checkpoint is written and at the end of an epoch.
 
     Raises:
         FloatingPointError: With the losses, the iteration, the learning rate and the files of the batch.

@@ -1,4 +1,4 @@
-"""Losses in the log, without a wait for the GPU in each iteration."""
+"""Logs losses without waiting for the GPU in each iteration."""
 
 from collections import deque
 
@@ -11,10 +11,10 @@ from ..host_copy import HostCopy, copies_of
 
 @HOOKS.register_module()
 class LateLossesHook(RuntimeInfoHook):
-    """mmengine's hook, but losses on a GPU go to the message hub when they have arrived.
+    """mmengine's RuntimeInfoHook, except that losses on a GPU reach the message hub once they are copied to the host.
 
-    Reading each at once, the host would wait for the GPU, and then the GPU for what the host has not queued. All are
-    there when mmengine's hook logs, at the end of an epoch, and in checkpoints.
+    If the host read each loss at once, it would wait for the GPU, and then the GPU for the host's next work. All losses
+    are in the hub when mmengine's hook logs, at the end of an epoch, and in checkpoints.
     """
 
     def __init__(self):

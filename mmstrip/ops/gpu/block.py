@@ -1,4 +1,4 @@
-"""A block, and what stands between stages, as formulas for graphs."""
+"""Formulas of a block and of the steps between stages, for compiled graphs."""
 
 import torch
 from mmcv.cnn.bricks import DropPath
@@ -11,19 +11,27 @@ from .strip_mixing import is_strip_mixing, mix_strips, strip_weights
 
 
 def block_forward(block: StripMLPBlock, x: Tensor, **valid: Tensor) -> Tensor:
-    """What ``StripMLPBlock.forward`` computes, for graphs: channel-major from the first step to the last.
+    """Compute ``StripMLPBlock.forward`` on channel-major maps throughout.
 
-    Where a layer is not what the network was built with, it is ``StripMLPBlock.forward``.
+    A block whose layers are not those that the network was built with runs ``StripMLPBlock.forward`` itself.
     """
-    if valid or not _is_formula(block, x):
+    if valid or not has_formula(block, x):
         return StripMLPBlock.forward(block, x, **valid)
     dtype = compute_type(x)
     with torch.autocast(x.device.type, enabled=False):
         return _mix(block, channel_major(x), dtype).transpose(0, 1)
 
 
+def has_formula(block: StripMLPBlock, x: Tensor) -> bool:
+    """Whether the formula stands for a block: all its layers are those that the network was built with."""
+    drop_path = block.drop_path
+    if type(drop_path) is not DropPath or not is_called(drop_path) or x.numel() <= x.shape[1]:
+        return False
+    return is_strip_mixing(block.strip_mixing) and is_channel_mixing(block.channel_mixing)
+
+
 def _mix(block: StripMLPBlock, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The formula of (C, N, H, W), products being of a type."""
+    """The formula on (C, N, H, W), with matrix products in ``dtype``."""
     kept = _draw(block.drop_path, x)
     first = strip_weights(block.strip_mixing)
     weights = narrow([*first, *channel_weights(block.channel_mixing)], dtype)
@@ -33,15 +41,8 @@ def _mix(block: StripMLPBlock, x: Tensor, dtype: torch.dtype) -> Tensor:
     return _add(x, y, kept, 1)
 
 
-def _is_formula(block: StripMLPBlock, x: Tensor) -> bool:
-    drop_path = block.drop_path
-    if type(drop_path) is not DropPath or not is_called(drop_path) or x.numel() <= x.shape[1]:
-        return False
-    return is_strip_mixing(block.strip_mixing) and is_channel_mixing(block.channel_mixing)
-
-
 def _draw(drop_path: DropPath, x: Tensor) -> Tensor | None:
-    """What drop path multiplies the images of both branches by, (2, N, 1, 1), drawn at once; None: nothing."""
+    """Factors of drop path for the images of both branches, (2, N, 1, 1), drawn in one call; None if it is off."""
     if not drop_path.training or drop_path.drop_prob == 0:
         return None
     keep = 1 - drop_path.drop_prob
@@ -54,11 +55,11 @@ def _add(x: Tensor, y: Tensor, kept: Tensor | None, branch: int) -> Tensor:
 
 
 def merge_maps(merging: nn.Module, cross_stage: nn.ModuleList, x: Tensor, earlier: list[Tensor]):
-    """What ``mmstrip.models.strip_mlp.merge_maps`` computes, without convolutions.
+    """Compute ``mmstrip.models.strip_mlp.merge_maps`` without convolutions.
 
     Args:
-        merging: Of stride s, on s x s tokens, as a product.
-        cross_stage: Convolutions of 2 x 2 tokens of one channel, as multiplications and additions.
+        merging: Convolution of s x s tokens with stride s, computed as a matrix product.
+        cross_stage: Depthwise convolutions of 2 x 2 tokens, computed as multiplications and additions.
         x: A map, or images.
         earlier: Maps of the same height and width.
     """
@@ -82,7 +83,7 @@ def _cross_stage(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def _is_patches(conv: nn.Module) -> bool:
-    """Whether a layer is a convolution of patches side by side."""
+    """Whether a layer is a convolution of adjacent patches: its stride is its kernel size."""
     if type(conv) is not nn.Conv2d or not is_called(conv):
         return False
     height, width = conv.kernel_size

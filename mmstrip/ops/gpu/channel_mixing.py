@@ -1,4 +1,4 @@
-"""Channel mixing on channel-major maps."""
+"""Formula of channel mixing on channel-major maps."""
 
 from torch import Tensor
 
@@ -11,17 +11,17 @@ from .response_norm import gelu_response_norm
 
 
 def is_channel_mixing(module: ChannelMixingBlock) -> bool:
-    """Whether the formula stands for a module; in the deploy form its norm has no weight."""
+    """Whether the formula computes what a module does. It does not for the deploy form, whose norm has no weight."""
     return is_stock(module, ChannelMixingBlock, FastChannelMixingBlock.layers) and module.norm.weight is not None
 
 
 def channel_weights(module: ChannelMixingBlock) -> list[Tensor]:
-    """Weights of linear layers."""
+    """Weights of the linear layers."""
     return [module.fc1.weight, module.fc2.weight]
 
 
 def mix_channels(module: ChannelMixingBlock, x: Tensor, weights: list[Weights]) -> Tensor:
-    """The formula of (C, N, H, W), given what :func:`.narrow` makes of the weights."""
+    """The formula on (C, N, H, W); ``weights`` are the result of :func:`.narrow`."""
     fc1, fc2 = weights
     x = layer_norm(module.norm, depthwise(x, module.depthwise.weight))
     x = gelu_response_norm(linear(fc1, x), module.fc1.bias, module.grn)

@@ -24,7 +24,7 @@ def _convolve(
     side: tl.constexpr, flip: tl.constexpr, has_beside: tl.constexpr, precision: tl.constexpr,
     row_block: tl.constexpr, in_block: tl.constexpr, out_block: tl.constexpr, margin: tl.constexpr,
 ):  # fmt: skip
-    """Rows of a group, a channel of images that share their weights; shift: groups of the output before."""
+    """Convolve some rows of a group: one channel of images that share weights. ``shift``: the output's first group."""
     row = first_row + tl.arange(0, row_block)
     out = first_out + tl.arange(0, out_block)
     token = first_out - margin + tl.arange(0, in_block)
@@ -57,7 +57,7 @@ def _sum_weights(
     side: tl.constexpr, precision: tl.constexpr,
     row_block: tl.constexpr, in_block: tl.constexpr, out_block: tl.constexpr, margin: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a share of the rows: a row of weights of (part, group, dy, dx)."""
+    """Sum one row of weights, (part, group, dy, dx), over a part of the map's rows."""
     start = group.to(tl.int64) * rows * width
     other = dy - side // 2
     total = tl.zeros((in_block, out_block), tl.float32)
@@ -101,7 +101,7 @@ def _backward(
     side: tl.constexpr, precision: tl.constexpr,
     row_block: tl.constexpr, in_block: tl.constexpr, out_block: tl.constexpr, margin: tl.constexpr,
 ):  # fmt: skip
-    """Programs for the gradient of the weights, which take longer, then those for the gradient of the map."""
+    """Programs for the weights' gradient come first, as they take longer; then those for the map's."""
     program = tl.program_id(0)
     sums = groups * parts * side
     if program < sums:
@@ -122,7 +122,7 @@ def _backward(
 
 
 def _tile(rows: int, width: int) -> dict[str, int]:
-    """Rows and tokens that a program reads and writes; lines of one tile need no margin."""
+    """Rows and tokens that a program reads and writes; lines that fit one tile need no margin."""
     block = block_size(rows, most=64 if width <= 16 else 32)
     if width <= 32:
         tokens = block_size(width, most=32)
@@ -150,7 +150,7 @@ def _depthwise(x: Tensor, weight: Tensor, beside: Tensor | None) -> Tensor:
 
 @triton_op('mmstrip_gpu::depthwise_backward', mutates_args={})
 def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of x, and parts of that of weight, in at least float32."""
+    """The gradient of x, and partial sums of the weight's, in at least float32."""
     if not on_card(x):
         return _convolve_by_aten(grad, weight.flip(2, 3)), _sum_weights_by_aten(grad, x, *weight.shape[1:3])
     channels, images, height, width = x.shape

@@ -1,4 +1,4 @@
-"""What the formulas for compiled graphs share: when one stands in for the reference, and linear layers.
+"""Shared parts of the formulas for compiled graphs: the check that one applies, and linear layers.
 
 A map (N, C, H, W) of a formula lies in memory as (C, N, H, W), channel-major: all sums over tokens, as of BN, GRN and
 biases, run along memory, a linear layer is one product, and halves of the channels are views.
@@ -12,9 +12,9 @@ from ...models.stock import PLAIN
 
 
 def is_stock(module: nn.Module, kind: type, layers: dict) -> bool:
-    """Whether a module is of a class, is called as such, and its layers are those that the network was built with.
+    """Whether a module is of a class, without hooks, and its layers are those that the network was built with.
 
-    It is asked while a graph is made, so that compilers guard what it relied on.
+    Called while a graph is traced, so that the compiler guards all that it reads.
 
     Args:
         layers: See :class:`.Fast`.
@@ -23,7 +23,7 @@ def is_stock(module: nn.Module, kind: type, layers: dict) -> bool:
 
 
 def is_called(module: nn.Module) -> bool:
-    """Whether calling a module is calling its class's forward."""
+    """Whether calling a module runs its class's forward and nothing else."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return not any(map(len, hooks)) and 'forward' not in module.__dict__
 
@@ -49,7 +49,7 @@ def _fits(layer: nn.Module | None, stock) -> bool:
 
 
 def compute_type(x: Tensor) -> torch.dtype:
-    """Of what type autocast, or else the map, lets products be."""
+    """The type of matrix products: autocast's, or else that of the map."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -63,7 +63,7 @@ Weights = tuple[Tensor, Tensor]
 
 
 def narrow(weights: list[Tensor], dtype: torch.dtype) -> list[Weights]:
-    """Weights (O, C, ...) as (O, C), and the same of a type, made in one kernel."""
+    """Weights (O, C, ...) as (O, C), each with a copy in another type; all copies are made in one kernel."""
     with torch.no_grad():
         narrowed = [torch.empty_like(weight, dtype=dtype) for weight in weights]
         torch._foreach_copy_(narrowed, weights)
@@ -71,13 +71,13 @@ def narrow(weights: list[Tensor], dtype: torch.dtype) -> list[Weights]:
 
 
 def linear(weights: Weights, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer of the channels of (C, N, H, W), given what :func:`narrow` returns."""
+    """A linear layer over the channels of (C, N, H, W); ``weights`` are a result of :func:`narrow`."""
     y = _Linear.apply(*weights, x.flatten(1)).unflatten(1, x.shape[1:])
     return y if bias is None else y + bias[:, None, None, None].to(x.dtype)
 
 
 class _Linear(Function):
-    """A product whose weight has its gradient in its own type, without a cast after it."""
+    """A matrix product that computes the weight's gradient in the weight's type, without a cast afterwards."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, narrowed: Tensor, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class _Linear(Function):
 
 
 def takes_out_dtype(x: Tensor) -> bool:
-    """Whether a product of a half-precision map may give float32 (PyTorch 2.8, CUDA)."""
+    """Whether a product of half-precision maps can return float32 (PyTorch 2.8, CUDA)."""
     return x.is_cuda and hasattr(torch.ops.aten.mm, 'dtype')
 
 

@@ -82,7 +82,7 @@ def _backward(
 
 @triton_op('mmstrip_gpu::layer_norm', mutates_args={})
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of x (C, N, H, W): normalised, mean and inverse standard deviation (N * H * W, )."""
+    """Normalised x (C, N, H, W), mean and inverse standard deviation (N * H * W, )."""
     if not on_card(x):
         variance, mean = torch.var_mean(x.to(wide(x.dtype)).flatten(1), 0, correction=0)
         inverse = (variance + eps).rsqrt()
@@ -101,7 +101,7 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Te
 def _layer_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of x, and parts of those of weight and bias: (2, C, parts)."""
+    """The gradient of x, and partial sums of the gradients of weight and bias: (2, C, parts)."""
     if not on_card(x):
         normed = (x.flatten(1) - mean) * inverse
         grad = grad.flatten(1).to(normed.dtype)

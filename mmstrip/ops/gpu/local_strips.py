@@ -18,14 +18,14 @@ from .depthwise import _depthwise, _depthwise_backward
 from .formula import is_stock
 from .kernels import PROGRAMS, block_size, gelu, gelu_slope, launch, on_card, total, wide
 
-IMAGES = 8  # of a program that averages
-CHANNELS, TAPS = 32, 64  # of a step of a program of an image
+IMAGES = 8  # per program that averages
+CHANNELS, TAPS = 32, 64  # per step of a program, which works on one image
 SIDE = 7
 
 
 @triton.jit
 def _reads(tall_ptr, wide_ptr, channel, row, column, height, width):
-    """The sum of the weights by which tall, wide and the map itself read tokens."""
+    """The sum of the weights with which tall, wide and the map itself read each token."""
     sums = tl.zeros_like(row + column).to(tl.float32) + 1
     for tap in range(21):
         y, x = row - tap // 3 + 3, column - tap % 3 + 1
@@ -42,7 +42,7 @@ def _average(
     u_ptr, tall_ptr, wide_ptr, average_ptr, channels, images, height, width,
     image_block: tl.constexpr, row_block: tl.constexpr, column_block: tl.constexpr,
 ):  # fmt: skip
-    """Averages of tall + wide + u of some images of a channel: (N, C)."""
+    """Averages (N, C) of tall + wide + u, for some images and one channel."""
     channel = tl.program_id(0)
     number = tl.arange(0, image_block)
     sums = tl.zeros((image_block,), tl.float32)
@@ -63,7 +63,7 @@ def _average(
 
 @triton.jit
 def _load_taps(tall_ptr, wide_ptr, channel, tap, mask):
-    """Kernels of some channels as 7x7: tall, wide, and the map itself."""
+    """Tall, wide and identity kernels of some channels, padded to 7x7."""
     dy, dx = tap // 7, tap % 7
     is_tall, is_wide = (dx >= 2) & (dx <= 4), (dy >= 2) & (dy <= 4)
     tall = tl.load(tall_ptr + channel * 21 + dy * 3 + dx - 2, mask=mask & is_tall, other=0.0).to(tl.float32)
@@ -77,7 +77,7 @@ def _reweight(
     hidden_ptr, share_ptr, kernel_ptr, channels, hiddens, images,
     hidden_block: tl.constexpr, block: tl.constexpr, tap_block: tl.constexpr,
 ):  # fmt: skip
-    """Of an image: hidden values (N, hiddens), shares a, b, c (3, N, C), and kernels (C, N, 7, 7)."""
+    """For one image: hidden values (N, hiddens), weights a, b, c (3, N, C), and kernels (C, N, 7, 7)."""
     image = tl.program_id(0)
     unit = tl.arange(0, hidden_block)
     hidden = tl.load(narrow_bias_ptr + unit, mask=unit < hiddens, other=0.0).to(tl.float32)
@@ -121,7 +121,7 @@ def _reweight_backward(
     grad_logit_ptr, grad_hidden_ptr, grad_average_ptr, channels, hiddens, images,
     hidden_block: tl.constexpr, block: tl.constexpr, tap_block: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of an image's logits (N, 3 C), hidden values and averages, given that of its kernels (C, N, 7, 7)."""
+    """For one image: gradients of logits (N, 3 C), hidden values and averages, from that of its kernels."""
     image = tl.program_id(0)
     unit = tl.arange(0, hidden_block)
     tap = tl.arange(0, tap_block)[None, :]
@@ -162,7 +162,7 @@ def _reweight_backward(
 @triton.jit
 def _sum_images(left_ptr, right_ptr, weight_ptr, bias_ptr, tile, rows, columns, images, is_gelu: tl.constexpr,
                 block: tl.constexpr):  # fmt: skip
-    """A tile of the gradients of a linear layer's weight and bias, given those of its results, and its inputs."""
+    """A tile of the gradients of a linear layer's weight and bias, from its inputs and output gradients."""
     tiles = tl.cdiv(columns, block)
     row = tile // tiles * block + tl.arange(0, block)
     column = tile % tiles * block + tl.arange(0, block)
@@ -202,7 +202,7 @@ def _map_backward(
     channels, images, height, width, image_share,
     row_block: tl.constexpr, column_block: tl.constexpr, tap_block: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of some images of a channel, and their parts of those of tall and wide: (parts, 2, C, 21)."""
+    """The gradient of some images of a channel, and partial sums for tall and wide: (parts, 2, C, 21)."""
     channel, part = tl.program_id(0), tl.program_id(1)
     first, last = part * image_share, tl.minimum((part + 1) * image_share, images)
     tap = tl.arange(0, tap_block)
@@ -244,7 +244,7 @@ def _map_backward(
 def _local_kernels(
     u: Tensor, tall: Tensor, wide: Tensor, narrow: Tensor, narrow_bias: Tensor, broad: Tensor, broad_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of u (C, N, H, W): averages (N, C), hidden values, shares (3, N, C), kernels (C, N, 7, 7)."""
+    """For u (C, N, H, W): averages (N, C), hidden values, weights a, b, c (3, N, C), kernels (C, N, 7, 7)."""
     channels, images, height, width = u.shape
     hiddens = narrow.shape[0]
     if not on_card(u):
@@ -300,18 +300,18 @@ def _local_kernels_backward(
 
 
 def _padded(tall: Tensor, wide: Tensor) -> Tensor:
-    """Tall, wide and the map itself as kernels (3, C, 7, 7)."""
+    """Tall, wide and identity kernels (3, C, 7, 7)."""
     itself = F.pad(torch.ones_like(tall[:, 0, :1, :1]), (3, 3, 3, 3))
     return torch.stack([F.pad(tall[:, 0], (2, 2)), F.pad(wide[:, 0], (0, 0, 2, 2)), itself])
 
 
 def _is_read(side: int, like: Tensor) -> Tensor:
-    """(side, 7): whether the output that would read a token by a weight is in the map."""
+    """(side, 7): whether the output that reads a token with a given weight lies in the map."""
     output = torch.arange(side, device=like.device)[:, None] - torch.arange(SIDE, device=like.device) + SIDE // 2
     return ((output >= 0) & (output < side)).to(like.dtype)
 
 
-@torch.autocast('cpu', enabled=False)  # which would reach what the operator calls
+@torch.autocast('cpu', enabled=False)  # would cast within the operator
 def _local_kernels_by_aten(u, tall, wide_, narrow, narrow_bias, broad, broad_bias):
     dtype = wide(u.dtype)
     kernels = _padded(tall, wide_).to(dtype)
@@ -324,7 +324,7 @@ def _local_kernels_by_aten(u, tall, wide_, narrow, narrow_bias, broad, broad_bia
     return average, hidden, share, torch.einsum('knc,kcyx->cnyx', share, kernels).contiguous()
 
 
-@torch.autocast('cpu', enabled=False)  # which would reach what the operator calls
+@torch.autocast('cpu', enabled=False)  # would cast within the operator
 def _local_kernels_backward_by_aten(grad_u, grad_kernel, u, tall, wide_, narrow, broad, average, hidden, share):
     dtype = wide(u.dtype)
     kernels, grad_kernel = _padded(tall, wide_).to(dtype), grad_kernel.to(dtype)
@@ -369,12 +369,12 @@ class _LocalStrips(Function):
 
 
 def is_local_strips(module: LocalStripMixing) -> bool:
-    """Whether the formula stands for a module."""
+    """Whether the formula computes what a module does."""
     return is_stock(module, LocalStripMixing, FastLocalStripMixing.layers)
 
 
 def mix_locally(module: LocalStripMixing, u: Tensor, beside: Tensor | None = None) -> Tensor:
-    """The formula of (C, N, H, W). With a map ``beside``, of its shape, that comes first: (2 C, N, H, W)."""
+    """The formula on (C, N, H, W). A map ``beside`` of the same shape is put before the result: (2 C, N, H, W)."""
     narrow, _, broad = module.reweight
     layers = narrow.weight, narrow.bias, broad.weight, broad.bias
     return _LocalStrips.apply(u, module.tall.weight, module.wide.weight, *layers, beside)

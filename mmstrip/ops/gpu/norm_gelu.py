@@ -74,7 +74,7 @@ def _backward(
     total, product = tl.sum(sums), tl.sum(products)
     tl.store(sums_ptr + channel, product)  # of weight
     tl.store(sums_ptr + channels + channel, total)  # of bias
-    tl.store(sums_ptr + 2 * channels + channel, 0.0)  # of what was added to x: its mean takes it away
+    tl.store(sums_ptr + 2 * channels + channel, 0.0)  # of what was added to x, which the mean removes
     for first in range(0, size, block):
         at = first + tl.arange(0, block)
         normed = (tl.load(x_ptr + start + at, mask=at < size, other=0.0).to(tl.float32) - center) * inverse
@@ -91,7 +91,7 @@ def _norm_gelu(
     x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None,
     running_mean: Tensor, running_var: Tensor, count: Tensor, eps: float, momentum: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Of x (C, N, H, W): GELU of BN, mean and biased variance, in at least float32."""
+    """For x (C, N, H, W): GELU of BN; mean and biased variance in at least float32."""
     size = x.shape[1] * x.shape[2] * x.shape[3]
     if not on_card(x):
         variance, mean = torch.var_mean(x.to(wide(x.dtype)), (1, 2, 3), correction=0)
@@ -141,7 +141,7 @@ def _normed(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
 
 
 class _NormGELU(Function):
-    """With ``keeps``, x is handed on too: its other gradient is added in the kernel."""
+    """With ``keeps``, x is returned too, and the gradient that it gets there is added in the kernel."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, shift, running_mean, running_var, count, eps, momentum, keeps):
@@ -160,7 +160,7 @@ class _NormGELU(Function):
 
 
 def norm_gelu(norm: nn.BatchNorm2d, x: Tensor, shift: Tensor | None = None, keeps: bool = False):
-    """GELU of BN of x (C, N, H, W) plus shift (C, ); if it keeps x, also x, for what else reads it."""
+    """GELU of BN of x (C, N, H, W) plus shift (C, ); with ``keeps`` also x, for other readers."""
     if not norm.training:
         shifted = x if shift is None else x + _spread(shift.to(x.dtype))
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

@@ -15,7 +15,7 @@ from torch.library import triton_op
 from ...models.channel_mixing import SMALLEST_NORM, GlobalResponseNorm
 from .kernels import gelu, gelu_slope, launch, on_card, wide
 
-ROWS, TOKENS, CHANNELS = 16, 64, 256  # of a program's tile, and of a step in sums over channels
+ROWS, TOKENS, CHANNELS = 16, 64, 256  # per program's tile, and per step in sums over channels
 SMALLEST = tl.constexpr(SMALLEST_NORM)
 
 
@@ -30,7 +30,7 @@ def _sum_tokens(
     x_ptr, bias_ptr, grad_ptr, sums_ptr, parts_ptr, channels, images, size,
     backward: tl.constexpr, row_block: tl.constexpr, token_block: tl.constexpr,
 ):  # fmt: skip
-    """Norms (N, C); or the sums of gradient times GELU, and those of the gradient: the first of the parts (3, N, C)."""
+    """Norms (N, C); or sums of gradient times GELU and of the gradient: the first of the parts (3, N, C)."""
     row = tl.program_id(0) * row_block + tl.arange(0, row_block)
     channel, image = row // images, row % images
     ours = channel < channels
@@ -88,7 +88,7 @@ def _backward(
     grad_ptr, x_ptr, bias_ptr, norm_ptr, gamma_ptr, sums_ptr, grad_x_ptr, parts_ptr, channels, images, size, eps,
     row_block: tl.constexpr, token_block: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of x, and those of gamma and bias for each image: the other two of the parts."""
+    """The gradient of x, and per image those of gamma and bias: the other two of the parts."""
     image = tl.program_id(1)
     norms, through = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
     for first in range(0, channels, block):
@@ -98,7 +98,7 @@ def _backward(
         norms += norm
         through += tl.load(sums_ptr + image * channels + at, mask=at < channels, other=0.0) * gamma * norm
     mean = tl.sum(norms) / channels + eps
-    common = tl.sum(through) / (mean * channels)  # the norms act through their mean too
+    common = tl.sum(through) / (mean * channels)  # gradient through the mean of the norms
     channel = tl.program_id(0) * row_block + tl.arange(0, row_block)
     ours = channel < channels
     there = image * channels + channel
@@ -106,7 +106,7 @@ def _backward(
     gamma = tl.load(gamma_ptr + channel, mask=ours, other=0.0).to(tl.float32)
     product = tl.load(sums_ptr + there, mask=ours, other=0.0)
     factor = 1 + gamma * norm / mean
-    slope = tl.where(norm > 1.001 * SMALLEST, (product * gamma - common) / (mean * norm), 0.0)  # where it isn't clamped
+    slope = tl.where(norm > 1.001 * SMALLEST, (product * gamma - common) / (mean * norm), 0.0)  # if not clamped
     bias = tl.load(bias_ptr + channel, mask=ours, other=0.0).to(tl.float32)
     start = (channel.to(tl.int64) * images + image) * size
     total = tl.zeros((row_block, token_block), tl.float32)
@@ -148,7 +148,7 @@ def _response_norm(x: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor | None, 
 def _response_norm_backward(
     grad: Tensor, x: Tensor, bias: Tensor, norm: Tensor, gamma: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of x, and for each image those of beta, gamma and bias: (3, N, C)."""
+    """The gradient of x, and per image those of beta, gamma and bias: (3, N, C)."""
     channels, images, height, width = x.shape
     size = height * width
     if not on_card(x):

@@ -1,4 +1,4 @@
-"""Strip mixing on channel-major maps."""
+"""Formula of strip mixing on channel-major maps."""
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ GROUP_LAYERS = dict(
 
 
 def is_strip_mixing(module: StripMixingBlock) -> bool:
-    """Whether the formula stands for a module: it has both branches, and all layers are the network's."""
+    """Whether the formula computes what a module does: it has both branches, and all layers are stock."""
     if not is_stock(module, StripMixingBlock, LAYERS) or list(module.branches) != ['cgsmm', 'lsmm']:
         return False
     cgsmm, lsmm = module.branches.values()
@@ -38,18 +38,18 @@ def is_strip_mixing(module: StripMixingBlock) -> bool:
 
 
 def strip_weights(module: StripMixingBlock) -> list[Tensor]:
-    """Weights of linear layers."""
+    """Weights of the linear layers."""
     cgsmm = module.branches['cgsmm']
     return [layer.weight for layer in (module.project[0], cgsmm.fuse_row, cgsmm.fuse_column, module.fuse)]
 
 
 def mix_strips(module: StripMixingBlock, x: Tensor, weights: list[Weights]) -> tuple[Tensor, Tensor]:
-    """The formula of (C, N, H, W), given what :func:`.narrow` makes of the weights; and x, for what else reads it."""
+    """The formula on (C, N, H, W), and x for the residual; ``weights`` are the result of :func:`.narrow`."""
     project, fuse_row, fuse_column, fuse = weights
     y, x = norm_gelu(module.depthwise[0], x, keeps=True)
     y = linear(project, depthwise(y, module.depthwise[2].weight))
     y = norm_gelu(module.project[1], y, module.project[0].bias)
-    half = y.shape[0] // 2  # slices, not chunks: compilers put their gradients together in one pass
+    half = y.shape[0] // 2  # slices, not chunks: compilers join their gradients in one pass
     mixed = _mix_groups(module.branches['cgsmm'], y[:half], fuse_row, fuse_column)
     return linear(fuse, mix_locally(module.branches['lsmm'], y[half:], mixed)), x
 

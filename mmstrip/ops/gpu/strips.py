@@ -17,13 +17,13 @@ from torch.library import triton_op
 from ...models.strip_mixing import RelativePosition, StripMLPLayer
 from .kernels import PROGRAMS, block_size, launch, on_card, precision, total, wide
 
-LINES = 64  # of a program
-LARGEST_MAP = 64  # the side of maps whose positions' gradient a kernel sums
+LINES = 64  # per program
+LARGEST_MAP = 64  # side; the gradient of the positions of larger maps is left to ATen
 
 
 @triton.jit
 def _positions(table_ptr, channel, channels, line, token, mask, span, is_row: tl.constexpr):
-    offset = token[None, :] - line[:, None] if is_row else line[:, None] - token[None, :]  # column less row
+    offset = token[None, :] - line[:, None] if is_row else line[:, None] - token[None, :]  # column minus row
     offset = tl.minimum(tl.maximum(offset + span, 0), 2 * span)
     return tl.load(table_ptr + offset * channels + channel, mask=mask, other=0.0)
 
@@ -36,7 +36,7 @@ def _mix(
     has_table: tl.constexpr, has_beside: tl.constexpr, precision: tl.constexpr,
     line_block: tl.constexpr, token_block: tl.constexpr,
 ):  # fmt: skip
-    """Some lines of a channel; shifts are channels of the output before the sums, and before the map beside them."""
+    """Mix some lines of a channel; shifts: first output channels of the sums, and of the map beside them."""
     patch = channel % patches
     line = first_line + tl.arange(0, line_block)
     out = first_out + tl.arange(0, token_block)
@@ -78,7 +78,7 @@ def _sum_weights(
     strip: tl.constexpr, is_row: tl.constexpr, has_table: tl.constexpr, precision: tl.constexpr,
     line_block: tl.constexpr, token_block: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a share of the lines of a patch: of each part (patch, k, out, in), then (patch, out)."""
+    """Sums over a part of the lines of a patch: per part (patch, k, out, in), then (patch, out)."""
     patch, k = row // strip, row % strip
     tiles = tl.cdiv(tokens, token_block)
     out = (tile // tiles) * token_block + tl.arange(0, token_block)
@@ -133,7 +133,7 @@ def _backward(
     strip: tl.constexpr, is_row: tl.constexpr, has_table: tl.constexpr,
     precision: tl.constexpr, line_block: tl.constexpr, token_block: tl.constexpr,
 ):  # fmt: skip
-    """Programs for the gradient of the weights, which take longer, then those for the gradient of the map."""
+    """Programs for the weights' gradient come first, as they take longer; then those for the map's."""
     program = tl.program_id(0)
     tiles = tl.cdiv(tokens, token_block)
     first = patches * strip * parts * tiles * tiles
@@ -161,7 +161,7 @@ def _sum_positions(
     grad_ptr, table_ptr, channels, images, height, width, span,
     row_block: tl.constexpr, column_block: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a channel's column of a table of positions."""
+    """One channel's column of the gradient of a position table."""
     channel = tl.program_id(0)
     row, column = tl.arange(0, row_block)[:, None], tl.arange(0, column_block)[None, :]
     mask = (row < height) & (column < width)
@@ -181,7 +181,7 @@ def _layout(x: Tensor, row: bool) -> tuple[int, int, int, int]:
 
 
 def _warps(block: int) -> int:
-    """Enough for a program's tiles to stay in registers."""
+    """Warps that keep a program's tiles in registers."""
     return 4 if block == 16 else 8
 
 
@@ -196,7 +196,7 @@ def _strips(
     y = x if beside is None else x.new_empty((2 * channels, *x.shape[1:]))
     y = torch.empty_like(y)
     lines, tokens, *strides = _layout(x, row)
-    block = block_size(tokens, most=32)  # of more, registers spill
+    block = block_size(tokens, most=32)  # larger blocks spill registers
     grid = triton.cdiv(images * lines, LINES), channels, triton.cdiv(tokens, block)
     launch(_forward)[grid](
         x, weight, bias, x if table is None else table, x if beside is None else beside, y,
@@ -210,7 +210,7 @@ def _strips(
 
 @triton_op('mmstrip_gpu::strips_backward', mutates_args={})
 def _strips_backward(grad: Tensor, x: Tensor, weight: Tensor, table: Tensor | None, row: bool) -> tuple[Tensor, Tensor]:
-    """The gradient of x, and parts of those of weight and, after them, bias, in at least float32."""
+    """The gradient of x, and partial sums for weight, then bias, in at least float32."""
     if not on_card(x):
         grad_x = _mix_by_aten(grad, weight.flip(1).transpose(2, 3), None, row)
         parts = _sum_weights_by_aten(grad, x if table is None else x + _expand(table, x), *weight.shape[:2], row)
@@ -218,7 +218,7 @@ def _strips_backward(grad: Tensor, x: Tensor, weight: Tensor, table: Tensor | No
     patches, strip = weight.shape[:2]
     channels, images = x.shape[:2]
     lines, tokens, *strides = _layout(x, row)
-    block = block_size(tokens, most=32)  # of more, registers spill
+    block = block_size(tokens, most=32)  # larger blocks spill registers
     tiles = triton.cdiv(tokens, block)
     blocks = triton.cdiv(images * lines, LINES)
     parts = min(triton.cdiv(PROGRAMS, patches * strip * tiles * tiles), blocks)
@@ -236,7 +236,7 @@ def _strips_backward(grad: Tensor, x: Tensor, weight: Tensor, table: Tensor | No
 
 @triton_op('mmstrip_gpu::position_gradient', mutates_args={})
 def _position_gradient(grad: Tensor, rows: int) -> Tensor:
-    """The gradient of a table of positions (rows, C), given that of a map that they were added to."""
+    """The gradient of a position table (rows, C), from that of the map it was added to."""
     channels, images, height, width = grad.shape
     if not on_card(grad) or max(height, width) > LARGEST_MAP:
         offset = _offsets(rows, grad).flatten() == torch.arange(rows, device=grad.device)[:, None]
@@ -251,18 +251,18 @@ def _position_gradient(grad: Tensor, rows: int) -> Tensor:
 
 
 def _offsets(rows: int, x: Tensor) -> Tensor:
-    """(H, W): which of so many rows of a table belongs to a token."""
+    """(H, W): the row of a position table for each token."""
     row, column = (torch.arange(side, device=x.device) for side in x.shape[2:])
     return (column - row[:, None] + rows // 2).clamp(0, rows - 1)
 
 
 def _expand(table: Tensor, x: Tensor) -> Tensor:
-    """The positions of x: (C, 1, H, W)."""
+    """The position embedding of x: (C, 1, H, W)."""
     return table.t()[:, None, _offsets(table.shape[0], x)].to(x.dtype)
 
 
 def _lines(x: Tensor, row: bool, patches: int) -> Tensor:
-    """(C, N, H, W) as what a grouped convolution over lines takes: (N * C / G, G * tokens, lines)."""
+    """(C, N, H, W) as input of a grouped convolution over lines: (N * C / G, G * tokens, lines)."""
     x = x.transpose(2, 3) if row else x
     return x.unflatten(0, (-1, patches)).permute(2, 0, 1, 3, 4).flatten(0, 1).flatten(1, 2)
 
@@ -314,6 +314,6 @@ def strips(
 
     With a map ``beside`` it, of the shape of x, the result is (2 C, N, H, W): that map ``before`` the sums, or after.
     """
-    is_itself = beside is x  # compilers lose a gradient of what is handed over twice
+    is_itself = beside is x  # compilers lose a gradient if one tensor is passed twice
     beside = None if is_itself else beside
     return _Strips.apply(x, layer.weight, layer.bias, position.table, beside, is_itself, layer.axis == 'row', before)
