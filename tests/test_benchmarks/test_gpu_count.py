@@ -24,11 +24,9 @@ def test_clipping_takes_few_launches(counted):
     assert counted.operations['clipping'].total() <= 25
 
 
-def test_a_network_is_counted_with_its_bytes_and_products(counted):
+def test_a_network_is_counted_with_its_bytes(counted):
     assert 3000 < counted.operations['network'].total() <= 4000
-    assert counted.bytes['network'] / 1e9 == pytest.approx(63, abs=2)
-    flops = 2 * 3.66e9 * 3 * count.BATCH  # forward, and twice as many backward
-    assert counted.flops['network'] == pytest.approx(flops, rel=0.01)
+    assert counted.bytes / 1e9 == pytest.approx(63, abs=2)
 
 
 def test_operations_compute_nothing_and_keep_layouts():
@@ -39,8 +37,28 @@ def test_operations_compute_nothing_and_keep_layouts():
         y.view(-1)[0] if y.is_contiguous() else y.permute(0, 2, 3, 1).reshape(-1)
     assert y.shape == (2, 4, 8, 8) and y.is_contiguous(memory_format=torch.channels_last)
     assert counted.operations['forward'] == {'convolution': 1}
-    assert counted.flops['forward'] == 2 * (2 * 4 * 8 * 8) * (3 * 3 * 3)
-    assert counted.bytes['forward'] == 4 * (x.numel() + y.numel() + convolution.weight.numel() + 4)
+    assert counted.bytes == 4 * (x.numel() + y.numel() + convolution.weight.numel() + 4)
+
+
+def test_inductor_fuses_as_for_a_gpu():
+    """One kernel of Triton and one call of a library; private names of PyTorch that are gone would end it."""
+    run = torch.compile(lambda x, y: (x.relu() + 1) @ y)
+    x, y = torch.empty(32, 64), torch.empty(64, 16)
+    with count.card(Launches()) as counted:
+        for _ in range(2):
+            counted.reset('forward')
+            with counted:
+                run(x, y)
+    assert counted.kernels('forward') == (1, 1)
+    assert counted.bytes == 4 * (2 * x.numel() + x.numel() + y.numel() + 32 * 16)
+
+
+def test_an_accelerated_block_is_within_its_bound():
+    """The smallest one, as PyTorch would compile it for a GPU."""
+    counted = count.compiled_block('Strip-MLP-T', 'accelerated', 2, dry=True)
+    parts = [counted.kernels(phase) for phase in ('forward', 'backward')]
+    assert all(kernels > 15 and calls > 5 for kernels, calls in parts)  # of Triton, and products
+    assert sum(map(sum, parts)) <= count.BLOCK
 
 
 def test_lists_of_tensors_take_as_many_kernels_as_fit_into_their_arguments():
