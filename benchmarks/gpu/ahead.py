@@ -78,11 +78,10 @@ def usage(kernel: CompiledKernel) -> tuple[int, int, int]:
 def table() -> str:
     rows = []
     for name, cards in sorted(compile_kernels().items()):
-        most = [map(max, zip(*map(usage, set(variants)))) for variants in cards]
-        rows.append(
-            [name, *(f'{registers}, {shared / 1024:.0f} KiB, {spilled}' for registers, shared, spilled in most)]
-        )
-    return markdown_table(['kernel', *(f'sm_{capability}' for capability in CAPABILITIES)], rows)
+        registers, shared, spilled = zip(*(map(max, zip(*map(usage, set(variants)))) for variants in cards))
+        rows.append((name, *registers, f'{max(shared) / 1024:.0f}', max(spilled)))
+    registers = (f'registers: sm_{capability}' for capability in CAPABILITIES)
+    return markdown_table(('kernel', *registers, 'shared memory, KiB', 'spills, bytes'), rows)
 
 
 if __name__ == '__main__':

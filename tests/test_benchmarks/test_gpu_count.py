@@ -50,7 +50,7 @@ def test_inductor_fuses_as_for_a_gpu():
             with counted:
                 run(x, y)
     assert counted.kernels('forward') == (1, 1)
-    assert counted.bytes == 4 * (2 * x.numel() + x.numel() + y.numel() + 32 * 16)
+    assert counted.bytes == 4 * (2 * x.numel() + x.numel() + y.numel() + 32 * 16)  # read and written
 
 
 def test_an_accelerated_block_is_within_its_bound():
