@@ -27,7 +27,6 @@ STEPS: dict[str, Callable[..., list[dict]]] = {
     **{f'iteration-{name}-eager': partial(iterations.measure, name, 'eager') for name in NETWORKS},
     **{f'inference-{batch}-{name}': partial(speed.inference, name, batch) for batch in (128, 1) for name in NETWORKS},
     **{f'dense-{name}': partial(speed.dense, name) for name in NETWORKS},
-    'limits': speed.limits,
     'memory': speed.memory,
     **{f'right-accelerated-{one}': partial(right.compare, _ACCELERATED[one]) for one in ('float32', 'deploy')},
     'right-forms': partial(right.compare, right.FORMS),

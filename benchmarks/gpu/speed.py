@@ -1,4 +1,4 @@
-"""Backbones alone: inference, dense tasks, memory, and the limits of the card."""
+"""Backbones alone: inference, dense tasks and memory."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch.utils.benchmark import Timer
 
-from ..speed.measuring import Candidate, Settings, copy_gigabytes, matmul_gflops
+from ..speed.measuring import Candidate, Settings
 from ..speed.specs import Spec
 from .iterations import NETWORKS, SMALL, STRIP
 from .page import attempt
@@ -65,10 +65,3 @@ def memory(dry: bool = False) -> list[dict]:
     """Training steps by batch, with and without checkpointing; their peak is beyond the weights."""
     specs = [spec(STRIP, dry, with_cp=checkpointing) for checkpointing in (False, True)]
     return [row for batch in (64, 256) for row in measure(specs, ['train'], batch, dry)]
-
-
-def limits(dry: bool = False) -> list[dict]:
-    """Rates of a copy and of a large product."""
-    device = 'cpu' if dry else 'cuda'
-    tflops = max(matmul_gflops('bfloat16', device) for _ in range(3)) / 1e3
-    return [dict(copy_gb_per_second=round(copy_gigabytes(device)), bfloat16_tflops=round(tflops, 1))]

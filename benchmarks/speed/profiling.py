@@ -1,4 +1,4 @@
-"""Where a model's time goes."""
+"""Profiles of models and steps."""
 
 import re
 from collections.abc import Callable
@@ -16,12 +16,7 @@ ROWS = 10  # of the costliest
 
 
 def costliest_operations(spec: Spec, settings: Settings, mode: str) -> list[tuple[str, str, float]]:
-    """Where a model's time goes.
-
-    Args:
-        spec: The model.
-        settings: How to run it.
-        mode: 'inference' or 'train'.
+    """Profile a model in a mode, 'inference' or 'train'.
 
     Returns:
         Module (block numbers as *), operation, and share of the time, the costliest first.
@@ -31,7 +26,7 @@ def costliest_operations(spec: Spec, settings: Settings, mode: str) -> list[tupl
     """
     candidate = Candidate(spec, settings)
     if candidate.runtime:
-        raise ValueError(f'{spec.label}: only models in PyTorch can be profiled')
+        raise ValueError(f'{spec.label}: only models in PyTorch can be profiled, without {candidate.runtime}')
     for name, module in candidate.model.named_modules():
         if name:
             _mark(module, MODULE + re.sub(r'(\.\d+)\.\d+', r'\1.*', name))
@@ -114,7 +109,7 @@ def _module_of(event) -> str:
 
 
 def _gradient(event):
-    """The step of the backward pass that an event belongs to; None in the forward pass."""
+    """The step of the backward pass that an event is part of; None in the forward pass."""
     while event is not None and not event.name.startswith('autograd::engine::evaluate_function'):
         event = event.cpu_parent
     return event
