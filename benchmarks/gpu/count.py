@@ -1,7 +1,7 @@
 """Count what a training iteration launches on a GPU, and predict its time, without a GPU.
 
-Iterations of tools/train.py run on the CPU and compute nothing. Inductor compiles as for an H100, by private names of
-PyTorch."""
+Iterations of tools/train.py run on the CPU and compute nothing. Inductor compiles as for an H100; this uses private
+names of PyTorch."""
 
 import argparse
 import math
@@ -40,17 +40,9 @@ BLOCK, ITERATION, OPTIMIZER, STEP_GB = 60, 1500, 40, 35
 MEASURED, OLDER = {STRIP: 161.7, 'ConvNeXt-T': 27.8, 'Swin-T': 44.5, 'ResNet-50': 18.2}, {STRIP: 4336}
 COPY, PRODUCT = 4.3e12, 532e12  # bytes/s and FLOP/s in bfloat16 of that card
 # Beside views, these launch nothing.
-FREE = {
-    '_unsafe_view',
-    'empty',
-    'empty_strided',
-    'empty_like',
-    'new_empty',
-    'new_empty_strided',
-    'lift_fresh',
-    'resize_',
-}
-FREE |= {'unsafe_split', 'unsafe_chunk', 'is_same_size', '_record_function_enter_new', '_record_function_exit'}
+FREE = {'_unsafe_view', 'empty', 'empty_strided', 'empty_like', 'new_empty', 'new_empty_strided', 'lift_fresh'}
+FREE |= {'resize_', 'unsafe_split', 'unsafe_chunk', 'is_same_size'}
+FREE |= {'_record_function_enter_new', '_record_function_exit'}
 HOST_READS = ('_local_scalar_dense', 'is_nonzero', 'equal', 'nonzero')
 _KERNEL = 'kernel '
 _SHAPES = FakeTensorMode()
@@ -247,7 +239,13 @@ def report() -> Iterator[str]:
     steps = {name: eager_step(name) for name in MEASURED}
     launch_ms, errors = fit({name: step.total for name, step in steps.items()} | OLDER)
     rows = [
-        (name, f'{step.total:,}', f'{step.bytes / 1e9:.1f}', MEASURED[name], *(f'{one:+.0%}' for one in errors[name]))
+        (
+            name,
+            f'{step.total:,}',
+            f'{step.bytes / 1e9:.1f}',
+            MEASURED[name],
+            *(f'{round(100 * one):+} %' for one in errors[name]),
+        )
         for name, step in steps.items()
     ]
     yield f'One launch: {1e3 * launch_ms:.1f} microseconds.'

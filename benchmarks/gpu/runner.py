@@ -36,7 +36,7 @@ STEPS: dict[str, Callable[..., list[dict]]] = {
 
 
 def run_steps(names: Sequence[str], out: Path, minutes: float, dry: bool = False, seconds: float = SECONDS) -> dict:
-    """Run those of :data:`STEPS` that are not done yet, until the minutes end; each for some seconds at most.
+    """Run those of :data:`STEPS` that are not done yet, until the minutes end, each for at most some seconds.
 
     Returns:
         The report, written to ``report.json`` after each step: 'environment', 'dry', and 'steps', name -> 'seconds'
@@ -64,6 +64,7 @@ def errors_of(step: dict) -> list[str]:
 
 def _run(name: str, dry: bool, log: Path, seconds: float) -> dict:
     begin = time.monotonic()
+    log.write_text('')
     receive, send = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_work, args=(name, dry, log, send))
     process.start()

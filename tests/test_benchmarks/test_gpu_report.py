@@ -67,6 +67,12 @@ def test_a_step_that_the_minutes_cut_short_comes_first_the_next_time(steps, tmp_
     assert again['good'] == found['good'] and runner.errors_of(again['bad'])
 
 
+def test_a_process_that_ends_before_its_step_begins(steps, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, '_work', lambda *_: os._exit(3))
+    found = runner.run_steps(['good'], tmp_path, minutes=1, dry=True)['steps']['good']
+    assert runner.errors_of(found) == ['its process ended with 3: ']
+
+
 def test_a_step_that_failed_is_run_again(steps, tmp_path):
     runner.run_steps(['bad'], tmp_path, minutes=1, dry=True)
     steps['bad'] = good
