@@ -1,5 +1,8 @@
 """What an iteration launches, counted without a GPU, and its bounds."""
 
+from collections import Counter
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -84,3 +87,28 @@ def test_the_fit_tells_its_error():
     )
     cost, errors = count.fit({**{name: ms / 0.04 for name, ms in count.MEASURED.items()}, 'ResNet-50': 18.2 / 0.08})
     assert errors['ResNet-50'][1] == pytest.approx(-0.5) and errors['ResNet-50'][0] > -0.5
+
+
+def test_tables_state_counts_bounds_and_predictions(monkeypatch, tmp_path):
+    counted = Launches('forward')
+    counted.operations |= dict(forward=Counter({'kernel a': 17, 'mm': 7}), backward=Counter({'kernel b': 21, 'mm': 12}))
+    counted.operations['optimizer'] = Counter(_fused_adamw_=27)
+    counted.bytes = 43e9  # 10 ms
+    for name in ('eager_step', 'compiled_block', 'iteration'):
+        monkeypatch.setattr(count, name, lambda *_: counted)
+    monkeypatch.setattr(count, 'fit', lambda counts: (0.5, dict.fromkeys(counts, (-0.004, 0.12))))  # ms per launch
+    monkeypatch.setattr(count.speed, 'spec', lambda name: SimpleNamespace(build=lambda: name))
+    flops = 532e12 / 6 / count.BATCH / 1e3  # 1 ms
+    monkeypatch.setattr(count, 'analyze_complexity', lambda *_: SimpleNamespace(flops=flops))
+    monkeypatch.setattr(count.MMLogger, 'get_instance', lambda *_, **__: None)
+    monkeypatch.setattr('sys.argv', ['count', '--page', str(tmp_path / 'page.md')])
+    (tmp_path / 'page.md').write_text('Before\n<!-- gpu: counted -->\nold\n<!-- end -->\nAfter\n')
+    count.main()
+    page = (tmp_path / 'page.md').read_text()
+    assert page.startswith('Before\n<!-- gpu: counted -->\nCounted with PyTorch ') and page.endswith(
+        '<!-- end -->\nAfter\n'
+    )
+    assert '| ConvNeXt-T | 84 | 43.0 | 27.8 | +0 % | +12 % |' in page
+    assert '| Strip-MLP-T | accelerated | 1 | 17 + 7 | 21 + 12 | 57 (at most 60) |' in page
+    assert page.count(' | 84 | 27 | 43.0 | 11 to 42 |') == 9  # three ways of ours, and two of each peer
+    assert '| Strip-MLP-T | accelerated, at most | 1,500 | 40 | 35 |  |' in page
