@@ -21,7 +21,6 @@ from .page import attempt
 # has twice as many blocks; more in float32, as GPUs choose among algorithms of convolutions.
 TOLERANCES = {'float32': (1e-4, 3e-4), 'bfloat16': (6e-2, 1e-1), 'float16': (8e-3, 2e-2)}
 PRECISIONS = {name: dict(dtype=name) for name in TOLERANCES} | {'deploy': dict(dtype='bfloat16', train=False)}
-ACCELERATED = {f'{name}, accelerated': dict(way, accelerated=True) for name, way in PRECISIONS.items()}
 FORMS = {
     'smaller images, accelerated': dict(scale=(0.5, 1), accelerated=True),
     'larger images, accelerated': dict(scale=(1.19, 1.97), accelerated=True),
@@ -31,6 +30,11 @@ FORMS = {
     'bfloat16 weights': dict(dtype='bfloat16', weights='bfloat16', train=False),
     'float16 weights': dict(dtype='float16', weights='float16', train=False),
 }
+
+
+def accelerated(name: str) -> dict[str, dict]:
+    """One of :data:`PRECISIONS`, by :func:`mmstrip.accelerate`."""
+    return {f'{name}, accelerated': dict(PRECISIONS[name], accelerated=True)}
 
 
 def compare(ways: dict[str, dict], dry: bool = False, arch: str = 'tiny-light') -> list[dict]:

@@ -17,18 +17,17 @@ from .page import attempt
 SECONDS = 90  # of a step
 CONTEXT = multiprocessing.get_context('spawn')
 _PEERS = [name for name in NETWORKS if name != STRIP]
-_ACCELERATED = {way.partition(',')[0]: {way: right.ACCELERATED[way]} for way in right.ACCELERATED}
 # In order of their worth: name -> function of `dry`, which returns rows.
 STEPS: dict[str, Callable[..., list[dict]]] = {
     'right': partial(right.compare, right.PRECISIONS),
-    'right-accelerated': partial(right.compare, _ACCELERATED['bfloat16']),
+    'right-accelerated': partial(right.compare, right.accelerated('bfloat16')),
     f'iteration-{STRIP}': partial(iterations.measure, STRIP, 'accelerated'),
     **{f'iteration-{name}-compiled': partial(iterations.measure, name, 'compiled') for name in _PEERS},
     **{f'iteration-{name}-eager': partial(iterations.measure, name, 'eager') for name in NETWORKS},
     **{f'inference-{batch}-{name}': partial(speed.inference, name, batch) for batch in (128, 1) for name in NETWORKS},
     **{f'dense-{name}': partial(speed.dense, name) for name in NETWORKS},
     'memory': speed.memory,
-    **{f'right-accelerated-{one}': partial(right.compare, _ACCELERATED[one]) for one in ('float32', 'deploy')},
+    **{f'right-accelerated-{one}': partial(right.compare, right.accelerated(one)) for one in ('float32', 'deploy')},
     'right-forms': partial(right.compare, right.FORMS),
     f'iteration-{STRIP}-compiled': partial(iterations.measure, STRIP, 'compiled'),
     **{f'right-{arch}': partial(right.compare, right.PRECISIONS, arch=arch) for arch in ('tiny', 'small', 'base')},
