@@ -8,6 +8,10 @@ import torch
 
 from benchmarks.gpu import count
 from benchmarks.gpu.count import Launches
+from benchmarks.gpu.iterations import SMALL_ARCH
+from mmstrip.ops import gpu
+
+needs_triton = pytest.mark.skipif(gpu.MISSING is not None, reason=str(gpu.MISSING))
 
 
 @pytest.fixture(scope='module')
@@ -43,6 +47,7 @@ def test_operations_compute_nothing_and_keep_layouts():
     assert counted.bytes == 4 * (x.numel() + y.numel() + convolution.weight.numel() + 4)
 
 
+@needs_triton
 def test_inductor_fuses_as_for_a_gpu():
     """One kernel of Triton and one call of a library; private names of PyTorch that are gone would end it."""
     run = torch.compile(lambda x, y: (x.relu() + 1) @ y)
@@ -56,12 +61,30 @@ def test_inductor_fuses_as_for_a_gpu():
     assert counted.bytes == 4 * (2 * x.numel() + x.numel() + y.numel() + 32 * 16)  # read and written
 
 
+@needs_triton
 def test_an_accelerated_block_is_within_its_bound():
     """The smallest one, as PyTorch would compile it for a GPU."""
     counted = count.compiled_block('Strip-MLP-T', 'accelerated', 2, dry=True)
     parts = [counted.kernels(phase) for phase in ('forward', 'backward')]
     assert all(kernels > 15 and calls > 5 for kernels, calls in parts)  # of Triton, and products
     assert sum(map(sum, parts)) <= count.BLOCK
+
+
+@needs_triton
+def test_kernels_are_compiled_ahead_of_time(monkeypatch):
+    """Those of one layer, for an H100."""
+    from benchmarks.gpu import ahead
+    from mmstrip.ops.gpu.layer_norm import layer_norm
+
+    def norm(block, x):
+        return layer_norm(torch.nn.LayerNorm(x.shape[1], dtype=x.dtype), x.transpose(0, 1).contiguous())
+
+    monkeypatch.setattr(ahead.gpu, 'block_forward', norm)
+    found = ahead.compile_kernels(SMALL_ARCH, capabilities=(90,))
+    assert list(found) == ['layer_norm: forward', 'layer_norm: backward']
+    for ((kernel, *_),) in found.values():
+        registers, shared, spilled = ahead.usage(kernel)
+        assert 16 < registers <= 255 and 0 < shared < 228 * 1024 and spilled == 0
 
 
 def test_lists_of_tensors_take_as_many_kernels_as_fit_into_their_arguments():
