@@ -46,6 +46,7 @@ def run_steps(names: Sequence[str], out: Path, minutes: float, dry: bool = False
     steps = json.loads(file.read_text())['steps'] if file.is_file() else {}
     report = dict(environment=describe('cpu' if dry else 'cuda'), dry=dry, steps=steps)
     left = [name for name in names if name not in steps or errors_of(steps[name])]
+    left.sort(key=lambda name: name in steps)  # what has failed comes last
     while left and (remaining := end - time.monotonic()) > 0:
         step = _run(left[0], dry, out / f'{left[0]}.log', min(seconds, remaining))
         if time.monotonic() < end or not errors_of(step):  # else the minutes cut it short

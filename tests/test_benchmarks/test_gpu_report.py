@@ -73,10 +73,13 @@ def test_a_process_that_ends_before_its_step_begins(steps, tmp_path, monkeypatch
     assert runner.errors_of(found) == ['its process ended with 3: ']
 
 
-def test_a_step_that_failed_is_run_again(steps, tmp_path):
+def test_a_step_that_failed_is_run_again_after_the_others(steps, tmp_path, capsys):
     runner.run_steps(['bad'], tmp_path, minutes=1, dry=True)
     steps['bad'] = good
-    assert not runner.errors_of(runner.run_steps(['bad'], tmp_path, minutes=1, dry=True)['steps']['bad'])
+    capsys.readouterr()
+    found = runner.run_steps(['bad', 'good'], tmp_path, minutes=1, dry=True)['steps']
+    assert [line.partition(':')[0] for line in capsys.readouterr().out.splitlines()] == ['good', 'bad']
+    assert not runner.errors_of(found['bad'])
 
 
 def test_an_iteration_and_its_kernels():
