@@ -1,118 +1,87 @@
-"""Compile the Triton kernels of Strip-MLP-T ahead of time, without a card: registers, shared memory and spills.
+"""Compile the Triton kernels of Strip-MLP-T for GPUs ahead of time, without a GPU: registers, memory and spills.
 
     python -m benchmarks.gpu.ahead
 
-A block of each stage calls its kernels, which are noted instead of launched, in training in bfloat16.
-They are compiled for an A100, an H100 and a B200, and what their binaries say of themselves becomes a table.
+A training step of one block of each stage, in bfloat16, compiles its kernels for an A100, an H100 and a B200 instead of
+launching them. Prints a table with the most that any variant of a kernel uses.
 """
 
-import importlib
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import CompiledKernel
+from triton.runtime import JITFunction, driver
 
 from mmstrip.models import StripMLP
 from mmstrip.ops import gpu
+from mmstrip.ops.gpu import kernels
 
-MODULES = ('depthwise', 'layer_norm', 'local_strips', 'norm_gelu', 'response_norm', 'strips')
+from ..results import markdown_table
+
 CAPABILITIES = (80, 90, 100)
 IMAGES = 8
-DTYPES = dict(bfloat16='bf16', float32='fp32', float16='fp16', int64='i64')
 
 
-class Noted(dict):
-    """Kernels and what they were called with, told apart by how Triton compiles them."""
-
-    def launch(self, kernel):
-        return _Launch(kernel, self)
-
-
-class _Launch:
-    def __init__(self, kernel, noted: Noted):
-        self.kernel, self.noted = kernel, noted
-
-    def __getitem__(self, grid):
-        return self
-
-    def __call__(self, *args, num_warps: int = 4, **constants):
-        named = dict(zip(self.kernel.arg_names, args), **constants)
-        signature, attributes = {}, {}
-        for i, parameter in enumerate(self.kernel.params):
-            value = named[parameter.name]
-            if parameter.is_constexpr:
-                signature[parameter.name] = 'constexpr'
-                continue
-            if isinstance(value, torch.Tensor):
-                signature[parameter.name] = f'*{DTYPES[str(value.dtype).removeprefix("torch.")]}'
-            elif isinstance(value, float):
-                signature[parameter.name] = 'fp32'
-            elif value == 1:  # Triton compiles it in
-                signature[parameter.name] = 'constexpr'
-                constants[parameter.name] = 1
-                continue
-            else:
-                signature[parameter.name] = 'i32'
-            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
-                attributes[i,] = [['tt.divisibility', 16]]
-        key = self.kernel.fn, tuple(signature.items()), tuple(constants.items()), tuple(attributes), num_warps
-        self.noted[key] = ASTSource(self.kernel, signature, constants, attributes), num_warps
+@contextmanager
+def target(capability: int) -> Iterator[None]:
+    """Let Triton take the CPU for a card."""
+    card = SimpleNamespace(
+        get_current_target=lambda: GPUTarget('cuda', capability, 32),
+        get_current_device=lambda: capability,
+        get_active_torch_device=lambda: torch.device('cpu'),
+        get_device_interface=lambda: torch.cpu,
+        get_current_stream=lambda device=None: 0,
+    )
+    with mock.patch.object(driver, '_active', card):
+        yield
 
 
-def note_kernels(arch: str = 'tiny', dtype: torch.dtype = torch.bfloat16) -> Noted:
-    """The kernels of a training step of one block of each stage."""
-    noted = Noted()
-    modules = [importlib.import_module(f'{gpu.__name__}.{name}') for name in MODULES]
-    before = [(module.launch, module.on_card) for module in modules]
-    try:
-        for module in modules:
-            module.launch, module.on_card = noted.launch, lambda x: True
-        model = StripMLP(arch).to(dtype)
+def compile_kernels(arch='tiny', capabilities=CAPABILITIES, dtype=torch.bfloat16) -> dict[str, list[list]]:
+    """Name of each kernel -> its compiled variants for each capability."""
+    found: dict[str, list[list[CompiledKernel]]] = {}
+    run = JITFunction.run
+
+    def compile_it(kernel, *args, grid, warmup, **options) -> None:
+        name = f'{kernel.__module__.rpartition(".")[2]}: {kernel.__name__.strip("_")}'
+        for number, capability in enumerate(capabilities):
+            with target(capability):
+                variants = found.setdefault(name, [[] for _ in capabilities])[number]
+                variants.append(run(kernel, *args, grid=grid, warmup=True, **options))
+
+    model = StripMLP(arch).to(dtype)
+    with mock.patch.object(kernels, 'INTERPRETED', True), mock.patch.object(JITFunction, 'run', compile_it):
         for i, stage in enumerate(model.stages):
-            side = 56 // 2**i
-            x = torch.zeros(IMAGES, model.embed_dims * 2**i, side, side, dtype=dtype, requires_grad=True)
+            x = torch.zeros(IMAGES, model.embed_dims * 2**i, *[56 // 2**i] * 2, dtype=dtype, requires_grad=True)
             y = gpu.block_forward(stage[0], x)
             y.backward(torch.zeros_like(y))
-    finally:
-        for module, (launch, on_card) in zip(modules, before):
-            module.launch, module.on_card = launch, on_card
-    return noted
+    return found
 
 
-def compile_kernel(source: ASTSource, num_warps: int, capability: int) -> dict[str, int]:
-    """Registers of a thread, bytes of shared memory, and bytes of a thread's stack and local memory (spills)."""
-    compiled = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=dict(num_warps=num_warps))
+def usage(kernel: CompiledKernel) -> tuple[int, int, int]:
+    """Registers per thread, bytes of shared memory per program, and bytes of stack and local memory per thread."""
     tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
-        file.write(compiled.asm['cubin'])
-        file.flush()
+        Path(file.name).write_bytes(kernel.asm['cubin'])
         printed = subprocess.run([tool, '-res-usage', file.name], capture_output=True, text=True, check=True).stdout
-    usage = dict(field.split(':') for field in printed.split() if field.count(':') == 1 and field[-1].isdigit())
-    spilled = int(usage['STACK']) + int(usage['LOCAL'])
-    return dict(registers=int(usage['REG']), shared=compiled.metadata.shared, spilled=spilled)
+    fields = dict(field.split(':') for field in printed.split() if field.count(':') == 1 and field[-1].isdigit())
+    return int(fields['REG']), kernel.metadata.shared, int(fields['STACK']) + int(fields['LOCAL'])
 
 
-def table(dtype: torch.dtype = torch.bfloat16, capabilities: tuple[int, ...] = CAPABILITIES) -> str:
-    """Markdown: of each kernel the most that any of its variants uses, by compute capability."""
-    rows: dict[str, dict[int, dict[str, int]]] = {}
-    for (function, *_), (source, num_warps) in note_kernels(dtype=dtype).items():
-        name = f'{Path(function.__code__.co_filename).stem}: {function.__name__.strip("_")}'
-        for capability in capabilities:
-            used = compile_kernel(source, num_warps, capability)
-            most = rows.setdefault(name, {}).setdefault(capability, used)
-            most.update({key: max(most[key], used[key]) for key in used})
-    lines = [
-        '| kernel |' + ''.join(f' sm_{capability} |' for capability in capabilities),
-        '| --- ' * (1 + len(capabilities)) + '|',
-    ]
-    for name, used in sorted(rows.items()):
-        cells = [f'{u["registers"]}, {u["shared"] / 1024:.0f} KiB, {u["spilled"]}' for u in used.values()]
-        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+def table() -> str:
+    rows = []
+    for name, cards in sorted(compile_kernels().items()):
+        registers, shared, spilled = zip(*(map(max, zip(*map(usage, set(variants)))) for variants in cards))
+        rows.append((name, *registers, f'{max(shared) / 1024:.0f}', max(spilled)))
+    registers = (f'registers: sm_{capability}' for capability in CAPABILITIES)
+    return markdown_table(('kernel', *registers, 'shared memory, KiB', 'spills, bytes'), rows)
 
 
 if __name__ == '__main__':

@@ -1,56 +1,48 @@
-"""What a training iteration launches on a GPU, with its bytes and products, and a prediction of its time, without one.
+"""Count what a training iteration launches on a GPU, and predict its time, without a GPU.
 
-Iterations of tools/train.py run on the CPU and compute nothing: shapes alone pass through. What is compiled, Inductor
-generates and schedules as for an H100; this leans on private names of PyTorch."""
+Iterations of tools/train.py run on the CPU and compute nothing. Inductor compiles as for an H100; this uses private
+names of PyTorch."""
 
 import argparse
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import torch
+import torch._inductor.config
 from mmengine.logging import MMLogger
 from torch import Tensor
+from torch._inductor import lowering
+from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from mmstrip import accelerate
+from mmstrip.analysis.complexity import analyze_complexity
+from mmstrip.ops import compiled
 
 from ..results import markdown_table
 from ..speed.measuring import Candidate, Settings
-from . import Setting, iterations, speed
-from .iterations import STRIP
+from . import iterations, speed
+from .iterations import BATCH, STRIP
 from .page import fill
 
-BATCH = 64
 WAYS, PHASES = ('eager', 'compiled', 'accelerated'), ('network', 'clipping', 'optimizer', 'hooks')
-# Of an accelerated Strip-MLP-T at most: kernels and calls of a block, launches of an iteration and of the optimizer in
-# it, GB of an iteration.
+# Bounds of an accelerated Strip-MLP-T: kernels and calls of a block; launches of an iteration, and of the optimizer in
+# it; GB of an iteration.
 BLOCK, ITERATION, OPTIMIZER, STEP_GB = 60, 1500, 40, 35
-# Eager steps of 64 images in bfloat16 on an H200, ms (docs/results/gpu/nvidia-h200.json), and the operations of the one
-# whose code has changed since (of commit 29af4e5, counted likewise).
-MEASURED = {STRIP: 161.7, 'ConvNeXt-T': 27.8, 'Swin-T': 44.5, 'ResNet-50': 18.2}
-OLDER = {STRIP: 4336}
+# Eager steps on an H200, ms (docs/results/gpu/nvidia-h200.json); Strip-MLP-T had this many operations then (29af4e5).
+MEASURED, OLDER = {STRIP: 161.7, 'ConvNeXt-T': 27.8, 'Swin-T': 44.5, 'ResNet-50': 18.2}, {STRIP: 4336}
 COPY, PRODUCT = 4.3e12, 532e12  # bytes/s and FLOP/s in bfloat16 of that card
-# What launches nothing, beside views.
-FREE = [
-    '_unsafe_view',
-    'empty',
-    'empty_strided',
-    'empty_like',
-    'new_empty',
-    'new_empty_strided',
-    'lift_fresh',
-    'resize_',
-]
-FREE += ['unsafe_split', 'unsafe_chunk', 'is_same_size', '_record_function_enter_new', '_record_function_exit']
+# Beside views, these launch nothing.
+FREE = {'_unsafe_view', 'empty', 'empty_strided', 'empty_like', 'new_empty', 'new_empty_strided', 'lift_fresh'}
+FREE |= {'resize_', 'unsafe_split', 'unsafe_chunk', 'is_same_size'}
+FREE |= {'_record_function_enter_new', '_record_function_exit'}
 HOST_READS = ('_local_scalar_dense', 'is_nonzero', 'equal', 'nonzero')
 _KERNEL = 'kernel '
 _SHAPES = FakeTensorMode()
@@ -62,7 +54,8 @@ class Launches(TorchDispatchMode):
     Attributes:
         phase: What is counted for now.
         operations: Phase -> name -> number of launches.
-        bytes, flops, reads: Read and written; of products; values that the host waits for; phase -> number.
+        bytes: Read and written.
+        reads: Phase -> number of values that the host waits for.
     """
 
     def __init__(self, phase: str = ''):
@@ -71,45 +64,41 @@ class Launches(TorchDispatchMode):
 
     def reset(self, phase: str) -> None:
         self.phase, self.operations = phase, {name: Counter() for name in (phase, *PHASES)}
-        self.bytes, self.flops, self.reads = Counter(), Counter(), Counter()
+        self.bytes, self.reads = 0, Counter()
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
         return True
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        packet, kwargs = function.overloadpacket, kwargs or {}
+        name, kwargs = function.overloadpacket.__name__, kwargs or {}
         out = _dry(function, args, kwargs)
-        if packet.__name__ in HOST_READS:
+        if name in HOST_READS:
             self.reads[self.phase] += args[0].is_floating_point()  # labels are on the host
-        elif packet.__name__ not in FREE and not function.is_view:
-            self.note(packet.__name__, (args, kwargs, out), _kernels_of(packet.__name__, args))
-            if packet is torch.ops.aten.convolution_backward:  # PyTorch's own formula ignores groups
-                shapes = [args[i].shape for i in (1, 2, 0)]
-                self.flops[self.phase] += sum(args[-1][:2]) * conv_flop_count(*shapes)
-            elif packet in flop_registry:
-                self.flops[self.phase] += flop_registry[packet](*args, **kwargs, out_val=out)
+        elif name not in FREE and not function.is_view:
+            read = args if 'out' in kwargs else (args, kwargs)  # what is written into is returned too
+            self.note(name, (read, out), _kernels_of(name, args))
         return out
 
     def note(self, name: str, tensors, launches: int = 1) -> None:
         self.operations.setdefault(self.phase, Counter())[name] += launches
-        self.bytes[self.phase] += sum(leaf.nbytes for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor))
+        self.bytes += sum(leaf.nbytes for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor))
 
     @property
     def total(self) -> int:
         return sum(counted.total() for counted in self.operations.values())
 
     def kernels(self, phase: str) -> tuple[int, int]:
-        """Kernels of Triton, and calls of libraries and PyTorch's own kernels."""
+        """Kernels of Triton; calls of libraries and of PyTorch's own kernels."""
         kernels = sum(number for name, number in self.operations[phase].items() if name.startswith(_KERNEL))
         return kernels, self.operations[phase].total() - kernels
 
 
 def _dry(function, args: tuple, kwargs: dict):
-    """What an operation gives, of the right shapes and layouts, with whatever is in the memory."""
+    """Tensors of the shapes and layouts that an operation returns, uninitialized."""
     if 'out' in kwargs:
         return kwargs['out']
-    if function.__name__.startswith('scatter') and function._schema.is_mutable:  # to places that were never computed
+    if function.__name__.startswith('scatter') and function._schema.is_mutable:  # its indices were never computed
         return args[0]
     floats = any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves((args, kwargs)))
     is_read = function.overloadpacket.__name__ in HOST_READS
@@ -127,35 +116,18 @@ def _like(tensor: Tensor) -> Tensor:
 
 def _kernels_of(name: str, args: tuple) -> int:
     """Kernels of an operation at most: those over lists of tensors take several (ATen/native/cuda/MultiTensorApply)."""
-    lists = [one for one in args if isinstance(one, (list, tuple)) and one and isinstance(one[0], Tensor)]
     if not name.startswith(('_foreach', '_fused')):
         return 1
+    lists = [one for one in args if isinstance(one, (list, tuple)) and one and isinstance(one[0], Tensor)]
     lists = [one for one in lists if len(one) == len(lists[0]) and (one[0].ndim or len(lists) == 1)]
     chunks = sum(math.ceil(tensor.numel() / 65536) for tensor in lists[0])
     return math.ceil(len(lists[0]) / (110, 64, 48, 36, 30)[len(lists) - 1]) + chunks // 320
 
 
 @contextmanager
-def card(counted: Launches) -> Iterator[None]:
+def card(counted: Launches) -> Iterator[Launches]:
     """Let Inductor take the CPU for an H100, and count the kernels that it would launch."""
-    import torch._inductor.config as config
-    from torch._inductor import lowering
-    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import compiler
-    from triton.runtime import driver
-
-    from mmstrip.ops import compiled
-
-    ours = [module for name, module in sys.modules.items() if name.startswith('mmstrip.ops.gpu.')]
-    target, make_backend = GPUTarget('cuda', 90, 32), compiler.make_backend
-    no_card = SimpleNamespace(
-        get_current_target=lambda: target,
-        get_current_device=lambda: 0,
-        get_active_torch_device=lambda: torch.device('cpu'),
-        get_device_interface=lambda: torch.cpu,
-        get_current_stream=lambda device=None: 0,
-    )
+    from .ahead import target
 
     def run(self, *args, **kwargs) -> None:
         counted.note(_KERNEL + self.fn.__name__, args)
@@ -163,42 +135,48 @@ def card(counted: Launches) -> Iterator[None]:
     # Products of half precision that give float32, which GPUs have and CPUs do not.
     product, cpu = torch.ops.aten.mm.dtype, torch.library.Library('aten', 'IMPL')
     cpu.impl('mm.dtype', lambda a, b, dtype: a.new_empty(a.shape[0], b.shape[1], dtype=dtype), 'CPU')
-    with ExitStack() as patches:
+    yes = [
+        (module, name)
+        for key, module in sys.modules.items()
+        if key.startswith('mmstrip.ops.gpu.')
+        for name in ('on_card', 'takes_out_dtype')
+        if name in vars(module)
+    ]
+    with ExitStack() as patches, target(90):
         patches.callback(torch._dynamo.reset)
         patches.callback(cpu._destroy)
         patches.enter_context(mock.patch.dict(lowering.lowerings))
         del lowering.lowerings[product]
         lowering.lowerings[product] = lowering.fallback_handler(product, add_to_fallback_set=False)
-        patches.enter_context(config.patch(cpu_backend='triton', compile_threads=1, force_disable_caches=True))
-        for owner, attribute, value in (
-            (driver, '_active', no_card),
-            (compiler, 'make_backend', lambda _: make_backend(target)),
-            (CachingAutotuner, 'precompile', lambda *args, **kwargs: None),
-            (CachingAutotuner, 'run', run),
-            (compiled, 'is_ordinary', lambda: True),  # its graphs run though they are counted
-            *((module, 'on_card', lambda x: True) for module in ours if 'on_card' in vars(module)),
-            *((module, 'takes_out_dtype', lambda x: True) for module in ours if 'takes_out_dtype' in vars(module)),
-        ):
-            patches.enter_context(mock.patch.object(owner, attribute, value))
-        yield
+        settings = dict(cpu_backend='triton', compile_threads=1, force_disable_caches=True)
+        patches.enter_context(torch._inductor.config.patch(settings))
+        patches.enter_context(mock.patch.multiple(CachingAutotuner, precompile=lambda *args, **kwargs: None, run=run))
+        patches.enter_context(mock.patch.object(compiled, 'is_ordinary', lambda: True))  # graphs run though counted
+        for module, name in yes:
+            patches.enter_context(mock.patch.object(module, name, lambda x: True))
+        yield counted
 
 
-def iteration(name: str, how: str, batch: int = BATCH, tiny: bool = False, options: dict = {}) -> Launches:
-    """What the second iteration launches, of :func:`.iterations.build`.
+def iteration(name: str, how: str, dry: bool = False, options: dict = {}) -> Launches:
+    """What the second iteration launches, of :func:`.iterations.build`; 'network' includes data and loss."""
+    options = {'log_level': 'ERROR', 'optim_wrapper.optimizer.fused': True} | options
+    options['default_hooks.accelerate.compile'] = True
+    runner, counted = iterations.build(name, how, dry, BATCH, 2, options), Launches()
 
-    Its phases are 'network', with loss and data, 'clipping', 'optimizer' and 'hooks', with logs and EMA.
-    """
-    on_cuda = {'optim_wrapper.optimizer.fused': True, 'default_hooks.accelerate.compile': True}
-    counted = Launches()
-    runner = iterations.build(
-        name, how, Setting('', 'cpu', tiny), batch, 2, options={'log_level': 'ERROR'} | on_cuda | options
-    )
+    def count_as(phase: str, owner, method: str) -> None:
+        call = getattr(owner, method)
+
+        def run(*args, **kwargs):
+            with mock.patch.object(counted, 'phase', phase):
+                return call(*args, **kwargs)
+
+        setattr(owner, method, run)
 
     def around(index: int, run) -> None:
         if index == 0:
-            _count_as('hooks', counted, runner, 'call_hook')
-            _count_as('clipping', counted, runner.optim_wrapper, '_clip_grad')
-            _count_as('optimizer', counted, runner.optim_wrapper.optimizer, 'step')
+            count_as('hooks', runner, 'call_hook')
+            count_as('clipping', runner.optim_wrapper, '_clip_grad')
+            count_as('optimizer', runner.optim_wrapper.optimizer, 'step')
         counted.reset('network')
         with counted:
             run()
@@ -208,37 +186,26 @@ def iteration(name: str, how: str, batch: int = BATCH, tiny: bool = False, optio
     return counted
 
 
-def _count_as(phase: str, counted: Launches, owner, method: str) -> None:
-    call = getattr(owner, method)
-
-    def run(*args, **kwargs):
-        with mock.patch.object(counted, 'phase', phase):
-            return call(*args, **kwargs)
-
-    setattr(owner, method, run)
-
-
 def eager_step(name: str) -> Launches:
     """The step that was measured on the H200: forward and backward of a backbone as it is built."""
-    spec = speed.spec(name, Setting('', 'cpu'), 'reference')
-    step = Candidate(spec, Settings(('train',), BATCH, dtype='bfloat16')).step('train', (224, 224))
-    with Launches() as counted:
+    step = Candidate(speed.spec(name, False, 'reference'), Settings(('train',), BATCH, dtype='bfloat16'))
+    step, counted = step.step('train', (224, 224)), Launches()
+    with counted:
         step()
     return counted
 
 
-def compiled_block(name: str, how: str, stage: int) -> Launches:
+def compiled_block(name: str, how: str, stage: int, dry: bool = False) -> Launches:
     """The phases 'forward' and 'backward' of the first block of a stage."""
-    model = speed.spec(name, Setting('', 'cpu'), 'reference').build()
-    block, counted = model.stages[stage][0], Launches()
+    model, counted = speed.spec(name, dry, 'reference').build(), Launches()
+    block, side = model.stages[stage][0], (64 if dry else 224) // 4 // 2**stage
+    channels = (model.embed_dims if name == STRIP else 96) * 2**stage
     if how == 'accelerated':
         accelerate(model, compile=True)
+        x = torch.empty(channels, BATCH, side, side, dtype=torch.bfloat16).transpose(0, 1)  # as the step before has it
     else:
         block.compile()
-    channels, side = (model.embed_dims if name == STRIP else 96) * 2**stage, 56 // 2**stage
-    x = torch.empty(BATCH, channels, side, side).to(memory_format=torch.channels_last)
-    if how == 'accelerated':  # as the step before it leaves maps
-        x = torch.empty(channels, BATCH, side, side, dtype=torch.bfloat16).transpose(0, 1)
+        x = torch.empty(BATCH, channels, side, side).to(memory_format=torch.channels_last)
     with card(counted):
         for _ in range(2):
             model.zero_grad(set_to_none=True)
@@ -255,8 +222,8 @@ def fit(counts: dict[str, int]) -> tuple[float, dict[str, tuple[float, float]]]:
     """Milliseconds of a launch in the eager steps of :data:`MEASURED`, all of which waited for their launches.
 
     Returns:
-        The slope of the line through zero with the least relative errors; and of each network the relative error of
-        this line, and of one that is fitted to the others alone.
+        The slope of the line through zero with the least relative errors; and for each network the relative error of
+        this line, and of a line fitted to the others alone.
     """
     ratios = {name: counts[name] / MEASURED[name] for name in counts}
 
@@ -267,52 +234,50 @@ def fit(counts: dict[str, int]) -> tuple[float, dict[str, tuple[float, float]]]:
     return slope(), {name: (slope() * ratio - 1, slope(name) * ratio - 1) for name, ratio in ratios.items()}
 
 
-def report(names: Sequence[str]) -> Iterator[str]:
+def report() -> Iterator[str]:
     """Markdown: the fit, compiled blocks, and whole iterations with their bounds."""
     steps = {name: eager_step(name) for name in MEASURED}
-    cost, errors = fit({name: step.total for name, step in steps.items()} | OLDER)
-    rows = [
-        (name, f'{step.total:,}', *_size(step), MEASURED[name], *(f'{100 * one:+.0f} %' for one in errors[name]))
-        for name, step in steps.items()
-    ]
-    yield markdown_table(('eager step', 'operations', 'GB', 'TFLOP', 'H200, ms', 'error of the fit', 'left out'), rows)
-    yield f'One launch: {1e3 * cost:.1f} microseconds.'
+    launch_ms, errors = fit({name: step.total for name, step in steps.items()} | OLDER)
+    rows = []
+    for name, step in steps.items():
+        wrong = (f'{round(100 * error):+} %' for error in errors[name])
+        rows.append((name, f'{step.total:,}', f'{step.bytes / 1e9:.1f}', MEASURED[name], *wrong))
+    yield f'One launch: {1e3 * launch_ms:.1f} microseconds.'
+    yield markdown_table(('eager step', 'operations', 'GB', 'H200, ms', 'error of the fit', 'left out'), rows)
     rows = []
     for name, way in ((STRIP, 'accelerated'), (STRIP, 'compiled'), ('ConvNeXt-T', 'compiled')):
-        for stage in (0, 2) if name in names else ():
+        for stage in (0, 2):
             counted = compiled_block(name, way, stage)
             parts = [counted.kernels(phase) for phase in ('forward', 'backward')]
             bound = f' (at most {BLOCK})' if way == 'accelerated' else ''
             rows.append((name, way, stage + 1, *(f'{k} + {c}' for k, c in parts), f'{sum(map(sum, parts))}{bound}'))
     yield markdown_table(('block', '', 'stage', 'forward: kernels + calls', 'backward', 'together'), rows)
     rows = []
-    for name, way in ((name, way) for name in names for way in WAYS if way != 'accelerated' or name == STRIP):
-        counted = iteration(name, way)
-        card_ms = 1e3 * (sum(counted.bytes.values()) / COPY + sum(counted.flops.values()) / PRODUCT)
-        phases = [counted.operations[phase].total() for phase in PHASES]
-        times = f'{card_ms:.0f} to {max(card_ms, cost * counted.total):.0f}'
-        rows.append((name, way, *phases, f'{counted.total:,}', *_size(counted), times))
-        if way == 'accelerated':
-            rows.append(('', 'at most', '', '', OPTIMIZER, '', f'{ITERATION:,}', STEP_GB, '', ''))
-    yield markdown_table(('iteration', '', *PHASES, 'launches', 'GB', 'TFLOP', 'predicted, ms'), rows)
-
-
-def _size(counted: Launches) -> tuple[str, str]:
-    return f'{sum(counted.bytes.values()) / 1e9:.1f}', f'{sum(counted.flops.values()) / 1e12:.2f}'
+    for name in MEASURED:
+        flops = 3 * 2 * BATCH * analyze_complexity(speed.spec(name).build(), (3, 224, 224)).flops
+        for way in WAYS[: 3 if name == STRIP else 2]:
+            counted = iteration(name, way)
+            card_ms = 1e3 * (counted.bytes / COPY + flops / PRODUCT)
+            times = f'{card_ms:.0f} to {max(card_ms, launch_ms * counted.total):.0f}'
+            optimizer = counted.operations['optimizer'].total()
+            rows.append((name, way, f'{counted.total:,}', optimizer, f'{counted.bytes / 1e9:.1f}', times))
+    rows.append((STRIP, 'accelerated, at most', f'{ITERATION:,}', OPTIMIZER, STEP_GB, ''))
+    yield markdown_table(('iteration', '', 'launches', 'in the optimizer', 'GB', 'predicted, ms'), rows)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--networks', nargs='+', choices=MEASURED, default=list(MEASURED), help='default: all')
-    parser.add_argument('--page', type=Path, help='put the tables into this page, such as docs/gpu.md')
+    parser.add_argument('--page', type=Path, help='write the tables into this page, such as docs/gpu.md')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    if torch.cuda.is_available():
+        sys.exit('Error: counting takes the CPU for a GPU, so hide the GPUs: CUDA_VISIBLE_DEVICES= make count')
     MMLogger.get_instance('mmengine', log_level='ERROR')
-    parts = [f'Counted with PyTorch {torch.__version__}, 64 images:']
-    for part in report(args.networks):
+    parts = [f'Counted with PyTorch {torch.__version__}, {BATCH} images.']
+    for part in report():
         parts.append(part)
         print(f'{part}\n', flush=True)
     if args.page:

@@ -1,27 +1,34 @@
-"""The tables of docs/gpu.md and README.md, from what the steps have found."""
+"""Rows that steps find, and the tables made of them in docs/gpu.md and README.md."""
 
 import re
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from ..results import markdown_table, write_text
 
 
+def attempt(find: Callable[[], dict], **about) -> dict:
+    """A row: what it is about and what is found, or the 'error'."""
+    try:
+        return about | find()
+    except Exception as error:  # of any device, compiler or toolbox
+        traceback.print_exc()
+        return about | dict(error=f'{type(error).__name__}: {str(error).strip()[:500]}')
+
+
 def tables(report: dict) -> dict[str, str]:
-    """A table for each kind of steps, which is the first word of their names, and one of kernels."""
+    """A table in Markdown for each kind of steps, the first word of their names, and one of kernels."""
     kinds: dict[str, list[dict]] = {}
-    for name, found in report['steps'].items():
-        result = found.get('result', {})
-        rows = result.get('rows') or [dict(of=of, **one) for of, one in result.items() if isinstance(one, dict)]
-        plain = {key: value for key, value in result.items() if not isinstance(value, (list, dict))}
-        why = dict(why=found['why']) if 'why' in found else {}
-        kinds.setdefault(name.partition('-')[0], []).extend(dict(step=name, **row, **why) for row in rows or [plain])
-        kinds.setdefault('kernels', []).extend(dict(step=name, **row) for row in result.get('kernels', ()))
+    for name, step in report['steps'].items():
+        for row in step['rows']:
+            row = dict(step=name, **row)
+            kinds.setdefault('kernels', []).extend(dict(step=name, **kernel) for kernel in row.pop('kernels', ()))
+            kinds.setdefault(name.partition('-')[0], []).append(row)
     return {kind: _table(rows) for kind, rows in kinds.items() if rows}
 
 
-def _table(rows: Sequence[dict]) -> str:
-    """In Markdown, of dicts, with numbers cut to what a reader wants."""
+def _table(rows: list[dict]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     head = [name.replace('_', ' ') for name in names]
     return markdown_table(head, [[_cell(row.get(name)) for name in names] for row in rows])
@@ -34,17 +41,17 @@ def _cell(value) -> str:
 
 
 def fill_measured(page: Path, report: dict) -> None:
-    """Put the tables into a page that has a place for them.
+    """Put the tables of a report into a page.
 
     Raises:
-        ValueError: The report is of a CPU or of the smallest networks.
+        ValueError: The report is of a dry run.
     """
-    environment = report['environment']
-    if report['tiny'] or report['device'] != 'cuda':
-        raise ValueError(f'{page} takes figures of a GPU, but the report is of {environment["device"]}')
-    source = ', '.join(f'{name} {environment[name]}' for name in ('driver', 'torch', 'commit'))
-    for kind, words in tables(report).items():
-        fill(page, kind, f'{environment["device"]}, {source}:\n\n{words}')
+    about = report['environment']
+    if report['dry']:
+        raise ValueError(f'{page} takes figures of a GPU, but the report is of {about["device"]}')
+    source = ', '.join([about['device'], *(f'{name} {about[name]}' for name in ('driver', 'torch', 'commit'))])
+    for kind, table in tables(report).items():
+        fill(page, kind, f'{source}:\n\n{table}')
 
 
 def fill(page: Path, kind: str, words: str) -> None:

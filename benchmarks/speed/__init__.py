@@ -1,1 +1,1 @@
-"""Time, memory and work of models side by side: ``python -m benchmarks.speed``."""
+"""Time, memory and FLOPs of models side by side: ``python -m benchmarks.speed``."""

@@ -1,7 +1,7 @@
 """Compare the speed and memory of models side by side: interleaved rounds, medians, one table.
 Outputs are compared with those of the modules in float32.
 
-A model is a config file or a registered backbone with its arguments, then its forms:
+A model is a config file or a registered backbone with arguments, followed by its forms:
   configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py
   mmstrip.StripMLP:arch=tiny@deploy
   ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny@openvino@bfloat16
@@ -26,7 +26,7 @@ from .tables import print_report, save_report
 def parse_shape(text: str) -> tuple[int, int]:
     match = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
     if not match:
-        raise argparse.ArgumentTypeError(f'a shape is SIDE or HxW in pixels, but got {text!r}')
+        raise argparse.ArgumentTypeError(f'a shape is SIDE or HxW in pixels, such as 224 or 800x1216, but got {text!r}')
     return int(match[1]), int(match[2] or match[1])
 
 
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
         help=f'[LABEL=]SOURCE[:KEY=VALUE,...][@FORM...]; forms: {", ".join(FORMS)}',
     )
     parser.add_argument('--modes', nargs='+', choices=MODES, default=['inference'])
-    parser.add_argument('--batch', type=int, default=8, help='images at a time (default: 8)')
+    parser.add_argument('--batch', type=int, default=8, help='images per step (default: 8)')
     parser.add_argument(
         '--shapes', type=parse_shape, nargs='+', default=[(224, 224)], metavar='HxW', help='(default: 224)'
     )
@@ -48,16 +48,16 @@ def parse_args() -> argparse.Namespace:
         '--dtype',
         choices=DTYPES,
         default='float32',
-        help='of models without a form that names one: half precision runs under autocast, or as OpenVINO does it',
+        help='for models whose form names none (default: float32); half precision runs under autocast or in OpenVINO',
     )
     parser.add_argument('--tf32', action='store_true', help='allow TF32 in float32 products on CUDA')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help="CPU threads (default: PyTorch's)")
-    parser.add_argument('--rounds', type=int, default=10, help='measured rounds (default: 10)')
-    parser.add_argument('--warmup', type=int, default=2, help='rounds before them (default: 2)')
-    parser.add_argument('--out', type=Path, metavar='DIR', help='save benchmark.json and pictures there')
+    parser.add_argument('--rounds', type=int, default=10, help='timed rounds (default: 10)')
+    parser.add_argument('--warmup', type=int, default=2, help='rounds before the timed ones (default: 2)')
+    parser.add_argument('--out', type=Path, metavar='DIR', help='save benchmark.json and plots in this folder')
     parser.add_argument(
-        '--profile', action='store_true', help='name the ten costliest operations of each model instead'
+        '--profile', action='store_true', help='list the ten costliest operations of each model instead'
     )
     return parser.parse_args()
 

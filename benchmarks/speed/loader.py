@@ -1,5 +1,5 @@
-"""Training images that one CPU core loads per second, from the file to what is batched: our pipelines beside those of
-the toolboxes and of torchvision v2. CPU time of one thread, in rounds that take all pipelines in turn.
+"""Measure how many training images one CPU core loads per second, from the file to the sample that is batched: our
+pipelines, the toolboxes' and torchvision v2's. CPU time of one thread, in rounds that run all pipelines in turn.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ..results import markdown_table, write_json
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / '_base_' / 'datasets'
 OURS, THEIRS, TORCHVISION = 'mmstrip', 'toolbox', 'torchvision v2'
-TASKS = {  # config, toolbox and what is made
+TASKS = {  # config, toolbox and size of the result
     'classification': ('imagenet_bs128_224', 'mmpretrain', '224 px'),
     'detection': ('coco_detection', 'mmdet', 'short side 480 to 800'),
     'segmentation': ('ade20k_512x512', 'mmseg', '512 px'),
@@ -36,7 +36,7 @@ _MADE_SIZE, _MADE = (500, 375), 50
 
 
 def pipelines(task: str) -> dict[str, Callable[[dict], object]]:
-    """What makes a training sample of an image with its annotations, by whose pipeline it is."""
+    """Owner -> pipeline, which turns an image with its annotations into a training sample."""
     config, toolbox, _ = TASKS[task]
     steps = [dict(step) for step in Config.fromfile(CONFIGS / f'{config}.py').train_pipeline]
     if toolbox == 'mmdet':
@@ -55,7 +55,7 @@ _CLASSIFY = v2.Compose(
     [
         v2.RandomResizedCrop(224, interpolation=v2.InterpolationMode.BICUBIC),
         v2.RandomHorizontalFlip(),
-        v2.RandAugment(2, 9, interpolation=v2.InterpolationMode.BILINEAR),  # of tensors, there is no bicubic
+        v2.RandAugment(2, 9, interpolation=v2.InterpolationMode.BILINEAR),  # for tensors, there is no bicubic
         v2.RandomErasing(0.25, value=0),
     ]
 )
@@ -86,19 +86,19 @@ _TORCHVISION = dict(
 
 
 def find_images(folder: Path, number: int) -> list[Path]:
-    """Some JPEG files of a folder and those in it, drawn at random but the same ones each time.
+    """Random JPEG files of a folder and its subfolders, the same ones each time.
 
     Raises:
         FileNotFoundError: There are none.
     """
     found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg'))
     if not found:
-        raise FileNotFoundError(f'no *.jpg or *.jpeg below {folder}: name a folder of photographs')
+        raise FileNotFoundError(f'no *.jpg or *.jpeg files in {folder} or its subfolders; name a folder of photographs')
     return random.Random(0).sample(found, min(number, len(found)))
 
 
 def make_images(folder: Path) -> list[Path]:
-    """Smooth shapes with some noise, of ImageNet's usual size: a stand-in for photographs."""
+    """Images of smooth shapes and noise in ImageNet's usual size, a substitute for photographs."""
     generator = np.random.default_rng(0)
     for i in range(_MADE):
         layers = (generator.normal(0, 40, (side, side, 3)) for side in (4, 16, 64))
@@ -109,7 +109,7 @@ def make_images(folder: Path) -> list[Path]:
 
 
 def annotate(image: Path, folder: Path) -> dict:
-    """A sample as datasets of all tasks give it; its label map is written to ``folder``."""
+    """A sample with the annotations of all tasks; its label map is written to ``folder``."""
     height, width = cv2.imread(str(image)).shape[:2]
     labels = cv2.resize(
         np.random.default_rng(0).integers(0, 150, (6, 8), dtype=np.uint8), (width, height), None, 0, 0, 0
@@ -131,7 +131,7 @@ def annotate(image: Path, folder: Path) -> dict:
 
 
 def measure(task: str, samples: list[dict], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of CPU per image, of each round after a first one; the same random numbers for all."""
+    """CPU milliseconds per image in each round but the first; all pipelines get the same random numbers."""
     candidates = pipelines(task)
     milliseconds = {name: [] for name in candidates}
     for _ in range(rounds + 1):
@@ -149,7 +149,7 @@ def measure(task: str, samples: list[dict], rounds: int) -> dict[str, list[float
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> str:
-    head = ('training pipeline', 'whose', 'ms per image (quartiles)', 'images/s per core', 'mmstrip is as fast as')
+    head = ('training pipeline', 'owner', 'ms per image (quartiles)', 'images/s per core', 'mmstrip is as fast as')
     rows = []
     for task, milliseconds in results.items():
         _, toolbox, size = TASKS[task]
@@ -165,11 +165,11 @@ def table(results: dict[str, dict[str, list[float]]]) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('images', nargs='?', type=Path, help='a folder of JPEG photographs (default: some are drawn)')
+    parser.add_argument('images', nargs='?', type=Path, help='folder of JPEG photographs (default: generated images)')
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
     parser.add_argument('--number', type=int, default=200, help='images per round (default: 200)')
     parser.add_argument('--rounds', type=int, default=7, help='(default: 7)')
-    parser.add_argument('--out', type=Path, metavar='FILE', help='save all figures there, as JSON')
+    parser.add_argument('--out', type=Path, metavar='FILE', help='save all results as JSON')
     return parser.parse_args()
 
 

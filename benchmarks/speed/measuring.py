@@ -1,4 +1,4 @@
-"""Measuring one model: a step of it, its seconds and its memory."""
+"""One model: its step, seconds and memory."""
 
 import os
 import tempfile
@@ -26,19 +26,22 @@ from .specs import Spec
 
 MODES = ('inference', 'train')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
-TOLERANCES = {'float32': 1e-3, 'lower': 5e-2, 'int8': 0.5}  # of outputs; lower: of products, or of stored weights
-os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else PyTorch's profiler prints two lines a measurement
-_exported: dict[str, object] = {}  # models of ONNX, shared by the runtimes
-_FORMATS = {'onnxruntime': 'onnx', 'openvino': 'openvino'}  # what each reads in int8
+TOLERANCES = {
+    'float32': 1e-3,
+    'lower': 5e-2,
+    'int8': 0.5,
+}  # of outputs; lower: of products or of weights
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else PyTorch's profiler prints two lines per measurement
+_exported: dict[str, object] = {}  # ONNX models, shared by the runtimes
+_FORMATS = {'onnxruntime': 'onnx', 'openvino': 'openvino'}  # of int8 files
 _CEILING_SIDES = {'cpu': (256, 512, 1024, 2048), 'cuda': (8192,)}
 _CEILING_SECONDS = 0.2
-_COPIED_MIB = {'cpu': 64, 'cuda': 2048}
 _GRAPH_WARMUP = 3
 
 
 @dataclass
 class Settings:
-    """How to measure: see the options of ``python -m benchmarks.speed``."""
+    """How to measure, see the options of ``python -m benchmarks.speed``."""
 
     modes: Sequence[str] = ('inference',)
     batch: int = 8
@@ -48,18 +51,16 @@ class Settings:
     device: str = 'cpu'
     rounds: int = 10
     warmup: int = 2
-    ceiling_side: int | None = None  # of the large matrix product; None: by device
-    round_seconds: float = 0.0  # steps that are shorter are repeated within a round, without a stop in between
 
 
 class Candidate:
     """A model that is ready to run steps.
 
     Attributes:
-        dtype (str): What its products are computed in, one of :data:`DTYPES`.
+        dtype (str): Of its products, one of :data:`DTYPES`.
 
     Raises:
-        ValueError: Its runtime is not installed, or cannot do what is asked; CUDA graphs without CUDA.
+        ValueError: Its runtime is not installed or does not support the settings; CUDA graphs without CUDA.
     """
 
     def __init__(self, spec: Spec, settings: Settings):
@@ -71,14 +72,14 @@ class Candidate:
         if 'cudagraphs' in spec.forms and not settings.device.startswith('cuda'):
             raise ValueError(f'{spec.label}: CUDA graphs need CUDA, but the device is {settings.device}')
         self._graph_peaks: dict[tuple, int] = {}
-        # Unless asked for, weights stay in the layout that their model gave them.
+        # By default, weights stay in the memory format that their model gave them.
         self.memory_format = torch.channels_last if 'channels_last' in spec.forms else torch.preserve_format
         own_dtype = torch.bfloat16 if 'bfloat16' in spec.forms and not self.runtime else torch.float32
         self.model = spec.build().to(settings.device, own_dtype, memory_format=self.memory_format)
         if spec.is_accelerated and any(isinstance(module, StripMLP) for module in self.model.modules()):
             accelerate(self.model)
         self.call = self.model
-        # Of a fresh copy, once for all modes.
+        # Of a new copy, once for all modes.
         self.complexity = cache(
             lambda shape: analyze_complexity(spec.build().to(settings.device), (settings.channels, *shape))
         )
@@ -91,14 +92,14 @@ class Candidate:
         runtime, settings = self.runtime, self.settings
         check_packages(_FORMATS[runtime])
         if list(settings.modes) != ['inference']:
-            raise ValueError(f'{runtime} runs inference alone, but the modes are {", ".join(settings.modes)}')
+            raise ValueError(f'{runtime} runs inference only, but the modes are {", ".join(settings.modes)}')
         if settings.device != 'cpu':
-            raise ValueError(f'{runtime} is measured on CPUs alone, but the device is {settings.device}')
+            raise ValueError(f'{runtime} is measured on CPUs only, but the device is {settings.device}')
         if self.dtype == 'float16' or (runtime, self.dtype) == ('onnxruntime', 'bfloat16'):
             raise ValueError(f'{runtime} does not compute in {self.dtype} on CPUs')
 
     def step(self, mode: str, shape: tuple[int, int]) -> Callable:
-        """A forward pass that gives its outputs, or in training with the backward pass of a sum, on fixed images."""
+        """A forward pass on fixed images that returns its outputs; in training, forward and backward."""
         self.model.train(mode == 'train')
         if self.runtime:
             session, array = self.session(shape), self._images(shape).numpy()
@@ -124,7 +125,7 @@ class Candidate:
         return 'cudagraphs' in self.spec.forms and 'compile' not in self.spec.forms
 
     def _captured(self, run: Callable, case: tuple) -> Callable:
-        """A step as one CUDA graph, whose outputs are overwritten by its next replay."""
+        """A step as one CUDA graph; its next replay overwrites the outputs."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -146,7 +147,7 @@ class Candidate:
         return replay
 
     def peak_mib(self, mode: str, shape: tuple[int, int]) -> float | None:
-        """Of :func:`peak_memory`; of a CUDA graph what its capture took; None where it is not PyTorch's."""
+        """See :func:`peak_memory`; for a CUDA graph, of its capture; None outside of PyTorch."""
         if self.runtime:
             return None
         if self._is_captured and (mode, shape) in self._graph_peaks:
@@ -156,7 +157,7 @@ class Candidate:
     def difference(self, shape: tuple[int, int]) -> float | None:
         """Largest difference of outputs from those of the modules in float32, relative to the largest output.
 
-        None of detectors, whose outputs hang on which boxes they keep.
+        None for detectors, whose outputs depend on which boxes they keep.
 
         Raises:
             ValueError: It is larger than rounding explains.
@@ -172,7 +173,7 @@ class Candidate:
         if not largest <= allowed:
             raise ValueError(
                 f'{self.spec.label}: outputs differ by {largest:.1e} of the largest from those of the modules in '
-                f'float32, where rounding explains {allowed:.0e}'
+                f'float32, but rounding explains at most {allowed:.0e}'
             )
         return largest
 
@@ -222,35 +223,32 @@ def _has_gradient(leaf) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad
 
 
-def seconds_of(run: Callable, device: str, repeats: int = 1) -> float:
-    """Seconds of a step, to its end on the device, by CUDA's own clock there; the mean of several in a row."""
+def seconds_of(run: Callable, device: str) -> float:
+    """Seconds of a step; on CUDA by events."""
     if device.startswith('cuda'):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
-        for _ in range(repeats):
-            run()
+        run()
         end.record()
         torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3 / repeats
+        return start.elapsed_time(end) / 1e3
     begin = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - begin) / repeats
+    run()
+    return time.perf_counter() - begin
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether float32 products and convolutions on CUDA may take TF32's ten bits."""
+    """Allow TF32 in float32 products and convolutions on CUDA, or do not."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def matmul_gflops(dtype: str, device: str, side: int | None = None) -> float:
-    """GFLOP/s of one large matrix product, of matrices with that side or one that fills the device.
+def matmul_gflops(dtype: str, device: str) -> float:
+    """GFLOP/s of one large matrix product.
 
-    CPUs without instructions for a type would take a minute for the largest: they stop at one of 0.2 seconds.
+    The largest would take a minute on CPUs without instructions for the dtype: they stop at one of 0.2 seconds.
     """
-    sides = [side] if side else _CEILING_SIDES[torch.device(device).type]
-    for side in sides:
+    for side in _CEILING_SIDES[torch.device(device).type]:
         matrix = torch.rand(side, side, device=device, dtype=DTYPES[dtype])
         seconds = seconds_of(lambda matrix=matrix: matrix @ matrix, device)
         if seconds > _CEILING_SECONDS:
@@ -258,15 +256,8 @@ def matmul_gflops(dtype: str, device: str, side: int | None = None) -> float:
     return 2 * side**3 / seconds / 1e9
 
 
-def copy_gigabytes(device: str) -> float:
-    """Memory bandwidth, GB/s: bytes read and written by a copy that no cache holds, the best of five."""
-    source = torch.rand(_COPIED_MIB[torch.device(device).type] * 2**18, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / min(seconds_of(lambda: target.copy_(source), device) for _ in range(5)) / 1e9
-
-
 def peak_memory(run: Callable, device: str) -> int:
-    """Bytes that a step needs at its peak beyond those in use before it, as PyTorch's allocators count them."""
+    """Peak bytes of a step beyond those in use before it, as PyTorch's allocators count them."""
     if device.startswith('cuda'):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

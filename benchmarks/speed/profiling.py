@@ -1,4 +1,4 @@
-"""Where a model's time goes."""
+"""Profiles of models and steps."""
 
 import re
 from collections.abc import Callable
@@ -16,12 +16,7 @@ ROWS = 10  # of the costliest
 
 
 def costliest_operations(spec: Spec, settings: Settings, mode: str) -> list[tuple[str, str, float]]:
-    """Where a model's time goes.
-
-    Args:
-        spec: The model.
-        settings: How to run it.
-        mode: 'inference' or 'train'.
+    """Profile a model in a mode, 'inference' or 'train'.
 
     Returns:
         Module (block numbers as *), operation, and share of the time, the costliest first.
@@ -31,7 +26,7 @@ def costliest_operations(spec: Spec, settings: Settings, mode: str) -> list[tupl
     """
     candidate = Candidate(spec, settings)
     if candidate.runtime:
-        raise ValueError(f'{spec.label}: only models in PyTorch can be profiled')
+        raise ValueError(f'{spec.label}: only models in PyTorch can be profiled, without {candidate.runtime}')
     for name, module in candidate.model.named_modules():
         if name:
             _mark(module, MODULE + re.sub(r'(\.\d+)\.\d+', r'\1.*', name))
@@ -47,32 +42,31 @@ def costliest_operations(spec: Spec, settings: Settings, mode: str) -> list[tupl
     return [(module, operation, own / total) for (module, operation), own in ranked]
 
 
-def kernels_of(run: Callable, cuda: bool) -> dict:
-    """What a step's time on the device goes to, whatever has compiled it.
-
-    Args:
-        run: The step, which has run before.
-        cuda: Whether it runs on CUDA.
+def kernels_of(run: Callable, device: str) -> dict:
+    """Profile a step that has run before.
 
     Returns:
-        'launches' of kernels, fills and copies (on CPUs operations); 'kernels_ms', their time together: where a step
-        takes longer, the device waits for the processor that launches them; 'kernels': each 'kernel', its 'calls' and
-        its 'share' of the time, the costliest first.
+        'launches' of kernels, fills and copies on a GPU, of operations on a CPU; 'kernels_ms', their total time, which
+        is less than the step takes where a GPU waits for launches; 'kernels', the costliest: name as 'kernel', 'calls',
+        and 'share' of the total time.
     """
+    cuda = device.startswith('cuda')
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as profiler:
         run()
         if cuda:
             torch.cuda.synchronize()
-    spent: dict[str, list[float]] = {}
-    for event in profiler.events():
-        on_device = event.device_type == DeviceType.CUDA
-        own = event.time_range.elapsed_us() if on_device else 0 if cuda else event.self_cpu_time_total
-        if own and not event.name.startswith('ProfilerStep'):
-            spent.setdefault(event.name, []).append(own)
-    total = sum(map(sum, spent.values()))
-    ranked = sorted(spent.items(), key=lambda item: -sum(item[1]))[:ROWS]
-    kernels = [dict(kernel=name[:90], calls=len(own), share=round(sum(own) / total, 4)) for name, own in ranked]
-    return dict(launches=sum(map(len, spent.values())), kernels_ms=round(total / 1e3, 3), kernels=kernels)
+    kind, own = (DeviceType.CUDA, 'self_device_time_total') if cuda else (DeviceType.CPU, 'self_cpu_time_total')
+    found = [
+        (getattr(event, own), event.count, event.key)
+        for event in profiler.key_averages()
+        if event.device_type == kind and not getattr(event, 'is_user_annotation', False)
+    ]
+    total = sum(microseconds for microseconds, *_ in found)
+    kernels = [
+        dict(kernel=name[:90], calls=calls, share=round(microseconds / total, 4))
+        for microseconds, calls, name in sorted(found, reverse=True)[:ROWS]
+    ]
+    return dict(launches=sum(calls for _, calls, _ in found), kernels_ms=round(total / 1e3, 3), kernels=kernels)
 
 
 def _times(events: list, cuda: bool) -> dict[tuple[str, str], float]:
@@ -115,7 +109,7 @@ def _module_of(event) -> str:
 
 
 def _gradient(event):
-    """The step of the backward pass that an event belongs to; None in the forward pass."""
+    """The step of the backward pass that an event is part of; None in the forward pass."""
     while event is not None and not event.name.startswith('autograd::engine::evaluate_function'):
         event = event.cpu_parent
     return event

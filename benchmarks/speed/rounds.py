@@ -1,9 +1,8 @@
-"""Time, memory and work of models, side by side in one run."""
+"""Time, memory and FLOPs of models, side by side in one run."""
 
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import product
 from statistics import median, quantiles
 
@@ -24,18 +23,17 @@ class Result:
 
     Attributes:
         label, mode, shape: What was measured; (H, W) in pixels.
-        dtype: What its products are computed in.
+        dtype: Of its products.
         difference: Largest difference of outputs from those of the modules in float32, relative to the largest
-            output; None in training and of detectors.
-        seconds: Of each round, after warm-up.
+            output; None in training and for detectors.
+        seconds: Of each round after the warm-up.
         q1, median, q3: Quartiles of the seconds.
         images_per_second: At the median.
-        peak_mib: Largest memory in use beyond what was in use before the step (weights), MiB; None where it is not
-            PyTorch's.
+        peak_mib: Peak memory beyond what was in use before the step (weights), MiB; None outside of PyTorch.
         params, flops: Of the model; multiply-adds of one image.
-        gflops: Floating point operations per second at the median, two to a multiply-add, three times as many in
-            training, in 10^9.
-        of_ceiling: The same over what a large matrix product in ``dtype`` reaches in this run.
+        gflops: 10^9 floating-point operations per second at the median, two per multiply-add, three times as many in
+            training.
+        of_ceiling: ``gflops`` relative to a large matrix product in ``dtype`` in this run.
     """
 
     label: str
@@ -55,30 +53,24 @@ class Result:
     of_ceiling: float
 
 
-def run_benchmark(specs: Sequence[Spec], settings: Settings, skip_failing: bool = False) -> dict:
+def run_benchmark(specs: Sequence[Spec], settings: Settings) -> dict:
     """Measure models in interleaved rounds.
 
-    Each round runs every model once, in turn, so that slow moments of a machine meet all of them.
-
-    Args:
-        specs: Models.
-        settings: How to measure.
-        skip_failing: Leave out models that cannot be prepared or run, with their errors. Defaults to False.
+    Each round runs every model once, in turn, so that slow phases of the machine affect all of them.
 
     Returns:
-        A dict for JSON: ``environment``, ``settings``, ``ceiling_gflops`` of each dtype, ``results``, one per
-        model, mode and shape (:class:`Result`), and ``failed``, label -> error.
+        A dict for JSON: ``environment``, ``settings``, ``ceiling_gflops`` of each dtype, and ``results``, one
+        :class:`Result` per model, mode and shape.
 
     Raises:
-        ValueError: Two models have one label, a runtime cannot do what is asked, or a model computes wrong values.
+        ValueError: Two models have the same label, a runtime does not support the settings, or a model computes wrong
+            values.
     """
     labels = [spec.label for spec in specs]
     if len(set(labels)) < len(labels):
-        raise ValueError(f'models need labels of their own (LABEL=MODEL), but got {", ".join(labels)}')
-    results, differences, failed = [], {}, {}
-    attempt = partial(_attempt, failed) if skip_failing else _run
-    candidates = [attempt(spec, lambda spec=spec: Candidate(spec, settings)) for spec in specs]
-    candidates = [candidate for candidate in candidates if candidate is not None]
+        raise ValueError(f'models need different labels (LABEL=MODEL), but got {", ".join(labels)}')
+    results, differences = [], {}
+    candidates = [Candidate(spec, settings) for spec in specs]
     ceilings = {candidate.dtype: [] for candidate in candidates}
     cases = [(mode, tuple(shape)) for mode in settings.modes for shape in settings.shapes]
     with Progress(transient=True, console=Console(stderr=True)) as progress:
@@ -87,16 +79,12 @@ def run_benchmark(specs: Sequence[Spec], settings: Settings, skip_failing: bool 
         for candidate, shape in product(candidates, map(tuple, settings.shapes)):  # before training moves statistics
             progress.update(task, advance=1, description=f'prepare {candidate.spec.label}')
             if 'inference' in settings.modes:
-                differences[candidate, shape] = attempt(candidate.spec, partial(candidate.difference, shape))
+                differences[candidate, shape] = candidate.difference(shape)
         for mode, shape in cases:
             progress.update(task, description=f'{mode} {shape[0]}x{shape[1]}')
-            steps = {}
-            for candidate in candidates:
-                if candidate.spec.label not in failed:
-                    steps[candidate] = attempt(candidate.spec, partial(_first_step, candidate, mode, shape))
-            steps = {candidate: step for candidate, step in steps.items() if step is not None}
-            seconds = _run_rounds(list(steps.values()), settings, ceilings, lambda: progress.advance(task))
-            for candidate, own in zip(steps, seconds):
+            steps = [candidate.step(mode, shape) for candidate in candidates]
+            seconds = _run_rounds(steps, settings, ceilings, lambda: progress.advance(task))
+            for candidate, own in zip(candidates, seconds):
                 difference = differences[candidate, shape] if mode == 'inference' else None
                 results.append(_summarise(candidate, mode, shape, difference, own))
     ceilings = {dtype: median(values) for dtype, values in ceilings.items()}
@@ -107,43 +95,19 @@ def run_benchmark(specs: Sequence[Spec], settings: Settings, skip_failing: bool 
         settings=asdict(settings),
         ceiling_gflops=ceilings,
         results=[asdict(result) for result in results],
-        failed=failed,
     )
-
-
-def _run(spec: Spec, function: Callable):
-    return function()
-
-
-def _attempt(failed: dict[str, str], spec: Spec, function: Callable):
-    """What a function gives, or None where it fails, with its error noted."""
-    try:
-        return function()
-    except Exception as error:  # of any model, compiler or device
-        failed[spec.label] = f'{type(error).__name__}: {str(error).strip()[:500]}'
-        return None
-
-
-def _first_step(candidate: Candidate, mode: str, shape: tuple[int, int]) -> Callable:
-    """A step that has run once, so that what fails or has to be compiled does so here."""
-    step = candidate.step(mode, shape)
-    if candidate.settings.round_seconds:
-        step()
-    return step
 
 
 def _run_rounds(
     steps: Sequence[Callable], settings: Settings, ceilings: dict[str, list[float]], advance: Callable[[], None]
 ) -> list[list[float]]:
-    """Seconds of each step in each round after warm-up; each round adds one to each of ``ceilings``."""
-    seconds, repeats = [[] for _ in steps], [1] * len(steps)
-    for number in range(settings.warmup + settings.rounds):
+    """Seconds of each step in each round after the warm-up; each round adds one value to each of ``ceilings``."""
+    seconds = [[] for _ in steps]
+    for _ in range(settings.warmup + settings.rounds):
         for dtype, values in ceilings.items():
-            values.append(matmul_gflops(dtype, settings.device, settings.ceiling_side))
-        for i, (step, own) in enumerate(zip(steps, seconds)):
-            own.append(seconds_of(step, settings.device, repeats[i]))
-            if number < settings.warmup:
-                repeats[i] = max(1, round(settings.round_seconds / max(own[-1], 1e-6)))
+            values.append(matmul_gflops(dtype, settings.device))
+        for step, own in zip(steps, seconds):
+            own.append(seconds_of(step, settings.device))
             advance()
     return [own[settings.warmup :] for own in seconds]
 

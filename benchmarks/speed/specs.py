@@ -1,4 +1,4 @@
-"""Which model to measure, and in which forms, written on one line."""
+"""A model to measure and its forms, written on one line."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import nn
 from mmstrip.analysis.specs import ModelSpec
 from mmstrip.deployment.runtimes import RUNTIMES
 
-STORED = ('half', 'int8')  # how an exported model keeps its weights
+STORED = ('half', 'int8')  # weights of exported models
 FORMS = (
     *('autocast', 'bfloat16', 'channels_last', 'compile', 'cudagraphs', 'deploy', 'dynamic', 'freezing'),
     *(*RUNTIMES, *STORED, 'reference'),
@@ -16,15 +16,14 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Spec(ModelSpec):
-    """What to measure: a model as of :class:`ModelSpec`, then ``@FORM`` for each form.
+    """What to measure: a model, see :class:`ModelSpec`, followed by ``@FORM`` for each form.
 
     Attributes:
         forms: Some of :data:`FORMS`: 'autocast' to bfloat16; 'bfloat16' weights and images; 'channels_last' memory;
-            'compile', with 'dynamic' for sizes that change, CUDA graphs of its parts ('cudagraphs') or weights in the
-            graph ('freezing'); 'cudagraphs' alone, the eager step as one CUDA graph;
-            'deploy', by ``switch_to_deploy()``; 'onnxruntime' or 'openvino', exported to it, with weights in
-            float16 ('half') or quantised ('int8'); 'reference', Strip-MLP as it is built, without
-            :func:`mmstrip.accelerate`, which what is compiled or exported goes without too.
+            'compile', with 'dynamic' shapes, CUDA graphs of its parts ('cudagraphs') or weights as constants
+            ('freezing'); 'cudagraphs' alone, the eager step as one CUDA graph; 'deploy', after
+            ``switch_to_deploy()``; 'onnxruntime' or 'openvino', exported to it, with weights in float16 ('half') or
+            quantized ('int8'); 'reference', without :func:`mmstrip.accelerate`, as compiled and exported models are.
     """
 
     forms: tuple[str, ...] = ()
@@ -48,7 +47,7 @@ class Spec(ModelSpec):
         return not {'reference', 'compile', *RUNTIMES} & set(self.forms)
 
     def build(self) -> nn.Module:
-        """See :class:`ModelSpec`; ValueError also if 'deploy' is asked of what has no such form."""
+        """See :class:`ModelSpec`; ValueError also for 'deploy' of a backbone without a deploy form."""
         model = super().build()
         if 'deploy' in self.forms:
             backbone = getattr(model, 'backbone', model)

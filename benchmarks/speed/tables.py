@@ -1,4 +1,4 @@
-"""Tables and pictures of a benchmark."""
+"""Tables and plots of a benchmark."""
 
 import json
 from pathlib import Path
@@ -24,9 +24,9 @@ HEADS = (
 
 
 def print_report(report: dict) -> None:
-    """The tables of a report, one for each mode and shape; ratios are to the first model's time.
+    """Print a table for each mode and shape; "speed" is relative to the first model.
 
-    "difference" is the largest one of outputs from those of the modules in float32, relative to the largest output.
+    "difference" is the largest error of the outputs relative to the largest output of the modules in float32.
     """
     environment, settings = report['environment'], report['settings']
     ceilings = ', '.join(f'{value:,.0f} GFLOP/s in {dtype}' for dtype, value in report['ceiling_gflops'].items())
@@ -64,7 +64,7 @@ def _cells(result: dict, first: dict) -> tuple[str, ...]:
 
 
 def paired_ratio(first: dict, other: dict) -> float:
-    """How many times as fast ``other`` is as ``first``: the median over rounds, each compared with itself."""
+    """How many times as fast as ``first`` the other is: the median of the rounds' ratios."""
     return median(a / b for a, b in zip(first['seconds'], other['seconds']))
 
 
@@ -87,11 +87,11 @@ def save_report(report: dict, folder: Path) -> None:
 def plot_benchmark(results: list[dict], title: str, path: Path) -> None:
     """Throughput against FLOPs at the first shape, and time per megapixel against resolution if there are several.
 
-    Squares are in lower precision than float32.
+    Squares have lower precision than float32.
 
     Args:
-        results: Those of one mode, as of :func:`.rounds.run_benchmark`.
-        title: Title of the picture.
+        results: Of one mode, see :func:`.rounds.run_benchmark`.
+        title: Title of the plot.
         path: PNG file to write.
     """
     shapes = sorted({tuple(result['shape']) for result in results}, key=lambda shape: shape[0] * shape[1])
@@ -112,9 +112,7 @@ def plot_benchmark(results: list[dict], title: str, path: Path) -> None:
             pixels = [r['shape'][0] * r['shape'][1] / 1e6 for r in own]
             times = [1e3 * r['median'] / batch / area for r, area in zip(own, pixels)]
             axes.plot(pixels, times, **style)
-    first.set(
-        xlabel='multiply-adds of an image, G', ylabel='images/s', title='{}x{}'.format(*shapes[0]), ylim=(0, None)
-    )
+    first.set(xlabel='multiply-adds per image, G', ylabel='images/s', title='{}x{}'.format(*shapes[0]), ylim=(0, None))
     for axes in others:
         axes.set(xlabel='megapixels', ylabel='ms per megapixel', title='any resolution', ylim=(0, None))
     for axes in (first, *others):
