@@ -119,7 +119,7 @@ def _kernels_of(name: str, args: tuple) -> int:
     if not name.startswith(('_foreach', '_fused')):
         return 1
     lists = [one for one in args if isinstance(one, (list, tuple)) and one and isinstance(one[0], Tensor)]
-    lists = [one for one in lists if len(one) == len(lists[0]) and (one[0].ndim or len(lists) == 1)]
+    lists = [one for one in lists if one is lists[0] or (len(one) == len(lists[0]) and one[0].ndim)]
     chunks = sum(math.ceil(tensor.numel() / 65536) for tensor in lists[0])
     return math.ceil(len(lists[0]) / (110, 64, 48, 36, 30)[len(lists) - 1]) + chunks // 320
 

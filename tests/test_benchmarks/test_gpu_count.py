@@ -17,7 +17,8 @@ needs_triton = pytest.mark.skipif(gpu.MISSING is not None, reason=str(gpu.MISSIN
 @pytest.fixture(scope='module')
 def counted():
     """An iteration of the ImageNet recipe of Strip-MLP-T, eager, with EMA."""
-    return count.iteration('Strip-MLP-T', 'eager', options={'custom_hooks': [dict(type='EMAHook')]})
+    average = dict(type='EMAHook', ema_type='mmstrip.ExponentialMovingAverage')
+    return count.iteration('Strip-MLP-T', 'eager', options={'custom_hooks': [average]})
 
 
 def test_an_optimizer_step_takes_few_launches(counted):
@@ -29,6 +30,10 @@ def test_an_optimizer_step_takes_few_launches(counted):
 
 def test_clipping_takes_few_launches(counted):
     assert counted.operations['clipping'].total() <= 25
+
+
+def test_an_average_of_the_weights_takes_few_launches(counted):
+    assert counted.operations['hooks'].total() <= 30
 
 
 def test_a_network_is_counted_with_its_bytes(counted):
