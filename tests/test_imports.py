@@ -119,7 +119,7 @@ def test_extras_are_named_where_they_are_missing(tmp_path):
 
 
 LOOKUPS = {
-    'mmengine': ('PlaceDigit', 'ToPlanes', 'SeededSampler', 'shield_worker'),
+    'mmengine': ('PlaceDigit', 'ToPlanes', 'SeededSampler', 'block_sigterm_in_worker'),
     'mmpretrain': ('Digits', 'Caltech101', 'RandAugment'),
 }
 LOOK_UP = f"""

@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class Complexity(NamedTuple):
-    """What a model costs.
+    """The cost of a model.
 
     Attributes:
         params: Number of parameters.
-        flops: Multiply-adds of one forward of one image, the unit that the paper calls FLOPs: of convolutions, linear
+        flops: Multiply-adds of a forward pass on one image, which the paper calls FLOPs: of convolutions, linear
             layers, matrix products and norms.
-        table: Both for each module, as text; empty unless asked for.
+        table: Both per module, as text; empty unless requested.
     """
 
     params: int
@@ -31,9 +31,9 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
     """Count parameters and multiply-adds of a model.
 
     Args:
-        model: A model of any of the toolboxes, or a plain module that takes one batch of images.
+        model: A model of any toolbox, or a module that takes a batch of images.
         shape: Channels, height and width of the image.
-        depth: How deep the table goes into the modules; 0: no table. Defaults to 0.
+        depth: Depth of modules in the table; no table if 0. Defaults to 0.
     """
     model.eval()
     images = torch.rand(1, *shape, device=next(model.parameters()).device)
@@ -50,7 +50,7 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
 
 
 class TensorForward(nn.Module):
-    """A toolbox's model as a function of images alone: its 'tensor' mode, without losses, giving only tensors."""
+    """A toolbox's model as a function of images only: its 'tensor' mode, which has no losses and returns tensors."""
 
     def __init__(self, model: nn.Module, data_samples: list | None):
         super().__init__()
@@ -63,7 +63,7 @@ class TensorForward(nn.Module):
 
 
 def data_samples(model: nn.Module, shape: tuple[int, int, int], batch: int = 1) -> list | None:
-    """What a model's 'tensor' mode asks for beside images: for some detectors sizes, and objects, here none."""
+    """What a model's 'tensor' mode needs beside images: for some detectors, sizes and (no) objects."""
     if 'mmdet' not in sys.modules or not isinstance(model, import_module('mmdet.models').BaseDetector):
         return None
     size = tuple(shape[1:])

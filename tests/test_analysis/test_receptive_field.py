@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
 
-from mmstrip.analysis.receptive_field import find_images, load_subject, read_images, receptive_field
+from mmstrip.analysis.receptive_field import find_images, load_backbone, read_images, receptive_field
 
 CONFIG = DATA / 'digits_tiny.py'
 SEGMENTOR = ROOT / 'configs' / 'segmentation' / 'strip-mlp-nano_fpn_1xb8_digit-scenes.py'
@@ -56,19 +56,19 @@ def test_backbones_of_any_toolbox_and_stage():
         ('mmpretrain.SwinTransformer:arch=tiny,pad_small_map=true', 2, 16),
         ('R18=mmpretrain.ResNet:depth=18', 0, 4),
     ):
-        subject = load_subject(text, stage=stage)
-        field = receptive_field(subject.backbone, subject.normalise(images))
-        assert subject.stage == (3 if stage is None else stage)
+        item = load_backbone(text, stage=stage)
+        field = receptive_field(item.backbone, item.normalize(images))
+        assert item.stage == (3 if stage is None else stage)
         assert field.stride == stride and field.side(0.2) <= field.side(0.5) <= field.side(0.99)
-    assert subject.label == 'R18'
+    assert item.label == 'R18'
 
 
 def test_images_are_normalised_as_the_config_says():
     images = torch.tensor([255.0, 128.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
-    grey = load_subject(str(CONFIG))  # BGR, one mean for all channels
-    assert grey.normalise(images)[0, :, 0, 0].tolist() == pytest.approx([(x - 77.9) / 95.9 for x in (0, 128, 255)])
-    rgb = load_subject('mmpretrain.ResNet:depth=18')
-    assert rgb.normalise(images)[0, 0, 0, 0].item() == pytest.approx((255 - 123.675) / 58.395, abs=1e-5)
+    grey = load_backbone(str(CONFIG))  # BGR, one mean for all channels
+    assert grey.normalize(images)[0, :, 0, 0].tolist() == pytest.approx([(x - 77.9) / 95.9 for x in (0, 128, 255)])
+    rgb = load_backbone('mmpretrain.ResNet:depth=18')
+    assert rgb.normalize(images)[0, 0, 0, 0].item() == pytest.approx((255 - 123.675) / 58.395, abs=1e-5)
 
 
 @pytest.fixture(scope='module')
@@ -117,8 +117,8 @@ def test_tool_compares_models_side_by_side(folder, checkpoint, tmp_path, capsys)
     with Image.open(tmp_path / 'out' / 'receptive_field.png') as picture:
         assert picture.width > 800
     images = read_images(find_images([folder], 1), 32)
-    subjects = [load_subject(str(CONFIG), weights) for weights in (None, None, str(checkpoint))]
-    fields = [receptive_field(subject.backbone, subject.normalise(images)).contributions for subject in subjects]
+    backbones = [load_backbone(str(CONFIG), weights) for weights in (None, None, str(checkpoint))]
+    fields = [receptive_field(item.backbone, item.normalize(images)).contributions for item in backbones]
     assert np.array_equal(fields[0], fields[1]) and not np.allclose(fields[0], fields[2])
 
 

@@ -127,7 +127,7 @@ class NoReads(TorchDispatchMode):
 def test_no_step_waits_for_the_gradient_norm(monkeypatch):
     """On CUDA the log has that of the step before."""
     training, norms = Training(constructor=CONSTRUCTOR), []
-    monkeypatch.setattr(param_groups, '_is_far', lambda norm: norms.append(norm) or True)
+    monkeypatch.setattr(param_groups, '_is_on_gpu', lambda norm: norms.append(norm) or True)
     hub = training.wrapper.message_hub
     hub.log_scalars.pop('train/grad_norm', None)
     for step in range(3):

@@ -37,10 +37,10 @@ def test_any_config_becomes_resumable():
     assert config.train_cfg == dict(type='mmstrip.ResumableIterLoop', max_iters=3)
     assert config.train_dataloader.sampler.type == 'mmstrip.SeededSampler'
     assert config.train_dataloader.sampler.sampler == dict(type='InfiniteSampler', shuffle=True)
-    assert config.train_dataloader.worker_init_fn == dict(type='mmstrip.shield_worker')
+    assert config.train_dataloader.worker_init_fn == dict(type='mmstrip.block_sigterm_in_worker')
     assert config.val_dataloader.worker_init_fn == dict(type='mine')
     assert config.default_hooks.checkpoint.type == 'MyCheckpointHook'
-    names = ['Seed', 'InvalidLoss', 'TimeLeft', 'CheckpointFit', 'PlainCheckpoint']
+    names = ['Seed', 'InvalidLoss', 'ETA', 'CheckpointFit', 'PlainCheckpoint']
     assert [hook.type for hook in config.custom_hooks] == [f'mmstrip.{name}Hook' for name in names]
     once = copy.deepcopy(config)
     make_resumable(config)  # a config that a run has dumped

@@ -11,7 +11,7 @@ import torch
 from helpers.kills import assert_same_end, kill_repeatedly, start_and_train, steps, unfinished, wait_until
 from helpers.runs import CONFIG, children, fail, finish, log, start
 
-from mmstrip.engine.hooks.checkpoint import STOPPED
+from mmstrip.engine.hooks.checkpoint import SIGTERM_EXIT_CODE
 
 EPOCHS = 8
 SETTINGS = {'randomness.seed': 5, 'train_cfg.max_epochs': EPOCHS}
@@ -44,7 +44,7 @@ def test_sigterm_saves_inside_an_epoch(tmp_path, undisturbed):
             os.kill(child, signal.SIGTERM)
         os.kill(process.pid, signal.SIGTERM)
         process.join(60)
-        assert process.exitcode == STOPPED == 143, log(tmp_path)[-2000:]
+        assert process.exitcode == SIGTERM_EXIT_CODE == 143, log(tmp_path)[-2000:]
         assert 'SIGTERM: saving interrupted.pth' in log(tmp_path)
         inside += torch.load(tmp_path / 'interrupted.pth', weights_only=True)['meta']['batches_done'] is not None
     assert inside  # others may have waited for the end of a validation
@@ -83,7 +83,7 @@ def test_other_trainings_resume_at_any_iteration(tmp_path):
         wait_until(lambda goal=6 + 8 * number: log(stopped).count('Iter(train)') >= goal, process)
         os.kill(process.pid, stop)
         process.join(60)
-        assert process.exitcode == (STOPPED if stop == signal.SIGTERM else -stop)
+        assert process.exitcode == (SIGTERM_EXIT_CODE if stop == signal.SIGTERM else -stop)
     assert_same_end(finish(stopped, options, config=config), undisturbed)
     assert 'slower' not in log(stopped)
 

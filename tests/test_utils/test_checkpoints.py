@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from mmstrip.converters.official import convert_official_checkpoint
 from mmstrip.utils.checkpoints import (
-    fill_model,
+    load_full_checkpoint,
+    load_full_state_dict,
     load_plain_weights_only,
-    load_whole,
     read_checkpoint,
     write_checkpoint,
 )
@@ -56,22 +56,22 @@ def test_a_filled_model_is_all_that_changes(tmp_path):
     torch.save(dict(state_dict=other.state_dict(), meta={}), tmp_path / 'whole.pth')
     torch.save(other.weight.detach(), tmp_path / 'weight.pth')
     environment = dict(os.environ)
-    assert fill_model(layer, 'layer.py', tmp_path / 'whole.pth')['meta'] == {}
+    assert load_full_checkpoint(layer, 'layer.py', tmp_path / 'whole.pth')['meta'] == {}
     assert torch.equal(layer.weight, other.weight) and dict(os.environ) == environment
     with pytest.raises(ValueError, match='weight.pth does not fill the model of layer.py: it lacks 2 .* weight, bias'):
-        fill_model(layer, 'layer.py', tmp_path / 'weight.pth')
+        load_full_checkpoint(layer, 'layer.py', tmp_path / 'weight.pth')
     larger = torch.nn.Linear(2, 4).state_dict()
     torch.save({f'module.{key}': value for key, value in larger.items()}, tmp_path / 'larger.pth')
     with pytest.raises(ValueError, match=r'larger.pth .* has tensors of other shapes: .* weight: .*\[4, 2\].*\[3, 2\]'):
-        fill_model(layer, 'layer.py', tmp_path / 'larger.pth')
+        load_full_checkpoint(layer, 'layer.py', tmp_path / 'larger.pth')
 
 
 def test_counts_that_pytorch_fills_itself_may_be_missing(tmp_path):
     norm, weights = torch.nn.BatchNorm2d(3), dict(torch.nn.BatchNorm2d(3).state_dict())
     del weights['num_batches_tracked']
-    assert load_whole(norm, weights) == ''
+    assert load_full_state_dict(norm, weights) == ''
     del weights['running_var']
-    assert 'lacks 1' in load_whole(norm, weights)
+    assert 'lacks 1' in load_full_state_dict(norm, weights)
 
 
 def test_safetensors(tmp_path, monkeypatch, plain_weights_only):
@@ -170,7 +170,7 @@ def test_weights_of_other_projects_are_understood(tmp_path, plain_weights_only):
         torch.save(content, path)
         for load in (
             lambda layer: load_checkpoint(layer, str(path)),
-            lambda layer: fill_model(layer, 'layer.py', path),
+            lambda layer: load_full_checkpoint(layer, 'layer.py', path),
         ):
             layer = torch.nn.Linear(2, 3)
             load(layer)
@@ -178,10 +178,10 @@ def test_weights_of_other_projects_are_understood(tmp_path, plain_weights_only):
     compiled, plain = (torch.nn.ModuleDict() for _ in range(2))  # the layer, not the whole model
     compiled['layer'] = torch.nn.ModuleDict(dict(_orig_mod=torch.nn.Linear(2, 3)))
     plain['layer'] = other
-    assert load_whole(compiled, plain.state_dict()) == ''
+    assert load_full_state_dict(compiled, plain.state_dict()) == ''
     assert torch.equal(compiled['layer']['_orig_mod'].weight, other.weight)
     plain['layer'] = torch.nn.Linear(2, 3)
-    assert load_whole(plain, compiled.state_dict()) == '' and torch.equal(plain['layer'].weight, other.weight)
+    assert load_full_state_dict(plain, compiled.state_dict()) == '' and torch.equal(plain['layer'].weight, other.weight)
 
 
 def test_addresses(tmp_path, monkeypatch, plain_weights_only):
