@@ -64,7 +64,7 @@ def check_data(config: Config, loaders: Sequence[str]) -> None:
             root = dataset.get('data_root')
             if root and '://' not in root and not Path(root).is_dir() and not _downloads(dataset):
                 raise FileNotFoundError(
-                    f'{key}.data_root: folder {root} does not exist. Put the data there, or set '
+                    f'{key}.data_root: no folder {root}. Put the data there, or set '
                     f'--cfg-options {key}.data_root=FOLDER'
                 )
 

@@ -38,7 +38,8 @@ class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
     def adjust(self, params: list[dict], model: nn.Module) -> None:
         backbones = {name: part for name, part in model.named_modules() if _is_backbone(part)}
         if not backbones:
-            raise ValueError(f'layer_decay_rate needs a backbone with get_layer_depth; {type(model).__name__} has none')
+            kind = type(model).__name__
+            raise ValueError(f'layer_decay_rate needs a backbone with get_layer_depth, but {kind} has none')
         if self.base_lr is None:
             raise ValueError('layer_decay_rate needs a base learning rate: set optim_wrapper.optimizer.lr')
         owners = {}

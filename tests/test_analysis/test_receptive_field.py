@@ -129,8 +129,8 @@ def test_tool_compares_models_side_by_side(folder, checkpoint, tmp_path, capsys)
         (['CONFIG', 'none', 'EMPTY'], 'no image (.jpg, '),
         (['CONFIG', 'nowhere.pth', 'IMAGES'], 'no checkpoint at nowhere.pth'),
         (['CONFIG', 'none', 'IMAGES', '--stage', '4'], 'digits_tiny has no stage 4: '),
-        (['CONFIG@deploy', 'none', 'IMAGES'], "digits_tiny.py@deploy' is registered; write its scope"),
-        (['mmpretrain.ResNet:depth=18', 'CHECKPOINT', 'IMAGES'], 'must fill the ResNet, but lacks'),
+        (['CONFIG@deploy', 'none', 'IMAGES'], "digits_tiny.py@deploy' is registered; use a scope"),
+        (['mmpretrain.ResNet:depth=18', 'CHECKPOINT', 'IMAGES'], 'does not fit the ResNet: it lacks'),
         (['mmpretrain.SwinTransformer', 'none', 'IMAGES'], 'SwinTransformer fails on images (4, 3, 32, 32): '),
         (['CONFIG', 'none'], 'give pairs of CONFIG and CHECKPOINT (or none), then IMAGES, but got 2 arguments'),
     ],
@@ -146,7 +146,7 @@ def test_errors_in_one_sentence(arguments, words, folder, checkpoint, tmp_path, 
 
 
 def test_what_gives_no_maps_says_so():
-    with pytest.raises(ValueError, match=r'Flatten must give maps \(N, C, h, w\), but gives \(1, 48\)'):
+    with pytest.raises(ValueError, match=r'Flatten must return feature maps \(N, C, h, w\), but returns \(1, 48\)'):
         receptive_field(nn.Flatten(), torch.rand(1, 3, 4, 4))
     with pytest.raises(ValueError, match='gradient of the central feature is zero'):
         receptive_field(nn.Threshold(2.0, 0.0), torch.rand(1, 3, 4, 4))

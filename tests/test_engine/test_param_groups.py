@@ -112,7 +112,7 @@ def test_trainings_of_older_versions_resume(tmp_path):
         old, _ = train_here(tmp_path, options)
     runner, warnings = train_here(tmp_path, {**options, 'train_cfg.max_epochs': 2})
     groups = [len(r.optim_wrapper.optimizer.param_groups) for r in (old, runner)]
-    assert groups[0] > 100 and groups[1] == 2 and 'groups of parameters' not in warnings
+    assert groups[0] > 100 and groups[1] == 2 and 'parameter groups' not in warnings
     assert runner.epoch == 2 and runner._load_from == str(tmp_path / 'epoch_1.pth')
 
 

@@ -150,5 +150,5 @@ def test_amp_of_tests():
     for _ in range(2):
         set_test_amp(config, 'bfloat16')
         assert config.test_cfg == dict(type=LOOP, dtype='bfloat16')
-    with pytest.raises(ValueError, match="test_cfg.type 'TestLoop', but got 'MyLoop'"):
+    with pytest.raises(ValueError, match="test_cfg.type 'TestLoop', but the config has 'MyLoop'"):
         set_test_amp(Config(dict(test_cfg=dict(type='MyLoop'))), 'bfloat16')

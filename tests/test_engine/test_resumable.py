@@ -86,18 +86,16 @@ def test_where_a_run_begins(tmp_path, monkeypatch):
     monkeypatch.setattr('mmstrip.engine.resume.print_log', lambda words, *_, **__: said.append(words))
     config.randomness.seed = 8
     choose_checkpoint(config)
-    assert (
-        said[-1] == 'randomness.seed=8 is not applied: a resumed run keeps its seed, 3' and config.randomness.seed == 3
-    )
+    assert said[-1] == 'randomness.seed=8 is ignored: a resumed run keeps its seed, 3' and config.randomness.seed == 3
     config.resume = True
     assert choose_checkpoint(config) == str(start)
     own.unlink()
     config.resume = 'auto'
-    with pytest.raises(ValueError, match=r"last_checkpoint names .*ep_1.pth', which is not there"):
+    with pytest.raises(ValueError, match=r"last_checkpoint names .*ep_1.pth', which does not exist"):
         choose_checkpoint(config)
     torch.save(dict(state, meta={}), start)
     config.resume = True
-    with pytest.raises(ValueError, match='start.pth is no checkpoint to resume: it does not say at which epoch'):
+    with pytest.raises(ValueError, match='start.pth cannot be resumed from: its meta lacks the epoch'):
         choose_checkpoint(config)
 
 
@@ -149,5 +147,5 @@ def test_a_damaged_tensor_sends_a_run_back(tmp_path):
 def test_transforms_with_a_state_of_their_own_are_named(parts, named, caplog):
     SeedHook().before_train(SimpleNamespace(cfg=Config(parts), logger=logging.getLogger('warned')))
     assert caplog.messages == [
-        f'{named}: its state is not in checkpoints, so a resumed run differs from an undisturbed one'
+        f'{named}: its state is not saved, so a resumed run differs from an uninterrupted one'
     ] * bool(named)
