@@ -90,8 +90,8 @@ def test_the_backbone_needs_mmengine_and_mmcv_alone(tmp_path):
 
 
 EXTRAS = {
-    'sklearn': ('import mmstrip.engine, mmstrip.datasets.digit_split', 'the digits are part of scikit-learn'),
-    'matplotlib': ('import mmstrip.engine', 'pictures are drawn by matplotlib'),
+    'sklearn': ('import mmstrip.engine, mmstrip.datasets.digit_split', 'the digits come with scikit-learn'),
+    'matplotlib': ('import mmstrip.engine', 'plots need matplotlib'),
 }
 HIDE = f"""
 import os, sys

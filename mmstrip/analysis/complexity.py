@@ -34,8 +34,13 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
         model: A model of any toolbox, or a module that takes a batch of images.
         shape: Channels, height and width of the image.
         depth: Depth of modules in the table; no table if 0. Defaults to 0.
+
+    Raises:
+        ValueError: ``shape`` is not positive, or the model fails on such images.
     """
     model.eval()
+    if min(shape) < 1:
+        raise ValueError(f'channels, height and width must be positive, but got {shape}')
     images = torch.rand(1, *shape, device=next(model.parameters()).device)
     if hasattr(model, 'data_preprocessor'):
         model = TensorForward(model, data_samples(model, shape))
@@ -45,8 +50,12 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
         analyzer.unsupported_ops_warnings(False)
         analyzer.uncalled_modules_warnings(False)
         analyzer.tracer_warnings('none')
+    try:
+        total = int(flops.total())
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(f'the model fails on images {shape}: {str(error).strip()}') from error
     table = complexity_stats_table(flops, max_depth=depth, activations=activations) if depth else ''
-    return Complexity(parameter_count(model)[''], int(flops.total()), table)
+    return Complexity(parameter_count(model)[''], total, table)
 
 
 class TensorForward(nn.Module):

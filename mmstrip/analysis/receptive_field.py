@@ -14,14 +14,13 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import torch
-from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from ..utils.checkpoints import load_full_state_dict, read_checkpoint, weights_in
-from ..utils.config import load_config
+from ..utils.config import load_model_config
 from ..utils.files import write_file
 from ..utils.plots import plot_fields
-from ..utils.samples import IMAGE_SUFFIXES
+from ..utils.samples import IMAGE_SUFFIXES, reason_of
 from .specs import ModelSpec, random_model
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
@@ -178,9 +177,8 @@ def _read_settings(spec: ModelSpec) -> tuple[dict, dict]:
     """Configs of the backbone and of the data preprocessor."""
     if not spec.source.endswith('.py'):
         return spec.backbone_config(), _IMAGENET
-    config = load_config(spec.source)
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    if 'backbone' not in config.get('model', {}):
+    config = load_model_config(spec.source)
+    if 'backbone' not in config.model:
         raise ValueError(f'{spec.source} has no model.backbone')
     preprocessor = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
     return config.model.backbone, preprocessor if 'mean' in preprocessor else _IMAGENET
@@ -189,8 +187,8 @@ def _read_settings(spec: ModelSpec) -> tuple[dict, dict]:
 def _build_stage(label: str, config: dict, stage: int) -> nn.Module:
     try:
         return random_model({**config, 'out_indices': (stage,)})
-    except (AssertionError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f'{label} has no stage {stage}: {str(error).strip() or type(error).__name__}') from error
+    except ValueError as error:
+        raise ValueError(f'{label} has no stage {stage}: {error}') from error
 
 
 def _load_weights(backbone: nn.Module, path: str, trusted: bool) -> None:
@@ -240,7 +238,7 @@ def read_images(files: Sequence[Path], size: int) -> Tensor:
         try:
             image = mmcv.imread(file, channel_order='rgb', backend='pillow')
         except OSError as error:
-            raise ValueError(f'{file} is not a readable image: {error}') from error
+            raise ValueError(f'{file} is not a readable image: {reason_of(error)}') from error
         height, width = image.shape[:2]
         scale = size / min(height, width)
         height, width = max(size, round(height * scale)), max(size, round(width * scale))

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from ..utils.config import load_config
+from ..utils.config import build_model, load_model_config
 
 _SCALE_NOISE = 0.1
 
@@ -49,16 +49,14 @@ class ModelSpec:
 
         Raises:
             FileNotFoundError: There is no such config.
-            ValueError: The type is not registered.
+            ValueError: The type is not registered, the config has no model, or its arguments do not fit.
         """
         return random_model(self._config())
 
     def _config(self) -> dict:
         if not self.source.endswith('.py'):
             return self.backbone_config()
-        config = load_config(self.source)
-        init_default_scope(config.get('default_scope', 'mmengine'))
-        return config.model
+        return load_model_config(self.source).model
 
     def backbone_config(self) -> dict:
         """The config of a registered backbone; raises a ValueError if none is registered as this type."""
@@ -73,10 +71,14 @@ class ModelSpec:
 
 
 def random_model(config: dict) -> nn.Module:
-    """A registered model with random weights, the same each time, all of which affect its outputs."""
+    """A registered model with random weights, the same each time, all of which affect its outputs.
+
+    Raises:
+        ValueError: It cannot be built with these arguments.
+    """
     with torch.random.fork_rng(devices=()), torch.no_grad():
         torch.manual_seed(0)
-        model = MODELS.build(config)
+        model = build_model(config)
         for scale in model.parameters():
             if scale.dim() < 2:  # branch scales and shifts start without effect, at 0, 1 or 1e-6
                 scale.add_(_SCALE_NOISE * torch.randn_like(scale))

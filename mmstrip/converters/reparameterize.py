@@ -1,10 +1,9 @@
 """Conversion of a trained model to its deploy form."""
 
 import torch
-from mmengine.registry import MODELS, init_default_scope
 
 from ..utils.checkpoints import load_full_checkpoint, write_checkpoint
-from ..utils.config import load_config
+from ..utils.config import build_model, load_model_config
 
 TOLERANCE = 1e-4
 
@@ -27,13 +26,14 @@ def convert_to_deploy(config: str, src: str, dst: str, trusted: bool = False) ->
         ValueError: The backbone has no deploy form or is already in it, the checkpoint does not fit the model, or the
             forms differ by more than 1e-4; then nothing is written.
     """
-    settings = load_config(config)
-    init_default_scope(settings.get('default_scope', 'mmengine'))
-    backbone = settings.model.backbone
+    settings = load_model_config(config)
+    backbone = settings.model.get('backbone')
+    if not backbone:
+        raise ValueError(f'{config} has no model.backbone')
     if backbone.get('deploy'):
         raise ValueError(f'{config} must have model.backbone.deploy=False, the form that was trained, but it is set')
     backbone.init_cfg = None
-    model = MODELS.build(settings.model).eval()
+    model = build_model(settings.model).eval()
     if not hasattr(model.backbone, 'switch_to_deploy'):
         raise ValueError(f'{config}: {type(model.backbone).__name__} has no deploy form')
     checkpoint = load_full_checkpoint(model, config, src, trusted)

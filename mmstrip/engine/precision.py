@@ -162,11 +162,13 @@ def set_train_amp(config: Config, name: str | None) -> None:
         name: See :func:`amp_dtype`.
 
     Raises:
-        ValueError: float16 without a GPU, or ``optim_wrapper`` has another type, with a precision of its own.
+        ValueError: float16 without a GPU, or ``optim_wrapper`` is missing or of a type with a precision of its own.
     """
     dtype = amp_dtype(name)
     if name is None:
         return
+    if not config.get('optim_wrapper'):
+        raise ValueError('--amp needs an optim_wrapper, but the config has none')
     wrapper = name_of(config.optim_wrapper.get('type', 'OptimWrapper'))
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper', _CPU_WRAPPER):
         raise ValueError(f"--amp works only with optim_wrapper.type 'OptimWrapper', but the config has {wrapper!r}")

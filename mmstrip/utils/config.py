@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch import nn
 
 
 class _KeyValues(DictAction):
@@ -33,17 +34,49 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
     Raises:
         FileNotFoundError: There is no such file; the error suggests similar names.
-        ValueError: ``options`` do not fit the config, such as an index beyond a list.
+        ValueError: The file cannot be read as a config, or ``options`` do not fit it.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'no config at {path}' + _suggestion(Path(path)))
-    config = Config.fromfile(path)
+    try:
+        config = Config.fromfile(path)
+    except ImportError:  # of a toolbox
+        raise
+    except Exception as error:  # a config is a program
+        raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}') from error
     if options:
         try:
             config.merge_from_dict(options)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f'--cfg-options do not fit {path}: {" ".join(map(str, error.args))[:200]}') from error
     return config
+
+
+def load_model_config(path: str, options: dict | None = None) -> Config:
+    """Read a config file with a model (:func:`load_config`) and make its default scope current.
+
+    Raises:
+        FileNotFoundError, ValueError: See :func:`load_config`.
+        ValueError: The config has no ``model``.
+    """
+    config = load_config(path, options)
+    if not config.get('model'):
+        raise ValueError(f'{path} has no model')
+    init_default_scope(config.get('default_scope') or 'mmengine')
+    return config
+
+
+def build_model(config: dict) -> nn.Module:
+    """Build a model of any toolbox.
+
+    Raises:
+        ValueError: The type is not registered, or its arguments do not fit.
+    """
+    try:
+        return MODELS.build(config)
+    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = ' '.join(map(str, error.args)).strip() or type(error).__name__
+        raise ValueError(f'{config.get("type")} cannot be built: {reason}') from error
 
 
 def _suggestion(path: Path) -> str:

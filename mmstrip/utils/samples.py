@@ -40,10 +40,17 @@ def inspect_image(path: str | Path) -> tuple[tuple[int, int], int]:
                 raise ValueError('its header has more than one width or height')
             shape = image.size[::-1] if trusted else getattr(mmcv.imfrombytes(content), 'shape', None)
     except Exception as error:  # each format raises errors of its own
-        raise ValueError(str(error).strip().split('\n')[0] or type(error).__name__) from error
+        raise ValueError(reason_of(error)) from error
     if shape is None:
         raise ValueError(f'OpenCV cannot decode it ({image.format}, {bits} bits)')
     return (shape[1], shape[0]), bits
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an image library's error."""
+    if isinstance(error, UnidentifiedImageError):  # whose message names an object in memory
+        return 'unknown image format'
+    return str(error).strip().split('\n')[0] or type(error).__name__
 
 
 def _bits(image: Image.Image) -> int:
@@ -165,7 +172,7 @@ def _decode(path: str) -> None:
         try:
             image = mmcv.imfrombytes(content, backend=backend)
         except Exception as error:  # each backend raises errors of its own
-            raise ValueError(str(error).strip().split('\n')[0] or type(error).__name__) from error
+            raise ValueError(reason_of(error)) from error
         if image is None:
             raise ValueError(f'{backend} cannot decode its {len(content)} bytes')
 

@@ -132,12 +132,18 @@ def test_tool_compares_models_side_by_side(folder, checkpoint, tmp_path, capsys)
         (['CONFIG@deploy', 'none', 'IMAGES'], "digits_tiny.py@deploy' is registered; use a scope"),
         (['mmpretrain.ResNet:depth=18', 'CHECKPOINT', 'IMAGES'], 'does not fit the ResNet: it lacks'),
         (['mmpretrain.SwinTransformer', 'none', 'IMAGES'], 'SwinTransformer fails on images (4, 3, 32, 32): '),
+        (['mmpretrain.ResNet:depth=51', 'none', 'IMAGES'], 'mmpretrain.ResNet cannot be built: invalid depth 51'),
+        (['mmpretrain.ResNet:deep=50', 'none', 'IMAGES'], "unexpected keyword argument 'deep'"),
+        (['mmpretrain.ResNet:depth', 'none', 'IMAGES'], "arguments must be KEY=VALUE, but got 'depth'"),
+        (['CONFIG', 'none', 'BAD'], 'bad.jpg is not a readable image: unknown image format'),
         (['CONFIG', 'none'], 'give pairs of CONFIG and CHECKPOINT (or none), then IMAGES, but got 2 arguments'),
     ],
 )
 def test_errors_in_one_sentence(arguments, words, folder, checkpoint, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
+    (tmp_path / 'bad.jpg').write_text('no image')
     names = dict(CONFIG=str(CONFIG), CHECKPOINT=str(checkpoint), IMAGES=str(folder), EMPTY=str(tmp_path / 'empty'))
+    names['BAD'] = str(tmp_path / 'bad.jpg')
     for name, value in names.items():
         arguments = [argument.replace(name, value) for argument in arguments]
     with pytest.raises(SystemExit) as error:

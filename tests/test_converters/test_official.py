@@ -102,7 +102,7 @@ def test_command_line(official, tmp_path, capsys):
     checkpoint = torch.load(tmp_path / 'dst.pth', weights_only=True)
     assert checkpoint['meta']['arch'] == 'tiny-light' and 'head.fc.weight' in checkpoint['state_dict']
     for src, dst, words in (
-        ('src.pth', '.', f'Error: {tmp_path} is a folder, but must be the file to write'),
+        ('src.pth', '.', f'Error: cannot write {tmp_path}: it is a folder, not a file'),
         ('none.pth', 'dst2.pth', f'Error: no checkpoint at {tmp_path / "none.pth"}'),
     ):
         with pytest.raises(SystemExit) as error:

@@ -103,10 +103,10 @@ def test_broken_annotations_are_named(scenes, tmp_path):
     file = tmp_path / 'data' / 'annotations' / 'val.json'
     text = file.read_text()
     for broken, words in (
-        (text[: len(text) // 2], 'is not an annotation file as COCO has them (JSONDecodeError'),
-        ('{"images": [{"id": 1}]}', 'is not an annotation file as COCO has them'),
-        ('[]', 'is not an annotation file as COCO has them'),
-        (text.replace('"name": "7"', '"name": "seven"'), 'but only 9 of them are there'),
+        (text[: len(text) // 2], 'is not a COCO annotation file (JSONDecodeError'),
+        ('{"images": [{"id": 1}]}', 'is not a COCO annotation file'),
+        ('[]', 'is not a COCO annotation file'),
+        (text.replace('"name": "7"', '"name": "seven"'), 'but contains only 9 of them'),
     ):
         file.write_text(broken)
         with pytest.raises(ValueError) as error:

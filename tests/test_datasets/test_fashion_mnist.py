@@ -33,8 +33,15 @@ def test_missing_files_say_what_to_install(tmp_path):
 def test_files_that_are_not_the_published_ones(files, tmp_path):
     with pytest.raises(ValueError, match=r'train-images-idx3-ubyte.gz is not the published file: .*SHA-256'):
         unpack_fashion_mnist(files, tmp_path / 'out')
-    (files / 'train-images-idx3-ubyte.gz').write_bytes(gzip.compress(idx('images', 50))[:-20])
-    with pytest.raises(ValueError, match=r'train-images-idx3-ubyte.gz is damaged'):
+    packed = files / 'train-images-idx3-ubyte.gz'
+    content = packed.read_bytes()
+    for damaged in (content[:-20], b'no' + content, content[:12] + bytes([255] * 20) + content[32:]):
+        packed.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r'train-images-idx3-ubyte.gz is damaged'):
+            unpack_fashion_mnist(files, tmp_path / 'out')
+    packed.unlink()
+    (files / 'train-images-idx3-ubyte').write_bytes(b'other')
+    with pytest.raises(ValueError, match=r'train-images-idx3-ubyte is not the published file'):
         unpack_fashion_mnist(files, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 

@@ -7,10 +7,8 @@ Example:
 import argparse
 import sys
 
-from mmengine.registry import MODELS, init_default_scope
-
 from mmstrip.analysis.complexity import analyze_complexity
-from mmstrip.utils.config import add_config_options, load_config
+from mmstrip.utils.config import add_config_options, build_model, load_model_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,10 +32,9 @@ def main() -> None:
     height, width = args.shape[0], args.shape[-1]
     shape, depth = (args.channels, height, width), args.depth if args.table else 0
     try:
-        config = load_config(args.config, args.cfg_options)
-        init_default_scope(config.get('default_scope', 'mmengine'))
-        complexity = analyze_complexity(MODELS.build(config.model), shape, depth)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        config = load_model_config(args.config, args.cfg_options)
+        complexity = analyze_complexity(build_model(config.model), shape, depth)
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f'Error: {error}')
     if args.table:
         print(complexity.table)
