@@ -25,9 +25,9 @@ def test_a_head_of_other_classes_is_refused(trained):
     with pytest.raises(ValueError) as raised:
         train_here(trained.work_dir, {'model.head.num_classes': 7})
     assert str(raised.value) == (
-        f'{trained.work_dir}/epoch_1.pth cannot be resumed with this config: head.fc.weight has shape (10, 128) in it, '
-        'but (7, 128) in the model. To start a new training from its weights, set load_from to it and leave out '
-        '--resume'
+        f'{trained.work_dir}/epoch_1.pth cannot be resumed with this config: head.fc.weight has shape (10, 128) in the '
+        'checkpoint, but (7, 128) in the model. To start a new training from its weights, set load_from to it and '
+        'leave out --resume'
     )
 
 
@@ -129,16 +129,16 @@ def test_what_a_resumed_run_does_not_apply_is_said(trained, tmp_path):
     }
     _, warnings = train_here(tmp_path, options)
     for line in (
-        '30 training images so far, 16 from here on; learning rate and schedule are not adapted',
-        '8 images per batch and process so far, 4 from here on; ',
-        '1 accumulated batches so far, 2 from here on; ',
+        'training images: 30 so far, 16 from here on; learning rate and schedule are not adapted',
+        'images per batch and process: 8 so far, 4 from here on; ',
+        'accumulated batches: 1 so far, 2 from here on; ',
         'the checkpoint has no averaged weights: the average (EMA) starts from its weights',
-        'max_epochs was 1 and is 2: the training goes on to that, by the schedule of the checkpoint',
-        'lr of the optimizer: 0.5 in the config is not applied, the training goes on with 0.003',
-        'weight_decay of the optimizer: 0.3 in the config is not applied, the training goes on with 0.05',
-        'eta_min of param_scheduler[0] (CosineAnnealingLR): 0.1 in the config is not applied, ',
-        'end of param_scheduler[0] (CosineAnnealingLR): 8 in the config is not applied, the training goes on with 3',
-        'To train by this config alone, start a new training from these weights: load_from, without --resume',
+        'max_epochs was 1 and is now 2: training continues with the schedule of the checkpoint',
+        'lr of the optimizer: 0.5 in the config is ignored, training continues with 0.003',
+        'weight_decay of the optimizer: 0.3 in the config is ignored, training continues with 0.05',
+        'eta_min of param_scheduler[0] (CosineAnnealingLR): 0.1 in the config is ignored, ',
+        'end of param_scheduler[0] (CosineAnnealingLR): 8 in the config is ignored, training continues with 3',
+        'To train with this config only, start a new training from these weights: load_from, without --resume',
     ):
         assert line in warnings
     done = torch.load(tmp_path / 'epoch_2.pth', weights_only=True)

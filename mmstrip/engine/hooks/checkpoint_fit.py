@@ -121,7 +121,7 @@ def _tensor_mismatch(own: dict, found: dict) -> str:
     for key, value in own.items():
         shape = getattr(found[key], 'shape', None)
         if isinstance(value, Tensor) and shape != value.shape:
-            return f'{key} has shape {shape and tuple(shape)} in it, but {tuple(value.shape)} in the model'
+            return f'{key} has shape {shape and tuple(shape)} in the checkpoint, but {tuple(value.shape)} in the model'
     return ''
 
 
@@ -217,7 +217,7 @@ def _changes(runner: Runner, checkpoint: dict) -> Iterator[str]:
     if checkpoint.get('param_schedulers') and not runner.param_schedulers:
         yield 'the config has no param_scheduler: learning rates keep their values in the checkpoint'
     if any(isinstance(hook, EMAHook) for hook in runner.hooks) and 'ema_state_dict' not in checkpoint:
-        yield 'the checkpoint has no averaged weights: the average (EMA) starts from its current weights'
+        yield 'the checkpoint has no averaged weights: the average (EMA) starts from its weights'
 
 
 def _ignored_settings(runner: Runner, checkpoint: dict) -> Iterator[str]:
