@@ -47,7 +47,7 @@ class Field:
         It depends on the network where in its cell a feature looks: strided convolutions look at the corner, patch
         embeddings at the middle.
         """
-        row, column = (_middle(self.contributions.sum(axis)) for axis in (1, 0))
+        row, column = (_median_position(self.contributions.sum(axis)) for axis in (1, 0))
         return row, column
 
     def side(self, share: float) -> float:
@@ -69,7 +69,7 @@ class Field:
         return lengths[0] * lengths[1] / self.contributions.size
 
 
-def _middle(weights: np.ndarray) -> float:
+def _median_position(weights: np.ndarray) -> float:
     """Position where half of the weights of a line of pixels is reached, each spread over its pixel."""
     held = np.concatenate([[0.0], np.cumsum(weights, dtype=float)])
     return float(np.round(2 * np.interp(held[-1] / 2, held, np.arange(len(held)))) / 2)
