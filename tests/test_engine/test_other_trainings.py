@@ -159,7 +159,10 @@ def test_sync_bn_on_cpus(sync_bn, norm, group, monkeypatch):
     assert ['SyncBN is not available on CPUs' in words for words in said] == [True] * bool(sync_bn or 'Sync' in norm)
 
 
-DROPS = 'gives no batch: with drop_last=True, 8 images per process do not fill batch_size=16. Lower batch_size, or set'
+DROPS = (
+    'gives no batch: with drop_last=True, 8 images per process do not fill batch_size=16. Lower batch_size, or set '
+    'drop_last=False'
+)
 VALIDATION = """
 val_dataloader = dict(train_dataloader, batch_size=16, drop_last=True)
 val_cfg = dict()
@@ -194,9 +197,7 @@ def test_an_endless_sampler_fills_a_batch_from_fewer_images(train):
 
 def test_a_constructor_that_ignores_mixed_precision_is_refused(train):
     own = dict(optim_wrapper__constructor='DeafConstructor')
-    words = (
-        "optim_wrapper.constructor 'DeafConstructor' has built OptimWrapper, not BFloat16OptimWrapper: it would train"
-    )
+    words = "optim_wrapper.constructor 'DeafConstructor' built OptimWrapper, not BFloat16OptimWrapper, and would train"
     with pytest.raises(ValueError, match=words):
         train(PLAIN, 'bfloat16', **own)
     assert train(PLAIN, **own).iter == 2

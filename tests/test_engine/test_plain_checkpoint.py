@@ -32,7 +32,7 @@ def test_what_is_not_finite_is_not_saved(runner, part, name, value):
     checkpoint = {'state_dict': {}, part: state}
     hook.before_save_checkpoint(runner, checkpoint)
     checkpoint[part][prefix + name][1] = value
-    words = f'{name} holds NaN or infinite values at iteration 7: nothing is saved, the checkpoints in work are'
+    words = f'{name} contains NaN or infinite values at iteration 7. Nothing was saved; the checkpoints in work are'
     with pytest.raises(FloatingPointError, match=words):
         hook.before_save_checkpoint(runner, checkpoint)
 

@@ -129,8 +129,13 @@ OF_CPUS, LOOP = dict(type='mmstrip.BFloat16OptimWrapper'), 'mmstrip.MixedPrecisi
         (False, 'bfloat16', OF_CPUS, OF_CPUS),  # as a run has dumped it
         (False, 'auto', OF_CPUS, PLAIN),
         (False, None, PLAIN, PLAIN),
-        (False, 'float16', PLAIN, '--amp float16 needs a GPU, and there is none; CPUs take --amp bfloat16'),
-        (False, 'bfloat16', dict(type='Other'), "--amp needs optim_wrapper.type 'OptimWrapper', but got 'Other'"),
+        (False, 'float16', PLAIN, '--amp float16 needs a GPU, but none is available; use --amp bfloat16 on CPUs'),
+        (
+            False,
+            'bfloat16',
+            dict(type='Other'),
+            "only with optim_wrapper.type 'OptimWrapper', but the config has 'Other'",
+        ),
     ],
 )
 def test_amp_of_trainings(gpu, amp, before, after, monkeypatch):

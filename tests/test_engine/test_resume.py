@@ -140,5 +140,5 @@ def test_full_disk_and_damaged_checkpoints(tmp_path, undisturbed):
     (tmp_path / 'iter_9.pth').write_text('no checkpoint')
     last = finish(tmp_path, SETTINGS)
     for damaged in (newest, tmp_path / 'iter_9.pth'):
-        assert f'going back to the one before: {damaged} cannot be loaded' in log(tmp_path)
+        assert f'trying an older one: {damaged} cannot be loaded' in log(tmp_path)
     assert_same_end(last, undisturbed)
