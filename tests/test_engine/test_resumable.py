@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import FUNCTIONS
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmstrip.engine.hooks import SeedHook
 from mmstrip.engine.resumable import make_resumable
 from mmstrip.engine.resume import choose_checkpoint
+from mmstrip.engine.workers import block_sigterm_in_worker
 
 STATE = dict(
     state_dict={},
@@ -45,6 +47,16 @@ def test_any_config_becomes_resumable():
     once = copy.deepcopy(config)
     make_resumable(config)  # a config that a run has dumped
     assert config.to_dict() == once.to_dict()
+
+
+def test_names_in_configs_that_older_versions_dumped():
+    hooks = [dict(type=f'mmstrip.{name}Hook') for name in ('TimeLeft', 'ETA', 'NamedFiles')]
+    loader = dict(num_workers=2, worker_init_fn=dict(type='mmstrip.shield_worker'))
+    config = Config(dict(work_dir='work', custom_hooks=hooks, train_dataloader=loader))
+    make_resumable(config)
+    assert [hook.type for hook in config.custom_hooks].count('mmstrip.ETAHook') == 1
+    assert not {'mmstrip.TimeLeftHook', 'mmstrip.NamedFilesHook'} & {hook.type for hook in config.custom_hooks}
+    assert FUNCTIONS.get(config.train_dataloader.worker_init_fn.type) is block_sigterm_in_worker
 
 
 EPOCHS = dict(type='mmstrip.ResumableEpochLoop', max_epochs=3)
