@@ -30,7 +30,7 @@ from mmstrip.deployment.detections import values_of
 from mmstrip.deployment.export import task_of
 from mmstrip.deployment.formats import SUFFIXES
 from mmstrip.deployment.preprocessing import read_picture, size_of
-from mmstrip.utils.checkpoints import fill_model, load_plain_weights_only
+from mmstrip.utils.checkpoints import load_full_checkpoint, load_plain_weights_only
 from mmstrip.utils.config import load_config
 
 MAX_FILE = '10mb'
@@ -96,7 +96,7 @@ def open_checkpoint(path: str, config: str, layer: str | None) -> tuple[str, lis
         raise ValueError(f'default_scope of {config} must be mmpretrain, mmseg or mmdet, but is {scope!r}')
     if layer and task != 'classifier':
         raise ValueError(f'--layer is for classifiers, but {config} is a {task}')
-    fill_model(inferencer.model, config, path)
+    load_full_checkpoint(inferencer.model, config, path)
     mmstrip.accelerate(inferencer.model)
     return task, classes, predict
 

@@ -7,7 +7,7 @@ from .version import __version__
 
 __all__ = ['__version__', 'accelerate', 'restore']
 
-# Oldest versions that work, and what to install where none is there.
+# Oldest versions that work, and the distribution to install if there is none.
 _REQUIRED = {
     'mmengine': ('0.10.0', 'onedl-mmengine'),
     'mmcv': ('2.0.0', 'onedl-mmcv'),
@@ -15,11 +15,7 @@ _REQUIRED = {
 
 
 def _check_requirements() -> None:
-    """Say plainly what to install if mmengine or mmcv is missing or too old.
-
-    Raises:
-        ImportError: One of them is missing or too old.
-    """
+    """Raise an ImportError that says what to install if mmengine or mmcv is missing or too old."""
     for name, (oldest, distribution) in _REQUIRED.items():
         advice = f"install it with: pip install '{distribution}>={oldest}' (or '{name}>={oldest}' from OpenMMLab)"
         try:
@@ -33,16 +29,16 @@ def _check_requirements() -> None:
 
 
 def _release(version: str) -> tuple:
-    """Major, minor and patch number: '2.0.0rc4' is (2, 0, 0)."""
+    """Major, minor and patch number: '2.0.0rc4' gives (2, 0, 0)."""
     numbers = [re.match(r'\d*', part).group() for part in version.split('.')[:3]]
     return tuple(int(number or 0) for number in numbers)
 
 
-def _let_configs_be_inherited() -> None:
-    """mmengine inherits configs, as in `_base_ = 'mmstrip::strip_mlp/...'`, only from packages on its own list.
+def _register_config_package() -> None:
+    """Let other projects inherit mmstrip's configs, as in `_base_ = 'mmstrip::strip_mlp/...'`.
 
-    There mmseg belongs to the distribution mmsegmentation; where that name is not installed, as with the `onedl-*`
-    continuations, the import name leads to it, as it does for mmdet and mmpretrain.
+    mmengine looks packages up in its own list, where mmseg belongs to the distribution mmsegmentation. If that is not
+    installed, as with the `onedl-*` continuations, the entry becomes the import name, as for mmdet and mmpretrain.
     """
     packages = import_module('mmengine.config.utils').MODULE2PACKAGE
     packages.setdefault('mmstrip', 'mmstrip')
@@ -59,7 +55,7 @@ def _is_distribution(name: str) -> bool:
 
 
 def __getattr__(name: str):
-    """``mmstrip.accelerate``, ``mmstrip.restore`` and ``mmstrip.ops``, which import PyTorch."""
+    """Import ``mmstrip.accelerate``, ``mmstrip.restore`` and ``mmstrip.ops`` on first use, as they import PyTorch."""
     if name == 'ops':
         return import_module('mmstrip.ops')
     if name in ('accelerate', 'restore'):
@@ -68,4 +64,4 @@ def __getattr__(name: str):
 
 
 _check_requirements()
-_let_configs_be_inherited()
+_register_config_package()

@@ -1,6 +1,6 @@
 """Registries of mmstrip: children of mmengine's, so that every toolbox finds ``mmstrip.X`` without custom imports.
 
-``locations`` are imported on the first look-up of a ``mmstrip.`` name.
+``locations`` are imported on the first lookup of a name with the scope ``mmstrip``.
 """
 
 from importlib import import_module
@@ -10,9 +10,9 @@ from mmengine.registry import Registry
 
 
 class LazyRegistry(Registry):
-    """A registry of packages whose names are lazy attributes: a look-up imports the module of that name alone.
+    """A registry whose packages have lazy attributes: a lookup imports only the module of that name.
 
-    Each dataset needs a toolbox, and the toolboxes take seconds to import.
+    Each dataset needs a toolbox, and toolboxes take seconds to import.
     """
 
     def get(self, key: str) -> type | None:
@@ -20,7 +20,7 @@ class LazyRegistry(Registry):
         for location in self._locations:
             package = import_module(location)
             if name in package.__all__:
-                getattr(package, name)  # whose module registers it
+                getattr(package, name)  # importing its module registers it
         return super().get(key)
 
 
@@ -39,7 +39,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', 'mmstrip.engin
 DATA_SAMPLERS = _child('DATA_SAMPLERS', 'mmstrip.engine')
 FUNCTIONS = _child('FUNCTIONS', 'mmstrip.engine')
 
-# What else mmengine builds from configs that inherit ours, as it gives them our scope; else it warns.
+# Configs that inherit ours get the scope mmstrip; mmengine warns about registries without a child of that scope.
 for _name in (
     *('EVALUATOR', 'LOG_PROCESSORS', 'METRICS', 'MODEL_WRAPPERS', 'OPTIMIZERS', 'PARAM_SCHEDULERS', 'RUNNERS'),
     *('VISBACKENDS', 'VISUALIZERS'),

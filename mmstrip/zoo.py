@@ -1,4 +1,4 @@
-"""mmstrip's models by their names in mmpretrain: ``get_model``, ``list_models``, ``ImageClassificationInferencer``."""
+"""mmstrip's models in mmpretrain's ``get_model``, ``list_models`` and ``ImageClassificationInferencer``."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ METAFILE = Path('configs', 'strip_mlp', 'metafile.yml')
 
 
 def register_models() -> None:
-    """Tell mmpretrain of the classifiers in mmstrip's metafile; calling it again does nothing.
+    """Register the classifiers of mmstrip's metafile with mmpretrain. Calling it again does nothing.
 
-    The names are those of ``configs/strip_mlp/metafile.yml``, such as 'strip-mlp-tiny_3rdparty_in1k'. Weights are files
-    of yours: ``get_model(NAME, pretrained='checkpoints/strip-mlp-tiny_in1k.pth')``.
+    The names are those in ``configs/strip_mlp/metafile.yml``, such as 'strip-mlp-tiny_3rdparty_in1k'. Weights are local
+    files: ``get_model(NAME, pretrained='checkpoints/strip-mlp-tiny_in1k.pth')``.
 
     Raises:
         ImportError: mmpretrain is not installed.

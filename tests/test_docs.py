@@ -136,6 +136,16 @@ def test_commands(page, capsys):
             assert arguments[config] in ('CONFIG', '$CONFIG') or (ROOT / arguments[config]).is_file(), words
 
 
+@pytest.mark.parametrize('name', [name for name in TOOLS if name.startswith('tools/')])
+def test_examples_in_help(name):
+    """A tool's help gives an example that the tool accepts, on configs that exist."""
+    text = tool(name)['__doc__'].replace('\\\n', ' ')
+    (example, *_) = re.findall(r'^ +python (\S+) *(.*)$', text, re.M)
+    arguments = shlex.split(example[1], comments=True)
+    assert example[0] == name and all((ROOT / word).is_file() for word in arguments if word.startswith('configs/'))
+    parse(name, arguments)
+
+
 @by_page
 def test_options_and_keys(page):
     texts = [*inline(page), *blocks(page, 'bash')]

@@ -90,8 +90,8 @@ def test_the_backbone_needs_mmengine_and_mmcv_alone(tmp_path):
 
 
 EXTRAS = {
-    'sklearn': ('import mmstrip.engine, mmstrip.datasets.digit_split', 'the digits are part of scikit-learn'),
-    'matplotlib': ('import mmstrip.engine', 'pictures are drawn by matplotlib'),
+    'sklearn': ('import mmstrip.engine, mmstrip.datasets.digit_split', 'the digits come with scikit-learn'),
+    'matplotlib': ('import mmstrip.engine', 'plots need matplotlib'),
 }
 HIDE = f"""
 import os, sys
@@ -119,7 +119,7 @@ def test_extras_are_named_where_they_are_missing(tmp_path):
 
 
 LOOKUPS = {
-    'mmengine': ('PlaceDigit', 'ToPlanes', 'SeededSampler', 'shield_worker'),
+    'mmengine': ('PlaceDigit', 'ToPlanes', 'SeededSampler', 'block_sigterm_in_worker'),
     'mmpretrain': ('Digits', 'Caltech101', 'RandAugment'),
 }
 LOOK_UP = f"""

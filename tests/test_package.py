@@ -177,7 +177,7 @@ def test_what_is_missing_is_installed(arguments, there, cached, done, installer,
 def test_mmcv_that_cannot_be_built_is_an_error(installer, monkeypatch):
     environment = Environment(installer, monkeypatch, *BASE)
     monkeypatch.setattr(installer, 'build', lambda *_, **__: None)
-    with pytest.raises(SystemExit, match=r'mmcv does not work, see .*mmcv-build\.log'):
+    with pytest.raises(SystemExit, match=r'mmcv does not work: see .*mmcv-build\.log'):
         install(installer, monkeypatch)
     assert 'onedl-mmdetection' not in environment.there
 
@@ -226,7 +226,7 @@ def test_builds_say_how_far_they_are(installer, monkeypatch, tmp_path, capsys):
     assert len(said) == 3 and said[0] == '[install] operators: 1 of 3 files compiled in 1.6 min'
     assert (tmp_path / 'operators-build.log').read_text().count('c++') == 3
     installer.build('mmcv', [sys.executable, '-S', '-c', 'raise SystemExit(1)'])
-    assert 'mmcv could not be built, see ' in capsys.readouterr().out
+    assert 'mmcv could not be built: see ' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Test on several GPUs (or, without CUDA, in several CPU processes) of one or more machines:
+# Test on several GPUs (without CUDA: in several CPU processes) of one or more machines:
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
-# GPUS may also come from the environment, and on each of several machines NNODES, NODE_RANK, MASTER_ADDR and PORT do.
+# GPUS can also be an environment variable. With several machines, set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
 set -euo pipefail
 exec "$(dirname "$0")/torchrun.sh" "$0" test.py 2 "$@"

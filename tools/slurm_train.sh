@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train under Slurm:
 #   tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]
-# GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (8) and SRUN_ARGS from the environment.
+# Environment variables: GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (8) and SRUN_ARGS.
 set -euo pipefail
 if [ $# -lt 4 ]; then sed -n 's/^#  *//p' "$0" >&2; exit 2; fi
 exec "$(dirname "$0")/srun.sh" "$1" "$2" "$(dirname "$0")/train.py" "$3" --work-dir "$4" "${@:5}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What slurm_train.sh and slurm_test.sh share: srun.sh PARTITION JOB_NAME SCRIPT [arguments].
+# Shared by slurm_train.sh and slurm_test.sh: srun.sh PARTITION JOB_NAME SCRIPT [arguments].
 set -euo pipefail
-# shellcheck disable=SC2086  # SRUN_ARGS may hold several words
+# shellcheck disable=SC2086  # SRUN_ARGS may contain several words
 exec srun --partition="$1" \
     --job-name="$2" \
     --gres="gpu:${GPUS_PER_NODE:-8}" \

@@ -1,10 +1,14 @@
 """Test a classifier, detector or segmentor: print its metrics, save its predictions, draw them.
 
-An exported file of tools/deployment/export.py, in the place of the checkpoint, is tested in its runtime.
+A file exported by tools/deployment/export.py is tested in its runtime.
+
+Example:
+  python tools/test.py CONFIG work_dirs/NAME/epoch_30.pth --show-dir pictures
 """
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from mmengine.config import ConfigDict
@@ -18,25 +22,25 @@ from mmstrip.utils.config import leaf_datasets, load_config, name_of
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint, or exported file')
+    parser.add_argument('checkpoint', help='checkpoint or exported file')
     parser.add_argument('--work-dir', help='folder for logs (default: work_dirs/NAME_OF_CONFIG)')
-    parser.add_argument('--out', metavar='FILE.pkl', help='save all predictions')
-    parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions there')
+    parser.add_argument('--out', metavar='FILE.pkl', help='save all predictions to this file')
+    parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions to this folder')
     parser.add_argument('--interval', type=int, default=1, help='draw every n-th image (default: 1)')
     add_amp_option(parser)
     parser.add_argument(
-        '--tta', action='store_true', help='test-time augmentation of the config; detectors without: mirrored'
+        '--tta', action='store_true', help="use the config's test-time augmentation (detectors without: flipping)"
     )
     return parse_with_launcher(parser)
 
 
 def apply_args(config, args: argparse.Namespace) -> None:
-    """Write the command line into the config.
+    """Apply the command line to the config.
 
     Raises:
-        FileNotFoundError: The checkpoint is missing.
+        FileNotFoundError: The checkpoint does not exist.
         ValueError: ``--out`` does not name a pickle file, or the config lacks what an option needs.
     """
     set_work_dir(config, args.work_dir, args.config)
@@ -48,7 +52,7 @@ def apply_args(config, args: argparse.Namespace) -> None:
         draw_predictions(config, args.show_dir, args.interval)
     if Path(args.checkpoint).suffix in SUFFIXES.values():
         if args.tta:
-            raise ValueError('--tta needs a checkpoint: exported files are tested on images as they are')
+            raise ValueError('--tta needs a checkpoint; exported files are tested without augmentation')
         if args.launcher != 'none':
             raise ValueError(
                 f'--launcher must be none for exported files, which are tested in one process, but got {args.launcher}'
@@ -64,7 +68,7 @@ def save_predictions(config, path: str) -> None:
     if not path.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--out must end in .pkl or .pickle, but got {path!r}')
     if not config.get('test_evaluator'):
-        raise ValueError('--out: the config has no test_evaluator')
+        raise ValueError('--out needs a test_evaluator, but the config has none')
     evaluators = config.test_evaluator
     evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
     config.test_evaluator = evaluators + [dict(type='DumpResults', out_file_path=path)]
@@ -72,7 +76,7 @@ def save_predictions(config, path: str) -> None:
 
 def draw_predictions(config, folder: str, interval: int) -> None:
     if not config.get('visualizer'):
-        raise ValueError('--show-dir: the config has no visualizer')
+        raise ValueError('--show-dir needs a visualizer, but the config has none')
     hook = dict(type='mmstrip.PredictionPicturesHook', out_dir=folder, interval=interval)
     config.custom_hooks = [*(config.get('custom_hooks') or []), hook]
 
@@ -82,11 +86,11 @@ def augment_tests(config, path: str) -> None:
         set_detection_tta(config)
     missing = [key for key in ('tta_model', 'tta_pipeline') if not config.get(key)]
     if missing:
-        raise ValueError(f'--tta: {path} has no {" and no ".join(missing)}')
+        raise ValueError(f'--tta needs tta_model and tta_pipeline, but {path} has no {" and no ".join(missing)}')
     for _, dataset in leaf_datasets(config.test_dataloader.dataset, 'test_dataloader.dataset'):
         dataset.pipeline = config.tta_pipeline
     config.model = ConfigDict(**config.tta_model, module=config.model)
-    # Checkpoints have the averaged weights as the model's; the hook would look for the wrapper's in them.
+    # Checkpoints store averaged weights as the model's, but EMAHook would look for the wrapper's.
     config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if not averages(hook)]
     defaults = config.get('default_hooks') or {}
     config.default_hooks = {key: hook for key, hook in defaults.items() if not averages(hook)}
@@ -97,14 +101,14 @@ def averages(hook) -> bool:
 
 
 def set_detection_tta(config) -> None:
-    """What mmdet's own tool falls back to, as few of its configs have more: the image and its mirror image."""
+    """Use the default of mmdet's own tool, as few of its configs have another: the image and its mirror image."""
     if config.model.get('roi_head', {}).get('mask_head'):
-        raise ValueError('--tta: mmdet averages boxes alone, and this model has a mask head')
+        raise ValueError('--tta: mmdet merges boxes only, but this model has a mask head')
     averaged = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
     config.setdefault('tta_model', dict(type='DetTTAModel', tta_cfg=averaged))
     (_, dataset), *_ = leaf_datasets(config.test_dataloader.dataset, 'test_dataloader.dataset')
     *loading, pack = dataset.pipeline
-    # As it is first: mmdet's merged sample takes its truth, which metrics of PASCAL VOC read, from the first view.
+    # Unflipped first: mmdet's merged sample takes its ground truth, which PASCAL VOC metrics read, from the first view.
     flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
     pack = dict(
         pack, meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
@@ -115,9 +119,12 @@ def set_detection_tta(config) -> None:
 @record
 def main() -> None:
     args = parse_args()
-    config = load_config(args.config, args.cfg_options)
-    apply_args(config, args)
-    check_data(config, ['test_dataloader'])
+    try:
+        config = load_config(args.config, args.cfg_options)
+        apply_args(config, args)
+        check_data(config, ['test_dataloader'])
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f'Error: {error}')
     build_runner(config, args.launcher, args.trust_checkpoints, not args.no_accelerate).test()
     leave_group()
 

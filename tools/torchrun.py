@@ -1,4 +1,4 @@
-"""PyTorch's torchrun, which ends with exit code 143 when it was stopped by SIGTERM (130: SIGINT), not with 1."""
+"""PyTorch's torchrun, but with exit code 143 after SIGTERM and 130 after SIGINT instead of 1."""
 
 import sys
 

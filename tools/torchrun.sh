@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What dist_train.sh and dist_test.sh share:
+# Shared by dist_train.sh and dist_test.sh:
 #   torchrun.sh CALLER SCRIPT FILES FILE... [GPUS] [arguments]
-# FILES is how many files come before the number of processes.
+# FILES is the number of files before the number of processes.
 set -euo pipefail
 caller=$1 script=$2 files=$3
 shift 3
@@ -13,14 +13,14 @@ if [[ ${#given[@]} -lt $files || -z ${GPUS:-} ]]; then
     exit 2
 fi
 if [[ ${MAX_RESTARTS:-0} -gt 0 ]]; then
-    # This kind of meeting point lets the other nodes know of a restart.
-    meeting=(--rdzv_backend=c10d --rdzv_endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}" --rdzv_id="${PORT:-29500}")
+    # This rendezvous informs the other nodes of a restart.
+    rendezvous=(--rdzv_backend=c10d --rdzv_endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}" --rdzv_id="${PORT:-29500}")
 else
-    meeting=(--node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
+    rendezvous=(--node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
 fi
 exec "${PYTHON:-python}" "$(dirname "$0")/torchrun.py" \
     --nnodes="${NNODES:-1}" \
-    "${meeting[@]}" \
+    "${rendezvous[@]}" \
     --nproc_per_node="$GPUS" \
     --max_restarts="${MAX_RESTARTS:-0}" \
     "$(dirname "$0")/$script" "${given[@]}" --launcher pytorch "$@"

@@ -1,7 +1,12 @@
-"""Train a classifier, detector or segmentor from its config."""
+"""Train a classifier, detector or segmentor from its config.
+
+Example:
+  python tools/train.py configs/strip_mlp/strip-mlp-tiny-light_1xb64_digits-32px.py --amp auto
+"""
 
 import argparse
 import os
+import sys
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -11,7 +16,7 @@ from mmstrip.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument(
@@ -19,23 +24,23 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='resume from a checkpoint; without a path, or with "auto", from the newest one in the work dir',
+        help='resume from CHECKPOINT; without a path, or with "auto", from the newest one in the work dir',
     )
     add_amp_option(parser)
-    parser.add_argument('--no-validate', action='store_true', help='do not validate during training')
+    parser.add_argument('--no-validate', action='store_true', help='skip validation during training')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate with the real total batch size over auto_scale_lr.base_batch_size',
+        help='scale the learning rate by total batch size / auto_scale_lr.base_batch_size',
     )
     return parse_with_launcher(parser)
 
 
 def apply_args(config, args: argparse.Namespace) -> None:
-    """Write the command line into the config.
+    """Apply the command line to the config.
 
     Raises:
-        FileNotFoundError: The checkpoint to resume is missing.
+        FileNotFoundError: The checkpoint to resume from does not exist.
         ValueError: The config lacks what an option needs.
     """
     set_work_dir(config, args.work_dir, args.config)
@@ -51,16 +56,19 @@ def apply_args(config, args: argparse.Namespace) -> None:
         ((config.get('default_hooks') or {}).get('checkpoint') or {}).pop('save_best', None)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
-            raise ValueError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
+            raise ValueError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not set')
         config.auto_scale_lr.enable = True
 
 
 @record
 def main() -> None:
     args = parse_args()
-    config = load_config(args.config, args.cfg_options)
-    apply_args(config, args)
-    check_data(config, ['train_dataloader', 'val_dataloader'])
+    try:
+        config = load_config(args.config, args.cfg_options)
+        apply_args(config, args)
+        check_data(config, ['train_dataloader', 'val_dataloader'])
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f'Error: {error}')
     train(config, args.launcher, args.trust_checkpoints, not args.no_accelerate)
     leave_group()
 

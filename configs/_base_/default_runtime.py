@@ -6,16 +6,16 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    # Strip-MLP on native operators, on GPUs compiled (compile=False: not); without it: tools/train.py --no-accelerate
+    # Native operators, on GPUs compiled (unless compile=False); turn it off with tools/train.py --no-accelerate.
     accelerate=dict(type='mmstrip.AccelerateHook'),
-    # pictures of predictions: tools/test.py --show-dir
+    # For pictures of predictions, use tools/test.py --show-dir.
     visualization=dict(_scope_='mmpretrain', type='VisualizationHook', enable=False),
 )
 
 custom_hooks = [
-    # One set of BN statistics for all processes, the one that is validated and saved.
+    # One set of BN statistics for all processes, which is validated and saved.
     dict(type='SyncBuffersHook'),
-    # Pictures: curves at the end of training, a confusion matrix and a sheet of predictions also after testing.
+    # Training curves; a confusion matrix and a sheet of predictions, also after testing.
     dict(type='mmstrip.TrainingCurvesHook'),
     dict(type='mmstrip.ClassificationReportHook'),
 ]

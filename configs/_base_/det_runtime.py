@@ -12,4 +12,4 @@ custom_hooks = [dict(type='SyncBuffersHook'), dict(type='mmstrip.TrainingCurvesH
 
 env_cfg = dict(cudnn_benchmark=False)  # image sizes vary
 
-visualizer = dict(type='mmdet.DetLocalVisualizer', name='visualizer')  # mmdet's browse_dataset wants a name
+visualizer = dict(type='mmdet.DetLocalVisualizer', name='visualizer')  # mmdet's browse_dataset needs a name

@@ -1,4 +1,4 @@
-# Datasets without a validation split: choosing the best epoch would choose on the test images, so the last one counts.
+# Datasets without a validation split: the last epoch counts, because the best one would be chosen on the test set.
 _base_ = ['./default_runtime.py']
 
 default_hooks = dict(checkpoint=dict(save_best=None))

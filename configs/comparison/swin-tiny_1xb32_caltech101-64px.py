@@ -1,6 +1,6 @@
 _base_ = ['../strip_mlp/strip-mlp-tiny-light_1xb32_caltech101-64px.py']
 
-# Windows that tile maps of 16, 8, 4 and 2 tokens; those of 7 tokens would be mostly padding, at twice the cost.
+# Windows that tile maps of 16, 8, 4 and 2 tokens; windows of 7 tokens would be mostly padding, at twice the cost.
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -1,4 +1,4 @@
-# mmdet's DINO on strides 8, 16 and 32, with frozen BN (as MLP-DINO's config, IJCAI 2024, has it; its code trains BN).
+# mmdet's DINO on strides 8, 16 and 32, with frozen BN, as in MLP-DINO's config (IJCAI 2024), whose code trains BN.
 _base_ = ['mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', '../_base_/models/strip-mlp_detection.py']
 
 model = dict(
@@ -15,7 +15,7 @@ train_pipeline = [
     _base_.train_pipeline[-1],
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), *_base_.test_pipeline[1:]]
-# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmdet's.
+# mmengine would give types without a scope that of an inheriting project; these are mmdet's.
 for __step in train_pipeline + test_pipeline:
     __step['_scope_'] = 'mmdet'
 

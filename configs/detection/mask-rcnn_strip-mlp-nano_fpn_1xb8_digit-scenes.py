@@ -5,10 +5,10 @@ _base_ = [
     '../_base_/det_runtime.py',
 ]
 
-# Small heads, with BN where they have convolutions; anchors and mask sizes for digits of 10 to 60 pixels.
+# Small heads with BN after convolutions; anchors and mask sizes for digits of 10 to 60 pixels.
 norm_cfg = dict(type='BN')
 model = dict(
-    data_preprocessor=dict(mean=[77.9] * 3, std=[95.9] * 3),  # as of the digits classifier
+    data_preprocessor=dict(mean=[77.9] * 3, std=[95.9] * 3),  # same as the digits classifier
     backbone=dict(
         _delete_=True,
         type='mmstrip.StripMLP',

@@ -8,7 +8,7 @@ _base_ = [
 # Small heads with BN, which learn in a few hundred steps, and anchors for digits of 10 to 60 pixels.
 norm_cfg = dict(type='BN')
 model = dict(
-    data_preprocessor=dict(mean=[77.9] * 3, std=[95.9] * 3),  # as of the digits classifier
+    data_preprocessor=dict(mean=[77.9] * 3, std=[95.9] * 3),  # same as the digits classifier
     backbone=dict(
         _delete_=True,
         type='mmstrip.StripMLP',

@@ -1,4 +1,4 @@
-# From the classifier that strip_mlp/strip-mlp-tiny-light_1xb32_caltech101-64px.py trains, or from scratch with
+# Starts from the classifier trained by strip_mlp/strip-mlp-tiny-light_1xb32_caltech101-64px.py; from scratch with
 # --cfg-options model.backbone.init_cfg=None
 _base_ = [
     '../_base_/models/retinanet_strip-mlp.py',
@@ -24,7 +24,7 @@ model = dict(
     ),
 )
 
-# 25 steps an epoch.
+# 25 steps per epoch.
 train_cfg = dict(val_interval=3)
 param_scheduler = [dict(_base_.param_scheduler[0], end=50), _base_.param_scheduler[1]]
 

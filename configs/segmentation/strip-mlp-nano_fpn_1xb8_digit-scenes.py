@@ -6,7 +6,7 @@ _base_ = [
 ]
 
 norm_cfg = dict(type='BN')
-data_preprocessor = dict(mean=[77.9] * 3, std=[95.9] * 3, size=(96, 96))  # normalised as for the digits classifier
+data_preprocessor = dict(mean=[77.9] * 3, std=[95.9] * 3, size=(96, 96))  # same as the digits classifier
 model = dict(
     data_preprocessor=data_preprocessor,
     backbone=dict(
@@ -23,7 +23,7 @@ model = dict(
         channels=64,
         num_classes=11,
         norm_cfg=norm_cfg,
-        # Four fifths of the pixels are background; at full weight the digits are not told apart for a long time.
+        # Four fifths of the pixels are background; at full weight, the model takes long to distinguish the digits.
         loss_decode=dict(class_weight=[0.2] + [1.0] * 10),
     ),
 )

@@ -1,4 +1,4 @@
-# From the classifier that strip_mlp/strip-mlp-tiny-light_1xb32_caltech101-64px.py trains, or from scratch with
+# Starts from the classifier trained by strip_mlp/strip-mlp-tiny-light_1xb32_caltech101-64px.py; from scratch with
 # --cfg-options model.backbone.init_cfg=None
 _base_ = [
     '../_base_/models/semantic-fpn_strip-mlp.py',
@@ -8,8 +8,8 @@ _base_ = [
 ]
 
 norm_cfg = dict(type='BN')
-# Square roots of the median of the classes' frequencies over each one's. Without weights pole, sign, pedestrian and
-# bicyclist are lost; without the roots they are found where they are not.
+# Square root of median class frequency / class frequency. Without weights, the model misses pole, sign, pedestrian and
+# bicyclist; without the square root, it predicts too many of them.
 class_weight = [0.528, 0.449, 2.188, 0.386, 1.0, 0.65, 1.961, 1.405, 0.888, 2.525, 2.976]
 checkpoint = 'work_dirs/strip-mlp-tiny-light_1xb32_caltech101-64px/epoch_12.pth'
 init = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
@@ -26,7 +26,7 @@ model = dict(
     ),
 )
 
-# 91 steps an epoch.
+# 91 steps per epoch.
 train_cfg = dict(max_epochs=16)
 auto_scale_lr = dict(base_batch_size=4)
 

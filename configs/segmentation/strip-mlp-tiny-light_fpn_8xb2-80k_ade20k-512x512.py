@@ -7,5 +7,5 @@ _base_ = [
 
 model = dict(data_preprocessor=dict(size=(512, 512)), decode_head=dict(num_classes=150))
 
-# As Semantic FPN is trained on other backbones with AdamW (PVT, PoolFormer): 1e-4 at 16 images a step.
+# As for Semantic FPN with other backbones and AdamW (PVT, PoolFormer): 1e-4 at 16 images per step.
 optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=1e-4))

@@ -7,5 +7,5 @@ _base_ = [
 
 model = dict(data_preprocessor=dict(size=(512, 512)), decode_head=dict(num_classes=150))
 
-# The head learns ten times as fast, as in SegFormer.
+# Ten times the learning rate for the head, as in SegFormer.
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'decode_head': dict(lr_mult=10.0)}))

@@ -1,5 +1,4 @@
-# Small enough for many trainings. As in the paper, a quarter as many channel patches as
-# channels.
+# Small enough for many trainings. As in the paper, there are a quarter as many channel patches as channels.
 _base_ = ['./strip-mlp-tiny-light_1xb32_caltech101-64px.py']
 
 model = dict(

@@ -1,4 +1,4 @@
-# The digits at any place, size and contrast on textures: a classifier whose weights serve detectors and segmentors.
+# Digits at any place, size and contrast on textures, to pretrain detectors and segmentors of digit scenes.
 _base_ = [
     '../_base_/models/strip-mlp-nano.py',
     '../_base_/datasets/digits_bs64_32.py',

@@ -1,4 +1,4 @@
-# The images enlarged, for four times as many tokens, in a network of a fifth of the parameters: the same time.
+# Enlarged images give four times as many tokens; a network with a fifth of the parameters takes the same time.
 _base_ = ['./strip-mlp-tiny-light_1xb64_fashion-mnist-32px.py']
 
 model = dict(

@@ -1,5 +1,5 @@
 # The network of the ablations: small enough for dozens of trainings, at 64 px so that the last map has 2 x 2 tokens.
-# As in the paper, a quarter as many channel patches as channels.
+# As in the paper, there are a quarter as many channel patches as channels.
 _base_ = [
     '../_base_/models/strip-mlp.py',
     '../_base_/datasets/cifar10_jpeg_bs64_64.py',

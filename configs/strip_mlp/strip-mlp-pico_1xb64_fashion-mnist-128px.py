@@ -1,4 +1,4 @@
-# The images enlarged, for a token at each of their pixels, in a network of few channels.
+# Enlarged images give one token per original pixel, in a network with few channels.
 _base_ = ['./strip-mlp-tiny-light_1xb64_fashion-mnist-32px.py']
 
 model = dict(

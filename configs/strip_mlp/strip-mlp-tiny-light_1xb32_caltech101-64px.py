@@ -5,7 +5,7 @@ _base_ = [
     '../_base_/small_data_runtime.py',
 ]
 
-# Neither mixed images nor drop path help in so few epochs.
+# Neither mixup and CutMix nor drop path help in so few epochs.
 model = dict(backbone=dict(img_size=64, drop_path_rate=0.0), head=dict(num_classes=101), train_cfg=None)
 
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))

@@ -5,7 +5,7 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-# Mixing images of digits makes a short training longer, not better.
+# Mixup and CutMix make a short training on digits longer, not better.
 model = dict(backbone=dict(img_size=32), head=dict(num_classes=10), train_cfg=None)
 
 default_hooks = dict(logger=dict(interval=5), checkpoint=dict(save_best=None, max_keep_ckpts=1))

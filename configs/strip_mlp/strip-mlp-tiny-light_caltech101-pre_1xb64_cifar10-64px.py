@@ -1,4 +1,4 @@
-# From the classifier that strip-mlp-tiny-light_1xb32_caltech101-64px.py trains, or from scratch with
+# Starts from the classifier trained by strip-mlp-tiny-light_1xb32_caltech101-64px.py; from scratch with
 # --cfg-options model.backbone.init_cfg=None
 _base_ = [
     '../_base_/models/strip-mlp-tiny-light.py',

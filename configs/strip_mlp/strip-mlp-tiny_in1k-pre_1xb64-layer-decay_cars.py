@@ -1,5 +1,5 @@
-# Layer-wise learning rates: each layer below the head learns 0.8 times as fast as the one above it. So the top may
-# learn ten times as fast as without it, while what ImageNet-1K has taught the first layers stays.
+# Layer-wise learning-rate decay: each layer learns 0.8 times as fast as the one above it. The head can learn ten times
+# as fast as without decay, while the first layers keep their ImageNet-1K features.
 _base_ = ['./strip-mlp-tiny_in1k-pre_1xb64_cars.py']
 
 optim_wrapper = dict(

@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class Complexity(NamedTuple):
-    """What a model costs.
+    """The cost of a model.
 
     Attributes:
         params: Number of parameters.
-        flops: Multiply-adds of one forward of one image, the unit that the paper calls FLOPs: of convolutions, linear
+        flops: Multiply-adds of a forward pass on one image, which the paper calls FLOPs: of convolutions, linear
             layers, matrix products and norms.
-        table: Both for each module, as text; empty unless asked for.
+        table: Both per module, as text; empty unless requested.
     """
 
     params: int
@@ -31,11 +31,16 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
     """Count parameters and multiply-adds of a model.
 
     Args:
-        model: A model of any of the toolboxes, or a plain module that takes one batch of images.
+        model: A model of any toolbox, or a module that takes a batch of images.
         shape: Channels, height and width of the image.
-        depth: How deep the table goes into the modules; 0: no table. Defaults to 0.
+        depth: Depth of modules in the table; no table if 0. Defaults to 0.
+
+    Raises:
+        ValueError: ``shape`` is not positive, or the model fails on such images.
     """
     model.eval()
+    if min(shape) < 1:
+        raise ValueError(f'channels, height and width must be positive, but got {shape}')
     images = torch.rand(1, *shape, device=next(model.parameters()).device)
     if hasattr(model, 'data_preprocessor'):
         model = TensorForward(model, data_samples(model, shape))
@@ -45,12 +50,16 @@ def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int
         analyzer.unsupported_ops_warnings(False)
         analyzer.uncalled_modules_warnings(False)
         analyzer.tracer_warnings('none')
+    try:
+        total = int(flops.total())
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(f'the model fails on images {shape}: {str(error).strip()}') from error
     table = complexity_stats_table(flops, max_depth=depth, activations=activations) if depth else ''
-    return Complexity(parameter_count(model)[''], int(flops.total()), table)
+    return Complexity(parameter_count(model)[''], total, table)
 
 
 class TensorForward(nn.Module):
-    """A toolbox's model as a function of images alone: its 'tensor' mode, without losses, giving only tensors."""
+    """A toolbox's model as a function of images only: its 'tensor' mode, which has no losses and returns tensors."""
 
     def __init__(self, model: nn.Module, data_samples: list | None):
         super().__init__()
@@ -63,7 +72,7 @@ class TensorForward(nn.Module):
 
 
 def data_samples(model: nn.Module, shape: tuple[int, int, int], batch: int = 1) -> list | None:
-    """What a model's 'tensor' mode asks for beside images: for some detectors sizes, and objects, here none."""
+    """What a model's 'tensor' mode needs beside images: for some detectors, sizes and (no) objects."""
     if 'mmdet' not in sys.modules or not isinstance(model, import_module('mmdet.models').BaseDetector):
         return None
     size = tuple(shape[1:])

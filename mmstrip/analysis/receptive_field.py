@@ -1,7 +1,7 @@
-"""Effective receptive fields: how much each pixel of the input counts in the central feature of a stage.
+"""Effective receptive fields: how much each input pixel contributes to the central feature of a stage.
 
-The gradient as the measure: Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional Neural
-Networks" (2016). Squares that hold a share of it, to compare backbones: Ding et al., "Scaling Up Your Kernels to 31x31"
+Measured by the gradient: Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional Neural
+Networks" (2016). Compared by squares that contain a fraction of it: Ding et al., "Scaling Up Your Kernels to 31x31"
 (2022).
 """
 
@@ -14,14 +14,13 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import torch
-from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ..utils.checkpoints import load_whole, read_checkpoint, weights_in
-from ..utils.config import load_config
+from ..utils.checkpoints import load_full_state_dict, read_checkpoint, weights_in
+from ..utils.config import load_model_config
 from ..utils.files import write_file
 from ..utils.plots import plot_fields
-from ..utils.samples import IMAGE_SUFFIXES
+from ..utils.samples import IMAGE_SUFFIXES, reason_of
 from .specs import ModelSpec, random_model
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
@@ -34,8 +33,8 @@ class Field:
     """The effective receptive field of a feature.
 
     Attributes:
-        contributions: (H, W), of each pixel; their sum is 1.
-        stride: Pixels from one feature to the next.
+        contributions: (H, W), one per pixel; they add up to 1.
+        stride: Pixels between neighboring features.
     """
 
     contributions: np.ndarray
@@ -43,16 +42,16 @@ class Field:
 
     @property
     def center(self) -> tuple[float, float]:
-        """Row and column that half of the contributions lie before, from the corner of the image, to half a pixel.
+        """Row and column of the median contribution, in pixels from the image corner, rounded to half a pixel.
 
-        Where in its cell a feature looks is the network's affair: strided convolutions look at the cell's corner,
-        patches at its middle.
+        It depends on the network where in its cell a feature looks: strided convolutions look at the corner, patch
+        embeddings at the middle.
         """
-        row, column = (_middle(self.contributions.sum(axis)) for axis in (1, 0))
+        row, column = (_median_position(self.contributions.sum(axis)) for axis in (1, 0))
         return row, column
 
     def side(self, share: float) -> float:
-        """Side of the smallest square around the center that holds a share of all contributions, in pixels."""
+        """Side in pixels of the smallest square around the center with this share (0 to 1) of all contributions."""
         rows, columns = (
             np.abs(np.arange(length) + 0.5 - middle) for length, middle in zip(self.contributions.shape, self.center)
         )
@@ -62,7 +61,7 @@ class Field:
         return float(sides.ravel()[order][np.searchsorted(held, share * held[-1] * (1 - 1e-9))])
 
     def area(self, share: float) -> float:
-        """The part of that square that lies in the image, as a share (0 to 1) of the image."""
+        """Fraction of the image (0 to 1) that this square covers."""
         lengths = [
             min(length, middle + self.side(share) / 2) - max(0, middle - self.side(share) / 2)
             for length, middle in zip(self.contributions.shape, self.center)
@@ -70,25 +69,25 @@ class Field:
         return lengths[0] * lengths[1] / self.contributions.size
 
 
-def _middle(weights: np.ndarray) -> float:
-    """Where half of the weights of a line of pixels is reached, each spread over its pixel."""
+def _median_position(weights: np.ndarray) -> float:
+    """Position where half of the weights of a line of pixels is reached, each spread over its pixel."""
     held = np.concatenate([[0.0], np.cumsum(weights, dtype=float)])
     return float(np.round(2 * np.interp(held[-1] / 2, held, np.arange(len(held)))) / 2)
 
 
 def receptive_field(backbone: nn.Module, images: Tensor) -> Field:
-    """The gradient of the central feature of the last map, the positive part of it summed over channels, to the input.
+    """Gradient of the central feature of the last map, its positive part summed over channels, w.r.t. the input.
 
-    Its absolute value is averaged over images and colour channels. Where a map has an even number of features, the
-    central one is the first after the middle. The positive part, as in the code of Ding et al., because channels after
-    a LayerNorm add up to a constant, which has no gradient.
+    Its absolute value is averaged over images and color channels. In a map of even size, the central feature is the
+    first one after the middle. The positive part is used, as in the code of Ding et al., because channels after a
+    LayerNorm add up to a constant, which has no gradient.
 
     Args:
-        backbone: Gives a map (N, C, h, w) or a sequence of them; it is evaluated, with its statistics as they are.
-        images: (N, 3, H, W), normalised.
+        backbone: Module that returns a feature map (N, C, h, w) or a sequence of them; it runs in eval mode.
+        images: (N, 3, H, W), normalized.
 
     Raises:
-        ValueError: It fails on the images, its output is no map, or the central feature does not depend on the images.
+        ValueError: The backbone fails on the images, returns no map, or its central feature does not depend on them.
     """
     backbone.eval()
     backbone.requires_grad_(False)
@@ -109,25 +108,25 @@ def _last_map(backbone: nn.Module, images: Tensor) -> Tensor:
     name = type(backbone).__name__
     try:
         outputs = backbone(images)
-    except (AssertionError, RuntimeError, ValueError) as error:  # such as images that are too small for its windows
+    except (AssertionError, RuntimeError, ValueError) as error:  # such as images smaller than its windows
         raise ValueError(f'{name} fails on images {tuple(images.shape)}: {str(error).strip()}') from error
     outputs = outputs[-1] if isinstance(outputs, (tuple, list)) else outputs
     if not isinstance(outputs, Tensor) or outputs.dim() != 4:
         shape = tuple(getattr(outputs, 'shape', ())) or type(outputs).__name__
-        raise ValueError(f'{name} must give maps (N, C, h, w), but gives {shape}')
+        raise ValueError(f'{name} must return feature maps (N, C, h, w), but returns {shape}')
     return outputs
 
 
 @dataclass
-class Subject:
-    """A backbone to look at, and what its images go through.
+class LabeledBackbone:
+    """A backbone with a label and the normalization of its images.
 
     Attributes:
         label: Name in tables and pictures.
         backbone: The module.
         stage: Index of its last map, from 0.
-        mean, std: Of its training images, three numbers each.
-        to_rgb: Whether it takes RGB; else BGR.
+        mean, std: Normalization, three numbers each.
+        to_rgb: Whether it takes RGB, not BGR.
     """
 
     label: str
@@ -137,49 +136,50 @@ class Subject:
     std: Sequence[float]
     to_rgb: bool
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in RGB from 0 to 255, as the backbone takes them."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in RGB from 0 to 255 as input of the backbone."""
         images = images if self.to_rgb else images.flip(1)
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images - mean) / std
 
 
-def load_subject(text: str, checkpoint: str | None = None, stage: int | None = None, trusted: bool = False) -> Subject:
-    """Build a backbone and fill it.
+def load_backbone(
+    text: str, checkpoint: str | None = None, stage: int | None = None, trusted: bool = False
+) -> LabeledBackbone:
+    """Build a backbone and load its weights.
 
     Args:
-        text: ``[LABEL=]CONFIG.py`` or ``[LABEL=]TYPE[:KEY=VALUE,...]``, as of :class:`.specs.ModelSpec`.
-        checkpoint: File with its weights, of a model or of the backbone alone; None for random ones.
-        stage: Index of the stage whose map is looked at, from 0; None for the last one that the config asks for.
-        trusted: Run the code that the checkpoint may ask for. Defaults to False.
+        text: ``[LABEL=]CONFIG.py`` or ``[LABEL=]TYPE[:KEY=VALUE,...]``, see :class:`.specs.ModelSpec`.
+        checkpoint: File with weights of a model or of the backbone alone. Defaults to None, random weights.
+        stage: Index of the stage to analyze, from 0. Defaults to None, the last output of the config.
+        trusted: Let the checkpoint run code. Defaults to False.
 
     Raises:
         FileNotFoundError: The config or the checkpoint is missing.
-        ValueError: The type is not registered, the backbone has no such stage, or the checkpoint does not fill it.
+        ValueError: The type is not registered, the backbone has no such stage, or the checkpoint does not fit it.
     """
     spec = ModelSpec.parse(text)
     config, preprocessor = _read_settings(spec)
     backbone = random_model(config)
     if checkpoint is not None:
-        _fill(backbone, checkpoint, trusted)
+        _load_weights(backbone, checkpoint, trusted)
     if stage is not None and tuple(config.get('out_indices', ())) != (stage,):
         backbone, own = _build_stage(spec.label, config, stage), backbone
-        backbone.load_state_dict(own.state_dict(), strict=False)  # without later stages; with norms of this one
+        backbone.load_state_dict(own.state_dict(), strict=False)  # without later stages, with norms of this one
     else:
         indices = getattr(backbone, 'out_indices', (0,))
         stage = indices if isinstance(indices, int) else max(indices)
     to_rgb = preprocessor.get('to_rgb', preprocessor.get('bgr_to_rgb', False))
-    return Subject(spec.label, backbone, stage, preprocessor['mean'], preprocessor['std'], to_rgb)
+    return LabeledBackbone(spec.label, backbone, stage, preprocessor['mean'], preprocessor['std'], to_rgb)
 
 
 def _read_settings(spec: ModelSpec) -> tuple[dict, dict]:
     """Configs of the backbone and of the data preprocessor."""
     if not spec.source.endswith('.py'):
         return spec.backbone_config(), _IMAGENET
-    config = load_config(spec.source)
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    if 'backbone' not in config.get('model', {}):
-        raise ValueError(f'{spec.source} must be a config with model.backbone')
+    config = load_model_config(spec.source)
+    if 'backbone' not in config.model:
+        raise ValueError(f'{spec.source} has no model.backbone')
     preprocessor = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
     return config.model.backbone, preprocessor if 'mean' in preprocessor else _IMAGENET
 
@@ -187,25 +187,25 @@ def _read_settings(spec: ModelSpec) -> tuple[dict, dict]:
 def _build_stage(label: str, config: dict, stage: int) -> nn.Module:
     try:
         return random_model({**config, 'out_indices': (stage,)})
-    except (AssertionError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f'{label} has no stage {stage}: {str(error).strip() or type(error).__name__}') from error
+    except ValueError as error:
+        raise ValueError(f'{label} has no stage {stage}: {error}') from error
 
 
-def _fill(backbone: nn.Module, path: str, trusted: bool) -> None:
+def _load_weights(backbone: nn.Module, path: str, trusted: bool) -> None:
     weights = weights_in(read_checkpoint(path, trusted=trusted))
     prefix = 'backbone.'
     if any(key.startswith(prefix) for key in weights):
         weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    problem = load_whole(backbone, weights)
+    problem = load_full_state_dict(backbone, weights)
     if problem:
-        raise ValueError(f'{path} must fill the {type(backbone).__name__}, but {problem}')
+        raise ValueError(f'{path} does not fit the {type(backbone).__name__}: it {problem}')
 
 
 def find_images(paths: Sequence[str | Path], count: int) -> list[Path]:
-    """So many of the images in files and folders, at equal distances of their sorted names.
+    """Choose ``count`` images from files and folders, evenly spaced by sorted name.
 
     Raises:
-        FileNotFoundError: A path is missing, or there is no image.
+        FileNotFoundError: A path does not exist, or there is no image.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -221,11 +221,11 @@ def find_images(paths: Sequence[str | Path], count: int) -> list[Path]:
 
 
 def read_images(files: Sequence[Path], size: int) -> Tensor:
-    """The middle square of each image.
+    """Read the central square of each image.
 
     Args:
         files: Image files.
-        size: Side of the squares in pixels; the shorter edge of an image is brought to it.
+        size: Side of the squares in pixels, to which the shorter side of an image is resized.
 
     Returns:
         (N, 3, size, size) in RGB from 0 to 255.
@@ -238,7 +238,7 @@ def read_images(files: Sequence[Path], size: int) -> Tensor:
         try:
             image = mmcv.imread(file, channel_order='rgb', backend='pillow')
         except OSError as error:
-            raise ValueError(f'{file} is not a readable image: {error}') from error
+            raise ValueError(f'{file} is not a readable image: {reason_of(error)}') from error
         height, width = image.shape[:2]
         scale = size / min(height, width)
         height, width = max(size, round(height * scale)), max(size, round(width * scale))
@@ -248,28 +248,28 @@ def read_images(files: Sequence[Path], size: int) -> Tensor:
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float()
 
 
-def compare_fields(subjects: Sequence[Subject], images: Tensor, out: str | Path) -> list[dict]:
+def compare_fields(backbones: Sequence[LabeledBackbone], images: Tensor, out: str | Path) -> list[dict]:
     """Measure effective receptive fields; write ``receptive_field.json`` and ``receptive_field.png``.
 
     Args:
-        subjects: Backbones.
+        backbones: Backbones to compare.
         images: (N, 3, H, W) in RGB from 0 to 255, the same for all.
         out: Folder for the files.
 
     Returns:
-        What the JSON file holds, one dict for each: 'label', 'stage', 'stride', 'images', 'size' (H, W), and 'sides' in
-        pixels and 'areas' (0 to 1, of the image) of the smallest squares, by the share that they hold in percent.
+        The content of the JSON file, one dict per backbone: 'label', 'stage', 'stride', 'images', 'size' (H, W), and
+        'sides' in pixels and 'areas' (0 to 1, of the image) of the smallest squares, by their percentage.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     results, panels = [], {}
-    for subject in subjects:
-        field = receptive_field(subject.backbone, subject.normalise(images))
+    for item in backbones:
+        field = receptive_field(item.backbone, item.normalize(images))
         sides = {f'{100 * share:g}': field.side(share) for share in SHARES}
         areas = {f'{100 * share:g}': round(field.area(share), 4) for share in SHARES}
         shape = dict(stride=field.stride, images=len(images), size=list(images.shape[2:]))
-        results.append(dict(label=subject.label, stage=subject.stage, **shape, sides=sides, areas=areas))
-        panels[subject.label] = (field.contributions, field.center, [sides['50'], sides['99']])
+        results.append(dict(label=item.label, stage=item.stage, **shape, sides=sides, areas=areas))
+        panels[item.label] = (field.contributions, field.center, [sides['50'], sides['99']])
     write_file(out / 'receptive_field.json', lambda file: file.write(json.dumps(results, indent=1).encode()))
     plot_fields(panels, out / 'receptive_field.png')
     return results

@@ -1,4 +1,4 @@
-"""Which model to analyse: a config or a registered backbone, written on one line."""
+"""The model to analyze, a config or a registered backbone, as one string."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from ..utils.config import load_config
+from ..utils.config import build_model, load_model_config
 
 _SCALE_NOISE = 0.1
 
@@ -21,7 +21,7 @@ class ModelSpec:
 
     Attributes:
         label: Name in tables.
-        source: Config file, or type of a registered backbone with its scope, such as 'mmpretrain.SwinTransformer'.
+        source: Config file, or registered backbone with its scope, such as 'mmpretrain.SwinTransformer'.
         arguments: Arguments of the backbone.
     """
 
@@ -31,7 +31,7 @@ class ModelSpec:
 
     @classmethod
     def parse(cls, text: str) -> 'ModelSpec':
-        """Raises ValueError for an argument without a value."""
+        """Parse ``text``; raise a ValueError for an argument without a value."""
         head = text.split(':')[0]
         label, source = text.split('=', 1) if '=' in head else (None, text)
         source, _, listed = source.partition(':')
@@ -39,46 +39,48 @@ class ModelSpec:
         for item in filter(None, listed.split(',')):
             key, sign, value = item.partition('=')
             if not sign:
-                raise ValueError(f'{text}: arguments are written KEY=VALUE, but got {item!r}')
+                raise ValueError(f'{text}: arguments must be KEY=VALUE, but got {item!r}')
             arguments[key] = _literal(value)
         stem = Path(source).stem if source.endswith('.py') else source.split('.')[-1]
         return cls(label or '-'.join([stem, *map(str, arguments.values())]), source, arguments)
 
     def build(self) -> nn.Module:
-        """The model, without its weights' checkpoint: the same random weights each time.
+        """Build the model, with the same random weights each time.
 
         Raises:
             FileNotFoundError: There is no such config.
-            ValueError: The type is not registered.
+            ValueError: The type is not registered, the config has no model, or its arguments do not fit.
         """
         return random_model(self._config())
 
     def _config(self) -> dict:
         if not self.source.endswith('.py'):
             return self.backbone_config()
-        config = load_config(self.source)
-        init_default_scope(config.get('default_scope', 'mmengine'))
-        return config.model
+        return load_model_config(self.source).model
 
     def backbone_config(self) -> dict:
-        """The config of a registered backbone; ValueError where none is registered by that type."""
+        """The config of a registered backbone; raises a ValueError if none is registered as this type."""
         scope, dot, _ = self.source.partition('.')
         if dot and scope.isidentifier():
             import_modules_from_strings(f'{scope}.models')
         if MODELS.get(self.source) is None:
             raise ValueError(
-                f'no model {self.source!r} is registered; write its scope, as mmpretrain.ResNet, or a config, CONFIG.py'
+                f'no model {self.source!r} is registered; use a scope, as in mmpretrain.ResNet, or a config file'
             )
         return dict(type=self.source, **self.arguments)
 
 
 def random_model(config: dict) -> nn.Module:
-    """A model of the registry with random weights, the same each time, of which all count in its outputs."""
+    """A registered model with random weights, the same each time, all of which affect its outputs.
+
+    Raises:
+        ValueError: It cannot be built with these arguments.
+    """
     with torch.random.fork_rng(devices=()), torch.no_grad():
         torch.manual_seed(0)
-        model = MODELS.build(config)
+        model = build_model(config)
         for scale in model.parameters():
-            if scale.dim() < 2:  # scales and shifts of branches start where nobody sees them: at 0, 1 or 1e-6
+            if scale.dim() < 2:  # branch scales and shifts start without effect, at 0, 1 or 1e-6
                 scale.add_(_SCALE_NOISE * torch.randn_like(scale))
     return model
 

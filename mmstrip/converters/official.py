@@ -1,4 +1,4 @@
-"""The authors' checkpoints, classification and MLP-DINO, as mmstrip's: the one place that knows their keys."""
+"""Conversion of the authors' checkpoints (classification and MLP-DINO): the only place that knows their keys."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..models import StripMLP
 from ..utils.checkpoints import read_checkpoint, write_checkpoint
 
-# Official name of each module -> ours. Within a block, then outside of the blocks.
+# Official name of each module -> ours: inside a block, then outside the blocks.
 _BLOCK = {
     'token_mixing.dwsc.conv_merge.BN': 'strip_mixing.depthwise.0',
     'token_mixing.dwsc.conv_merge.Conv': 'strip_mixing.depthwise.2',
@@ -22,7 +22,7 @@ _BLOCK = {
     'token_mixing.smlp_block.BN': 'strip_mixing.branches.cgsmm.norm',
     'token_mixing.smlp_block.relate_pos_w': 'strip_mixing.branches.cgsmm.position_column',
     'token_mixing.smlp_block.proj_w': 'strip_mixing.branches.cgsmm.column',
-    'token_mixing.smlp_block.proh_w': 'strip_mixing.branches.cgsmm.column',  # so spelt in MLP-DINO
+    'token_mixing.smlp_block.proh_w': 'strip_mixing.branches.cgsmm.column',  # spelled so in MLP-DINO
     'token_mixing.smlp_block.fuse_w': 'strip_mixing.branches.cgsmm.fuse_column',
     'token_mixing.smlp_block.fc_w': 'strip_mixing.branches.lsmm.tall',
     'token_mixing.smlp_block.fc_h': 'strip_mixing.branches.lsmm.wide',
@@ -57,7 +57,7 @@ class Conversion(NamedTuple):
         arch: Name in ``StripMLP.arch_zoo``.
         backbone: Arguments that build the backbone the weights belong to.
         state_dict: Keys of an mmpretrain ``ImageClassifier``: ``backbone.*`` and, if there is a head, ``head.fc.*``.
-        skipped: Number of tensors of a detector that lie outside its backbone.
+        skipped: Number of tensors outside the backbone of a detector.
     """
 
     kind: str
@@ -68,22 +68,22 @@ class Conversion(NamedTuple):
 
 
 def convert_official_checkpoint(source: str | Path, target: str | Path, trusted: bool = False) -> Conversion:
-    """Convert a file of the authors and write it atomically.
+    """Convert a checkpoint of the authors and write it atomically.
 
     Args:
         source: The authors' checkpoint, or its state dict as a ``.safetensors`` file.
-        target: Where the result goes: ``{'state_dict': ..., 'meta': ...}``; as safetensors if it ends so.
-        trusted: Run the code that ``source`` may ask for. Defaults to False.
+        target: File to write: ``{'state_dict': ..., 'meta': ...}``, or safetensors if it ends in ``.safetensors``.
+        trusted: Let ``source`` run code. Defaults to False.
 
     Raises:
-        FileNotFoundError: ``source`` or the folder of ``target`` is missing.
-        ValueError: ``source`` cannot be read safely, or is not a complete checkpoint of a Strip-MLP.
+        FileNotFoundError: ``source`` or the folder of ``target`` does not exist.
+        ValueError: ``source`` cannot be read safely or is not a complete Strip-MLP checkpoint; ``target`` is a folder.
     """
     source, target = Path(source), Path(target)
     if not target.parent.is_dir():
-        raise FileNotFoundError(f'no folder {target.parent} to write {target.name} to')
+        raise FileNotFoundError(f'cannot write {target}: folder {target.parent} does not exist')
     if target.is_dir():
-        raise ValueError(f'{target} is a folder, but must be the file to write')
+        raise ValueError(f'cannot write {target}: it is a folder, not a file')
     checkpoint = read_checkpoint(source, trusted=trusted)
     try:
         conversion = convert_official_state_dict(checkpoint)
@@ -99,12 +99,11 @@ def convert_official_state_dict(checkpoint: dict) -> Conversion:
 
     Args:
         checkpoint: Their checkpoint, ``{'model': state_dict, ...}``, or the state dict itself (or under the key
-            'state_dict'). A prefix before the backbone's keys, as in a whole detector, is found and taken off; what
-            lies outside is skipped.
+            'state_dict'). A prefix of the backbone's keys, as in a detector, is removed; other tensors are skipped.
 
     Raises:
-        ValueError: It is not a Strip-MLP checkpoint, its arch is none of ours, or tensors are missing, unexpected or
-            of another shape.
+        ValueError: It is not a Strip-MLP checkpoint, its arch is unknown, or tensors are missing, unexpected or of
+            another shape.
     """
     weights = checkpoint
     for key in ('model', 'state_dict'):
@@ -112,10 +111,10 @@ def convert_official_state_dict(checkpoint: dict) -> Conversion:
     if not isinstance(weights, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
     ):
-        raise ValueError("not a checkpoint of the authors: expected {'model': state dict} or a state dict")
+        raise ValueError("not a checkpoint of the authors: it must be {'model': state_dict} or a state dict")
     official, skipped = _strip_prefix(weights)
     kind = 'MLP-DINO' if any('.proh_w.' in key for key in official) else 'classification'
-    arch, backbone = _recognise_arch(official)
+    arch, backbone = _recognize_arch(official)
     expected = {f'backbone.{key}': tuple(value.shape) for key, value in StripMLP(**backbone).state_dict().items()}
     if kind == 'classification':
         classes = official['head.weight'].shape[0] if 'head.weight' in official else 1000
@@ -127,14 +126,14 @@ def convert_official_state_dict(checkpoint: dict) -> Conversion:
     problems = [(word, keys) for word, keys in (('missing', missing), ('unexpected', unexpected)) if keys]
     if problems:
         listed = '; '.join(f'{len(keys)} {word} keys ({_listed(keys)})' for word, keys in problems)
-        raise ValueError(f'the checkpoint is incomplete or foreign: {listed}')
+        raise ValueError(f'not a complete Strip-MLP checkpoint of the authors: {listed}')
     state_dict = {}
     for ours, shape in expected.items():
         key = names[ours]
         value = _to_our_layout(key, official[key], shape)
         if value.shape != shape:
             raise ValueError(
-                f'{key} has shape {tuple(official[key].shape)}, which does not give the {shape} of arch {arch!r}'
+                f'{key} has shape {tuple(official[key].shape)}, which does not convert to the {shape} of arch {arch!r}'
             )
         state_dict[ours] = value.clone()
     return Conversion(kind, arch, backbone, state_dict, skipped)
@@ -144,7 +143,7 @@ def _strip_prefix(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
     stems = [key for key in weights if re.search(r'(^|\.)patch_embed\.weight$', key)]
     if len(stems) != 1 or weights[stems[0]].dim() != 4:
         raise ValueError(
-            'not a Strip-MLP checkpoint of the authors: it has no (4-D) patch_embed.weight; '
+            'not a Strip-MLP checkpoint of the authors: it has no 4-D patch_embed.weight; '
             f'its first keys are {_listed(list(weights))}'
         )
     prefix = stems[0][: -len('patch_embed.weight')]
@@ -152,8 +151,8 @@ def _strip_prefix(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
     return official, len(weights) - len(official)
 
 
-def _recognise_arch(official: dict[str, Tensor]) -> tuple[str, dict]:
-    """Name of the arch and the arguments that build it, from tensor shapes."""
+def _recognize_arch(official: dict[str, Tensor]) -> tuple[str, dict]:
+    """Name of the arch and the arguments that build it, deduced from tensor shapes."""
     in_channels, embed_dims = official['patch_embed.weight'].shape[1], official['patch_embed.weight'].shape[0]
     blocks = {match.groups() for match in (re.match(r'blocks(\d)\.(\d+)\.', key) for key in official) if match}
     depths = tuple(sum(stage == str(i + 1) for stage, _ in blocks) for i in range(4))
@@ -161,7 +160,7 @@ def _recognise_arch(official: dict[str, Tensor]) -> tuple[str, dict]:
     arch = zoo.get((embed_dims, depths))
     if arch is None:
         archs = ', '.join(f'{name}: {dims} and {blocks}' for (dims, blocks), name in zoo.items())
-        raise ValueError(f'it has {embed_dims} stage-1 channels and depths {depths}, which is none of {archs}')
+        raise ValueError(f'it has {embed_dims} stage-1 channels and depths {depths}, which match no arch ({archs})')
     extents, patches = [], []
     for stage in range(1, 5):
         rows, tokens = _first_shape(official, f'blocks{stage}.0.token_mixing.smlp_block.proj_h.weight')[:2]
@@ -172,7 +171,7 @@ def _recognise_arch(official: dict[str, Tensor]) -> tuple[str, dict]:
 
 def _first_shape(official: dict[str, Tensor], key: str) -> torch.Size:
     if key not in official:
-        raise ValueError(f'the checkpoint is incomplete: {key} is missing')
+        raise ValueError(f'not a complete Strip-MLP checkpoint of the authors: {key} is missing')
     return official[key].shape
 
 
@@ -188,7 +187,7 @@ def _our_key(official: str) -> str:
 
 
 def _to_our_layout(key: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Strip weights from grouped convolution kernels (G * L, L, 1, k) to (G, k, L, L); biases and GRN by shape."""
+    """Convert strip weights from grouped convolutions (G * L, L, 1, k) to (G, k, L, L); reshape biases and GRN."""
     if re.search(r'\.pro[jh]_[hw]\.weight$', key):
         groups, strip_width, tokens, _ = shape
         fits = value.shape == (groups * tokens, tokens, 1, strip_width)

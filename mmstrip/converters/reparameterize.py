@@ -1,42 +1,42 @@
-"""From a trained model to its deploy form."""
+"""Conversion of a trained model to its deploy form."""
 
 import torch
-from mmengine.registry import MODELS, init_default_scope
 
-from ..utils.checkpoints import fill_model, write_checkpoint
-from ..utils.config import load_config
+from ..utils.checkpoints import load_full_checkpoint, write_checkpoint
+from ..utils.config import build_model, load_model_config
 
 TOLERANCE = 1e-4
 
 
 def convert_to_deploy(config: str, src: str, dst: str, trusted: bool = False) -> float:
-    """Write the deploy form of a trained model, after a comparison of both forms on random images.
+    """Write the deploy form of a trained model, after comparing both forms on random images.
 
     Args:
-        config: Config file of the model, a toolbox's with a backbone that has ``switch_to_deploy()``.
-        src: Checkpoint that fills the model.
-        dst: File to write: a state dict for the same config with ``model.backbone.deploy=True``, and the names of the
-            classes if ``src`` has them.
-        trusted: Run the code that ``src`` may ask for. Defaults to False.
+        config: Config file of a toolbox's model, whose backbone has ``switch_to_deploy()``.
+        src: Checkpoint with all weights of the model.
+        dst: File to write: a state dict for the same config with ``model.backbone.deploy=True``, with the class names
+            of ``src`` if it has any.
+        trusted: Let ``src`` run code. Defaults to False.
 
     Returns:
         The largest difference between the features of both forms, relative to the largest feature.
 
     Raises:
         FileNotFoundError: The config or the checkpoint is missing.
-        ValueError: The backbone has no deploy form or is in it, the checkpoint does not fill the model, or the forms
-            differ by more than 1e-4; nothing is written then.
+        ValueError: The backbone has no deploy form or is already in it, the checkpoint does not fit the model, or the
+            forms differ by more than 1e-4; then nothing is written.
     """
-    settings = load_config(config)
-    init_default_scope(settings.get('default_scope', 'mmengine'))
-    backbone = settings.model.backbone
+    settings = load_model_config(config)
+    backbone = settings.model.get('backbone')
+    if not backbone:
+        raise ValueError(f'{config} has no model.backbone')
     if backbone.get('deploy'):
-        raise ValueError(f'{config}: model.backbone.deploy is set, but the trained form is to be converted')
+        raise ValueError(f'{config} must have model.backbone.deploy=False, the form that was trained, but it is set')
     backbone.init_cfg = None
-    model = MODELS.build(settings.model).eval()
+    model = build_model(settings.model).eval()
     if not hasattr(model.backbone, 'switch_to_deploy'):
         raise ValueError(f'{config}: {type(model.backbone).__name__} has no deploy form')
-    checkpoint = fill_model(model, config, src, trusted)
+    checkpoint = load_full_checkpoint(model, config, src, trusted)
     images = torch.rand(2, model.backbone.in_channels, *(side + 32 for side in model.backbone.img_size))
     with torch.no_grad():
         expected = model.backbone(images)

@@ -1,4 +1,4 @@
-"""Datasets and transforms, each imported when it is first asked for, as most need a toolbox."""
+"""Datasets and transforms, each imported on first use, because most need a toolbox."""
 
 from importlib import import_module
 
@@ -22,7 +22,7 @@ __all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> type:
-    """Raises ImportError where the toolbox is missing."""
+    """Raises an ImportError if the toolbox is missing."""
     if name not in _MODULES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(import_module(f'.{_MODULES[name]}', __name__), name)

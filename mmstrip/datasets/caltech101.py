@@ -1,4 +1,4 @@
-"""The 80 / 20 split of Caltech-101 that the small-data results use."""
+"""The 80 / 20 split of Caltech-101 used for the small-data results."""
 
 import os
 import random
@@ -25,23 +25,23 @@ def split_caltech101(root: str | Path) -> dict[str, list[tuple[str, int]]]:
 
     Returns:
         'train' and 'test', each a list of (path below ``101_ObjectCategories``, class index); 'train-part' and
-        'held-out', four fifths and one fifth of 'train' in each class, to choose settings on; and 'classes', the names
-        in the order of the indices with their number of images.
+        'held-out', four fifths and one fifth of 'train' per class, to choose settings on; and 'classes', a list of
+        (name, number of images) in the order of the indices.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It does not hold 101 classes and 8,677 images besides BACKGROUND_Google.
+        ValueError: It does not contain 101 classes and 8,677 images besides BACKGROUND_Google.
     """
     images_dir = Path(root) / '101_ObjectCategories'
     if not images_dir.is_dir():
-        raise FileNotFoundError(f'no folder {images_dir}: {root} must hold 101_ObjectCategories/ of Caltech-101')
+        raise FileNotFoundError(f'no folder {images_dir}: {root} must contain 101_ObjectCategories/ of Caltech-101')
     classes = sorted(folder.name for folder in images_dir.iterdir() if folder.is_dir() and folder.name != EXCLUDED)
     files = {name: sorted(path.name for path in (images_dir / name).glob('*.jpg')) for name in classes}
     total = sum(map(len, files.values()))
     if (len(classes), total) != (NUM_CLASSES, NUM_IMAGES):
         raise ValueError(
-            f'{images_dir} must hold {NUM_CLASSES} classes and {NUM_IMAGES:,} images besides {EXCLUDED}, '
-            f'but has {len(classes)} classes and {total:,} images'
+            f'{images_dir} must contain {NUM_CLASSES} classes and {NUM_IMAGES:,} images besides {EXCLUDED}, '
+            f'but contains {len(classes)} classes and {total:,} images'
         )
     generator = random.Random(SEED)
     split = {name: [] for name in SPLITS} | {'classes': [(name, len(files[name])) for name in classes]}
@@ -62,7 +62,7 @@ def split_caltech101(root: str | Path) -> dict[str, list[tuple[str, int]]]:
 
 
 def write_caltech101_split(root: str | Path) -> Path:
-    """Write ``meta/{split}.txt`` ("path class" lines) of each split and ``meta/classes.txt`` below ``root``.
+    """Write ``meta/{split}.txt`` (lines "path class") for each split and ``meta/classes.txt`` below ``root``.
 
     Returns:
         The ``meta`` folder.
@@ -77,21 +77,21 @@ def write_caltech101_split(root: str | Path) -> Path:
 
 
 def write_smaller_copy(root: str | Path, out: str | Path, short_side: int) -> Path:
-    """Write a copy whose images are smaller, with the same split: for short trainings at few pixels.
+    """Write a copy with smaller images and the same split, for short trainings at small image sizes.
 
-    Larger images are scaled down (Lanczos) to a short side of ``short_side`` pixels and stored as JPEG of quality 95,
-    others are stored at their size. What is there already stays, so that a copy that was stopped goes on.
+    Larger images are scaled down (Lanczos) to a short side of ``short_side`` pixels; all are stored as JPEG of quality
+    95. Existing files stay, so an interrupted copy can be continued.
 
     Args:
         root: Folder that holds ``101_ObjectCategories/``.
         out: Folder of the copy.
-        short_side: Pixels.
+        short_side: Short side of the images in pixels.
 
     Returns:
         The ``meta`` folder of the copy.
 
     Raises:
-        FileNotFoundError, ValueError: As of :func:`split_caltech101`.
+        FileNotFoundError, ValueError: See :func:`split_caltech101`.
     """
     split = split_caltech101(root)
     for path, _ in split['train'] + split['test']:
@@ -118,23 +118,23 @@ class Caltech101(CustomDataset):
 
     Args:
         data_root (str): Folder that holds ``101_ObjectCategories/`` and ``meta/``.
-        split (str): 'train', 'test', or to choose settings 'train-part' and 'held-out', four fifths and one fifth of
+        split (str): 'train', 'test', or, to choose settings, 'train-part' and 'held-out', four fifths and one fifth of
             the training images. Defaults to 'train'.
         **kwargs: Further arguments of :class:`mmpretrain.datasets.CustomDataset`, such as ``pipeline``.
 
     Raises:
         FileNotFoundError: The split has not been written.
-        ValueError: ``split`` is another word.
+        ValueError: ``split`` is none of these.
     """
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs):
         if split not in SPLITS:
-            raise ValueError(f'split must be among {", ".join(SPLITS)}, but got {split!r}')
+            raise ValueError(f'split must be one of {", ".join(SPLITS)}, but got {split!r}')
         meta = Path(data_root) / 'meta'
         listed = meta / f'{split}.txt'
         if not listed.is_file():
             raise FileNotFoundError(
-                f'no {listed}: write the split with "python tools/dataset_converters/caltech101.py {data_root}"'
+                f'no split file {listed}: write it with "python tools/dataset_converters/caltech101.py {data_root}"'
             )
         self.split = split
         super().__init__(

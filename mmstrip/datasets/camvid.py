@@ -1,10 +1,10 @@
-"""CamVid (Brostow, Fauqueur, Cipolla, 2009): street scenes in the 11 classes that SegNet and those after it use."""
+"""CamVid (Brostow, Fauqueur, Cipolla, 2009): street scenes in the 11 classes used since SegNet."""
 
 from mmseg.datasets import BaseSegDataset
 
 from ..registry import DATASETS
 
-COLOURS = {
+COLORS = {
     'sky': (128, 128, 128),
     'building': (128, 0, 0),
     'pole': (192, 192, 128),
@@ -22,7 +22,7 @@ COLOURS = {
 
 @DATASETS.register_module()
 class CamVid(BaseSegDataset):
-    """``images/{split}/*.jpg`` and ``labels/{split}/*.png``; void, 11 in the label maps, is ignored.
+    """CamVid in ``images/{split}/*.jpg`` and ``labels/{split}/*.png``; void, 11 in the label maps, is ignored.
 
     Args:
         data_root (str): Folder that holds both.
@@ -30,18 +30,18 @@ class CamVid(BaseSegDataset):
         **kwargs: Further arguments of :class:`mmseg.datasets.BaseSegDataset`, such as ``pipeline``.
 
     Raises:
-        ValueError: ``split`` is another word.
+        ValueError: ``split`` is none of these.
     """
 
-    METAINFO = dict(classes=tuple(COLOURS), palette=[list(colour) for colour in COLOURS.values()])
+    METAINFO = dict(classes=tuple(COLORS), palette=[list(color) for color in COLORS.values()])
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs):
         if split not in ('train', 'val', 'test'):
-            raise ValueError(f"split must be 'train', 'val' or 'test', but got {split!r}")
+            raise ValueError(f'split must be one of train, val, test, but got {split!r}')
         super().__init__(
             data_root=data_root,
             data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'labels/{split}'),
-            metainfo=dict(classes=tuple(COLOURS)[:-1]),
+            metainfo=dict(classes=tuple(COLORS)[:-1]),
             test_mode=split != 'train',
             **kwargs,
         )

@@ -13,7 +13,7 @@ class CocoDataset(MMDetCocoDataset):
 
     Raises:
         FileNotFoundError: There is no annotation file.
-        ValueError: It is not JSON as COCO has it, or lacks a category that ``metainfo['classes']`` names.
+        ValueError: It is not in COCO's format, or lacks a category of ``metainfo['classes']``.
     """
 
     def load_data_list(self) -> list[dict]:
@@ -23,11 +23,11 @@ class CocoDataset(MMDetCocoDataset):
             data_list = super().load_data_list()
         except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             reason = f'{type(error).__name__}: {error}'
-            raise ValueError(f'{self.ann_file} is not an annotation file as COCO has them ({reason})') from error
+            raise ValueError(f'{self.ann_file} is not a COCO annotation file ({reason})') from error
         classes = self.metainfo['classes']
         if len(self.cat_ids) != len(classes):
             raise ValueError(
-                f'{self.ann_file} must have the {len(classes)} categories {", ".join(classes)}, but only '
-                f'{len(self.cat_ids)} of them are there'
+                f'{self.ann_file} must contain the {len(classes)} categories {", ".join(classes)}, but contains only '
+                f'{len(self.cat_ids)} of them'
             )
         return data_list

@@ -1,4 +1,4 @@
-"""Scenes of real handwritten digits, for detection, instance masks and segmentation, made in seconds."""
+"""Scenes of real handwritten digits for detection, instance and semantic segmentation, made in seconds."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ from rich.progress import track
 from ..registry import TRANSFORMS
 from .digit_split import DIGITS, split_digits
 
-# Sides of the digits in pixels, how much brighter than the background they are (grey levels), and how many a scene has
-# at 96 x 96 pixels.
+# Sides of the digits in pixels, how much brighter than the background they are (gray levels), and digits per scene of
+# 96 x 96 pixels.
 SIDES = (10, 60)
 CONTRASTS = (50, 150)
 COUNTS = (3, 6)
-# A digit's pixels are those with at least this share of ink; other digits may hide at most MAX_HIDDEN of them.
+# A digit's pixels have at least this much ink; other digits may hide at most MAX_HIDDEN of them.
 INK = 0.4
 MAX_HIDDEN = 0.4
 ATTEMPTS = 20
@@ -29,9 +29,9 @@ class PlacedDigit(NamedTuple):
 
     Attributes:
         label: 0 to 9.
-        index: Place in scikit-learn's data.
-        area: Its pixels, seen or hidden.
-        mask: (H, W), True where the digit is seen.
+        index: Index in scikit-learn's data.
+        area: Number of its pixels, visible or hidden.
+        mask: (H, W), True where the digit is visible.
     """
 
     label: int
@@ -48,12 +48,12 @@ def write_digit_scenes(
     The digits of ``val`` are the test digits of :func:`split_digits`, those of ``train`` its training digits. Below
     ``out``: ``{train,val}/*.png`` (RGB images), ``labels/{train,val}/*.png`` (0: background, 1 to 10: digits 0 to 9)
     and, written last, ``annotations/{train,val}.json`` (COCO with boxes and RLE masks of the visible part; categories
-    1 to 10; ``digit_id`` is the digit's place in scikit-learn's data).
+    1 to 10; ``digit_id`` is the digit's index in scikit-learn's data).
 
     Args:
         out: Folder to write to; scenes of an earlier run are replaced.
-        num_train: Scenes to train on. Defaults to 1000.
-        num_val: Scenes to validate on. Defaults to 200.
+        num_train: Number of training scenes. Defaults to 1000.
+        num_val: Number of validation scenes. Defaults to 200.
         size: Side of the scenes in pixels, at least 32. Defaults to 96.
         seed: The same seed gives the same files. Defaults to 0.
 
@@ -71,12 +71,12 @@ def write_digit_scenes(
 
 
 def draw_scene(digits: tuple, size: int, generator: np.random.Generator) -> tuple[np.ndarray, list[PlacedDigit]]:
-    """One scene.
+    """Draw one scene.
 
     Args:
-        digits: Images, labels and places in scikit-learn's data to draw from, as of :func:`split_digits`.
+        digits: Images, labels and indices to draw from, see :func:`split_digits`.
         size: Side of the scene in pixels.
-        generator: Source of all that is random.
+        generator: Source of randomness.
 
     Returns:
         uint8 (size, size, 3) in RGB, and its digits, from the lowest to the topmost.
@@ -96,12 +96,12 @@ def draw_scene(digits: tuple, size: int, generator: np.random.Generator) -> tupl
         mask = ink >= INK
         placed.append(PlacedDigit(int(labels[choice]), int(ids[choice]), mask.sum(), mask))
         _paint(scene, ink, level, generator)
-    return _photograph(scene, generator), placed
+    return _add_noise(scene, generator), placed
 
 
 @TRANSFORMS.register_module()
 class PlaceDigit(BaseTransform):
-    """Turn an image of a digit into a scene of that digit alone, at a random place, size and contrast on a texture.
+    """Turn an image of a digit into a scene of that digit only, at a random place, size and contrast on a texture.
 
     Args:
         size (int): Side of the scene in pixels. Defaults to 32.
@@ -114,29 +114,29 @@ class PlaceDigit(BaseTransform):
         generator = np.random.default_rng(np.random.randint(2**31))
         scene = _background(self.size, generator)
         _paint(scene, _ink(results['img'][..., 0], self.size, generator), scene.mean(), generator)
-        results['img'] = _photograph(scene, generator)
+        results['img'] = _add_noise(scene, generator)
         results['img_shape'] = results['img'].shape[:2]
         return results
 
 
 def _background(size: int, generator: np.random.Generator) -> np.ndarray:
-    """Cloudy texture: smooth noise of several grain sizes, slightly coloured."""
+    """Cloudy texture: smooth noise of several grain sizes, slightly colored."""
     texture = np.zeros((size, size))
     for cells in (2, 4, 8, 16, 32):
         noise = generator.normal(0, cells**-0.5, (cells, cells))
         texture += cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
-    grey = generator.uniform(30, 100) + generator.uniform(8, 30) * texture / texture.std()
-    return grey[..., None] * generator.uniform(0.85, 1.15, 3)
+    gray = generator.uniform(30, 100) + generator.uniform(8, 30) * texture / texture.std()
+    return gray[..., None] * generator.uniform(0.85, 1.15, 3)
 
 
 def _paint(scene: np.ndarray, ink: np.ndarray, level: float, generator: np.random.Generator) -> None:
-    """Put ink (size, size) of a random colour on the scene, brighter than the background's ``level``."""
-    colour = (level + generator.uniform(*CONTRASTS)) * generator.uniform(0.85, 1.15, 3)
-    scene += ink[..., None] * (colour - scene)
+    """Add ink (size, size) of a random color to the scene, brighter than the background's ``level``."""
+    color = (level + generator.uniform(*CONTRASTS)) * generator.uniform(0.85, 1.15, 3)
+    scene += ink[..., None] * (color - scene)
 
 
-def _photograph(scene: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """The scene with a camera's noise, as uint8."""
+def _add_noise(scene: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The scene with camera noise, as uint8."""
     return (scene + generator.normal(0, 4, scene.shape)).clip(0, 255).round().astype(np.uint8)
 
 
@@ -151,7 +151,7 @@ def _ink(image: np.ndarray, size: int, generator: np.random.Generator) -> np.nda
 
 
 def _place(image: np.ndarray, size: int, placed: list[PlacedDigit], generator: np.random.Generator):
-    """Ink of a digit that does not hide others too much, or None if all tries did."""
+    """Ink of a digit that does not hide others too much, or None if all attempts did."""
     for _ in range(ATTEMPTS):
         ink = _ink(image, size, generator)
         if all((other.mask & (ink < INK)).sum() >= (1 - MAX_HIDDEN) * other.area for other in placed):
@@ -162,7 +162,7 @@ def _place(image: np.ndarray, size: int, placed: list[PlacedDigit], generator: n
 def _write_split(out: Path, split: str, digits: tuple, count: int, size: int, generator) -> None:
     for folder in (out / split, out / 'labels' / split, out / 'annotations'):
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob('*.png'):  # segmentation takes all images that it finds
+        for old in folder.glob('*.png'):  # segmentation uses all images that it finds
             old.unlink()
     images, annotations = [], []
     for number in track(range(1, count + 1), f'Drawing {split}', console=Console(stderr=True)):

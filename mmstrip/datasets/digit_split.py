@@ -9,7 +9,7 @@ try:
     from sklearn.model_selection import train_test_split
 except ModuleNotFoundError as error:
     raise ImportError(
-        "the digits are part of scikit-learn, which is not installed: pip install 'mmstrip[tools]'"
+        "the digits come with scikit-learn, which is not installed: pip install 'mmstrip[tools]'"
     ) from error
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -22,7 +22,7 @@ def split_digits() -> dict:
     """The 1,797 digits in a fixed split, stratified by class: 1,437 to train, 360 to test.
 
     Returns:
-        'train' and 'test', each (images, labels, ids): uint8 (N, 8, 8), int (N, ), place in scikit-learn's data (N, ).
+        'train' and 'test', each (images, labels, ids): uint8 (N, 8, 8), int (N, ), index in scikit-learn's data (N, ).
     """
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)

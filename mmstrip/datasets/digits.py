@@ -9,21 +9,21 @@ from .digit_split import DIGITS, split_digits
 
 @DATASETS.register_module()
 class Digits(BaseDataset):
-    """scikit-learn's handwritten digits, 8 x 8 grey levels, as (8, 8, 3) images in memory with ``gt_label``.
+    """scikit-learn's handwritten digits, 8 x 8 gray levels, as (8, 8, 3) images in memory with ``gt_label``.
 
     Args:
         split (str): 'train' (1,437 images) or 'test' (360). Defaults to 'train'.
         **kwargs: Further arguments of :class:`mmpretrain.datasets.BaseDataset`, such as ``pipeline``.
 
     Raises:
-        ValueError: ``split`` is another word.
+        ValueError: ``split`` is none of these.
     """
 
     METAINFO = {'classes': DIGITS}
 
     def __init__(self, split: str = 'train', **kwargs):
         if split not in ('train', 'test'):
-            raise ValueError(f"split must be 'train' or 'test', but got {split!r}")
+            raise ValueError(f'split must be one of train, test, but got {split!r}')
         self.split = split
         super().__init__(ann_file='', test_mode=split == 'test', **kwargs)
 

@@ -1,7 +1,8 @@
-"""Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv 1708.07747): 70,000 photographs of clothes, 28 x 28 grey levels."""
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv 1708.07747): 70,000 photographs of clothes, 28 x 28 gray levels."""
 
 import gzip
 import hashlib
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ PACKAGE = 'dataset-fashion-mnist'
 PACKAGE_FOLDER = '/usr/share/datasets/fashion-mnist'
 SIDE, MARGIN = 28, 2
 NUM_HELD_OUT = 5000
-# Of the unpacked files, as they are packed in more than one way.
+# Of the unpacked files, because there are several ways to pack them.
 SHA256 = {
     'train-images-idx3-ubyte': 'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
     'train-labels-idx1-ubyte': 'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9',
@@ -38,7 +39,7 @@ def unpack_fashion_mnist(source: str | Path, out: str | Path) -> dict[str, int]:
         out: Folder to write to.
 
     Returns:
-        Number of images, of 'train' and of 't10k', the test images.
+        Number of images of 'train' and of 't10k', the test set.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -49,7 +50,7 @@ def unpack_fashion_mnist(source: str | Path, out: str | Path) -> dict[str, int]:
         found = hashlib.sha256(content).hexdigest()
         if found != SHA256[name]:
             raise ValueError(
-                f'{Path(source) / name}.gz is not the published one: its content has the SHA-256 {found} instead of '
+                f'{_find(Path(source), name)} is not the published file: its content has SHA-256 {found}, not '
                 f'{SHA256[name]}'
             )
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -58,18 +59,26 @@ def unpack_fashion_mnist(source: str | Path, out: str | Path) -> dict[str, int]:
     return COUNTS
 
 
+def _find(source: Path, name: str) -> Path:
+    """The file as ``.gz``, or unpacked if there is only that."""
+    packed, unpacked = source / f'{name}.gz', source / name
+    return unpacked if unpacked.is_file() and not packed.is_file() else packed
+
+
 def _read(source: Path, name: str) -> bytes:
-    if (source / f'{name}.gz').is_file():
-        try:
-            return gzip.decompress((source / f'{name}.gz').read_bytes())
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(f'{source / name}.gz is damaged ({error}): fetch it again') from error
-    if (source / name).is_file():
-        return (source / name).read_bytes()
-    raise FileNotFoundError(
-        f'no {source / name}.gz: on Debian and Ubuntu, "apt-get install {PACKAGE}" puts the four files into '
-        f'{PACKAGE_FOLDER}; elsewhere, fetch them from github.com/zalandoresearch/fashion-mnist and name their folder'
-    )
+    file = _find(source, name)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f'no {file}: on Debian and Ubuntu, "apt-get install {PACKAGE}" puts the four files into {PACKAGE_FOLDER}; '
+            'elsewhere, download them from github.com/zalandoresearch/fashion-mnist and pass their folder'
+        )
+    content = file.read_bytes()
+    if file.suffix != '.gz':
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f'{file} is damaged ({error}): download it again') from error
 
 
 @DATASETS.register_module()
@@ -77,14 +86,14 @@ class FashionMNIST(BaseDataset):
     """Fashion-MNIST with a black margin of 2 pixels, as (32, 32, 3) images in memory with ``gt_label``.
 
     Args:
-        data_root (str): Folder that ``tools/dataset_converters/fashion_mnist.py`` has written.
-        split (str): 'train' (60,000 images), 'test' (10,000), or to choose settings 'train-part' and 'held-out', the
+        data_root (str): Folder written by ``tools/dataset_converters/fashion_mnist.py``.
+        split (str): 'train' (60,000 images), 'test' (10,000), or, to choose settings, 'train-part' and 'held-out', the
             first 55,000 and the last 5,000 training images. Defaults to 'train'.
         **kwargs: Further arguments of :class:`mmpretrain.datasets.BaseDataset`, such as ``pipeline``.
 
     Raises:
-        FileNotFoundError: The files are not there.
-        ValueError: ``split`` is another word.
+        FileNotFoundError: A file is missing.
+        ValueError: ``split`` is none of these.
     """
 
     METAINFO = {
@@ -96,7 +105,7 @@ class FashionMNIST(BaseDataset):
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs):
         if split not in SPLITS:
-            raise ValueError(f'split must be among {", ".join(SPLITS)}, but got {split!r}')
+            raise ValueError(f'split must be one of {", ".join(SPLITS)}, but got {split!r}')
         self.split = split
         super().__init__(ann_file='', data_root=data_root, test_mode=split in ('test', 'held-out'), **kwargs)
 

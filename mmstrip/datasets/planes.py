@@ -1,4 +1,4 @@
-"""The memory layout of images, for pipelines of all toolboxes."""
+"""The memory layout of images in pipelines of all toolboxes."""
 
 import cv2
 import numpy as np
@@ -6,15 +6,15 @@ from mmcv.transforms import BaseTransform
 
 from ..registry import TRANSFORMS
 
-_FLIPS = {(-1, 1): 0, (1, -1): 1, (-1, -1): -1}  # OpenCV's numbers, by the signs of the strides
+_FLIPS = {(-1, 1): 0, (1, -1): 1, (-1, -1): -1}  # OpenCV's flip codes by the signs of the strides
 
 
 @TRANSFORMS.register_module()
 class ToPlanes(BaseTransform):
-    """Store an image one channel after the other, as tensors are; placed before packing, which then copies nothing.
+    """Store an image in planar layout, like a tensor; placed before packing, which then copies nothing.
 
-    The image is the same, still (H, W, 3). The toolboxes' own way takes five times as long, ten times for mirrored
-    images. Images that are not 8-bit color stay as they are.
+    The image is still (H, W, 3), with the same values. The toolboxes' own way takes five times as long, ten times for
+    flipped images. Images other than 8-bit color stay as they are.
     """
 
     def transform(self, results: dict) -> dict:
@@ -22,7 +22,7 @@ class ToPlanes(BaseTransform):
         if img.dtype == np.uint8 and img.ndim == 3 and img.shape[2] == 3 and img.size:
             rows, columns = (-1 if step < 0 else 1 for step in img.strides[:2])
             planes = np.empty((3, *img.shape[:2]), np.uint8)
-            cv2.split(img[::rows, ::columns], list(planes))  # mirrored afterwards, as NumPy would copy mirrored views
+            cv2.split(img[::rows, ::columns], list(planes))  # flipped below: flipped views are slow to copy
             if (rows, columns) in _FLIPS:
                 for plane in planes:
                     cv2.flip(plane, _FLIPS[rows, columns], plane)

@@ -7,7 +7,7 @@ from ..registry import DATASETS
 
 @DATASETS.register_module()
 class SegDataset(BaseSegDataset):
-    """mmseg's BaseSegDataset whose classes, given as ``metainfo``, are also where mmseg's confusion matrix looks."""
+    """mmseg's BaseSegDataset, with ``metainfo`` also as METAINFO, where mmseg's confusion matrix looks for classes."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

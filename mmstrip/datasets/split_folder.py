@@ -1,4 +1,4 @@
-"""Folders of images, a part of which is held out."""
+"""Folders of images, part of which is held out."""
 
 from mmpretrain.datasets import CustomDataset
 
@@ -13,18 +13,18 @@ class SplitFolder(CustomDataset):
 
     Args:
         data_root (str): Folder that holds both.
-        split (str): 'train', 'test', or to choose settings 'train-part' and 'held-out', nine tenths and one tenth of
+        split (str): 'train', 'test', or, to choose settings, 'train-part' and 'held-out', nine tenths and one tenth of
             the training images. Defaults to 'train'.
         **kwargs: Further arguments of :class:`mmpretrain.datasets.CustomDataset`, such as ``pipeline``.
 
     Raises:
-        ValueError: ``split`` is another word.
+        ValueError: ``split`` is none of these.
     """
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs):
         splits = ('train', 'test', 'train-part', 'held-out')
         if split not in splits:
-            raise ValueError(f'split must be among {", ".join(splits)}, but got {split!r}')
+            raise ValueError(f'split must be one of {", ".join(splits)}, but got {split!r}')
         self.split = split
         folder = 'test' if split == 'test' else 'train'
         test_mode = split in ('test', 'held-out')

@@ -1,8 +1,8 @@
-"""mmpretrain's training transforms in less time: each replaces the one of its name, ``type='mmstrip.RandAugment'``.
+"""Faster versions of mmpretrain's training transforms; each replaces the one of its name (``mmstrip.RandAugment``).
 
-Random numbers are drawn as there, in the same order, so equal seeds give equal crops, flips and operations. Values are
-equal too, but for those of resizing, which differ by up to 2 of 255. Images that a faster way does not take (other
-types, channels or arguments) go the way of mmpretrain.
+Random numbers are drawn in the same order, so equal seeds give equal crops, flips and operations. Pixels are equal too,
+except after resizing, where they differ by up to 2 of 255. Images of other types or channels, and other arguments, are
+left to mmpretrain.
 """
 
 from itertools import accumulate
@@ -17,20 +17,20 @@ from torch.nn import functional as F
 
 from ..registry import TRANSFORMS
 
-_VALUES = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)  # an image that has each of them
+_VALUES = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)  # an image with each value
 _FLIPS = {'horizontal': 1, 'vertical': 0, 'diagonal': -1}
 
 
 @TRANSFORMS.register_module()
 class RandomResizedCrop(mmpretrain_transforms.RandomResizedCrop):
-    """Crop and resize at random; ``backend='pillow'`` computes as Pillow does, but by PyTorch's kernels.
+    """Crop and resize at random; ``backend='pillow'`` computes like Pillow, with PyTorch's kernels.
 
-    They differ by rounding: up to 2 of 255, in 0.3 % of the values.
+    They differ by rounding: by up to 2 of 255, in 0.3 % of the values.
     """
 
     def transform(self, results: dict) -> dict:
         img = results['img']
-        if self.backend != 'pillow' or self.interpolation not in ('bilinear', 'bicubic') or not _is_common(img):
+        if self.backend != 'pillow' or self.interpolation not in ('bilinear', 'bicubic') or not _is_8_bit(img):
             return super().transform(results)
         top, left, height, width = self.rand_crop_params(img)
         crop = np.array(img[top : top + height, left : left + width], order='C')
@@ -43,25 +43,25 @@ class RandomResizedCrop(mmpretrain_transforms.RandomResizedCrop):
 
 @TRANSFORMS.register_module()
 class RandomFlip(mmcv_transforms.RandomFlip):
-    """Flip at random, without the negative strides that make each later step copy its image slowly."""
+    """Flip at random, without negative strides, which slow down each later copy of the image."""
 
     @cache_randomness
     def _choose_direction(self) -> str | None:
         directions = [self.direction] if isinstance(self.direction, str) else self.direction
         shares = self.prob if isinstance(self.prob, list) else [self.prob / len(directions)] * len(directions)
-        drawn = np.random.random_sample()  # as np.random.choice, which takes eight times as long
+        drawn = np.random.random_sample()  # like np.random.choice, eight times as fast
         return next((name for name, end in zip(directions, accumulate(shares)) if drawn < end), None)
 
     def _flip(self, results: dict) -> None:
         img = results['img']
         super()._flip(results)
-        if _is_common(img):
+        if _is_8_bit(img):
             results['img'] = cv2.flip(img, _FLIPS[results['flip_direction']]).reshape(img.shape)
 
 
 @TRANSFORMS.register_module()
 class RandAugment(mmpretrain_transforms.RandAugment):
-    """Random operations, those on single values by tables of 256 values."""
+    """RandAugment with lookup tables for the operations that map pixel values."""
 
     @cache_randomness
     def random_policy_indices(self) -> list[int]:
@@ -70,9 +70,9 @@ class RandAugment(mmpretrain_transforms.RandAugment):
     def transform(self, results: dict) -> dict | None:
         for index in self.random_policy_indices():
             operation, img = self.transforms[index], results['img']
-            look_up = _LOOK_UPS.get(type(operation))
-            if look_up and _is_common(img) and img.ndim == 3 and img.size < 2**24:  # what float32 counts exactly
-                results['img'] = look_up(operation, img)
+            lookup = _LOOKUPS.get(type(operation))
+            if lookup and _is_8_bit(img) and img.ndim == 3 and img.size < 2**24:  # counted exactly in float32
+                results['img'] = lookup(operation, img)
             else:
                 results = operation(results)
                 if results is None:
@@ -82,7 +82,7 @@ class RandAugment(mmpretrain_transforms.RandAugment):
 
 @TRANSFORMS.register_module()
 class RandomErasing(mmpretrain_transforms.RandomErasing):
-    """Erase a random rectangle; normally distributed noise is computed in place."""
+    """Erase a random rectangle, computing Gaussian noise in place."""
 
     def _fill_pixels(self, img: np.ndarray, top: int, left: int, h: int, w: int) -> np.ndarray:
         if self.mode == 'const' or self.fill_std is None:
@@ -94,13 +94,13 @@ class RandomErasing(mmpretrain_transforms.RandomErasing):
         return img
 
 
-def _is_common(img: np.ndarray) -> bool:
-    """Whether it has 8 bits, and one channel without an axis of its own, or three."""
+def _is_8_bit(img: np.ndarray) -> bool:
+    """Whether an image is 8-bit and of shape (H, W) or (H, W, 3)."""
     return img.dtype == np.uint8 and img.size > 0 and (img.ndim == 2 or img.shape[2:] == (3,))
 
 
-def _on_values(operation: mmcv_transforms.BaseTransform, img: np.ndarray) -> np.ndarray:
-    """Of operations whose result depends on a pixel's value alone: what they make of each value."""
+def _pointwise(operation: mmcv_transforms.BaseTransform, img: np.ndarray) -> np.ndarray:
+    """An operation that depends on a pixel's value only, through a table of its results."""
     table = operation.transform(dict(img=_VALUES))['img']
     return img if table is _VALUES else cv2.LUT(img, table)
 
@@ -139,15 +139,15 @@ def _contrast(operation: mmpretrain_transforms.Contrast, img: np.ndarray) -> np.
 
 
 def _histograms(img: np.ndarray) -> list[np.ndarray]:
-    """Numbers of pixels of each value, of each channel."""
+    """Number of pixels of each value, per channel."""
     return [cv2.calcHist([img], [i], None, [256], [0, 256]).ravel().astype(int) for i in range(img.shape[2])]
 
 
-_LOOK_UPS = {
+_LOOKUPS = {
     mmpretrain_transforms.AutoContrast: _auto_contrast,
-    mmpretrain_transforms.Brightness: _on_values,
+    mmpretrain_transforms.Brightness: _pointwise,
     mmpretrain_transforms.Contrast: _contrast,
     mmpretrain_transforms.Equalize: _equalize,
-    mmpretrain_transforms.Solarize: _on_values,
-    mmpretrain_transforms.SolarizeAdd: _on_values,
+    mmpretrain_transforms.Solarize: _pointwise,
+    mmpretrain_transforms.SolarizeAdd: _pointwise,
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..models import StripMLP
-from ..utils.checkpoints import fill_model
+from ..utils.checkpoints import load_full_checkpoint
 from ..utils.config import dataset_class, leaf_datasets, load_config
 from ..version import __version__
 from . import any_size
@@ -222,7 +222,7 @@ def export_model(
         raise ValueError(f'--scores is for classifiers, but {config} exports a {task}')
     if task == 'detector':
         check_detector(settings.format, settings.dynamic_batch or settings.dynamic_size)
-    meta = fill_model(model, config, checkpoint, trusted).get('meta') or {}
+    meta = load_full_checkpoint(model, config, checkpoint, trusted).get('meta') or {}
     if hasattr(model.backbone, 'switch_to_deploy'):
         model.backbone.switch_to_deploy()
     if task == 'segmentor' and settings.dynamic_size:

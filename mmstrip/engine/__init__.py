@@ -1,4 +1,4 @@
-"""Running a training: hooks and loops of mmengine's Runner, what makes it resumable, and how it is launched."""
+"""Training: hooks and loops for mmengine's Runner, resuming and launching."""
 
 from . import hooks, layer_decay, loops, precision, sampler, workers
 

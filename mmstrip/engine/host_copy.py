@@ -1,21 +1,20 @@
-"""Numbers on their way from a GPU to the host, which goes on in the meantime."""
+"""Asynchronous copies of numbers from a GPU to the host."""
 
 import torch
 from torch import Tensor
 
 
 class HostCopy:
-    """A copy of a device's numbers that the host reads later, without waiting for what it queues after them.
+    """A copy of device values that the host reads later, without waiting for work queued after them.
 
-    Reading them at once (``.item()``, ``bool()``) would let the host wait for all that was queued before, and the
-    GPU afterwards for the host.
+    Reading at once (``.item()``, ``bool()``) makes the host wait for all queued work, and then the GPU for the host.
 
     Args:
-        values (Tensor): (N, ) on any device. On CPUs nothing has to be waited for.
+        values (Tensor): (N, ) on any device; on CPUs, the copy is ready at once.
     """
 
     def __init__(self, values: Tensor):
-        # Into pinned memory; only CUDA's events say when such a copy is there.
+        # Into pinned memory; only a CUDA event tells when the copy is complete.
         self._values = values.detach().to('cpu', non_blocking=values.is_cuda)
         self._event = None
         if values.is_cuda:
@@ -23,18 +22,18 @@ class HostCopy:
             self._event.record()
 
     def arrived(self) -> bool:
-        """Whether :meth:`read` would return without waiting."""
+        """Whether :meth:`read` returns without waiting."""
         return self._event is None or self._event.query()
 
     def read(self) -> list[float]:
-        """The numbers; waits for them, and for nothing that was queued after them."""
+        """The values; waits for this copy, but not for work queued after it."""
         if self._event is not None:
             self._event.synchronize()
         return self._values.tolist()
 
 
 def copies_of(losses: dict[str, Tensor | float]) -> list[tuple[list[str], HostCopy]]:
-    """Names and float32 values of scalars, those of each device by themselves, so that none is moved to be stacked."""
+    """Names and float32 values of scalars, one pair per device, so that no value moves between devices."""
     devices: dict[torch.device, dict[str, Tensor]] = {}
     for name, value in losses.items():
         value = torch.as_tensor(value)

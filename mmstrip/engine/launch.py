@@ -1,4 +1,4 @@
-"""From a config file to a Runner: what the command-line tools share."""
+"""From a config to a Runner: shared by the command-line tools."""
 
 import argparse
 import inspect
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from ..utils.checkpoints import load_plain_weights_only
-from ..utils.config import dataset_class, leaf_datasets
+from ..utils.checkpoints import add_trust_option, load_plain_weights_only
+from ..utils.config import add_config_options, dataset_class, leaf_datasets
 from .resumable import make_resumable
 from .resume import choose_checkpoint
 from .runner import runner_class
@@ -26,21 +26,17 @@ LAUNCHERS = ('none', *_RANKS)
 
 
 def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line of a tool that runs in one process or in many."""
+    """Parse the command line of a tool that runs in one or several processes, with the options that these share."""
+    add_config_options(parser)
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config'
+        '--launcher', choices=LAUNCHERS, default='none', help='how the processes are started (default: none)'
     )
-    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how the processes were started')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
-    parser.add_argument(
-        '--trust-checkpoints',
-        action='store_true',
-        help='load checkpoints that run code when they are read; only if you trust their makers',
-    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
+    add_trust_option(parser)
     parser.add_argument(
         '--no-accelerate',
         action='store_true',
-        help='run Strip-MLP as its modules are written, neither by native operators nor compiled',
+        help='run the reference implementation of Strip-MLP: no native operators, no compilation',
     )
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -48,19 +44,19 @@ def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def set_work_dir(config: Config, work_dir: str | None, path: str) -> None:
-    """Command line before config file before ``./work_dirs/{name of the config}``."""
+    """Set ``work_dir``: the command line's, else the config's, else ``./work_dirs/{name of the config}``."""
     config.work_dir = work_dir or config.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
 
 
 def check_data(config: Config, loaders: Sequence[str]) -> None:
-    """Look for the data folders before anything is built.
+    """Check that the data folders exist before anything is built.
 
     Args:
-        config: A whole config.
+        config: Complete config.
         loaders: Keys of the dataloaders that will be used, such as 'train_dataloader'.
 
     Raises:
-        FileNotFoundError: A ``data_root`` is missing, and its dataset does not download it.
+        FileNotFoundError: A ``data_root`` does not exist, and its dataset does not download it.
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
     for loader in loaders:
@@ -68,7 +64,7 @@ def check_data(config: Config, loaders: Sequence[str]) -> None:
             root = dataset.get('data_root')
             if root and '://' not in root and not Path(root).is_dir() and not _downloads(dataset):
                 raise FileNotFoundError(
-                    f'{key}.data_root: no folder {root}; put the data there, or name its place with '
+                    f'{key}.data_root: no folder {root}. Put the data there, or set '
                     f'--cfg-options {key}.data_root=FOLDER'
                 )
 
@@ -82,20 +78,19 @@ def _downloads(dataset: dict) -> bool:
 def build_runner(
     config: Config, launcher: str = 'none', trust_checkpoints: bool = False, accelerate: bool = True
 ) -> Runner:
-    """The Runner of a config, in a process group if there is a launcher: NCCL with CUDA, else gloo.
+    """Build the Runner of a config, in a process group if there is a launcher: NCCL with CUDA, gloo otherwise.
 
-    A training can be stopped and resumed anywhere, see :func:`mmstrip.engine.resumable.make_resumable`; from here on,
-    the process loads checkpoints without running any code in them.
+    The training can be stopped and resumed anywhere, see :func:`mmstrip.engine.resumable.make_resumable`. From this
+    call on, the process loads checkpoints without running code in them.
 
     Args:
-        config: A whole config.
-        launcher: 'none', 'pytorch' (torchrun), 'slurm' or 'mpi'.
-        trust_checkpoints: Run the code that checkpoints may ask for. Defaults to False.
+        config: Complete config.
+        launcher: 'none', 'pytorch' (torchrun), 'slurm' or 'mpi'. Defaults to 'none'.
+        trust_checkpoints: Let checkpoints run code. Defaults to False.
         accelerate: Run Strip-MLP on its faster implementation (:func:`mmstrip.accelerate`). Defaults to True.
 
     Raises:
-        ValueError: Distributed running without CUDA by a launcher other than torchrun, or a checkpoint to resume that
-            cannot be read.
+        ValueError: Without CUDA, the launcher is not torchrun; or the checkpoint to resume from cannot be read.
     """
     load_plain_weights_only(trust_checkpoints)
     make_resumable(config)
@@ -108,19 +103,19 @@ def build_runner(
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         _join_group('nccl', config)
     runner = runner_class(config.get('runner_type'), config.get('default_scope')).from_cfg(config)
-    # Not in the config, which the run has dumped: it is for other runs too.
+    # Set here, because the config is dumped by now and serves other runs too.
     runner._resume = resumed is not None
     runner._load_from = resumed or config.get('load_from')
     return runner
 
 
 def set_accelerate(config: Config, accelerate: bool) -> None:
-    """Let a config that has a Strip-MLP run it on its faster implementation, or take out what does.
+    """Add the hook that runs Strip-MLP on its faster implementation if the model has one; else remove the hook.
 
-    The hook is among ``default_hooks``, as lists of ``custom_hooks`` are replaced where they are inherited.
+    It goes into ``default_hooks``, because configs that inherit ours replace the list ``custom_hooks``.
     """
     hooks = dict(config.get('default_hooks') or {})
-    options = hooks.pop('accelerate', None) or {}  # without a type where the command line alone has it
+    options = hooks.pop('accelerate', None) or {}  # has no type if only the command line sets it
     hooks = {key: hook for key, hook in hooks.items() if not _accelerates(hook)}
     if accelerate and _has_strip_mlp(config.get('model')):
         hooks['accelerate'] = dict(options, type='mmstrip.AccelerateHook')
@@ -140,20 +135,20 @@ def _has_strip_mlp(node) -> bool:
 
 
 def _is_named(node: dict, name: str) -> bool:
-    """Whether a config is of that type, in any scope."""
+    """Whether a config's type has this name, in any scope."""
     kind = node.get('type')
     return str(getattr(kind, '__name__', kind)).rpartition('.')[2] == name
 
 
 def train(config: Config, launcher: str = 'none', trust_checkpoints: bool = False, accelerate: bool = True) -> Runner:
-    """Train by a config, in whose work dir no other training may run meanwhile.
+    """Train from a config. No other training may use its work dir meanwhile.
 
     Takes the arguments of :func:`build_runner`.
 
     Raises:
-        RuntimeError: Another training runs in the work dir.
+        RuntimeError: Another training uses the work dir.
     """
-    if launcher == 'none' or int(os.environ.get(_RANKS[launcher], 0)) == 0:  # the process that writes there
+    if launcher == 'none' or int(os.environ.get(_RANKS[launcher], 0)) == 0:  # only rank 0 writes there
         lock_work_dir(config.work_dir)
     try:
         runner = build_runner(config, launcher, trust_checkpoints, accelerate)
@@ -164,21 +159,21 @@ def train(config: Config, launcher: str = 'none', trust_checkpoints: bool = Fals
 
 
 def _prepare_gloo(config: Config, launcher: str) -> None:
-    """mmengine's own start-up selects CUDA devices, so on CPUs the group comes from here."""
+    """Join a gloo group here, because mmengine's own setup selects CUDA devices."""
     if launcher != 'pytorch':
         raise ValueError(f"launcher must be 'pytorch' (torchrun) on machines without CUDA, but got {launcher!r}")
     if not torch.distributed.is_initialized():
         _join_group('gloo', config)
-        print_log('No CUDA: the processes use the gloo backend', logger='current')
+        print_log('CUDA is not available: using the gloo backend', logger='current')
 
 
 def _restarts() -> int:
-    """How often torchrun has started the processes again."""
+    """How many times torchrun has restarted the processes."""
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
 
 
 def _join_group(backend: str, config: Config) -> None:
-    """Join the other processes of this start; torchrun's store still has the addresses of those that died before."""
+    """Join the process group, under a prefix per restart: torchrun's store keeps the addresses of dead processes."""
     store, rank, world_size = next(torch.distributed.rendezvous('env://'))
     store = torch.distributed.PrefixStore(f'start_{_restarts()}', store)
     seconds = ((config.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout')
@@ -187,6 +182,6 @@ def _join_group(backend: str, config: Config) -> None:
 
 
 def leave_group() -> None:
-    """End the process group after a run that went well; threads that it leaves to the end of Python may abort it."""
+    """Destroy the process group after a successful run; threads left until Python exits may abort the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Learning rates that fall from layer to layer towards the image, for fine-tuning."""
+"""Layer-wise learning-rate decay for fine-tuning."""
 
 from mmengine.model import BaseModel
 from torch import nn
@@ -6,24 +6,25 @@ from torch import nn
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 from .param_groups import GroupedOptimWrapperConstructor
 
-_WRAPPERS = ('module', '_orig_mod', '_checkpoint_wrapped_module')  # under these names wrappers hold what they wrap
+_WRAPPERS = ('module', '_orig_mod', '_checkpoint_wrapped_module')  # attributes in which wrappers hold a module
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
-    """mmengine's default constructor, with layer-wise learning-rate decay of the backbones, in any toolbox.
+    """mmengine's default constructor with layer-wise learning-rate decay for the backbones of any toolbox.
 
-    A layer's learning rate is multiplied by ``layer_decay_rate`` once for each layer above it in its backbone. What
-    follows the backbone's blocks, necks and heads keep theirs. Backbones are all modules with ``get_layer_depth``
-    (:meth:`mmstrip.models.StripMLP.get_layer_depth`) but whole models, under any name and in any wrapper. OneCycleLR
-    sets one rate for all layers, so it undoes the decay.
+    A layer's learning rate is multiplied by ``layer_decay_rate`` once per layer above it in its backbone. Layers after
+    the backbone's blocks, necks and heads keep their rates. A backbone is any module with ``get_layer_depth``
+    (:meth:`mmstrip.models.StripMLP.get_layer_depth`) that is not a whole model, under any name and in any wrapper.
+    OneCycleLR sets one rate for all layers and so cancels the decay.
 
     Args:
-        optim_wrapper_cfg (dict): As of mmengine.
-        paramwise_cfg (dict): As of mmengine, and ``layer_decay_rate`` (float), in (0, 1].
+        optim_wrapper_cfg (dict): See mmengine.
+        paramwise_cfg (dict): See mmengine; also has ``layer_decay_rate`` (float), in (0, 1].
 
     Raises:
-        ValueError: ``layer_decay_rate`` is missing or no such number, or no module has ``get_layer_depth``.
+        ValueError: ``layer_decay_rate`` is missing or out of range, the optimizer has no ``lr``, or no module has
+            ``get_layer_depth``.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -37,9 +38,10 @@ class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
     def adjust(self, params: list[dict], model: nn.Module) -> None:
         backbones = {name: part for name, part in model.named_modules() if _is_backbone(part)}
         if not backbones:
-            raise ValueError(f'layer_decay_rate needs a backbone with get_layer_depth, but {type(model)} has none')
+            kind = type(model).__name__
+            raise ValueError(f'layer_decay_rate needs a backbone with get_layer_depth, but {kind} has none')
         if self.base_lr is None:
-            raise ValueError('layer_decay_rate needs optim_wrapper.optimizer.lr, which the config lacks')
+            raise ValueError('layer_decay_rate needs a base learning rate: set optim_wrapper.optimizer.lr')
         owners = {}
         for name, backbone in backbones.items():
             prefix = f'{name}.' if name else ''
@@ -56,5 +58,5 @@ class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
 
 
 def _is_backbone(module: nn.Module) -> bool:
-    """By its class, as wrappers hand on attributes of what they wrap; not a whole model, which asks its backbone."""
+    """Judged by class, because wrappers forward attributes. Whole models do not count: they ask their backbone."""
     return hasattr(type(module), 'get_layer_depth') and not isinstance(module, BaseModel)

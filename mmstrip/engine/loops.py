@@ -1,4 +1,4 @@
-"""Training loops that resume in the middle of an epoch and refuse loaders without a batch."""
+"""Training loops that resume mid-epoch and reject loaders without a batch."""
 
 from collections.abc import Sized
 
@@ -9,27 +9,23 @@ from ..registry import LOOPS
 
 
 def check_batches(loader: DataLoader | None, key: str) -> None:
-    """Refuse a loader that is empty.
-
-    Raises:
-        ValueError: It gives no batch.
-    """
+    """Raise a ValueError if a loader gives no batch."""
     if isinstance(loader, DataLoader) and isinstance(getattr(loader, 'batch_sampler', None), Sized) and not len(loader):
-        raise no_batch(loader, key)
+        raise empty_loader_error(loader, key)
 
 
-def no_batch(loader: DataLoader, key: str) -> ValueError:
-    """The error of a loader that gives no batch."""
+def empty_loader_error(loader: DataLoader, key: str) -> ValueError:
     images = len(loader.sampler) if isinstance(loader.sampler, Sized) else len(loader.dataset)
-    drops = getattr(loader, 'drop_last', False) and images > 0
-    reason = ' and drop_last=True, which leaves out an incomplete batch' if drops else ''
-    advice = 'lower batch_size, or set drop_last=False' if drops else 'the dataset is empty'
-    size = f'batch_size={loader.batch_size}'
-    return ValueError(f'{key} gives no batch: it has {images} images for each process, {size}{reason}; {advice}')
+    if not images or not getattr(loader, 'drop_last', False):
+        return ValueError(f'{key} gives no batch: its dataset is empty')
+    return ValueError(
+        f'{key} gives no batch: with drop_last=True, {images} images per process do not fill '
+        f'batch_size={loader.batch_size}. Lower batch_size, or set drop_last=False'
+    )
 
 
 def remaining_batches(loader: DataLoader, done: int) -> DataLoader:
-    """What is left of a loader's epoch after ``done`` batches, without loading those."""
+    """A loader of an epoch's batches after the first ``done``, which are not loaded."""
     return DataLoader(
         loader.dataset,
         batch_sampler=list(loader.batch_sampler)[done:],
@@ -44,10 +40,10 @@ def remaining_batches(loader: DataLoader, done: int) -> DataLoader:
 
 @LOOPS.register_module()
 class ResumableEpochLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs, whose first epoch may begin after batches that were trained before a stop.
+    """mmengine's epoch-based loop, whose first epoch can start after batches that were trained before a stop.
 
     Attributes:
-        batches_done (int): Batches of the coming epoch that are skipped; 0 but for a resumed run.
+        batches_done (int): Batches to skip in the next epoch; 0 unless the run was resumed mid-epoch.
     """
 
     batches_done = 0
@@ -65,7 +61,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class ResumableIterLoop(IterBasedTrainLoop):
-    """mmengine's loop over iterations, which resumes at any of them.
+    """mmengine's iteration-based loop.
 
     Raises:
         ValueError: The loader gives no batch.
@@ -78,4 +74,4 @@ class ResumableIterLoop(IterBasedTrainLoop):
         except StopIteration as error:
             if self.iter > start:
                 raise
-            raise no_batch(self.dataloader, 'train_dataloader') from error
+            raise empty_loader_error(self.dataloader, 'train_dataloader') from error

@@ -1,4 +1,4 @@
-"""Parameter groups: one for all parameters of equal settings, where mmengine makes one for each parameter."""
+"""Parameter groups by settings, where mmengine makes one group per parameter."""
 
 import inspect
 from collections.abc import Callable
@@ -10,17 +10,18 @@ from torch import Tensor, nn
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 from .host_copy import HostCopy
 
-_APPLIED = ('params', 'param_names', 'lr_mult', 'decay_mult')  # no settings: the factors are in lr and weight_decay
-_PER_GROUP = ('base_values', '_last_value')  # lists in the state of a parameter scheduler
+_APPLIED = ('params', 'param_names', 'lr_mult', 'decay_mult')  # no settings: lr and weight_decay include them
+_PER_GROUP = ('base_values', '_last_value')  # lists in a parameter scheduler's state
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's default constructor, with one parameter group for all parameters of equal settings.
 
-    An optimizer updates the parameters of a group together, so hundreds of groups cost a GPU thousands of launches per
-    step. Each group lists its parameters under ``param_names``. On CUDA, optimizers with a fused implementation use
-    it, unless the config sets ``fused`` or ``foreach``, and the log has the gradient norm of the step before.
+    An optimizer updates the parameters of a group together, so hundreds of groups cost thousands of kernel launches per
+    step on a GPU. Each group lists its parameters under ``param_names``. On CUDA, optimizers with a fused
+    implementation use it unless the config sets ``fused`` or ``foreach``, and the log shows the gradient norm of the
+    previous step.
 
     Args:
         optim_wrapper_cfg (dict): See mmengine.
@@ -50,14 +51,14 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             params[:] = merge_groups([defaults | group for group in params], module)
 
     def adjust(self, params: list[dict], model: nn.Module) -> None:
-        """Change the settings of groups, each of one parameter, before they are merged."""
+        """Change the settings of the groups, each of one parameter, before they are merged."""
 
 
 class _Clip:
-    """Clips gradients, and gives their norm; on CUDA that of the step before, as this one's would be waited for.
+    """Clips gradients and returns their norm; on CUDA that of the previous step, to avoid waiting for the GPU.
 
     Args:
-        clip: As mmengine's wrapper calls it, such as ``torch.nn.utils.clip_grad_norm_``.
+        clip: Function that mmengine's wrapper calls, such as ``torch.nn.utils.clip_grad_norm_``.
     """
 
     def __init__(self, clip: Callable):
@@ -65,23 +66,23 @@ class _Clip:
 
     def __call__(self, parameters: list[nn.Parameter], **options) -> float | Tensor | None:
         norm = self.clip(parameters, **options)
-        if norm is None or not _is_far(norm):
+        if norm is None or not _is_on_gpu(norm):
             return norm
         before, self.copy = self.copy, HostCopy(norm[None])
         return None if before is None else before.read()[0]
 
 
-def _is_far(norm: Tensor) -> bool:
+def _is_on_gpu(norm: Tensor) -> bool:
     return norm.is_cuda
 
 
 def wrappers_by_name(optim_wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, OptimWrapper]:
-    """The wrapper of each optimizer; '' is the name of a single one."""
+    """The wrapper of each optimizer by name; a single optimizer has the name ''."""
     return dict(optim_wrapper.items()) if isinstance(optim_wrapper, OptimWrapperDict) else {'': optim_wrapper}
 
 
 def merge_groups(groups: list[dict], model: nn.Module) -> list[dict]:
-    """Groups of equal settings as one, in the order of their first parameters."""
+    """Merge groups with equal settings, in the order of their first parameters."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     merged: list[dict] = []
     for group in groups:
@@ -102,14 +103,14 @@ def _settings(group: dict) -> dict:
 
 
 def regroup(state: dict, schedulers: list[dict], optim_wrapper: OptimWrapper, model: nn.Module) -> None:
-    """Bring the state of an optimizer with a group per parameter, and of its schedulers, to merged groups.
+    """Convert optimizer and scheduler states with one group per parameter to merged groups.
 
     Args:
-        state: Of an optimizer with its wrapper, from a checkpoint; changed in place. One of other groups is left as
-            it is.
-        schedulers: Of this optimizer, from the same checkpoint; changed in place.
-        optim_wrapper: What the state is for, from :class:`GroupedOptimWrapperConstructor`.
-        model: The training's, without wrappers.
+        state: State of an optimizer and its wrapper in a checkpoint; changed in place, unless its groups differ in
+            other ways.
+        schedulers: States of this optimizer's schedulers in the same checkpoint; changed in place.
+        optim_wrapper: Wrapper that the state is for, built by :class:`GroupedOptimWrapperConstructor`.
+        model: The model in training, without wrappers.
     """
     groups, saved = optim_wrapper.optimizer.param_groups, state['param_groups']
     named = {name for group in groups for name in group.get('param_names', ())}

@@ -1,4 +1,4 @@
-"""Mixed precision on CPUs and GPUs: what ``--amp`` of the tools means, and models' networks under autocast."""
+"""Mixed precision on CPUs and GPUs: the option ``--amp`` of the tools, and autocast for a model's networks."""
 
 import argparse
 import threading
@@ -20,37 +20,36 @@ from ..utils.wrappers import unwrap_model
 
 _CPU_WRAPPER = 'mmstrip.BFloat16OptimWrapper'
 
-
 _lock = threading.Lock()
-_patches: dict[nn.Module, list] = {}  # network under autocast -> how often, and the forward that it has of its own
-_here = threading.local()  # dtypes: network -> dtype, in this thread
+_patches: dict[nn.Module, list] = {}  # network under autocast -> number of uses, and its own attribute forward
+_thread = threading.local()  # dtypes: network -> dtype, in this thread
 
 
 @contextmanager
 def mixed_precision(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
-    """Within it, the networks of a toolbox's model run under autocast and return float32, in this thread alone.
+    """Run the networks of a toolbox's model under autocast with float32 outputs, in this thread only.
 
-    Losses, boxes, NMS and metrics are computed from float32 as ever: under autocast around a whole detector mmcv's NMS
-    and RoIAlign fail on CPUs, scores keep two digits, and NumPy has no bfloat16. For inferencers too:
+    Losses, boxes, NMS and metrics stay in float32: with autocast around a whole detector, mmcv's NMS and RoIAlign fail
+    on CPUs, scores keep two digits, and NumPy has no bfloat16. Inferencers work too:
     ``with mixed_precision(inferencer.model): inferencer(images)``.
 
     Args:
-        model: A classifier, detector or segmentor, or one in wrappers.
-        dtype: Of products and convolutions. Defaults to ``torch.bfloat16``. Threads that run at the same time must ask
-            for the same one, as autocast shares the weights that it has cast among them.
+        model: A classifier, detector or segmentor, wrapped or not.
+        dtype: Autocast dtype. Defaults to ``torch.bfloat16``. Threads that run at the same time must use the same one,
+            because they share autocast's cache of weights.
     """
     networks = set(_networks(unwrap_model(model)))
-    before = getattr(_here, 'dtypes', {})
+    before = getattr(_thread, 'dtypes', {})
     with _lock:
         for network in networks:
             _patches.setdefault(network, [0, vars(network).get('forward')])[0] += 1
             if _patches[network][0] == 1:
                 network.forward = _under_autocast(network, network.forward)
-    _here.dtypes = before | dict.fromkeys(networks, dtype)
+    _thread.dtypes = before | dict.fromkeys(networks, dtype)
     try:
         yield
     finally:
-        _here.dtypes = before
+        _thread.dtypes = before
         with _lock:
             for network in networks:
                 _patches[network][0] -= 1
@@ -62,9 +61,9 @@ def mixed_precision(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> It
 
 
 def _networks(model: nn.Module) -> Iterator[nn.Module]:
-    """Backbone, neck and heads, and what methods of heads call; not losses and others without parameters.
+    """Backbone, neck and heads, and submodules that methods of heads call; not modules without parameters.
 
-    Of models within a model, such as a student and its teacher, the same.
+    Models inside a model, such as a student and its teacher, are searched too.
     """
     for child in model.children():
         if next(child.parameters(), None) is not None:
@@ -77,9 +76,9 @@ def _networks(model: nn.Module) -> Iterator[nn.Module]:
 
 def _under_autocast(network: nn.Module, forward: Callable) -> Callable:
     def run(*inputs, **options):
-        dtype = getattr(_here, 'dtypes', {}).get(network)
+        dtype = getattr(_thread, 'dtypes', {}).get(network)
         device = next(network.parameters()).device.type
-        if dtype is None or torch.is_autocast_enabled(device):  # of another thread, or inside of another network
+        if dtype is None or torch.is_autocast_enabled(device):  # called in another thread, or inside another network
             return forward(*inputs, **options)
         with torch.autocast(device, dtype):
             outputs = forward(*inputs, **options)
@@ -92,8 +91,8 @@ def _under_autocast(network: nn.Module, forward: Callable) -> Callable:
 class BFloat16OptimWrapper(OptimWrapper):
     """mmengine's OptimWrapper with the model's networks in bfloat16.
 
-    mmengine's AmpOptimWrapper refuses CPUs, as its loss scaler is of CUDA. bfloat16 has the range of float32, so its
-    gradients need no scaling. Weights, their gradients and the optimizer's state are float32.
+    mmengine's AmpOptimWrapper rejects CPUs, because its loss scaler needs CUDA. bfloat16 has the range of float32, so
+    gradients need no scaling. Weights, gradients and the optimizer state stay in float32.
     """
 
     @contextmanager
@@ -104,10 +103,10 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 @LOOPS.register_module()
 class MixedPrecisionTestLoop(TestLoop):
-    """mmengine's loop over test images with the model's networks in lower precision.
+    """mmengine's TestLoop with the model's networks in lower precision.
 
     Args:
-        *args, **kwargs: As of TestLoop.
+        *args, **kwargs: See TestLoop.
         dtype: 'bfloat16' or 'float16'. Defaults to 'bfloat16'.
     """
 
@@ -121,77 +120,82 @@ class MixedPrecisionTestLoop(TestLoop):
 
 
 def add_amp_option(parser: argparse.ArgumentParser) -> None:
-    """The option ``--amp``."""
+    """Add the option ``--amp``."""
     parser.add_argument(
         '--amp',
         nargs='?',
         const='float16' if torch.cuda.is_available() else 'bfloat16',
         choices=('float16', 'bfloat16', 'auto'),
-        help='automatic mixed precision: float16 (GPUs, the default there), bfloat16 (the default on CPUs), or auto: '
-        'bfloat16 on CPUs that are faster with it, else float32',
+        help='automatic mixed precision: float16 (default on GPUs), bfloat16 (default on CPUs), or auto: bfloat16 on '
+        'CPUs that are faster with it, float32 otherwise',
     )
 
 
 def amp_dtype(name: str | None) -> str | None:
-    """The precision that a value of ``--amp`` asks for on this machine, and None for float32.
+    """Resolve a value of ``--amp`` on this machine.
 
     Args:
-        name: 'float16', 'bfloat16', None, or 'auto': bfloat16 on CPUs where the compiled operators take it, else
-            float32; prints which.
+        name: 'float16', 'bfloat16', None, or 'auto', which means bfloat16 on CPUs whose compiled operators support it,
+            float32 otherwise, and prints which.
+
+    Returns:
+        'float16', 'bfloat16', or None for float32.
 
     Raises:
         ValueError: float16 without a GPU.
     """
     if name == 'float16' and not torch.cuda.is_available():
-        raise ValueError('--amp float16 needs a GPU, and there is none; CPUs take --amp bfloat16')
+        raise ValueError('--amp float16 needs a GPU, but none is available; use --amp bfloat16 on CPUs')
     if name != 'auto':
         return name
-    # By a rule instead of a measurement, as a resumed run must choose what the first one did.
+    # A rule, not a measurement, because a resumed run must choose the same.
     faster = not torch.cuda.is_available() and ops.takes(torch.bfloat16)
     print(f'--amp auto: {"bfloat16, the faster one on this CPU" if faster else "float32"}', flush=True)
     return 'bfloat16' if faster else None
 
 
 def set_train_amp(config: Config, name: str | None) -> None:
-    """Let a config train in mixed precision: on GPUs by mmengine's AmpOptimWrapper, on CPUs by ours.
+    """Make a config train in mixed precision: with mmengine's AmpOptimWrapper on GPUs, with ours on CPUs.
 
     Args:
-        config: A whole config.
-        name: As of :func:`amp_dtype`.
+        config: Complete config.
+        name: See :func:`amp_dtype`.
 
     Raises:
-        ValueError: float16 without a GPU, or an ``optim_wrapper`` of another type, which has a precision of its own.
+        ValueError: float16 without a GPU, or ``optim_wrapper`` is missing or of a type with a precision of its own.
     """
     dtype = amp_dtype(name)
     if name is None:
         return
+    if not config.get('optim_wrapper'):
+        raise ValueError('--amp needs an optim_wrapper, but the config has none')
     wrapper = name_of(config.optim_wrapper.get('type', 'OptimWrapper'))
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper', _CPU_WRAPPER):
-        raise ValueError(f"--amp needs optim_wrapper.type 'OptimWrapper', but got {wrapper!r}")
+        raise ValueError(f"--amp works only with optim_wrapper.type 'OptimWrapper', but the config has {wrapper!r}")
     if dtype and torch.cuda.is_available():
         config.optim_wrapper.update(type='AmpOptimWrapper', dtype=dtype)
-        # bfloat16 has the range of float32, so that its gradients need no scaler, which would wait for the GPU.
+        # bfloat16 has the range of float32, so gradients need no scaler, which would wait for the GPU.
         config.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'float16' else dict(enabled=False))
         return
-    for key in ('dtype', 'loss_scale', 'use_fsdp'):  # arguments of AmpOptimWrapper alone
+    for key in ('dtype', 'loss_scale', 'use_fsdp'):  # arguments of AmpOptimWrapper only
         config.optim_wrapper.pop(key, None)
     config.optim_wrapper.type = _CPU_WRAPPER if dtype else 'OptimWrapper'
 
 
 def set_test_amp(config: Config, name: str | None) -> None:
-    """Let a config test in mixed precision.
+    """Make a config test in mixed precision.
 
     Args:
-        config: A whole config.
-        name: As of :func:`amp_dtype`.
+        config: Complete config.
+        name: See :func:`amp_dtype`.
 
     Raises:
-        ValueError: float16 without a GPU, or a ``test_cfg`` of another type.
+        ValueError: float16 without a GPU, or ``test_cfg`` has another type than TestLoop.
     """
     dtype = amp_dtype(name)
     if dtype is None:
         return
     loop = name_of(config.test_cfg.get('type', 'TestLoop'))
     if loop not in ('TestLoop', 'mmstrip.MixedPrecisionTestLoop'):
-        raise ValueError(f"--amp needs test_cfg.type 'TestLoop', but got {loop!r}")
+        raise ValueError(f"--amp works only with test_cfg.type 'TestLoop', but the config has {loop!r}")
     config.test_cfg.update(type='mmstrip.MixedPrecisionTestLoop', dtype=dtype)

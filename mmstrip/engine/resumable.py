@@ -1,4 +1,4 @@
-"""What makes the training of any config resumable: the parts of ours that take the place of mmengine's."""
+"""Makes the training of any config resumable: replaces parts of mmengine with ours."""
 
 from pathlib import Path
 
@@ -7,42 +7,41 @@ from mmengine.config import Config
 
 from ..utils.config import name_of
 
-_HOOKS = tuple(
-    f'mmstrip.{name}Hook' for name in ('Seed', 'InvalidLoss', 'TimeLeft', 'CheckpointFit', 'PlainCheckpoint')
-)
+_HOOKS = tuple(f'mmstrip.{name}Hook' for name in ('Seed', 'InvalidLoss', 'ETA', 'CheckpointFit', 'PlainCheckpoint'))
 _BAD_IMAGES_HOOK = 'mmstrip.BadImagesHook'
-_FORMER_HOOKS = ('mmstrip.NamedFilesHook', 'mmstrip.CompleteCheckpointHook')  # in configs that older versions dumped
+# In configs that older versions dumped.
+_FORMER_HOOKS = ('mmstrip.NamedFilesHook', 'mmstrip.CompleteCheckpointHook', 'mmstrip.TimeLeftHook')
 
 
 def make_resumable(config: Config) -> None:
-    """Put in samplers, loops and hooks that make a training resumable, and let errors of its data name the file.
+    """Insert the samplers, loops and hooks that make a training resumable and let data errors name the file.
 
     Args:
-        config: A whole config with ``work_dir``; it may have been through here before, as those that runs dump. Its key
-            ``skip_bad_images`` is the largest share of training images that may be skipped because they cannot be
-            read; without it, the first one stops the run.
+        config: Complete config with ``work_dir``, possibly dumped by a run, which has passed through here before. Its
+            key ``skip_bad_images`` is the largest fraction of training images that may be skipped because they cannot
+            be read; without it, the first such image stops the run.
 
     Raises:
-        ValueError: ``skip_bad_images`` is no share.
+        ValueError: ``skip_bad_images`` is not a number from 0 to 1.
     """
     hooks = [dict(type=name) for name in _HOOKS]
     share = config.get('skip_bad_images')
     bad_images = None
     if share is not None:
         if not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            raise ValueError(f'skip_bad_images must be a share from 0 to 1, but got {share!r}')
+            raise ValueError(f'skip_bad_images must be a fraction from 0 to 1, but got {share!r}')
         bad_images = str(Path(config.work_dir).absolute() / 'bad_images.txt')
         hooks.append(dict(type=_BAD_IMAGES_HOOK, path=bad_images, max_share=share))
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = config.get(name)
         if not loader:
             continue
-        if config.get('default_scope') == 'mmpretrain':  # one copy a batch, as its own tool has it
+        if config.get('default_scope') == 'mmpretrain':  # one copy per batch, as in its own tool
             loader.setdefault('collate_fn', dict(type='default_collate'))
         if loader.get('pin_memory') and not torch.cuda.is_available():
-            loader.pin_memory = False  # nothing to copy to, and PyTorch would warn
+            loader.pin_memory = False  # PyTorch would warn
         if loader.get('num_workers'):
-            loader.setdefault('worker_init_fn', dict(type='mmstrip.shield_worker'))
+            loader.setdefault('worker_init_fn', dict(type='mmstrip.block_sigterm_in_worker'))
     sampler = (config.get('train_dataloader') or {}).get('sampler')
     if sampler:
         sampler = sampler.sampler if sampler.type == 'mmstrip.SeededSampler' else sampler
@@ -63,7 +62,7 @@ def make_resumable(config: Config) -> None:
 
 
 def _merge_groups(optim_wrapper: dict) -> None:
-    """One parameter group for all parameters of equal settings, where the config leaves the groups to mmengine."""
+    """Merge parameters with equal settings into one group, if the config leaves the groups to mmengine."""
     default = 'DefaultOptimWrapperConstructor'
     if 'optimizer' in optim_wrapper and name_of(optim_wrapper.get('constructor', default)) == default:
         optim_wrapper['constructor'] = 'mmstrip.GroupedOptimWrapperConstructor'
@@ -72,7 +71,7 @@ def _merge_groups(optim_wrapper: dict) -> None:
 def _replace_loop(loop: dict) -> None:
     kind = name_of(loop['type']) if loop.get('type') else None
     if kind is None and 'by_epoch' not in loop:
-        return  # mmengine says what is missing
+        return  # mmengine reports what is missing
     by_epoch = loop.pop('by_epoch', kind == 'EpochBasedTrainLoop')
     if kind in (None, 'EpochBasedTrainLoop', 'IterBasedTrainLoop'):
         loop['type'] = 'mmstrip.ResumableEpochLoop' if by_epoch else 'mmstrip.ResumableIterLoop'

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from."""
+"""Choice of the checkpoint that a run resumes from."""
 
 import logging
 import os
@@ -14,28 +14,29 @@ from ..utils.checkpoints import read_checkpoint
 LAST = 'last_checkpoint'
 CHECKPOINTS = ('epoch_*.pth', 'iter_*.pth', 'interrupted.pth')
 _PARTS = {
-    'optimizer': 'no state of an optimizer',
+    'optimizer': 'no optimizer state',
     'state_dict': 'no state_dict',
-    'meta': 'no meta with its epoch and iteration',
+    'meta': 'no meta with epoch and iteration',
     'message_hub': 'no message_hub',
 }
 
 
 def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
-    """Find the checkpoint of a run to be resumed: ``load_from``, or the newest one in the work dir that can be read.
+    """Find the checkpoint to resume from: ``load_from``, or the newest readable one in the work dir.
 
-    The run takes the seed in it; where there is no checkpoint yet, it starts from ``load_from``, or from scratch.
+    The run takes over its seed. If there is no checkpoint yet, the run starts from ``load_from`` or from scratch.
 
     Args:
-        config: A whole config with ``work_dir`` and ``resume``: True for ``load_from`` if that is set, 'auto' for the
+        config: Complete config with ``work_dir`` and ``resume``: True for ``load_from`` if that is set, 'auto' for the
             work dir in any case.
-        trusted: As of :func:`mmstrip.utils.checkpoints.read_checkpoint`.
+        trusted: See :func:`mmstrip.utils.checkpoints.read_checkpoint`.
 
     Returns:
-        The checkpoint; None where there is none yet.
+        Path of the checkpoint; None if there is none yet.
 
     Raises:
-        FileNotFoundError, ValueError: The checkpoint, or every one in the work dir, cannot be read.
+        FileNotFoundError: ``load_from`` does not exist.
+        ValueError: ``load_from`` cannot be read, or no checkpoint in the work dir can.
     """
     if config.get('load_from') and config.resume != 'auto':
         found = config.load_from, read_resumable(config.load_from, trusted)
@@ -45,7 +46,7 @@ def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
         found = _newest(Path(config.work_dir), trusted, (*CHECKPOINTS, own))
     if found is None:
         start = config.get('load_from') or 'scratch'
-        print_log(f'No checkpoint in {config.work_dir} yet: the training starts from {start}', logger='current')
+        print_log(f'No checkpoint in {config.work_dir} yet: training starts from {start}', logger='current')
         return None
     path, checkpoint = found
     print_log(f'Resuming from {path}', logger='current')
@@ -53,16 +54,16 @@ def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
     if seed is not None:
         randomness = config.get('randomness') or {}
         if randomness.get('seed') not in (None, seed):
-            words = f'randomness.seed={randomness["seed"]} is not applied: a resumed run keeps its seed, {seed}'
+            words = f'randomness.seed={randomness["seed"]} is ignored: a resumed run keeps its seed, {seed}'
             print_log(words, 'current', logging.WARNING)
         config.randomness = dict(randomness, seed=seed)
     return path
 
 
 def _newest(folder: Path, trusted: bool, names: Sequence[str]) -> tuple[str, dict] | None:
-    """The newest checkpoint in a work dir that can be read, and its content; None where there is none.
+    """The newest readable checkpoint in a work dir and its content; None if there is none.
 
-    The file that ``last_checkpoint`` names comes first, then the others by their time; what cannot be read is logged.
+    The file named in ``last_checkpoint`` comes first, then the others, newest first. Unreadable files are logged.
     """
     last, problems = _last_checkpoint(folder), []
     for path in _by_age(folder, last, names):
@@ -70,16 +71,18 @@ def _newest(folder: Path, trusted: bool, names: Sequence[str]) -> tuple[str, dic
             return str(path), read_resumable(path, trusted)
         except (OSError, ValueError) as error:
             problems.append(str(error))
-            print_log(f'Cannot resume from this one, going back to the one before: {error}', 'current', logging.WARNING)
+            print_log(f'Cannot resume from this checkpoint, trying an older one: {error}', 'current', logging.WARNING)
     if problems:
         raise ValueError(f'no checkpoint in {folder} can be read: {"; ".join(problems)}')
     if last:
-        raise ValueError(f'{folder / LAST} names {last[:300]!r}, which is not there; to start from scratch, remove it')
+        raise ValueError(
+            f'{folder / LAST} names {last[:300]!r}, which does not exist. Remove {LAST} to start from scratch'
+        )
     return None
 
 
 def read_resumable(path: str | Path, trusted: bool = False) -> dict:
-    """As :func:`mmstrip.utils.checkpoints.read_checkpoint`, of a training that can be resumed.
+    """Read a checkpoint (:func:`mmstrip.utils.checkpoints.read_checkpoint`) that a training can resume from.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -88,25 +91,25 @@ def read_resumable(path: str | Path, trusted: bool = False) -> dict:
     checkpoint = read_checkpoint(path, trusted=trusted)
     problem = _problem(checkpoint)
     if problem:
-        raise ValueError(f'{path} is no checkpoint to resume: {problem}')
+        raise ValueError(f'{path} cannot be resumed from: {problem}')
     return checkpoint
 
 
 def _problem(checkpoint) -> str:
-    """What a checkpoint lacks, as weights alone do and what others than mmengine have written."""
+    """What a checkpoint lacks for resuming; '' if nothing. Plain weights and files of other libraries lack parts."""
     parts = [checkpoint.get(key) if isinstance(checkpoint, dict) else None for key in _PARTS]
     missing = [words for part, words in zip(parts, _PARTS.values()) if not isinstance(part, dict)]
     if missing:
         return f'it has {missing[0]}'
     _, _, meta, messages = parts
     if not all(isinstance(meta.get(key), int) for key in ('iter', 'epoch')):
-        return 'it does not say at which epoch and iteration it was saved'
+        return 'its meta lacks the epoch or iteration'
     lists = ('log_scalars', 'runtime_info', 'resumed_keys')
     return '' if set(lists) <= set(messages) else f'its message_hub must have {", ".join(lists)}'
 
 
 def _last_checkpoint(folder: Path) -> str:
-    """What ``last_checkpoint`` names; '' where there is none."""
+    """The file named in ``last_checkpoint``; '' if there is none."""
     pointer = folder / LAST
     if not os.path.isfile(pointer):
         return ''
@@ -115,11 +118,11 @@ def _last_checkpoint(folder: Path) -> str:
 
 
 def _by_age(folder: Path, last: str, names: Sequence[str]) -> list[Path]:
-    """Training checkpoints of a work dir, the one of ``last_checkpoint`` first, then the newest first."""
+    """Training checkpoints of a work dir: the one in ``last_checkpoint``, then the others, newest first."""
     named = Path(last) if last and os.path.isfile(last) else folder / 'none'
     if os.path.isfile(named) and not os.path.isfile(folder / named.name):
-        folder = named.parent  # checkpoints outside of the work dir
+        folder = named.parent  # checkpoints outside the work dir
     files = {file for name in names for file in folder.glob(name)}
     if os.path.isfile(named):
-        files.add(folder / named.name)  # which may be named otherwise
+        files.add(folder / named.name)  # whose name may match no pattern
     return sorted(files, key=lambda file: (file.name == named.name, file.lstat().st_mtime_ns), reverse=True)

@@ -1,4 +1,4 @@
-"""mmengine's Runner without its silent faults."""
+"""mmengine's Runner with checks where it would fail silently."""
 
 import logging
 from functools import partial
@@ -20,23 +20,26 @@ from .precision import BFloat16OptimWrapper
 
 
 def runner_class(name: str | None = None, scope: str | None = None) -> type[Runner]:
-    """A class of runners with :class:`_CheckedRunner` in it.
+    """A Runner class with the checks of :class:`_CheckedRunner`.
 
     Args:
         name: Registered name of a Runner. Defaults to mmengine's own.
         scope: Default scope of the config that names it.
+
+    Raises:
+        ValueError: No Runner has this name.
     """
     kind = Runner
     if name is not None:
         with RUNNERS.switch_scope_and_registry(scope) as registry:
             kind = registry.get(name)
         if kind is None:
-            raise KeyError(f'runner_type: no runner {name!r} is registered')
+            raise ValueError(f'runner_type: no Runner is registered as {name!r}')
     return type(kind.__name__, (_CheckedRunner, kind), {})
 
 
 def _checked(loop: BaseLoop, key: str) -> BaseLoop:
-    """A loop whose loader, if it has one, gives batches."""
+    """The loop, once its loader, if it has one, is known to give batches."""
     check_batches(getattr(loop, 'dataloader', None), key)
     return loop
 
@@ -46,22 +49,22 @@ def _read_samples(dataset: Dataset, indices: list) -> list:
 
 
 class _CheckedRunner:
-    """Of a Runner.
+    """Mixin for a Runner.
 
-    - On CPUs, several processes train with any wrapper around the model, and with BN in place of SyncBN.
-    - ``--auto-scale-lr`` scales the learning rate that is logged as ``base_lr`` too.
-    - Errors of data name the file at fault, by :func:`mmstrip.utils.samples.read_sample`; in training
-      :class:`mmstrip.engine.sampler.SeededSampler` sees to it.
+    - On CPUs, several processes train with any model wrapper, and with BN in place of SyncBN.
+    - ``--auto-scale-lr`` also scales the learning rate that is logged as ``base_lr``.
+    - Data errors name the file at fault, see :func:`mmstrip.utils.samples.read_sample`; in training,
+      :class:`mmstrip.engine.sampler.SeededSampler` does this.
 
     Raises:
-        ValueError: A loader gives no batch, or the constructor of the optim wrapper has ignored mixed precision.
+        ValueError: A loader gives no batch, or the optim wrapper's constructor ignores mixed precision.
     """
 
     def build_dataloader(self, dataloader, *args, **kwargs) -> DataLoader:
         loader = super().build_dataloader(dataloader, *args, **kwargs)
         dataset = getattr(loader, 'dataset', None)
         if hasattr(dataset, '__dict__'):  # unlike a list
-            # DataLoader's own way to fetch a whole batch, in the worker; the training's sampler has set its own.
+            # DataLoader's workers call this to fetch a batch; the training's sampler has set its own.
             vars(dataset).setdefault('__getitems__', partial(_read_samples, dataset))
         return loader
 
@@ -97,14 +100,14 @@ class _CheckedRunner:
         for wrapper in wrappers_by_name(built).values():
             if mixed and not isinstance(wrapper, asked):
                 raise ValueError(
-                    f'optim_wrapper.constructor {optim_wrapper.get("constructor")!r} has built '
-                    f'{type(wrapper).__name__}, not {asked.__name__}: it would train in float32. Let it build its '
-                    'argument optim_wrapper_cfg, or leave out --amp'
+                    f'optim_wrapper.constructor {optim_wrapper.get("constructor")!r} built {type(wrapper).__name__}, '
+                    f'not {asked.__name__}, and would train in float32. Make it build the type in its argument '
+                    'optim_wrapper_cfg, or leave out --amp'
                 )
         return built
 
     def scale_lr(self, optim_wrapper, auto_scale_lr: dict | None = None) -> None:
-        # Of each optimizer a group without parameters, which schedulers move and logs show; mmengine does not scale it.
+        # A group without parameters, which schedulers update and logs show; mmengine does not scale it.
         unscaled = [
             (wrapper.optimizer.param_groups, wrapper.base_param_settings)
             for wrapper in wrappers_by_name(optim_wrapper).values()
@@ -119,13 +122,13 @@ class _CheckedRunner:
                 groups.pop()
         if (auto_scale_lr or {}).get('enable') and 'OneCycleLR' in str(self.param_schedulers):
             print_log(
-                'OneCycleLR takes its learning rates from eta_max, which --auto-scale-lr does not scale',
+                'OneCycleLR takes its learning rate from eta_max, which --auto-scale-lr does not scale',
                 logger='current',
                 level=logging.WARNING,
             )
 
     def build_train_loop(self, loop):
-        built = super().build_train_loop(loop)  # by iterations, without end from fewer images than a batch
+        built = super().build_train_loop(loop)  # infinite samplers of other loops fill any batch
         return _checked(built, 'train_dataloader') if isinstance(built, EpochBasedTrainLoop) else built
 
     def build_val_loop(self, loop):

@@ -1,7 +1,7 @@
-"""A sampler that gives each sample its own randomness, so that a run can be stopped anywhere and resumed with the same.
+"""A sampler that seeds each sample, so that a run can be stopped anywhere and resumed exactly.
 
-The randomness of a sample (crop, flip, erasing, ...) depends on the run's seed, the process and the sample's place in
-the training alone, not on what was drawn before it or by which worker.
+The random state of a sample (crop, flip, erasing, ...) depends only on the run's seed, the rank and the sample's
+position in the training, not on earlier samples or on the worker.
 """
 
 import itertools
@@ -19,11 +19,11 @@ from .seeding import seed_all
 _MAX_REPLACEMENTS = 100
 
 
-class Draw(int):
-    """Index of a sample in its dataset, with what its randomness depends on.
+class SeededIndex(int):
+    """Index of a sample, with the numbers that seed its random state.
 
     Attributes:
-        key: Seed of the run, 1 (for samples), rank, place in the training.
+        key: Seed of the run, 1 (for samples), rank, position in the training.
     """
 
     key: tuple[int, ...]
@@ -31,14 +31,14 @@ class Draw(int):
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
-    """Gives each sample of another sampler its own randomness, through the dataset's ``__getitems__``.
+    """Seeds each sample of another sampler, through the dataset's ``__getitems__``.
 
     Args:
         dataset (Dataset): Dataset with ``__getitem__``.
         sampler (dict): Config of the sampler that chooses the indices.
         seed (int, optional): Seed of the run.
-        bad_images (str, optional): File to which images that cannot be read are written, one to a line; another sample
-            takes their place. Defaults to None, which lets the error stop the run.
+        bad_images (str, optional): File that lists unreadable images, one per line; another sample replaces each.
+            Defaults to None: the first unreadable image stops the run.
     """
 
     def __init__(self, dataset: Dataset, sampler: dict, seed: int | None = None, bad_images: str | None = None):
@@ -48,16 +48,16 @@ class SeededSampler(Sampler):
         self.epoch = self.first = 0
         if hasattr(self.sampler, 'skip'):
             self.skip = self._skip
-        # DataLoader's own way to fetch a whole batch, in the worker.
+        # DataLoader's workers call this to fetch a batch.
         dataset.__getitems__ = partial(fetch, dataset, bad_images=bad_images)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SeededIndex]:
         first, self.first = self.first, 0
         places = itertools.count(self.epoch * len(self.sampler) + first)
         for place, index in zip(places, itertools.islice(self.sampler, first, None)):
-            draw = Draw(index)
-            draw.key = (self.seed, 1, get_rank(), place)
-            yield draw
+            index = SeededIndex(index)
+            index.key = (self.seed, 1, get_rank(), place)
+            yield index
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -68,13 +68,13 @@ class SeededSampler(Sampler):
             self.sampler.set_epoch(epoch)
 
     def _skip(self, num_samples: int) -> None:
-        """Begin after so many samples, of an infinite sampler that has not begun."""
+        """Skip the first samples of an infinite sampler that has not started."""
         self.first = num_samples
 
 
-def fetch(dataset: Dataset, draws: list, bad_images: str | None = None) -> list:
+def fetch(dataset: Dataset, indices: list, bad_images: str | None = None) -> list:
     """The samples of a batch, each with its own random state; see :class:`SeededSampler`."""
-    return [_fetch_one(dataset, int(draw), draw.key, bad_images) for draw in draws]
+    return [_fetch_one(dataset, int(index), index.key, bad_images) for index in indices]
 
 
 def _fetch_one(dataset: Dataset, index: int, key: tuple, bad_images: str | None):
@@ -88,4 +88,4 @@ def _fetch_one(dataset: Dataset, index: int, key: tuple, bad_images: str | None)
             with Path(bad_images).open('a') as file:
                 file.write(f'{error}\n')
         index = (index + 1) % len(dataset)
-    raise ValueError(f'{_MAX_REPLACEMENTS} images in a row cannot be read, the last ones of {bad_images}')
+    raise ValueError(f'{_MAX_REPLACEMENTS} images in a row cannot be read; the last lines of {bad_images} name them')

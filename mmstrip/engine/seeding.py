@@ -1,4 +1,4 @@
-"""Random states that depend on a run's seed and on a place in its training alone."""
+"""Random states that depend only on a run's seed and a position in its training."""
 
 import random
 
@@ -7,11 +7,11 @@ import torch
 
 
 def seed_all(key: tuple[int, ...], cuda: bool = False) -> None:
-    """Set the random states of Python, NumPy and PyTorch to ones that depend on all numbers of ``key``.
+    """Seed Python, NumPy and PyTorch with all numbers of ``key``.
 
     Args:
         key: Non-negative ints.
-        cuda: Those of the GPUs as well; not in workers of a DataLoader. Defaults to False.
+        cuda: Seed the GPUs too; not in DataLoader workers. Defaults to False.
     """
     first, second, third = (int(state) for state in np.random.SeedSequence(key).generate_state(3))
     random.seed(first)

@@ -1,5 +1,6 @@
-"""Checkpoint files, read without running any code in them."""
+"""Checkpoint files, read without running code in them."""
 
+import argparse
 import json
 import os
 import pickle
@@ -26,20 +27,20 @@ _WRAPPERS = re.compile(r'\b(module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wr
 
 
 class UnsafeCheckpointError(ValueError):
-    """A checkpoint that cannot be read without running code in it."""
+    """A checkpoint that cannot be read without running code."""
 
 
 def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
     """Write a checkpoint atomically.
 
     Args:
-        checkpoint: Nested dicts, lists and tuples of tensors, numbers and strings, as
-            :func:`.plain_values.to_plain` gives them.
-        path: File to write; one that ends in ``.safetensors`` gets the ``state_dict``, and ``meta`` as JSON.
+        checkpoint: Nested dicts, lists and tuples of tensors, numbers and strings, see
+            :func:`.plain_values.to_plain`.
+        path: File to write; a ``.safetensors`` file gets the ``state_dict``, and ``meta`` as JSON.
 
     Raises:
-        OSError: It cannot be written; an older file of that name is still there.
-        ImportError: A ``.safetensors`` file without the package of that name.
+        OSError: The file cannot be written; an older file of that name is intact.
+        ImportError: A ``.safetensors`` file needs safetensors, which is not installed.
     """
     if Path(path).suffix == _SAFETENSORS:
         tensors = {key: value.contiguous() for key, value in checkpoint['state_dict'].items()}
@@ -60,21 +61,21 @@ def _safetensors():
 
 
 def read_checkpoint(path: str | Path, map_location='cpu', trusted: bool = False):
-    """Read a checkpoint without running any code in it, and compare it with the checksums in it.
+    """Read a checkpoint without running code in it, and verify its checksums.
 
-    Files of ``torch.save`` have checksums, those from before PyTorch 1.6 and safetensors have none. Histories and
-    NumPy arrays, as in the checkpoints of OpenMMLab's model zoos, are allowed beside plain values.
+    Files of ``torch.save`` have checksums; safetensors and files from before PyTorch 1.6 have none. Histories and
+    NumPy arrays, found in the checkpoints of OpenMMLab's model zoos, are allowed beside plain values.
 
     Args:
-        path: File to read; of a ``.safetensors`` file the result is ``{'state_dict': ..., 'meta': ...}``.
-        map_location: Where tensors go, as of :func:`torch.load`. Defaults to 'cpu'.
-        trusted: Run what code the file asks for; only for files whose makers you trust. Defaults to False.
+        path: File to read; a ``.safetensors`` file gives ``{'state_dict': ..., 'meta': ...}``.
+        map_location: Device of the tensors, see :func:`torch.load`. Defaults to 'cpu'.
+        trusted: Let the file run code; only for files from sources you trust. Defaults to False.
 
     Raises:
         FileNotFoundError: There is no such file.
-        UnsafeCheckpointError: It holds objects that need code to be run.
-        ValueError: It is damaged or another kind of file.
-        ImportError: A ``.safetensors`` file without the package of that name.
+        UnsafeCheckpointError: The file contains objects that need code to load.
+        ValueError: The file is damaged or of another kind.
+        ImportError: A ``.safetensors`` file needs safetensors, which is not installed.
     """
     path = Path(path).expanduser()
     if not os.path.isfile(path):
@@ -90,78 +91,86 @@ def read_checkpoint(path: str | Path, map_location='cpu', trusted: bool = False)
     except (PermissionError, MemoryError):
         raise
     except Exception as error:
-        start = f'{path} cannot be loaded as plain weights (weights_only=True): it'
         objects = re.findall(r'GLOBAL (\S+)', str(error))
         if objects:
             raise UnsafeCheckpointError(
-                f'{start} holds {objects[0]}, which would run code; --trust-checkpoints loads what you trust'
+                f'{path} cannot be loaded safely (weights_only=True): it contains {objects[0]}, which could run code. '
+                'If you trust its source, use --trust-checkpoints'
             ) from error
-        raise ValueError(f'{start} is damaged or another kind of file') from error
+        raise ValueError(f'{path} cannot be loaded: it is damaged or not a PyTorch checkpoint') from error
 
 
 def _problem_of_archive(path: Path, trusted: bool) -> str:
-    """What is wrong with the zip file that torch.save writes; torch.load does not look at its checksums."""
+    """What is wrong with a zip file of torch.save; torch.load does not verify its checksums."""
     with path.open('rb') as file:
-        if file.read(4) != b'PK\3\4':  # PyTorch's own way to tell it from its older format
+        if file.read(4) != b'PK\3\4':  # how PyTorch tells it from its older format
             return ''
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if not trusted and any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                return 'it is compressed, which torch.save never does, and may fill the memory'
+                return 'it is compressed, unlike files of torch.save, and could fill the memory'
             if not trusted and sum(entry.file_size for entry in entries) > path.stat().st_size:
                 return 'its tensors are larger than the file'
-            if any(entry.external_attr & 0x10 for entry in entries):  # PyTorch takes whatever is in the memory then
-                return 'it is damaged, a tensor in it is marked as a folder'
-            # All of them 0: torch.serialization.set_crc32_options(False).
+            if any(entry.external_attr & 0x10 for entry in entries):  # PyTorch would read uninitialized memory
+                return 'it is damaged (a tensor is marked as a folder)'
+            # All are 0 after torch.serialization.set_crc32_options(False).
             damaged = any(entry.CRC for entry in entries) and archive.testzip()
     except MemoryError:
         raise
-    except Exception as error:  # damaged lengths and names end in errors of all kinds
-        return f'it is damaged or another kind of file ({type(error).__name__})'
-    return f'it is damaged, {damaged} in it does not fit its checksum' if damaged else ''
+    except Exception as error:  # damaged lengths and names raise errors of all kinds
+        return f'it is damaged or not a PyTorch checkpoint ({type(error).__name__})'
+    return f'it is damaged (wrong checksum of {damaged})' if damaged else ''
 
 
 def _read_safetensors(path: Path) -> dict:
-    """On the CPU, wherever the tensors go from there."""
     library = _safetensors()
     try:
         with library.safe_open(path, framework='pt') as file:
-            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
             meta = (file.metadata() or {}).get('meta', '{}')
     except library.SafetensorError as error:
-        raise ValueError(f'{path} is damaged or no safetensors file: {error}') from error
+        raise ValueError(f'{path} is damaged or not a safetensors file: {error}') from error
     try:
         meta = json.loads(meta)
     except (ValueError, RecursionError):
         meta = None
     if not isinstance(meta, dict):
-        raise ValueError(f"{path}: 'meta' in its header must be an object of JSON")
+        raise ValueError(f"{path}: 'meta' in its header must be a JSON object")
     return dict(state_dict=state_dict, meta=meta)
 
 
 def _allow_data_classes() -> None:
-    """Classes that only hold data and that the checkpoints of the model zoos use."""
+    """Allow the pure data classes in the checkpoints of the model zoos."""
     core = np._core if hasattr(np, '_core') else np.core
     numbers = {type(np.dtype(kind)) for kind in ('uint8', 'int32', 'uint32', 'int64', 'float32', 'float64')}
     functions = [core.multiarray._reconstruct, core.multiarray.scalar]
     torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, *functions, *numbers])
-    if digit_version(torch.__version__) >= digit_version('2.6'):  # functions under another name
+    if digit_version(torch.__version__) >= digit_version('2.6'):  # functions under other names
         torch.serialization.add_safe_globals([(_history_method, 'builtins.getattr')])
 
 
 def _history_method(owner: type, name: str) -> Callable:
-    """Stands in for getattr, by which histories name their own methods."""
+    """Stands in for getattr, with which histories refer to their methods."""
     if owner is not HistoryBuffer or name.startswith('_'):
         raise pickle.UnpicklingError(f'GLOBAL getattr of {owner}')
     return getattr(HistoryBuffer, name)
 
 
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--trust-checkpoints``."""
+    parser.add_argument(
+        '--trust-checkpoints',
+        action='store_true',
+        help='let checkpoints run code when loaded; only for files from sources you trust',
+    )
+
+
 def load_plain_weights_only(trusted: bool = False) -> None:
-    """Let this process load checkpoints without running any code in them, wherever mmengine or PyTorch do it.
+    """Make mmengine and PyTorch load checkpoints in this process without running code in them.
 
     Args:
-        trusted: Run what code the files ask for, instead. Defaults to False.
+        trusted: Allow code instead. Defaults to False.
     """
     switches = ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
     os.environ.pop(switches[not trusted], None)
@@ -171,7 +180,7 @@ def load_plain_weights_only(trusted: bool = False) -> None:
     def load_from_local(path: str, map_location):
         checkpoint = read_checkpoint(path, map_location, trusted)
         if not isinstance(checkpoint, dict):
-            raise ValueError(f'{path} must hold a dict of weights, but has a {type(checkpoint).__name__}')
+            raise ValueError(f'{path} must contain a dict of weights, but contains a {type(checkpoint).__name__}')
         return _unwrap(checkpoint)
 
     def load_from_http(address: str, map_location):
@@ -182,7 +191,7 @@ def load_plain_weights_only(trusted: bool = False) -> None:
 
 
 def _download(address: str) -> Path:
-    """Download a file to where PyTorch keeps them, if it is not there yet; the first process does it for all."""
+    """Download a file to PyTorch's cache unless it is there; the first process does it for all."""
     path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(address).path).name)
     for turn in range(2):
         if turn == min(get_rank(), 1) and not path.exists():
@@ -196,7 +205,7 @@ def _download(address: str) -> Path:
 
 
 def _unwrap(checkpoint: dict) -> dict:
-    """As mmengine expects it, with the weights of :func:`weights_in`."""
+    """Put the weights of :func:`weights_in` where mmengine expects them."""
     weights = weights_in(checkpoint)
     if weights is checkpoint:
         return checkpoint
@@ -204,7 +213,7 @@ def _unwrap(checkpoint: dict) -> dict:
 
 
 def weights_in(checkpoint) -> dict:
-    """The state dict under 'state_dict' or 'model', or the checkpoint itself; keys as before torch.compile."""
+    """The state dict under 'state_dict' or 'model', or the checkpoint itself, without the prefix of torch.compile."""
     parts = [checkpoint.get(key) for key in ('state_dict', 'model')] if isinstance(checkpoint, dict) else []
     weights = next(filter(_is_state_dict, [*parts, checkpoint]), {})
     compiled = re.compile(r'(module\.)?_orig_mod\.')
@@ -219,8 +228,8 @@ def _is_state_dict(value) -> bool:
     return any(isinstance(part, Tensor) for part in value.values())
 
 
-def name_as(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with the keys of a model, where DDP, torch.compile and the like have put theirs into its names."""
+def match_keys(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of a state dict to those of a model, which differ by prefixes of DDP, torch.compile and so on."""
     own = {_WRAPPERS.sub('', key): key for key in model.state_dict()}
     keys = set(own.values())
     pairs = ((key if key in keys else own.get(_WRAPPERS.sub('', key), key), part) for key, part in state_dict.items())
@@ -229,51 +238,50 @@ def name_as(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor
     return named
 
 
-def fill_model(model: nn.Module, config: str, path: str, trusted: bool = False) -> dict:
-    """Load a checkpoint that must have all weights of a model.
+def load_full_checkpoint(model: nn.Module, config: str, path: str, trusted: bool = False) -> dict:
+    """Load a checkpoint that must contain all weights of a model.
 
     Args:
-        model: Any.
-        config: Its config file, for the error.
+        model: Any module.
+        config: Its config file, named in errors.
         path: Checkpoint.
-        trusted: As of :func:`read_checkpoint`.
+        trusted: See :func:`read_checkpoint`.
 
     Returns:
-        The checkpoint, with a dict as its 'meta' in any case.
+        The checkpoint; its 'meta' is always a dict.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It does not fill the model, or cannot be read.
+        ValueError: The file cannot be read or does not fit the model.
     """
     checkpoint = read_checkpoint(path, trusted=trusted)
-    problem = load_whole(model, weights_in(checkpoint))
+    problem = load_full_state_dict(model, weights_in(checkpoint))
     if problem:
-        raise ValueError(f'{path} does not fill the model of {config}: it {problem}')
+        raise ValueError(f'{path} does not fit the model of {config}: it {problem}')
     meta = checkpoint.get('meta')
     return dict(checkpoint, meta=meta if isinstance(meta, dict) else {})
 
 
-def load_whole(model: nn.Module, state_dict: dict[str, Tensor]) -> str:
-    """Load weights that must fill a model.
+def load_full_state_dict(model: nn.Module, state_dict: dict[str, Tensor]) -> str:
+    """Load a state dict that must contain all weights of a model.
 
     Args:
-        model: Any.
-        state_dict: Its weights, whose names may be those of a wrapper, see :func:`name_as`.
+        model: Any module.
+        state_dict: Weights, with or without the prefixes of wrappers, see :func:`match_keys`.
 
     Returns:
-        What is wrong, to come after 'it': tensors are missing or, after the model's own hooks, of other shapes. '' if
-        nothing is.
+        What is wrong, to follow 'it': tensors are missing or, after the model's hooks, of other shapes. '' if nothing.
     """
-    weights = name_as(model, state_dict)
+    weights = match_keys(model, state_dict)
     expected, misfits = list(model.state_dict()), ''
     try:
         missing = model.load_state_dict(weights, strict=False).missing_keys
-    except RuntimeError as error:  # a line for each, below the first
+    except RuntimeError as error:  # one line per tensor after the first line
         misfits = '; '.join(line.strip() for line in str(error).splitlines()[1:6])
         missing = [key for key in expected if key not in weights]
     if missing:
         return (
-            f"lacks {len(missing)} of the model's {len(expected)} tensors, first of all {', '.join(missing[:5])}; "
-            f'its own first keys are {", ".join(list(state_dict)[:5])}'
+            f"lacks {len(missing)} of the model's {len(expected)} tensors, such as {', '.join(missing[:5])}; "
+            f'its first keys are {", ".join(list(state_dict)[:5]) or "none"}'
         )
     return misfits and f'has tensors of other shapes: {misfits}'

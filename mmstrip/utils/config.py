@@ -1,41 +1,94 @@
-"""Config files: reading them, and looking into them."""
+"""Reading and inspecting config files."""
 
+import argparse
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.config import Config, DictAction
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch import nn
+
+
+class _KeyValues(DictAction):
+    def __call__(self, parser: argparse.ArgumentParser, namespace, values: list[str], option_string=None) -> None:
+        wrong = [value for value in values if '=' not in value]
+        if wrong:
+            parser.error(f'{option_string} takes KEY=VALUE, but got {wrong[0]!r}')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--cfg-options``."""
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=_KeyValues, metavar='KEY=VALUE', help='override entries of the config'
+    )
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
-    """Read a config file and override parts of it.
+    """Read a config file and override entries.
 
     Args:
         path: Config file.
-        options: Dotted keys and their values, as of ``--cfg-options``.
+        options: Values by dotted key, like ``--cfg-options``.
 
     Raises:
-        FileNotFoundError: There is no such file; names that come close are proposed.
+        FileNotFoundError: There is no such file; the error suggests similar names.
+        ValueError: The file cannot be read as a config, or ``options`` do not fit it.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f'no config at {path}' + _proposal(Path(path)))
-    config = Config.fromfile(path)
+        raise FileNotFoundError(f'no config at {path}' + _suggestion(Path(path)))
+    try:
+        config = Config.fromfile(path)
+    except ImportError:  # of a toolbox
+        raise
+    except Exception as error:  # a config is a program
+        raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}') from error
     if options:
-        config.merge_from_dict(options)
+        try:
+            config.merge_from_dict(options)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f'--cfg-options do not fit {path}: {" ".join(map(str, error.args))[:200]}') from error
     return config
 
 
-def _proposal(path: Path) -> str:
+def load_model_config(path: str, options: dict | None = None) -> Config:
+    """Read a config file with a model (:func:`load_config`) and make its default scope current.
+
+    Raises:
+        FileNotFoundError, ValueError: See :func:`load_config`.
+        ValueError: The config has no ``model``.
+    """
+    config = load_config(path, options)
+    if not config.get('model'):
+        raise ValueError(f'{path} has no model')
+    init_default_scope(config.get('default_scope') or 'mmengine')
+    return config
+
+
+def build_model(config: dict) -> nn.Module:
+    """Build a model of any toolbox.
+
+    Raises:
+        ValueError: The type is not registered, or its arguments do not fit.
+    """
+    try:
+        return MODELS.build(config)
+    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = ' '.join(map(str, error.args)).strip() or type(error).__name__
+        raise ValueError(f'{config.get("type")} cannot be built: {reason}') from error
+
+
+def _suggestion(path: Path) -> str:
     if not path.parent.is_dir():
-        return f': there is no folder {path.parent}'
+        return f': folder {path.parent} does not exist'
     names = [file.name for file in path.parent.glob('*.py')]
     close = difflib.get_close_matches(path.name, names, n=3)
     return f'; did you mean {" or ".join(close)}?' if close else ''
 
 
 def leaf_datasets(dataset, key: str) -> Iterator[tuple[str, dict]]:
-    """The datasets inside wrappers such as RepeatDataset and ConcatDataset, each with its dotted key."""
+    """The datasets inside wrappers such as RepeatDataset and ConcatDataset, with their dotted keys."""
     if isinstance(dataset, (list, tuple)):
         for i, item in enumerate(dataset):
             yield from leaf_datasets(item, f'{key}.{i}')
@@ -48,7 +101,7 @@ def leaf_datasets(dataset, key: str) -> Iterator[tuple[str, dict]]:
 
 
 def dataset_class(dataset: dict) -> type | None:
-    """The class of a dataset's config, which names it or has it; None where no toolbox knows the name."""
+    """The class that a dataset's config names or holds; None if no toolbox registers the name."""
     kind = dataset['type']
     if isinstance(kind, str):
         with DATASETS.switch_scope_and_registry(None) as registry:
@@ -57,9 +110,9 @@ def dataset_class(dataset: dict) -> type | None:
 
 
 def name_of(kind: str | type) -> str:
-    """The name of mmengine's by which a config's ``type`` goes; it may have its scope or module, or be the class.
+    """The name of a config's ``type``, which is a string with or without scope or module, or a class.
 
-    Types of others keep their scope, or the module of their class.
+    mmengine's own types lose their module; others keep their scope or the module of their class.
     """
     if isinstance(kind, str):
         return kind.rpartition('.')[2] if kind.startswith('mmengine.') else kind

@@ -12,14 +12,14 @@ _SUFFIX = '.mmstrip.tmp'
 
 
 def write_file(path: str | Path, write: Callable) -> None:
-    """Write a file atomically: to a temporary file beside it, flushed to the disk, then renamed.
+    """Write a file atomically: to a temporary file beside it, flushed to disk, then renamed.
 
     Args:
-        path: The file; an older one stays as it is until the new one is complete.
+        path: File to write; an older one stays until the new one is complete.
         write: Called with the open binary file.
 
     Raises:
-        OSError: It cannot be written, because the disk is full for instance; the older file is still there.
+        OSError: The file cannot be written, for example on a full disk; the older one is intact.
     """
     path = Path(path)
     temporary: str | None = None
@@ -41,19 +41,19 @@ def write_file(path: str | Path, write: Callable) -> None:
         if reason is None:
             raise
         raise OSError(
-            reason.errno, f'cannot write {path}: {reason.strerror or reason}; nothing else is lost'
+            reason.errno, f'cannot write {path}: {reason.strerror or reason}; existing files are intact'
         ) from error
 
 
 def _write_error(error: BaseException) -> OSError | None:
-    """The error of the file system behind an error; torch.save reports its own, at closing its archive."""
+    """The OSError behind an error; torch.save reports an error of its own when it closes its archive."""
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the renaming itself last, where the system has that."""
+    """Make the rename itself durable, where the system supports it."""
     if os.name == 'posix':
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -63,7 +63,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Remove what :func:`write_file` left in a folder when its process was killed; living processes lock theirs."""
+    """Remove files that :func:`write_file` left in a folder when killed; running processes lock theirs."""
     for path in Path(folder).glob(f'.*{_SUFFIX}'):
         with suppress(OSError), path.open('r+b') as file:
             if lock(file) is not False:

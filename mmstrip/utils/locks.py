@@ -1,4 +1,4 @@
-"""Locks on files, which end with the process that holds them."""
+"""File locks that end with the process that holds them."""
 
 from typing import IO
 
@@ -11,15 +11,15 @@ except ModuleNotFoundError:  # Windows
 def lock(file: IO) -> bool | None:
     """Lock an open file for this process, without waiting.
 
-    A POSIX record lock and not ``flock``: it belongs to the process alone. Processes forked from it, such as the
-    workers of a DataLoader, do not inherit it, so it is gone as soon as the process is, even if they are not; and it
-    works between the clients of a network disk. It also ends when the process closes any descriptor of the file.
+    This is a POSIX record lock, not ``flock``, because it belongs to the process alone: forked processes such as
+    DataLoader workers do not inherit it, so it ends with the process even if they live on. It also works between the
+    clients of a network disk, and ends when the process closes any descriptor of the file.
 
     Args:
         file: Open for writing.
 
     Returns:
-        True if this process has it now, False if another process has it, None where there are no locks.
+        True if this process has the lock now, False if another process has it, None if locks are unavailable.
     """
     if fcntl is None:
         return None
@@ -27,6 +27,6 @@ def lock(file: IO) -> bool | None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError:  # of the file system: it has none, or its lock server does not answer
+    except OSError:  # the file system has no locks, or its lock server does not answer
         return None
     return True

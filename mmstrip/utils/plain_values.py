@@ -1,4 +1,4 @@
-"""Nested values as plain ones, which load without running code, and back again."""
+"""Nested values as plain ones, which load without running code, and back."""
 
 from collections import OrderedDict
 from contextlib import suppress
@@ -15,21 +15,21 @@ _DEPTH = 50
 
 
 def to_plain(content: dict) -> tuple[dict, dict[str, str]]:
-    """A copy of plain values: tensors, numbers, strings, dicts, lists and tuples; :func:`from_plain` undoes it.
+    """Copy to plain values: tensors, numbers, strings, dicts, lists and tuples; :func:`from_plain` reverses this.
 
-    Arrays of NumPy become tensors, and sets lists, each in a dict whose only key says so; histories become dicts of
-    tensors.
+    NumPy arrays become tensors and sets become lists, each in a dict whose only key names the type; histories become
+    dicts of tensors.
 
     Returns:
-        The copy; and dotted keys with what is wrong there, to come after the key: a value that is left out as it is
-        none of these, or one that comes back as another type.
+        The copy; and remarks by dotted key, to follow the key, on values that are left out because they have no plain
+        form or that come back as another type.
     """
     remarks: dict[str, str] = {}
     return _plain(content, (), remarks), remarks
 
 
 class _LeftOut:
-    """Stands for a value that cannot be a plain one."""
+    """Stands for a value without a plain form."""
 
 
 def _plain(value, place: tuple, remarks: dict[str, str]):
@@ -54,7 +54,7 @@ def _plain(value, place: tuple, remarks: dict[str, str]):
 
 
 def _left_out(value, place: tuple, remarks: dict[str, str]) -> type:
-    remarks[_key(place)] = f'is not saved, as {_name(value)} would need code to be loaded'
+    remarks[_key(place)] = f'is not saved, because {_name(value)} needs code to load'
     return _LeftOut
 
 
@@ -81,7 +81,7 @@ def _plain_dict(value: dict, place: tuple, remarks: dict[str, str]) -> dict:
 
 def _plain_sequence(value, place: tuple, remarks: dict[str, str]):
     parts = [_plain(part, (*place, index), remarks) for index, part in enumerate(value)]
-    if any(part is _LeftOut for part in parts):  # the others would come back at other places
+    if any(part is _LeftOut for part in parts):  # the others would change positions
         return _left_out(value, place, remarks)
     kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
     if type(value) is not kind:
@@ -101,10 +101,10 @@ def _is_plain_key(key) -> bool:
 
 
 def from_plain(value):
-    """The values that :func:`to_plain` was given; dicts and lists are changed in place.
+    """Reverse :func:`to_plain`; dicts and lists are changed in place.
 
     Raises:
-        Exception: Any, where the content was not made by it.
+        Exception: Of any type, if the content does not come from :func:`to_plain`.
     """
     if isinstance(value, dict):
         if set(value) == _HISTORY and isinstance(value['history'], Tensor):

@@ -1,4 +1,4 @@
-"""Pictures of runs, drawn with matplotlib and written as PNG files."""
+"""Plots of runs, drawn with matplotlib and written as PNG files."""
 
 import contextlib
 import functools
@@ -17,15 +17,13 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 except ModuleNotFoundError as error:
-    raise ImportError(
-        "pictures are drawn by matplotlib, which is not installed: pip install 'mmstrip[tools]'"
-    ) from error
+    raise ImportError("plots need matplotlib, which is not installed: pip install 'mmstrip[tools]'") from error
 
 Curve = tuple[Sequence[float], Sequence[float]]  # x and y
 
 
 def drawable(name: str, length: int = 40) -> str:
-    """A name on one line, shortened to so many characters, without those that no font has."""
+    """A name on one line, shortened to ``length`` characters, without control characters."""
     name = ' '.join(str(name).encode(errors='replace').decode().split())
     name = ''.join(c if ord(c) >= 32 and c != '\x7f' else '?' for c in name)
     return name if len(name) <= length else f'{name[: length - 3]}...'
@@ -33,14 +31,14 @@ def drawable(name: str, length: int = 40) -> str:
 
 @contextlib.contextmanager
 def legible(texts: Iterable[str]) -> Iterator[None]:
-    """Within it, matplotlib draws texts as they are: ``$`` begins no formula, and a font has their characters.
+    """Make matplotlib draw texts literally: ``$`` starts no formula, and a font with their characters is used.
 
-    Where no font of this machine has them, boxes are drawn, and one warning says so.
+    If this machine has no such font, boxes are drawn and one warning is logged.
     """
     family = _family_with(frozenset(''.join(drawable(text, len(text)) for text in texts)) - set(string.printable))
     fonts = {'text.parse_math': False, 'text.usetex': False}
     if family:
-        fonts['font.family'] = [*rcParams['font.family'], family]  # the others' characters by matplotlib's fallback
+        fonts['font.family'] = [*rcParams['font.family'], family]  # matplotlib's fallback finds other characters
         for generic in ('sans-serif', 'monospace'):  # the toolboxes' visualizers name these, which have no fallback
             fonts[f'font.{generic}'] = [family, *rcParams[f'font.{generic}']]
     with rc_context(fonts), warnings.catch_warnings():
@@ -50,14 +48,14 @@ def legible(texts: Iterable[str]) -> Iterator[None]:
 
 @functools.cache
 def _family_with(characters: frozenset[str]) -> str | None:
-    """The family of fonts that has most of these characters; None if the default one has them, or none has any."""
+    """The font family with most of these characters; None if the default has them all, or no family has any."""
     default = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
     needed = {ord(character) for character in characters} - default.keys()
     if not needed:
         return None
     known = {str(font.fname) for font in font_manager.fontManager.ttflist}
-    for path in set(font_manager.findSystemFonts()) - known:  # installed since matplotlib has listed them
-        with contextlib.suppress(Exception):  # of fonts that it cannot read
+    for path in set(font_manager.findSystemFonts()) - known:  # installed after matplotlib listed the fonts
+        with contextlib.suppress(Exception):  # of unreadable fonts
             font_manager.fontManager.addfont(path)
     regular = [font for font in font_manager.fontManager.ttflist if font.style == 'normal' and font.weight == 400]
     best = max(regular, key=lambda font: len(needed & _charmap(font.fname)))
@@ -65,8 +63,8 @@ def _family_with(characters: frozenset[str]) -> str | None:
     if found != needed:
         missing = ''.join(sorted(map(chr, needed - found)))
         print_log(
-            f'Pictures show boxes in place of {missing[:40]}: matplotlib finds no font that has all characters of the '
-            'names. Install one that has, such as Noto Sans CJK (Debian, Ubuntu: fonts-noto-cjk)',
+            f'Pictures show boxes in place of {missing[:40]}: matplotlib finds no font with all characters of the '
+            'names. Install one, such as Noto Sans CJK (fonts-noto-cjk on Debian and Ubuntu)',
             logger='current',
             level=logging.WARNING,
         )
@@ -74,8 +72,8 @@ def _family_with(characters: frozenset[str]) -> str | None:
 
 
 def _charmap(path: str) -> set[int]:
-    """The characters of a font; none of one without letters, or with boxes for all characters."""
-    with contextlib.suppress(Exception):  # fonts of formats that it cannot read
+    """The characters of a font; none if it has no letters, or draws a box for every character."""
+    with contextlib.suppress(Exception):  # of unreadable fonts
         found = set(font_manager.get_font(path).get_charmap())
         if found >= set(map(ord, string.ascii_letters + string.digits)) and 'LastResort' not in path:
             return found
@@ -83,7 +81,7 @@ def _charmap(path: str) -> set[int]:
 
 
 def _legible_texts(plot: Callable) -> Callable:
-    """Decorator: all texts among a function's arguments, of which the last is the file, are drawn as they are."""
+    """Decorator that draws all texts in a function's arguments literally; the last argument is the file."""
 
     @functools.wraps(plot)
     def run(*args) -> None:
@@ -95,11 +93,11 @@ def _legible_texts(plot: Callable) -> Callable:
 
 @_legible_texts
 def plot_curves(panels: dict[str, dict[str, Curve]], x_label: str | Sequence[str], path: Path) -> None:
-    """One panel a quantity, side by side.
+    """Plot one panel per quantity, side by side.
 
     Args:
         panels: Title of each panel -> label of each curve in it -> its points.
-        x_label: Shared label of the x axes, or one for each panel.
+        x_label: Label of all x axes, or one per panel.
         path: PNG file to write.
     """
     figure = Figure(figsize=(5 * len(panels), 4), layout='constrained')
@@ -120,7 +118,7 @@ def plot_curves(panels: dict[str, dict[str, Curve]], x_label: str | Sequence[str
 
 @_legible_texts
 def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """Confusion matrix; of up to 30 classes the counts, of more the share of each true class, as colours.
+    """Plot a confusion matrix: counts for up to 30 classes, colors for the fraction of each true class beyond.
 
     Args:
         labels, predictions: Class indices (N, ).
@@ -147,17 +145,17 @@ def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequenc
             color = 'white' if number > matrix.max() / 2 else 'black'
             axes.text(column, row, number, ha='center', va='center', color=color)
     else:
-        figure.colorbar(picture, shrink=0.6, label='Share of the true class')
-    axes.set_title(f'{np.mean(labels == predictions):.2%} of {len(labels)} right')
+        figure.colorbar(picture, shrink=0.6, label='Fraction of the true class')
+    axes.set_title(f'{np.mean(labels == predictions):.2%} of {len(labels)} correct')
     figure.savefig(path, dpi=120)
 
 
 @_legible_texts
 def plot_predictions(samples: list[tuple[np.ndarray, str, str]], title: str, path: Path) -> None:
-    """Sheet of images, each with its prediction; wrong ones in red, with the true class.
+    """Plot a sheet of images with their predictions; wrong ones are red and show the true class.
 
     Args:
-        samples: Image (H, W, 3) in RGB from 0 to 255, predicted and true class of each.
+        samples: Image (H, W, 3) in RGB from 0 to 255, predicted class and true class of each sample.
         title: Title of the sheet.
         path: PNG file to write.
     """
@@ -180,10 +178,10 @@ def plot_predictions(samples: list[tuple[np.ndarray, str, str]], title: str, pat
 
 @_legible_texts
 def plot_fields(panels: dict[str, tuple[np.ndarray, tuple[float, float], Sequence[float]]], path: Path) -> None:
-    """Receptive fields side by side, on one logarithmic scale from 1e-4 to 1 of each one's largest value.
+    """Plot receptive fields side by side, on a logarithmic scale from 1e-4 to 1 of each field's maximum.
 
     Args:
-        panels: Title -> contributions (H, W); row and column of their centre; sides of the squares of half and of 99 %.
+        panels: Title -> contributions (H, W); row and column of their center; sides of the 50 % and 99 % squares.
         path: PNG file to write.
     """
     columns = min(4, len(panels))
@@ -201,5 +199,5 @@ def plot_fields(panels: dict[str, tuple[np.ndarray, tuple[float, float], Sequenc
             axes.add_patch(Rectangle(corner, side, side, fill=False, color='cyan', linestyle=style))
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_title(f'{drawable(title)}\n50 %: {sides[0]:g} px, 99 %: {sides[1]:g} px', fontsize=10)
-    figure.colorbar(picture, ax=grid, shrink=0.8, label='contribution, of the largest')
+    figure.colorbar(picture, ax=grid, shrink=0.8, label='contribution / maximum')
     figure.savefig(path, dpi=90)

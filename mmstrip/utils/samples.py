@@ -1,4 +1,4 @@
-"""Samples of any dataset, with errors that name the file at fault, whichever transforms read it."""
+"""Samples of any dataset, with errors that name the file at fault, whichever transform reads it."""
 
 import os
 import struct
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 IGNORED = 255
 ORIENTATION = 0x0112  # of EXIF
 WIDTH, HEIGHT, BITS = 256, 257, 258  # of TIFF
-TAIL = 2**16  # bytes in which a file's end is looked for
+TAIL = 2**16  # bytes searched for the end marker of a file
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
@@ -26,11 +26,11 @@ class UnreadableImageError(ValueError):
 def inspect_image(path: str | Path) -> tuple[tuple[int, int], int]:
     """Width and height of an image as it is loaded for training, and the bits per channel of its file.
 
-    The loader turns some formats as their EXIF data say and others not. The headers of complete JPEG and PNG files
-    without an orientation are trusted, all other files are decoded.
+    The loader rotates some formats by their EXIF orientation and others not. Complete JPEG and PNG files without an
+    orientation are judged by their headers; all other files are decoded.
 
     Raises:
-        ValueError: It cannot be loaded.
+        ValueError: The image cannot be loaded.
     """
     try:
         with open(path, 'rb') as file, Image.open(file) as image:
@@ -39,11 +39,18 @@ def inspect_image(path: str | Path) -> tuple[tuple[int, int], int]:
             if image.format == 'TIFF' and any(tiff_tags(path).count(side) != 1 for side in (WIDTH, HEIGHT)):
                 raise ValueError('its header has more than one width or height')
             shape = image.size[::-1] if trusted else getattr(mmcv.imfrombytes(content), 'shape', None)
-    except Exception as error:  # each format has errors of its own
-        raise ValueError(str(error).strip().split('\n')[0] or type(error).__name__) from error
+    except Exception as error:  # each format raises errors of its own
+        raise ValueError(reason_of(error)) from error
     if shape is None:
         raise ValueError(f'OpenCV cannot decode it ({image.format}, {bits} bits)')
     return (shape[1], shape[0]), bits
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an image library's error."""
+    if isinstance(error, UnidentifiedImageError):  # whose message names an object in memory
+        return 'unknown image format'
+    return str(error).strip().split('\n')[0] or type(error).__name__
 
 
 def _bits(image: Image.Image) -> int:
@@ -56,8 +63,8 @@ def _bits(image: Image.Image) -> int:
 
 
 def _is_as_stored(image: Image.Image, file: BinaryIO) -> bool:
-    """Whether an image, its header read from a file, is a complete JPEG or PNG that no loader turns."""
-    file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - TAIL))  # a preview in the header has an end too
+    """Whether an image, its header read from a file, is a complete JPEG or PNG that no loader rotates."""
+    file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - TAIL))  # a preview in the header has an end marker too
     tail = file.read()
     if image.format == 'PNG':
         return b'IEND' in tail and b'eXIf' not in tail and 'exif' not in image.info
@@ -70,7 +77,7 @@ def _is_as_stored(image: Image.Image, file: BinaryIO) -> bool:
 
 
 def tiff_tags(path: str | Path) -> list[int]:
-    """Tags in a TIFF's header. Of two of a kind, Pillow, which checks sizes, takes the last, OpenCV the first."""
+    """Tags in a TIFF header. Of duplicate tags, Pillow, which checks sizes, uses the last, OpenCV the first."""
     with open(path, 'rb') as file:
         head = file.read(16)
         order, is_big = '<' if head[:1] == b'I' else '>', 43 in head[2:4]
@@ -81,20 +88,20 @@ def tiff_tags(path: str | Path) -> list[int]:
 
 
 def read_sample(dataset: Dataset, index: int):
-    """``dataset[index]``. Where that fails, the sample's files are looked at; label maps are checked in any case.
+    """Return ``dataset[index]``. If that fails, examine the sample's files; label maps are always checked.
 
     Args:
-        dataset: Dataset of a toolbox. Errors of one without ``get_data_info`` remain as they are.
+        dataset: Dataset of a toolbox. Errors of one without ``get_data_info`` stay as they are.
         index: Index of the sample.
 
     Raises:
         FileNotFoundError: The image or its label map is missing.
         UnreadableImageError: The image cannot be read.
-        ValueError: The label map cannot be read, has another size than its image, or holds labels of no class.
+        ValueError: The label map cannot be read, differs in size from its image, or contains labels of no class.
     """
     try:
         sample = dataset[index]
-    except Exception as error:  # of any transform; it goes on unless a file explains it
+    except Exception as error:  # of any transform; raised again unless a file explains it
         if hasattr(dataset, 'get_data_info'):
             _find_bad_file(dataset.get_data_info(index), error)
         raise
@@ -107,13 +114,13 @@ def read_sample(dataset: Dataset, index: int):
 
 
 def _wrapped(dataset: Dataset) -> list[Dataset]:
-    """The datasets in a wrapper such as RepeatDataset and ConcatDataset; none of another dataset."""
+    """The datasets in a wrapper such as RepeatDataset or ConcatDataset; none for another dataset."""
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     return [one for one in inner if hasattr(one, '__getitem__') and not isinstance(one, str)]
 
 
 def _inner(dataset: Dataset, index: int) -> Dataset:
-    """The dataset inside of wrappers that gives a sample."""
+    """The dataset inside wrappers that gives a sample."""
     inner = _wrapped(dataset)
     if hasattr(dataset, 'ignore_index') or not inner:
         return dataset
@@ -123,13 +130,13 @@ def _inner(dataset: Dataset, index: int) -> Dataset:
 
 
 def count_images(dataset: Dataset) -> int:
-    """Samples of a dataset, each once where wrappers repeat them."""
+    """Number of samples of a dataset, not counting repetitions by wrappers."""
     inner = _wrapped(dataset)
     return min(len(dataset), sum(map(count_images, inner))) if inner else len(dataset)
 
 
 def image_files(batch) -> Iterator[str]:
-    """Image files that the data samples of a batch name, in whatever dicts and lists they are."""
+    """Image files named in the data samples of a batch, nested in dicts and lists."""
     if isinstance(batch, (dict, list, tuple)):
         for part in batch.values() if isinstance(batch, dict) else batch:
             yield from image_files(part)
@@ -138,12 +145,12 @@ def image_files(batch) -> Iterator[str]:
 
 
 def _find_bad_file(info: dict, error: Exception) -> None:
-    """Raise an error of its own if the image or the label map cannot be read."""
+    """Raise an error that names the image or the label map if it cannot be read."""
     image, labels = info.get('img_path'), info.get('seg_map_path')
     if isinstance(image, str):
         _check_readable(image, f'no image file at {image}', 'image', UnreadableImageError, error)
     if isinstance(labels, str):
-        _check_readable(labels, f'no label map {labels} for the image {image}', 'label map', ValueError, error)
+        _check_readable(labels, f'no label map at {labels} for image {image}', 'label map', ValueError, error)
         _check_size(labels, image)
 
 
@@ -157,29 +164,29 @@ def _check_readable(path: str, missing: str, kind: str, unreadable: type[ValueEr
 
 
 def _decode(path: str) -> None:
-    """Raises FileNotFoundError, or ValueError where one of mmcv's usual backends cannot decode an image."""
+    """Raise FileNotFoundError, or ValueError if one of mmcv's usual backends cannot decode an image."""
     content = get(path)
     if not path.lower().endswith(IMAGE_SUFFIXES):
-        return  # transforms of others read files of other kinds
+        return  # for custom transforms
     for backend in ('cv2', 'pillow'):
         try:
             image = mmcv.imfrombytes(content, backend=backend)
-        except Exception as error:  # each backend has errors of its own
-            raise ValueError(str(error).strip().split('\n')[0] or type(error).__name__) from error
+        except Exception as error:  # each backend raises errors of its own
+            raise ValueError(reason_of(error)) from error
         if image is None:
-            raise ValueError(f'{len(content)} bytes that {backend} cannot decode')
+            raise ValueError(f'{backend} cannot decode its {len(content)} bytes')
 
 
 def _check_size(labels: str, image: str, shape: tuple[int, int] | None = None) -> None:
-    if os.path.isfile(labels) and os.path.isfile(image):  # not where they come from a server
+    if os.path.isfile(labels) and os.path.isfile(image):  # not on a server
         try:
             with Image.open(labels) as opened:
                 found = opened.size[::-1]
             shape = tuple(shape or inspect_image(image)[0][::-1])
-        except (UnidentifiedImageError, ValueError):  # of another kind, such as .npy, for transforms that read it
+        except (UnidentifiedImageError, ValueError):  # of another kind, such as .npy, for custom transforms
             return
         if found != shape:
-            raise ValueError(f'{labels} must be a label map of {shape} pixels as its image, but has {found}')
+            raise ValueError(f'{labels} must have the size of its image, {shape}, but has {found} (height, width)')
 
 
 def _check_labels(sample, num_classes: int, ignored: int) -> None:
@@ -187,8 +194,8 @@ def _check_labels(sample, num_classes: int, ignored: int) -> None:
     present = np.flatnonzero(np.bincount(labels.ravel()))
     wrong = present[(present >= num_classes) & (present != ignored)]
     if wrong.size:
-        reduced = ' once its zero label is taken off' if sample.get('reduce_zero_label') else ''
+        reduced = ' after reduce_zero_label' if sample.get('reduce_zero_label') else ''
         raise ValueError(
-            f'{sample.seg_map_path} must hold labels from 0 to {num_classes - 1}, or {ignored} to ignore a pixel, but '
-            f'has {", ".join(map(str, wrong[:5]))}{reduced}'
+            f'{sample.seg_map_path} must contain labels from 0 to {num_classes - 1}, or {ignored} for ignored pixels, '
+            f'but contains {", ".join(map(str, wrong[:5]))}{reduced}'
         )

@@ -1,4 +1,4 @@
-"""Models inside of wrappers."""
+"""Models inside wrappers."""
 
 from torch import nn
 

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
 
-from mmstrip.analysis.receptive_field import find_images, load_subject, read_images, receptive_field
+from mmstrip.analysis.receptive_field import find_images, load_backbone, read_images, receptive_field
 
 CONFIG = DATA / 'digits_tiny.py'
 SEGMENTOR = ROOT / 'configs' / 'segmentation' / 'strip-mlp-nano_fpn_1xb8_digit-scenes.py'
@@ -56,19 +56,19 @@ def test_backbones_of_any_toolbox_and_stage():
         ('mmpretrain.SwinTransformer:arch=tiny,pad_small_map=true', 2, 16),
         ('R18=mmpretrain.ResNet:depth=18', 0, 4),
     ):
-        subject = load_subject(text, stage=stage)
-        field = receptive_field(subject.backbone, subject.normalise(images))
-        assert subject.stage == (3 if stage is None else stage)
+        item = load_backbone(text, stage=stage)
+        field = receptive_field(item.backbone, item.normalize(images))
+        assert item.stage == (3 if stage is None else stage)
         assert field.stride == stride and field.side(0.2) <= field.side(0.5) <= field.side(0.99)
-    assert subject.label == 'R18'
+    assert item.label == 'R18'
 
 
 def test_images_are_normalised_as_the_config_says():
     images = torch.tensor([255.0, 128.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
-    grey = load_subject(str(CONFIG))  # BGR, one mean for all channels
-    assert grey.normalise(images)[0, :, 0, 0].tolist() == pytest.approx([(x - 77.9) / 95.9 for x in (0, 128, 255)])
-    rgb = load_subject('mmpretrain.ResNet:depth=18')
-    assert rgb.normalise(images)[0, 0, 0, 0].item() == pytest.approx((255 - 123.675) / 58.395, abs=1e-5)
+    grey = load_backbone(str(CONFIG))  # BGR, one mean for all channels
+    assert grey.normalize(images)[0, :, 0, 0].tolist() == pytest.approx([(x - 77.9) / 95.9 for x in (0, 128, 255)])
+    rgb = load_backbone('mmpretrain.ResNet:depth=18')
+    assert rgb.normalize(images)[0, 0, 0, 0].item() == pytest.approx((255 - 123.675) / 58.395, abs=1e-5)
 
 
 @pytest.fixture(scope='module')
@@ -117,8 +117,8 @@ def test_tool_compares_models_side_by_side(folder, checkpoint, tmp_path, capsys)
     with Image.open(tmp_path / 'out' / 'receptive_field.png') as picture:
         assert picture.width > 800
     images = read_images(find_images([folder], 1), 32)
-    subjects = [load_subject(str(CONFIG), weights) for weights in (None, None, str(checkpoint))]
-    fields = [receptive_field(subject.backbone, subject.normalise(images)).contributions for subject in subjects]
+    backbones = [load_backbone(str(CONFIG), weights) for weights in (None, None, str(checkpoint))]
+    fields = [receptive_field(item.backbone, item.normalize(images)).contributions for item in backbones]
     assert np.array_equal(fields[0], fields[1]) and not np.allclose(fields[0], fields[2])
 
 
@@ -129,15 +129,21 @@ def test_tool_compares_models_side_by_side(folder, checkpoint, tmp_path, capsys)
         (['CONFIG', 'none', 'EMPTY'], 'no image (.jpg, '),
         (['CONFIG', 'nowhere.pth', 'IMAGES'], 'no checkpoint at nowhere.pth'),
         (['CONFIG', 'none', 'IMAGES', '--stage', '4'], 'digits_tiny has no stage 4: '),
-        (['CONFIG@deploy', 'none', 'IMAGES'], "digits_tiny.py@deploy' is registered; write its scope"),
-        (['mmpretrain.ResNet:depth=18', 'CHECKPOINT', 'IMAGES'], 'must fill the ResNet, but lacks'),
+        (['CONFIG@deploy', 'none', 'IMAGES'], "digits_tiny.py@deploy' is registered; use a scope"),
+        (['mmpretrain.ResNet:depth=18', 'CHECKPOINT', 'IMAGES'], 'does not fit the ResNet: it lacks'),
         (['mmpretrain.SwinTransformer', 'none', 'IMAGES'], 'SwinTransformer fails on images (4, 3, 32, 32): '),
+        (['mmpretrain.ResNet:depth=51', 'none', 'IMAGES'], 'mmpretrain.ResNet cannot be built: invalid depth 51'),
+        (['mmpretrain.ResNet:deep=50', 'none', 'IMAGES'], "unexpected keyword argument 'deep'"),
+        (['mmpretrain.ResNet:depth', 'none', 'IMAGES'], "arguments must be KEY=VALUE, but got 'depth'"),
+        (['CONFIG', 'none', 'BAD'], 'bad.jpg is not a readable image: unknown image format'),
         (['CONFIG', 'none'], 'give pairs of CONFIG and CHECKPOINT (or none), then IMAGES, but got 2 arguments'),
     ],
 )
 def test_errors_in_one_sentence(arguments, words, folder, checkpoint, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
+    (tmp_path / 'bad.jpg').write_text('no image')
     names = dict(CONFIG=str(CONFIG), CHECKPOINT=str(checkpoint), IMAGES=str(folder), EMPTY=str(tmp_path / 'empty'))
+    names['BAD'] = str(tmp_path / 'bad.jpg')
     for name, value in names.items():
         arguments = [argument.replace(name, value) for argument in arguments]
     with pytest.raises(SystemExit) as error:
@@ -146,7 +152,7 @@ def test_errors_in_one_sentence(arguments, words, folder, checkpoint, tmp_path, 
 
 
 def test_what_gives_no_maps_says_so():
-    with pytest.raises(ValueError, match=r'Flatten must give maps \(N, C, h, w\), but gives \(1, 48\)'):
+    with pytest.raises(ValueError, match=r'Flatten must return feature maps \(N, C, h, w\), but returns \(1, 48\)'):
         receptive_field(nn.Flatten(), torch.rand(1, 3, 4, 4))
     with pytest.raises(ValueError, match='gradient of the central feature is zero'):
         receptive_field(nn.Threshold(2.0, 0.0), torch.rand(1, 3, 4, 4))

@@ -64,15 +64,15 @@ def test_config_reads_what_the_tool_writes(caltech, capsys):
 
 
 def test_missing_split(tmp_path):
-    with pytest.raises(FileNotFoundError, match='write the split with .*caltech101.py'):
+    with pytest.raises(FileNotFoundError, match='no split file .*train.txt: write it with .*caltech101.py'):
         DATASETS.build(dict(type='mmstrip.Caltech101', data_root=str(tmp_path)))
 
 
 def test_wrong_folders(caltech, tmp_path):
-    with pytest.raises(FileNotFoundError, match='must hold 101_ObjectCategories/'):
+    with pytest.raises(FileNotFoundError, match='must contain 101_ObjectCategories/'):
         split_caltech101(tmp_path)
     (tmp_path / '101_ObjectCategories' / 'ant').mkdir(parents=True)
-    with pytest.raises(ValueError, match='101 classes and 8,677 images .* but has 1 classes and 0 images'):
+    with pytest.raises(ValueError, match='101 classes and 8,677 images .* but contains 1 classes and 0 images'):
         split_caltech101(tmp_path)
     with pytest.raises(SystemExit, match='^Error: '):
         run_here('dataset_converters/caltech101.py', tmp_path)

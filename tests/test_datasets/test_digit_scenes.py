@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_files(scenes, tmp_path):
 def test_the_tool_writes_scenes_and_refuses_wrong_counts(tmp_path, capsys):
     options = ['--train', '3', '--size', '64', '--seed', '4']
     run_here('dataset_converters/digit_scenes.py', tmp_path / 'scenes', *options, '--val', '2')
-    assert '3 scenes to train on and 2 to validate on' in capsys.readouterr().out
+    assert '3 training and 2 validation scenes' in capsys.readouterr().out
     assert len(list(tmp_path.rglob('*.png'))) == 2 * (3 + 2) and len(list(tmp_path.rglob('*.json'))) == 2
     with pytest.raises(SystemExit, match='num_val must be at least 1, but got 0'):
         run_here('dataset_converters/digit_scenes.py', tmp_path / 'none', *options, '--val', '0')
@@ -103,10 +103,10 @@ def test_broken_annotations_are_named(scenes, tmp_path):
     file = tmp_path / 'data' / 'annotations' / 'val.json'
     text = file.read_text()
     for broken, words in (
-        (text[: len(text) // 2], 'is not an annotation file as COCO has them (JSONDecodeError'),
-        ('{"images": [{"id": 1}]}', 'is not an annotation file as COCO has them'),
-        ('[]', 'is not an annotation file as COCO has them'),
-        (text.replace('"name": "7"', '"name": "seven"'), 'but only 9 of them are there'),
+        (text[: len(text) // 2], 'is not a COCO annotation file (JSONDecodeError'),
+        ('{"images": [{"id": 1}]}', 'is not a COCO annotation file'),
+        ('[]', 'is not a COCO annotation file'),
+        (text.replace('"name": "7"', '"name": "seven"'), 'but contains only 9 of them'),
     ):
         file.write_text(broken)
         with pytest.raises(ValueError) as error:
@@ -140,14 +140,14 @@ def test_broken_label_maps_are_named(scenes, tmp_path):
     assert np.array_equal(read_sample(dataset, 0)['data_samples'].gt_sem_seg.data[0], labels)
     labels[3, 4], labels[5, 6] = 11, 255
     Image.fromarray(labels).save(file)
-    with pytest.raises(ValueError, match='val/00001.png must hold labels from 0 to 10, or 255 .* but has 11$'):
+    with pytest.raises(ValueError, match='val/00001.png must contain labels from 0 to 10, or 255 .* but contains 11$'):
         read_sample(dataset, 0)
     Image.fromarray(labels[:50]).save(file)
-    with pytest.raises(ValueError, match=r'val/00001.png must be a label map of \(96, 96\) pixels'):
+    with pytest.raises(ValueError, match=r'val/00001.png must have the size of its image, \(96, 96\)'):
         read_sample(dataset, 0)
     file.write_text('no image')
     with pytest.raises(ValueError, match='val/00001.png is not a readable label map'):
         read_sample(dataset, 0)
     file.unlink()
-    with pytest.raises(FileNotFoundError, match='no label map .*labels/val/00001.png for the image .*val/00001.png'):
+    with pytest.raises(FileNotFoundError, match='no label map .*labels/val/00001.png for image .*val/00001.png'):
         read_sample(dataset, 0)

@@ -36,5 +36,5 @@ def test_images_are_scikit_learns():
 
 
 def test_other_splits_are_refused():
-    with pytest.raises(ValueError, match="split must be 'train' or 'test', but got 'val'"):
+    with pytest.raises(ValueError, match="split must be one of train, test, but got 'val'"):
         build('val')

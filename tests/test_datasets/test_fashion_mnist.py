@@ -31,10 +31,17 @@ def test_missing_files_say_what_to_install(tmp_path):
 
 
 def test_files_that_are_not_the_published_ones(files, tmp_path):
-    with pytest.raises(ValueError, match=r'train-images-idx3-ubyte.gz is not the published one: .*SHA-256'):
+    with pytest.raises(ValueError, match=r'train-images-idx3-ubyte.gz is not the published file: .*SHA-256'):
         unpack_fashion_mnist(files, tmp_path / 'out')
-    (files / 'train-images-idx3-ubyte.gz').write_bytes(gzip.compress(idx('images', 50))[:-20])
-    with pytest.raises(ValueError, match=r'train-images-idx3-ubyte.gz is damaged'):
+    packed = files / 'train-images-idx3-ubyte.gz'
+    content = packed.read_bytes()
+    for damaged in (content[:-20], b'no' + content, content[:12] + bytes([255] * 20) + content[32:]):
+        packed.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r'train-images-idx3-ubyte.gz is damaged'):
+            unpack_fashion_mnist(files, tmp_path / 'out')
+    packed.unlink()
+    (files / 'train-images-idx3-ubyte').write_bytes(b'other')
+    with pytest.raises(ValueError, match=r'train-images-idx3-ubyte is not the published file'):
         unpack_fashion_mnist(files, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 
@@ -54,7 +61,7 @@ def test_dataset_reads_what_is_unpacked(tmp_path):
     np.testing.assert_array_equal(
         image[2:30, 2:30, 0].ravel(), np.frombuffer(images[16 + 784 : 16 + 2 * 784], np.uint8)
     )
-    with pytest.raises(ValueError, match="split must be among train, .*, but got 'val'"):
+    with pytest.raises(ValueError, match="split must be one of train, .*, but got 'val'"):
         DATASETS.build(dict(type='mmstrip.FashionMNIST', data_root=str(tmp_path), split='val'))
     with pytest.raises(FileNotFoundError, match='fashion_mnist.py'):
         DATASETS.build(dict(type='mmstrip.FashionMNIST', data_root=str(tmp_path), split='test'))

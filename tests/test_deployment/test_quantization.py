@@ -38,7 +38,7 @@ def test_files_in_int8(name, exported, tmp_path, tmp_path_factory):
     out, prints = tmp_path / f'int8{source.suffix}', tmp_path_factory.mktemp('prints')
     done = call_tool('deployment/quantize.py', source, CONFIG, out, '--images', '16', folder=prints)
     assert done.returncode == 0, done.stdout
-    change = float(re.search(r'differ from those before by ([\d.]+)%', done.stdout)[1])
+    change = float(re.search(r'difference on calibration images: ([\d.]+)%', done.stdout)[1])
     assert 0.1 < change < 20
     before, after = load(source), load(out)
     assert after.about == {**before.about, 'int8': True}
@@ -65,7 +65,7 @@ def test_exported_files_have_the_metrics_of_their_checkpoint(exported, tmp_path)
     assert metrics[0]['accuracy/top1'] == metrics[1]['accuracy/top1'] and len(metrics) == 2
     np.testing.assert_allclose(*predictions, atol=1e-5)
     done = call_tool('test.py', CONFIG, folder / 'small.onnx', '--tta', '--work-dir', tmp_path / 'tta', folder=tmp_path)
-    assert last_line(done.stdout).endswith('--tta needs a checkpoint: exported files are tested on images as they are')
+    assert last_line(done.stdout).endswith('--tta needs a checkpoint; exported files are tested without augmentation')
     config = load_config(str(CONFIG), dict(load_from='none.pth'))
     use_exported(config, folder / 'small.onnx', 'auto')
     assert config.load_from is None and config.model.dtype == 'float32'

@@ -25,8 +25,9 @@ def test_a_head_of_other_classes_is_refused(trained):
     with pytest.raises(ValueError) as raised:
         train_here(trained.work_dir, {'model.head.num_classes': 7})
     assert str(raised.value) == (
-        f'{trained.work_dir}/epoch_1.pth cannot be resumed with this config: head.fc.weight has shape (10, 128) there '
-        'and (7, 128) in the model. To start a new training from its weights, give it as load_from, without --resume'
+        f'{trained.work_dir}/epoch_1.pth cannot be resumed with this config: head.fc.weight has shape (10, 128) in the '
+        'checkpoint, but (7, 128) in the model. To start a new training from its weights, set load_from to it and '
+        'leave out --resume'
     )
 
 
@@ -48,27 +49,27 @@ def use_sgd(checkpoint: dict) -> None:
     first.update(momentum=0.9, dampening=0)
 
 
-CLASSES = 'its classes are 1, 0, 2, 3, 4, ... (10), those of the training data are 0, 1, 2, 3, 4, ... (10)'
+CLASSES = 'its classes are 1, 0, 2, 3, 4, ... (10), but those of the training data are 0, 1, 2, 3, 4, ... (10)'
 OTHERS = {
     'it lacks 2 tensors: head.fc.weight, head.fc.bias': lambda c: [
         c['state_dict'].pop(key) for key in list(c['state_dict'])[-2:]
     ],
-    'it has, unlike the model, 1 tensors: aux.bias': lambda c: c['state_dict'].update({'aux.bias': torch.ones(1)}),
+    'it has 1 unexpected tensors: aux.bias': lambda c: c['state_dict'].update({'aux.bias': torch.ones(1)}),
     CLASSES: lambda c: c['meta']['dataset_meta'].update(classes=list('1023456789')),
-    'its optimizer is Adam, that of the config is AdamW': lambda c: c['meta']['training'].update(
-        optimizers={'': 'Adam'}
-    ),
-    'its optimizer is another one, that of the config is AdamW': use_sgd,
-    'its optimizer has 143 parameters in 2 groups, that of the config has 143 parameters in 1 groups': split_groups,
-    'is of other parameters, or of these in another order': lambda c: group(c)['params'].reverse(),
+    'its optimizer is Adam, but the config has AdamW': lambda c: c['meta']['training'].update(optimizers={'': 'Adam'}),
+    'its optimizer is another one, but the config has AdamW': use_sgd,
+    'its optimizer has 143 parameters in 2 groups, but that of the config has 143 parameters in 1 groups': split_groups,
+    'belongs to other parameters, or to these in another order': lambda c: group(c)['params'].reverse(),
     'it has no state of the optimizer': lambda c: c['optimizer'].clear(),
-    'it has 2 param_schedulers, the config has 1': lambda c: c['param_schedulers'].append({}),
-    'it has 0 param_schedulers, the config has 1': lambda c: c.pop('param_schedulers'),
-    'its param_scheduler[0] is not a CosineAnnealingLR': lambda c: c['param_schedulers'][0].pop('T_max'),
-    'it was trained by iterations, this config trains by epochs': lambda c: c['meta']['training'].update(
+    'it has 2 parameter schedulers, but the config has 1': lambda c: c['param_schedulers'].append({}),
+    'it has 0 parameter schedulers, but the config has 1': lambda c: c.pop('param_schedulers'),
+    'its param_scheduler[0] is not the CosineAnnealingLR of the config': lambda c: c['param_schedulers'][0].pop(
+        'T_max'
+    ),
+    'it was trained by iterations, but this config trains by epochs': lambda c: c['meta']['training'].update(
         unit='iterations'
     ),
-    'it holds averaged weights, and this config has no EMAHook': lambda c: c.update(ema_state_dict={}),
+    'it contains averaged weights, but this config has no EMAHook': lambda c: c.update(ema_state_dict={}),
 }
 
 
@@ -83,10 +84,10 @@ def test_a_checkpoint_of_another_training_is_refused(words, trained):
 
 
 INCOMPLETE = {
-    'it has no state of an optimizer': lambda c: c.pop('optimizer'),
+    'it has no optimizer state': lambda c: c.pop('optimizer'),
     'it has no state_dict': lambda c: c.update(state_dict=None),
-    'it has no meta with its epoch': lambda c: c.update(meta='none'),
-    'it does not say at which epoch and iteration': lambda c: c['meta'].update(epoch='1'),
+    'it has no meta with epoch': lambda c: c.update(meta='none'),
+    'its meta lacks the epoch or iteration': lambda c: c['meta'].update(epoch='1'),
     'its message_hub must have log_scalars, runtime_info, resumed_keys': lambda c: c['message_hub'].clear(),
 }
 
@@ -103,7 +104,7 @@ def test_what_is_no_checkpoint_of_a_training_is_refused_by_name(words, tmp_path)
     torch.save(checkpoint, tmp_path / 'changed.pth')
     with pytest.raises(ValueError) as raised:
         read_resumable(tmp_path / 'changed.pth')
-    assert f'{tmp_path}/changed.pth is no checkpoint to resume: {words}' in str(raised.value)
+    assert f'{tmp_path}/changed.pth cannot be resumed from: {words}' in str(raised.value)
 
 
 def test_the_text_of_a_config_is_not_run(trained):
@@ -128,24 +129,24 @@ def test_what_a_resumed_run_does_not_apply_is_said(trained, tmp_path):
     }
     _, warnings = train_here(tmp_path, options)
     for line in (
-        '30 training images so far, 16 from here on; learning rate and schedule are not adapted',
-        '8 images per batch and process so far, 4 from here on; ',
-        '1 accumulated batches so far, 2 from here on; ',
+        'training images: 30 so far, 16 from here on; learning rate and schedule are not adapted',
+        'images per batch and process: 8 so far, 4 from here on; ',
+        'accumulated batches: 1 so far, 2 from here on; ',
         'the checkpoint has no averaged weights: the average (EMA) starts from its weights',
-        'max_epochs was 1 and is 2: the training goes on to that, by the schedule of the checkpoint',
-        'lr of the optimizer: 0.5 in the config is not applied, the training goes on with 0.003',
-        'weight_decay of the optimizer: 0.3 in the config is not applied, the training goes on with 0.05',
-        'eta_min of param_scheduler[0] (CosineAnnealingLR): 0.1 in the config is not applied, ',
-        'end of param_scheduler[0] (CosineAnnealingLR): 8 in the config is not applied, the training goes on with 3',
-        'To train by this config alone, start a new training from these weights: load_from, without --resume',
+        'max_epochs was 1 and is now 2: training continues with the schedule of the checkpoint',
+        'lr of the optimizer: 0.5 in the config is ignored, training continues with 0.003',
+        'weight_decay of the optimizer: 0.3 in the config is ignored, training continues with 0.05',
+        'eta_min of param_scheduler[0] (CosineAnnealingLR): 0.1 in the config is ignored, ',
+        'end of param_scheduler[0] (CosineAnnealingLR): 8 in the config is ignored, training continues with 3',
+        'To train with this config only, start a new training from these weights: load_from, without --resume',
     ):
         assert line in warnings
     done = torch.load(tmp_path / 'epoch_2.pth', weights_only=True)
     assert done['meta']['iter'] == 3 + 4 and done['optimizer']['param_groups'][0]['initial_lr'] == 0.003
     options.update({'train_cfg.max_epochs': 1, 'train_dataloader.dataset.indices': 40})
     _, warnings = train_here(tmp_path, options)
-    assert '16 training images so far, 40 from here on' in warnings
-    assert 'max_epochs was 2 and is 1: nothing is left to do' in warnings
+    assert 'training images: 16 so far, 40 from here on' in warnings
+    assert 'max_epochs was 2 and is now 1: nothing is left to do' in warnings
 
 
 def test_load_from_takes_the_names_of_wrappers(trained, tmp_path):
@@ -162,12 +163,14 @@ def test_load_from_takes_the_names_of_wrappers(trained, tmp_path):
 def test_load_from_refuses_foreign_weights(trained):
     runner, hook = copy.copy(trained), CheckpointFitHook()
     runner._resume, runner._load_from = False, 'start.pth'
-    with pytest.raises(ValueError, match="^start.pth holds none of the model's 182 tensors$"):
+    with pytest.raises(ValueError, match="^start.pth contains none of the model's 182 tensors$"):
         hook.after_load_checkpoint(runner, dict(net=dict(weight=torch.ones(1))))
     with pytest.raises(ValueError, match='tensors; its first keys are net.head.fc.bias$'):
         hook.after_load_checkpoint(runner, {'net.head.fc.bias': torch.ones(10)})
     hook.after_load_checkpoint(runner, {'head.fc.bias': torch.ones(10)})  # a part is what fine-tuning starts from
-    with pytest.raises(ValueError, match="^the checkpoint lacks [0-9]+ of the model's 182 tensors"):
+    with pytest.raises(
+        ValueError, match="^start.pth does not fit the model: it lacks [0-9]+ of the model's 182 tensors"
+    ):
         hook.before_test(runner)
     hook.before_train(runner)
     hook.before_test(runner)

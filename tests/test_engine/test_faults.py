@@ -39,7 +39,7 @@ def test_bad_images_stop_or_are_skipped(images, tmp_path):
     _, warnings = train_here(tmp_path / 'skip', {**images, 'skip_bad_images': 0.2})
     for number, words in ((3, 'is not a readable image'), (7, 'is not a readable image'), (11, 'no image file at')):
         assert f'{tmp_path}/{number}.png' in warnings and words in warnings
-    assert 'Skipped, 3 so far' in warnings
+    assert 'Skipped (3 so far)' in warnings
     assert len(set((tmp_path / 'skip/bad_images.txt').read_text().splitlines())) == 3
 
     few = {**images, 'skip_bad_images': 0.1}
@@ -50,7 +50,7 @@ def test_bad_images_stop_or_are_skipped(images, tmp_path):
     for number in (3, 7, 11):
         shutil.copy(tmp_path / '0.png', tmp_path / f'{number}.png')
     train_here(tmp_path / 'few', few)  # in the same folder
-    with pytest.raises(ValueError, match="skip_bad_images must be a share from 0 to 1, but got 'yes'"):
+    with pytest.raises(ValueError, match="skip_bad_images must be a fraction from 0 to 1, but got 'yes'"):
         train_here(tmp_path / 'word', {'skip_bad_images': 'yes'})
 
 
@@ -66,7 +66,7 @@ def test_invalid_loss_stops_before_it_is_saved(tmp_path):
 def test_no_tool_runs_code_of_a_checkpoint(tmp_path):
     evil, ran = tmp_path / 'evil.pth', tmp_path / 'ran'
     torch.save(dict(state_dict={}, meta=dict(evil=Malicious(ran)), optimizer={}), evil)
-    refusal = f'{evil} cannot be loaded as plain weights (weights_only=True): it holds '
+    refusal = f'{evil} cannot be loaded safely (weights_only=True): it contains '
     with pytest.raises(ValueError, match=f'{re.escape(refusal)}.* --trust-checkpoints'):
         run_here('test.py', CONFIG, evil, '--work-dir', tmp_path / 'work')
     init = dict(type='Pretrained', checkpoint=str(evil), prefix='backbone.')
@@ -81,6 +81,6 @@ def test_no_tool_runs_code_of_a_checkpoint(tmp_path):
         convert_official_checkpoint(evil, tmp_path / 'out.pth')
     assert not ran.exists() and not (tmp_path / 'out.pth').exists()
 
-    with pytest.raises(ValueError, match=f"{evil} holds none of the model's"):
+    with pytest.raises(ValueError, match=f"{evil} contains none of the model's"):
         run_here('test.py', CONFIG, evil, '--work-dir', tmp_path / 'work', '--trust-checkpoints')
     assert ran.exists()

@@ -159,8 +159,10 @@ def test_sync_bn_on_cpus(sync_bn, norm, group, monkeypatch):
     assert ['SyncBN is not available on CPUs' in words for words in said] == [True] * bool(sync_bn or 'Sync' in norm)
 
 
-EMPTY = 'gives no batch: it has 8 images for each process, batch_size=16'
-DROPS = f'{EMPTY} and drop_last=True, which leaves out an incomplete batch; lower batch_size, or set drop_last=False'
+DROPS = (
+    'gives no batch: with drop_last=True, 8 images per process do not fill batch_size=16. Lower batch_size, or set '
+    'drop_last=False'
+)
 VALIDATION = """
 val_dataloader = dict(train_dataloader, batch_size=16, drop_last=True)
 val_cfg = dict()
@@ -177,7 +179,7 @@ val_evaluator = dict(type='DumpResults', out_file_path='none.pkl')
             dict(train_dataloader__batch_size=16, train_dataloader__drop_last=True),
             f'train_dataloader {DROPS}',
         ),
-        ('', dict(train_dataloader__dataset__count=0), 'train_dataloader gives no batch: it has 0 images .*is empty'),
+        ('', dict(train_dataloader__dataset__count=0), 'train_dataloader gives no batch: its dataset is empty'),
         (VALIDATION, {}, f'val_dataloader {DROPS}'),
     ],
 )
@@ -195,9 +197,7 @@ def test_an_endless_sampler_fills_a_batch_from_fewer_images(train):
 
 def test_a_constructor_that_ignores_mixed_precision_is_refused(train):
     own = dict(optim_wrapper__constructor='DeafConstructor')
-    words = (
-        "optim_wrapper.constructor 'DeafConstructor' has built OptimWrapper, not BFloat16OptimWrapper: it would train"
-    )
+    words = "optim_wrapper.constructor 'DeafConstructor' built OptimWrapper, not BFloat16OptimWrapper, and would train"
     with pytest.raises(ValueError, match=words):
         train(PLAIN, 'bfloat16', **own)
     assert train(PLAIN, **own).iter == 2
@@ -226,11 +226,11 @@ def test_a_schedule_that_ignores_the_scaling_is_named(train, monkeypatch):
     monkeypatch.setattr('mmstrip.engine.runner.print_log', lambda words, **_: said.append(words))
     schedule = "param_scheduler = dict(type='OneCycleLR', eta_max=0.01, total_steps=2, by_epoch=False)\n"
     train(PLAIN + SCALED + schedule)
-    assert said == ['OneCycleLR takes its learning rates from eta_max, which --auto-scale-lr does not scale']
+    assert said == ['OneCycleLR takes its learning rate from eta_max, which --auto-scale-lr does not scale']
 
 
 def test_a_runner_of_ones_own():
     assert issubclass(runner_class('FlexibleRunner'), runner_class('FlexibleRunner').__mro__[2])
     assert issubclass(runner_class(), Runner) and runner_class().__name__ == 'Runner'
-    with pytest.raises(KeyError, match="no runner 'MyRunner' is registered"):
+    with pytest.raises(ValueError, match="runner_type: no Runner is registered as 'MyRunner'"):
         runner_class('MyRunner')

@@ -112,7 +112,7 @@ def test_trainings_of_older_versions_resume(tmp_path):
         old, _ = train_here(tmp_path, options)
     runner, warnings = train_here(tmp_path, {**options, 'train_cfg.max_epochs': 2})
     groups = [len(r.optim_wrapper.optimizer.param_groups) for r in (old, runner)]
-    assert groups[0] > 100 and groups[1] == 2 and 'groups of parameters' not in warnings
+    assert groups[0] > 100 and groups[1] == 2 and 'parameter groups' not in warnings
     assert runner.epoch == 2 and runner._load_from == str(tmp_path / 'epoch_1.pth')
 
 
@@ -127,7 +127,7 @@ class NoReads(TorchDispatchMode):
 def test_no_step_waits_for_the_gradient_norm(monkeypatch):
     """On CUDA the log has that of the step before."""
     training, norms = Training(constructor=CONSTRUCTOR), []
-    monkeypatch.setattr(param_groups, '_is_far', lambda norm: norms.append(norm) or True)
+    monkeypatch.setattr(param_groups, '_is_on_gpu', lambda norm: norms.append(norm) or True)
     hub = training.wrapper.message_hub
     hub.log_scalars.pop('train/grad_norm', None)
     for step in range(3):

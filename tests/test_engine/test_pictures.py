@@ -195,7 +195,7 @@ def test_images_without_a_file_are_drawn_from_the_batch(tmp_path):
 
 def test_other_visualizers_and_intervals_are_refused():
     runner = SimpleNamespace(visualizer=Visualizer())
-    with pytest.raises(ValueError, match="the visualizer of a toolbox, but got mmengine's Visualizer"):
+    with pytest.raises(ValueError, match="a toolbox's visualizer, .* but the config has mmengine's Visualizer"):
         PredictionPicturesHook('out').before_test(runner)
     for interval in (0, -1, 1.5):
         with pytest.raises(ValueError, match='interval must be a positive int, but got'):

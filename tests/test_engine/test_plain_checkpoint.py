@@ -32,7 +32,7 @@ def test_what_is_not_finite_is_not_saved(runner, part, name, value):
     checkpoint = {'state_dict': {}, part: state}
     hook.before_save_checkpoint(runner, checkpoint)
     checkpoint[part][prefix + name][1] = value
-    words = f'{name} holds NaN or infinite values at iteration 7: nothing is saved, the checkpoints in work are'
+    words = f'{name} contains NaN or infinite values at iteration 7. Nothing was saved; the checkpoints in work are'
     with pytest.raises(FloatingPointError, match=words):
         hook.before_save_checkpoint(runner, checkpoint)
 
@@ -44,11 +44,11 @@ def test_losses_are_named_once_and_weights_are_not_dropped(runner, caplog):
         hook.before_save_checkpoint(runner, checkpoint)
         assert checkpoint == dict(state_dict={}, mine=dict(good=1))
     assert sorted(caplog.messages) == [
-        'Checkpoints: mine.path is not saved, as a PosixPath would need code to be loaded',
-        'Checkpoints: own is not saved, as a PosixPath would need code to be loaded',
+        'Checkpoints: mine.path is not saved, because a PosixPath needs code to load',
+        'Checkpoints: own is not saved, because a PosixPath needs code to load',
     ]
     weight = torch.ones(2).as_subclass(type('ShardTensor', (torch.Tensor,), {}))
-    with pytest.raises(TypeError, match='state_dict.weight is not saved, as a ShardTensor .*: convert it'):
+    with pytest.raises(TypeError, match='state_dict.weight is not saved, because a ShardTensor .* Convert it'):
         hook.before_save_checkpoint(runner, dict(state_dict=dict(weight=weight)))
 
 
@@ -76,7 +76,7 @@ def test_a_run_with_values_of_its_own_is_resumed(tmp_path):
     options = {'custom_hooks': [dict(type='OwnValuesHook')]}
     _, warnings = train_here(tmp_path, options)
     for key in ('own.path', 'message_hub.runtime_info.range'):
-        assert f'Checkpoints: {key} is not saved, as a ' in warnings
+        assert f'Checkpoints: {key} is not saved, because a ' in warnings
     torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
     train_here(tmp_path, options)
     found = OwnValuesHook.came_back

@@ -129,8 +129,13 @@ OF_CPUS, LOOP = dict(type='mmstrip.BFloat16OptimWrapper'), 'mmstrip.MixedPrecisi
         (False, 'bfloat16', OF_CPUS, OF_CPUS),  # as a run has dumped it
         (False, 'auto', OF_CPUS, PLAIN),
         (False, None, PLAIN, PLAIN),
-        (False, 'float16', PLAIN, '--amp float16 needs a GPU, and there is none; CPUs take --amp bfloat16'),
-        (False, 'bfloat16', dict(type='Other'), "--amp needs optim_wrapper.type 'OptimWrapper', but got 'Other'"),
+        (False, 'float16', PLAIN, '--amp float16 needs a GPU, but none is available; use --amp bfloat16 on CPUs'),
+        (
+            False,
+            'bfloat16',
+            dict(type='Other'),
+            "only with optim_wrapper.type 'OptimWrapper', but the config has 'Other'",
+        ),
     ],
 )
 def test_amp_of_trainings(gpu, amp, before, after, monkeypatch):
@@ -150,5 +155,5 @@ def test_amp_of_tests():
     for _ in range(2):
         set_test_amp(config, 'bfloat16')
         assert config.test_cfg == dict(type=LOOP, dtype='bfloat16')
-    with pytest.raises(ValueError, match="test_cfg.type 'TestLoop', but got 'MyLoop'"):
+    with pytest.raises(ValueError, match="test_cfg.type 'TestLoop', but the config has 'MyLoop'"):
         set_test_amp(Config(dict(test_cfg=dict(type='MyLoop'))), 'bfloat16')

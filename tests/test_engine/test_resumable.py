@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import FUNCTIONS
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmstrip.engine.hooks import SeedHook
 from mmstrip.engine.resumable import make_resumable
 from mmstrip.engine.resume import choose_checkpoint
+from mmstrip.engine.workers import block_sigterm_in_worker
 
 STATE = dict(
     state_dict={},
@@ -37,14 +39,24 @@ def test_any_config_becomes_resumable():
     assert config.train_cfg == dict(type='mmstrip.ResumableIterLoop', max_iters=3)
     assert config.train_dataloader.sampler.type == 'mmstrip.SeededSampler'
     assert config.train_dataloader.sampler.sampler == dict(type='InfiniteSampler', shuffle=True)
-    assert config.train_dataloader.worker_init_fn == dict(type='mmstrip.shield_worker')
+    assert config.train_dataloader.worker_init_fn == dict(type='mmstrip.block_sigterm_in_worker')
     assert config.val_dataloader.worker_init_fn == dict(type='mine')
     assert config.default_hooks.checkpoint.type == 'MyCheckpointHook'
-    names = ['Seed', 'InvalidLoss', 'TimeLeft', 'CheckpointFit', 'PlainCheckpoint']
+    names = ['Seed', 'InvalidLoss', 'ETA', 'CheckpointFit', 'PlainCheckpoint']
     assert [hook.type for hook in config.custom_hooks] == [f'mmstrip.{name}Hook' for name in names]
     once = copy.deepcopy(config)
     make_resumable(config)  # a config that a run has dumped
     assert config.to_dict() == once.to_dict()
+
+
+def test_names_in_configs_that_older_versions_dumped():
+    hooks = [dict(type=f'mmstrip.{name}Hook') for name in ('TimeLeft', 'ETA', 'NamedFiles')]
+    loader = dict(num_workers=2, worker_init_fn=dict(type='mmstrip.shield_worker'))
+    config = Config(dict(work_dir='work', custom_hooks=hooks, train_dataloader=loader))
+    make_resumable(config)
+    assert [hook.type for hook in config.custom_hooks].count('mmstrip.ETAHook') == 1
+    assert not {'mmstrip.TimeLeftHook', 'mmstrip.NamedFilesHook'} & {hook.type for hook in config.custom_hooks}
+    assert FUNCTIONS.get(config.train_dataloader.worker_init_fn.type) is block_sigterm_in_worker
 
 
 EPOCHS = dict(type='mmstrip.ResumableEpochLoop', max_epochs=3)
@@ -86,18 +98,16 @@ def test_where_a_run_begins(tmp_path, monkeypatch):
     monkeypatch.setattr('mmstrip.engine.resume.print_log', lambda words, *_, **__: said.append(words))
     config.randomness.seed = 8
     choose_checkpoint(config)
-    assert (
-        said[-1] == 'randomness.seed=8 is not applied: a resumed run keeps its seed, 3' and config.randomness.seed == 3
-    )
+    assert said[-1] == 'randomness.seed=8 is ignored: a resumed run keeps its seed, 3' and config.randomness.seed == 3
     config.resume = True
     assert choose_checkpoint(config) == str(start)
     own.unlink()
     config.resume = 'auto'
-    with pytest.raises(ValueError, match=r"last_checkpoint names .*ep_1.pth', which is not there"):
+    with pytest.raises(ValueError, match=r"last_checkpoint names .*ep_1.pth', which does not exist"):
         choose_checkpoint(config)
     torch.save(dict(state, meta={}), start)
     config.resume = True
-    with pytest.raises(ValueError, match='start.pth is no checkpoint to resume: it does not say at which epoch'):
+    with pytest.raises(ValueError, match='start.pth cannot be resumed from: its meta lacks the epoch'):
         choose_checkpoint(config)
 
 
@@ -149,5 +159,5 @@ def test_a_damaged_tensor_sends_a_run_back(tmp_path):
 def test_transforms_with_a_state_of_their_own_are_named(parts, named, caplog):
     SeedHook().before_train(SimpleNamespace(cfg=Config(parts), logger=logging.getLogger('warned')))
     assert caplog.messages == [
-        f'{named}: its state is not in checkpoints, so a resumed run differs from an undisturbed one'
+        f'{named}: its state is not saved, so a resumed run differs from an uninterrupted one'
     ] * bool(named)

@@ -11,7 +11,7 @@ import torch
 from helpers.kills import assert_same_end, kill_repeatedly, start_and_train, steps, unfinished, wait_until
 from helpers.runs import CONFIG, children, fail, finish, log, start
 
-from mmstrip.engine.hooks.checkpoint import STOPPED
+from mmstrip.engine.hooks.checkpoint import SIGTERM_EXIT_CODE
 
 EPOCHS = 8
 SETTINGS = {'randomness.seed': 5, 'train_cfg.max_epochs': EPOCHS}
@@ -44,7 +44,7 @@ def test_sigterm_saves_inside_an_epoch(tmp_path, undisturbed):
             os.kill(child, signal.SIGTERM)
         os.kill(process.pid, signal.SIGTERM)
         process.join(60)
-        assert process.exitcode == STOPPED == 143, log(tmp_path)[-2000:]
+        assert process.exitcode == SIGTERM_EXIT_CODE == 143, log(tmp_path)[-2000:]
         assert 'SIGTERM: saving interrupted.pth' in log(tmp_path)
         inside += torch.load(tmp_path / 'interrupted.pth', weights_only=True)['meta']['batches_done'] is not None
     assert inside  # others may have waited for the end of a validation
@@ -83,7 +83,7 @@ def test_other_trainings_resume_at_any_iteration(tmp_path):
         wait_until(lambda goal=6 + 8 * number: log(stopped).count('Iter(train)') >= goal, process)
         os.kill(process.pid, stop)
         process.join(60)
-        assert process.exitcode == (STOPPED if stop == signal.SIGTERM else -stop)
+        assert process.exitcode == (SIGTERM_EXIT_CODE if stop == signal.SIGTERM else -stop)
     assert_same_end(finish(stopped, options, config=config), undisturbed)
     assert 'slower' not in log(stopped)
 
@@ -128,9 +128,9 @@ def test_full_disk_and_damaged_checkpoints(tmp_path, undisturbed):
     before = {file.name: file.read_bytes() for file in tmp_path.glob('*.pth')}
     # The system refuses files above 64 KiB, as a full disk would.
     output = fail(tmp_path, SETTINGS, file_limit=2**16)
-    name = re.search(r'OSError: .*cannot write .*/(epoch_\d+.pth): File too large; nothing else is lost', output).group(
-        1
-    )
+    name = re.search(
+        r'OSError: .*cannot write .*/(epoch_\d+.pth): File too large; existing files are intact', output
+    ).group(1)
     assert name not in before
     assert {file.name: file.read_bytes() for file in tmp_path.glob('*.pth')} == before
     assert not unfinished(tmp_path)
@@ -140,5 +140,5 @@ def test_full_disk_and_damaged_checkpoints(tmp_path, undisturbed):
     (tmp_path / 'iter_9.pth').write_text('no checkpoint')
     last = finish(tmp_path, SETTINGS)
     for damaged in (newest, tmp_path / 'iter_9.pth'):
-        assert f'going back to the one before: {damaged} cannot be loaded' in log(tmp_path)
+        assert f'trying an older one: {damaged} cannot be loaded' in log(tmp_path)
     assert_same_end(last, undisturbed)

@@ -34,7 +34,7 @@ def test_the_second_training_is_refused(tmp_path):
     folder = tmp_path / 'new' / 'work'
     lock_work_dir(folder)
     lock_work_dir(folder)  # of the same process: its hooks, and a notebook that trains again
-    words = f'{folder} is the work dir of a training that is still running (process {os.getpid()} on '
+    words = f'{folder} is in use by another training (process {os.getpid()} on '
     assert words in in_another_process(lock_work_dir, folder)
     unlock_work_dirs()
     assert in_another_process(lock_work_dir, folder) == ''
@@ -69,7 +69,7 @@ def test_disks_without_locks_are_said(tmp_path, monkeypatch):
     monkeypatch.setattr('fcntl.lockf', refuse)
     lock_work_dir(tmp_path)
     unlock_work_dirs()
-    assert said == [f'{tmp_path} is on a disk without locks: make sure that no other training uses it']
+    assert said == [f'{tmp_path} is on a file system without locks: make sure that no other training uses it']
 
 
 def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):

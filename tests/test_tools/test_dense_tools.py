@@ -140,7 +140,7 @@ def test_exported_detectors_have_the_figures_of_their_checkpoint(trained, tmp_pa
 def test_detectors_average_mirrored_images(trained, tmp_path):
     _, config, work_dir, _ = trained
     arguments = [work_dir / 'epoch_2.pth', '--work-dir', tmp_path, '--tta']
-    with pytest.raises(ValueError, match='--tta: mmdet averages boxes alone, and this model has a mask head'):
+    with pytest.raises(SystemExit, match='--tta: mmdet merges boxes only, but this model has a mask head'):
         run_here('test.py', config, *arguments)
     # Unlike COCO's, this metric takes the truth from the averaged sample.
     voc = "dict(_delete_=True, _scope_='mmdet', type='VOCMetric', metric='mAP')"
@@ -173,12 +173,12 @@ def test_broken_data_are_named(scenes, tmp_path):
     configs = {task: write_config(tmp_path / f'{task}.py', task, data) for task in CONFIGS}
     for labels in (data / 'labels' / 'train').iterdir():
         Image.fromarray(np.full((48, 48), 17, np.uint8)).save(labels)
-    with pytest.raises(ValueError, match=rf'{data}/labels/train/\d+.png must hold labels from 0 to 10'):
+    with pytest.raises(ValueError, match=rf'{data}/labels/train/\d+.png must contain labels from 0 to 10'):
         run_here('train.py', configs['segmentation'], *work_dir)
     for image in (data / 'train').iterdir():
         image.unlink()
     with pytest.raises(FileNotFoundError, match=rf'no image file at {data}/train/\d+.png'):
         run_here('train.py', configs['detection'], *work_dir)
     (data / 'annotations' / 'train.json').write_text('{"images": [')
-    with pytest.raises(ValueError, match=f'{data}/annotations/train.json is not an annotation file'):
+    with pytest.raises(ValueError, match=f'{data}/annotations/train.json is not a COCO annotation file'):
         run_here('train.py', configs['detection'], *work_dir)

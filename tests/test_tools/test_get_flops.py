@@ -3,8 +3,10 @@
 import re
 
 import pytest
-from helpers import ROOT, SMALL_CONFIG
+from helpers import DATA, ROOT, SMALL_CONFIG
 from helpers.runs import run_here
+
+TINY_CONFIG = DATA / 'digits_tiny.py'
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,29 @@ def test_flops_of_any_shape(config, options, words, capsys):
     run_here('analysis_tools/get_flops.py', ROOT / 'configs' / config, '--shape', *options)
     printed = capsys.readouterr().out
     assert words in printed and float(re.search(r'FLOPs: +([\d.]+) G', printed).group(1)) > 0
+
+
+@pytest.mark.parametrize(
+    'content, options, words',
+    [
+        ('model = (', [], 'config.py cannot be read as a config: SyntaxError: .*never closed'),
+        ('a = 1', [], 'config.py has no model$'),
+        (None, ['--shape', '3'], r'the model fails on images \(3, 3, 3\): '),
+        (None, ['--shape', '0'], r'must be positive, but got \(3, 0, 0\)'),
+        (None, ['--cfg-options', 'model.type=Other'], 'Other cannot be built: Other is not in the '),
+        (None, ['--cfg-options', 'model.backbone.depth=3'], "unexpected keyword argument 'depth'"),
+        (
+            None,
+            ['--cfg-options', 'train_pipeline.9.type=Resize'],
+            '--cfg-options do not fit .*config.py: Index 9 exceeds',
+        ),
+        (None, ['--cfg-options', 'depth:3'], "--cfg-options takes KEY=VALUE, but got 'depth:3'"),
+        (None, ['--shape', '1', '2', '3'], '--shape takes one side or H W, but got 1 2 3'),
+    ],
+)
+def test_wrong_input_is_an_error_in_one_sentence(content, options, words, tmp_path, capsys):
+    config = tmp_path / 'config.py'
+    config.write_text(content or f'_base_ = {str(TINY_CONFIG)!r}')
+    with pytest.raises(SystemExit) as error:
+        run_here('analysis_tools/get_flops.py', config, *options)
+    assert re.search(words, f'{error.value} {capsys.readouterr().err}'.strip())

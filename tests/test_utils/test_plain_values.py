@@ -52,7 +52,7 @@ def test_plain_containers_and_arrays_come_back_as_they_were(tmp_path):
 @pytest.mark.parametrize(
     'value, words',
     [
-        (print, 'is not saved, as a builtin_function_or_method would need code to be loaded'),
+        (print, 'is not saved, because a builtin_function_or_method needs code to load'),
         (Path('a'), 'a PosixPath'),
         (Color.RED, 'a Color'),
         (deque([1]), 'a deque'),

@@ -1,9 +1,11 @@
-"""Effective receptive fields of backbones side by side: how much each pixel counts in the central feature of a stage.
+"""Compare the effective receptive fields of backbones: how much each pixel contributes to the central feature.
 
-CONFIG is a config file of any toolbox or a registered backbone with its arguments, with a label if wanted:
-  configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py
-  ResNet-50=mmpretrain.ResNet:depth=50
-CHECKPOINT fills the backbone; `none` leaves it random. IMAGES is an image file or a folder.
+CONFIG is a config file of any toolbox, or a registered backbone with its arguments, optionally after LABEL=.
+CHECKPOINT has the backbone's weights; `none` leaves them random. IMAGES is an image file or a folder.
+
+Example:
+  python tools/analysis_tools/erf.py configs/strip_mlp/strip-mlp-tiny_8xb128_in1k.py none \\
+      ResNet-50=mmpretrain.ResNet:depth=50 none data/imagenet/val
 """
 
 import argparse
@@ -12,7 +14,8 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from mmstrip.analysis.receptive_field import SHARES, compare_fields, find_images, load_subject, read_images
+from mmstrip.analysis.receptive_field import SHARES, compare_fields, find_images, load_backbone, read_images
+from mmstrip.utils.checkpoints import add_trust_option
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,16 +25,16 @@ def parse_args() -> argparse.Namespace:
         usage='%(prog)s CONFIG CHECKPOINT [CONFIG CHECKPOINT ...] IMAGES [options]',
     )
     parser.add_argument('items', nargs='+', metavar='CONFIG CHECKPOINT ... IMAGES', help=argparse.SUPPRESS)
-    parser.add_argument('--size', type=int, default=224, help='side of the images in pixels (default: %(default)s)')
+    parser.add_argument('--size', type=int, default=224, help='image size in pixels (default: %(default)s)')
     parser.add_argument('--stage', type=int, help="index of the stage, from 0 (default: the config's last)")
-    parser.add_argument('--num-images', type=int, default=50, help='images to average over (default: %(default)s)')
+    parser.add_argument('--num-images', type=int, default=50, help='number of images (default: %(default)s)')
     parser.add_argument('--out', default='work_dirs/receptive_field', help='folder for results (default: %(default)s)')
-    parser.add_argument('--trust-checkpoints', action='store_true', help='run the code that checkpoints may ask for')
+    add_trust_option(parser)
     args = parser.parse_args()
     if len(args.items) < 3 or len(args.items) % 2 == 0:
         parser.error(f'give pairs of CONFIG and CHECKPOINT (or none), then IMAGES, but got {len(args.items)} arguments')
     if args.size < 32 or args.num_images < 1:
-        parser.error(f'--size is at least 32 and --num-images 1, but got {args.size} and {args.num_images}')
+        parser.error(f'--size must be at least 32 and --num-images 1, but got {args.size} and {args.num_images}')
     return args
 
 
@@ -40,14 +43,14 @@ def main() -> None:
     *models, folder = args.items
     try:
         images = read_images(find_images([folder], args.num_images), args.size)
-        subjects = [
-            load_subject(text, None if weights == 'none' else weights, args.stage, args.trust_checkpoints)
+        backbones = [
+            load_backbone(text, None if weights == 'none' else weights, args.stage, args.trust_checkpoints)
             for text, weights in zip(models[::2], models[1::2])
         ]
-        results = compare_fields(subjects, images, args.out)
+        results = compare_fields(backbones, images, args.out)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f'Error: {error}')
-    table = Table(title=f'side in pixels (share of the image), {len(images)} images of {args.size} px')
+    table = Table(title=f'side in pixels (fraction of the image), {len(images)} images of {args.size} px')
     table.add_column('backbone')
     for head in ('stage', 'stride', *(f'{share:.0%}' for share in SHARES)):
         table.add_column(head, justify='right')

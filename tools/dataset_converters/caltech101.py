@@ -1,4 +1,8 @@
-"""Write the 80 / 20 split of Caltech-101 (each class, seed 1024, without BACKGROUND_Google) to ROOT/meta."""
+"""Write the 80 / 20 split of Caltech-101 (per class, seed 1024, without BACKGROUND_Google) to ROOT/meta.
+
+Example:
+  python tools/dataset_converters/caltech101.py data/caltech101 --smaller-copy data/caltech101_96px
+"""
 
 import argparse
 import sys
@@ -7,11 +11,13 @@ from mmstrip.datasets.caltech101 import SPLITS, write_caltech101_split, write_sm
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('root', help='folder that holds 101_ObjectCategories/')
-    parser.add_argument('--smaller-copy', metavar='DIR', help='write a copy with smaller images there, for 64 px')
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('root', help='folder that contains 101_ObjectCategories/')
     parser.add_argument(
-        '--short-side', type=int, default=96, help='short side of its images in pixels (default: %(default)s)'
+        '--smaller-copy', metavar='DIR', help='also write a copy with smaller images to this folder, for 64 px'
+    )
+    parser.add_argument(
+        '--short-side', type=int, default=96, help='short side of the smaller images in pixels (default: %(default)s)'
     )
     return parser.parse_args()
 

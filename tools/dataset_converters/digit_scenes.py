@@ -1,4 +1,8 @@
-"""Make scenes of scikit-learn's handwritten digits: COCO boxes and masks, and label maps for segmentation."""
+"""Draw scenes of scikit-learn's handwritten digits, with COCO boxes and masks and with label maps for segmentation.
+
+Example:
+  python tools/dataset_converters/digit_scenes.py data/digit_scenes
+"""
 
 import argparse
 import sys
@@ -7,12 +11,12 @@ from mmstrip.datasets.digit_scenes import write_digit_scenes
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', help='folder to write to')
-    parser.add_argument('--train', type=int, default=1000, help='scenes to train on (default: 1000)')
-    parser.add_argument('--val', type=int, default=200, help='scenes to validate on (default: 200)')
-    parser.add_argument('--size', type=int, default=96, help='side in pixels (default: 96)')
-    parser.add_argument('--seed', type=int, default=0, help='the same seed gives the same scenes (default: 0)')
+    parser.add_argument('--train', type=int, default=1000, help='number of training scenes (default: 1000)')
+    parser.add_argument('--val', type=int, default=200, help='number of validation scenes (default: 200)')
+    parser.add_argument('--size', type=int, default=96, help='image size in pixels (default: 96)')
+    parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
     return parser.parse_args()
 
 
@@ -22,7 +26,7 @@ def main() -> None:
         write_digit_scenes(args.out, args.train, args.val, args.size, args.seed)
     except (OSError, ValueError) as error:
         sys.exit(f'Error: {error}')
-    print(f'{args.train} scenes to train on and {args.val} to validate on are in {args.out}')
+    print(f'{args.out}: {args.train:,} training and {args.val:,} validation scenes')
 
 
 if __name__ == '__main__':

@@ -1,5 +1,10 @@
-"""Put Fashion-MNIST where the configs look for it: the four files of Debian's and Ubuntu's package
-dataset-fashion-mnist, or those in a folder, are checked and unpacked to OUT."""
+"""Verify the four files of Fashion-MNIST and unpack them to where the configs look for them.
+
+By default they come from the package dataset-fashion-mnist of Debian and Ubuntu.
+
+Example:
+  python tools/dataset_converters/fashion_mnist.py data/fashion_mnist --source ~/Downloads
+"""
 
 import argparse
 import sys
@@ -8,13 +13,11 @@ from mmstrip.datasets.fashion_mnist import PACKAGE_FOLDER, unpack_fashion_mnist
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         'out', nargs='?', default='data/fashion_mnist', help='folder to write to (default: %(default)s)'
     )
-    parser.add_argument(
-        '--source', default=PACKAGE_FOLDER, help="folder of the four .gz files (default: the package's, %(default)s)"
-    )
+    parser.add_argument('--source', default=PACKAGE_FOLDER, help='folder of the four .gz files (default: %(default)s)')
     return parser.parse_args()
 
 
@@ -24,7 +27,7 @@ def main() -> None:
         counts = unpack_fashion_mnist(args.source, args.out)
     except (OSError, ValueError) as error:
         sys.exit(f'Error: {error}')
-    print(f'{counts["train"]:,} images to train on and {counts["t10k"]:,} to test on are in {args.out}')
+    print(f'{args.out}: {counts["train"]:,} training and {counts["t10k"]:,} test images')
 
 
 if __name__ == '__main__':

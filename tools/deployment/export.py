@@ -1,40 +1,46 @@
-"""Export a trained classifier, segmentor or detector, or its backbone, for a runtime, and compare it with PyTorch."""
+"""Export a trained classifier, segmentor or detector, or its backbone, and compare its outputs with PyTorch's.
+
+Example:
+  python tools/deployment/export.py CONFIG work_dirs/NAME/epoch_30.pth model.onnx --dynamic-batch
+"""
 
 import argparse
 import sys
 import time
 
-from mmengine.config import DictAction
-
 from mmstrip.deployment import Export, export_model
 from mmstrip.deployment.formats import SUFFIXES, files_of
+from mmstrip.utils.checkpoints import add_trust_option
+from mmstrip.utils.config import add_config_options
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('out', help=f'file to write, which ends in {", ".join(SUFFIXES.values())}, by its format')
-    parser.add_argument('--format', choices=SUFFIXES, default='onnx', help='(default: onnx)')
+    parser.add_argument('checkpoint', help='checkpoint of the trained model')
+    parser.add_argument('out', help=f'file to write, named after its format: *{", *".join(SUFFIXES.values())}')
+    parser.add_argument('--format', choices=SUFFIXES, default='onnx', help='format of the file (default: onnx)')
     part = parser.add_mutually_exclusive_group()
-    part.add_argument('--features', action='store_true', help='the maps of the backbone alone')
-    part.add_argument('--neck', action='store_true', help='the maps of backbone and neck')
-    parser.add_argument('--scores', action='store_true', help="a classifier's scores instead of logits")
+    part.add_argument('--features', action='store_true', help='export the feature maps of the backbone')
+    part.add_argument('--neck', action='store_true', help='export the feature maps of the neck')
+    parser.add_argument('--scores', action='store_true', help="export a classifier's scores instead of logits")
     parser.add_argument(
         '--shape', type=int, nargs='+', metavar=('H', 'W'), help="image size (default: the test pipeline's, else 224)"
     )
-    parser.add_argument('--dynamic-batch', action='store_true', help='take any number of images (default: one)')
-    parser.add_argument('--dynamic-size', action='store_true', help='take images of any size')
-    parser.add_argument('--opset', type=int, help="version of ONNX's operators (default: PyTorch's choice)")
-    parser.add_argument('--half', action='store_true', help='weights in float16, half the file: ONNX and OpenVINO')
-    parser.add_argument('--normalize', action='store_true', help='take pixels, BGR in uint8, and normalize them')
+    parser.add_argument('--dynamic-batch', action='store_true', help='accept any number of images (default: one)')
+    parser.add_argument('--dynamic-size', action='store_true', help='accept images of any size')
+    parser.add_argument('--opset', type=int, help="ONNX opset version (default: PyTorch's choice)")
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override parts of the config'
+        '--half', action='store_true', help='store weights in float16, for half the file size (ONNX and OpenVINO)'
     )
-    parser.add_argument('--trust-checkpoints', action='store_true', help='run the code that CHECKPOINT may ask for')
+    parser.add_argument(
+        '--normalize', action='store_true', help='accept uint8 pixels in BGR and normalize them in the graph'
+    )
+    add_config_options(parser)
+    add_trust_option(parser)
     args = parser.parse_args()
     if args.shape and len(args.shape) > 2:
-        parser.error(f'--shape takes one side or H W, but got {args.shape}')
+        parser.error(f'--shape takes one side or H W, but got {" ".join(map(str, args.shape))}')
     return args
 
 
@@ -54,9 +60,9 @@ def main() -> None:
     size = sum(file.stat().st_size for file in files_of(args.out)) / 1e6
     print(f'{args.out}: {size:.1f} MB in {time.perf_counter() - start:.0f} s')
     if error is None:
-        print('Nothing was compared: neither it nor PyTorch finds anything in random pictures')
+        print('Nothing was compared: neither the file nor PyTorch detects anything in random images')
         return
-    print(f'Its outputs differ from those of PyTorch by {error:.1e} at most, relative to the largest')
+    print(f'Largest difference from PyTorch: {error:.1e} of the largest output')
 
 
 if __name__ == '__main__':

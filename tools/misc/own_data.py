@@ -1,4 +1,8 @@
-"""Write a config for images of your own: read a folder, say what is in it, and print the commands to train and test."""
+"""Write a config for your own images: read a folder, report what it contains, print the commands to train and test.
+
+Example:
+  python tools/misc/own_data.py classification data/flowers --init checkpoints/strip-mlp-tiny-light_in1k.pth
+"""
 
 import argparse
 import inspect
@@ -16,21 +20,27 @@ MODELS = dict(detection=tuple(DETECTORS), segmentation=tuple(SEGMENTORS))
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = parser.add_subparsers(dest='task', required=True)
     for name, writer in WRITERS.items():
         task = tasks.add_parser(name, help=inspect.getdoc(writer).split('\n')[0])
         task.add_argument('folder', help='folder of the images')
         task.add_argument('--out', help='folder for the config (default: own_data/NAME_OF_FOLDER)')
-        task.add_argument('--init', metavar='CHECKPOINT', help='checkpoint to start from (default: random weights)')
+        task.add_argument(
+            '--init', metavar='CHECKPOINT', help='checkpoint to fine-tune (default: none, random weights)'
+        )
         task.add_argument('--arch', help='tiny-light, tiny, small or base (default: that of --init, else tiny-light)')
-        task.add_argument('--size', type=int, help='pixels: side of the crops, of detectors the short side')
-        task.add_argument('--epochs', type=int, help='length of the training')
-        task.add_argument('--batch-size', type=int, help='images in a step')
+        task.add_argument(
+            '--size', type=int, help='image size in pixels: side of the crops, for detectors the short side'
+        )
+        task.add_argument('--epochs', type=int, help='number of training epochs')
+        task.add_argument('--batch-size', type=int, help='images per batch')
         if name in MODELS:
-            task.add_argument('--model', choices=MODELS[name], default=MODELS[name][0], help='default: %(default)s')
+            task.add_argument(
+                '--model', choices=MODELS[name], default=MODELS[name][0], help='model (default: %(default)s)'
+            )
         if name == 'segmentation':
-            task.add_argument('--classes', metavar='FILE', help='names of the classes, one a line')
+            task.add_argument('--classes', metavar='FILE', help='file with the class names, one per line')
     return parser.parse_args()
 
 

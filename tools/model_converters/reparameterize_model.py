@@ -1,17 +1,22 @@
-"""Turn a trained model into its deploy form, for inference: fewer steps, same outputs."""
+"""Convert a trained model to its deploy form, with fewer layers and the same outputs.
+
+Example:
+  python tools/model_converters/reparameterize_model.py CONFIG work_dirs/NAME/epoch_30.pth deploy.pth
+"""
 
 import argparse
 import sys
 
 from mmstrip.converters.reparameterize import convert_to_deploy
+from mmstrip.utils.checkpoints import add_trust_option
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of the trained model')
-    parser.add_argument('src', help='its checkpoint')
-    parser.add_argument('dst', help='file to write, as safetensors if it ends in .safetensors')
-    parser.add_argument('--trust-checkpoints', action='store_true', help='run the code that SRC may ask for')
+    parser.add_argument('src', help='checkpoint of the trained model')
+    parser.add_argument('dst', help='file to write, .pth or .safetensors')
+    add_trust_option(parser)
     return parser.parse_args()
 
 
@@ -21,7 +26,7 @@ def main() -> None:
         error = convert_to_deploy(args.config, args.src, args.dst, args.trust_checkpoints)
     except (ImportError, OSError, ValueError) as reason:
         sys.exit(f'Error: {reason}')
-    print(f'{args.dst}: deploy form; its features differ by {error:.1e} at most, relative to the largest')
+    print(f'{args.dst}: deploy form; largest difference: {error:.1e} of the largest feature')
     print('Load it with --cfg-options model.backbone.deploy=True')
 
 

@@ -19,7 +19,7 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 
-# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmseg's.
+# mmengine would give types without a scope that of an inheriting project; these are mmseg's.
 for __step in train_pipeline + test_pipeline:
     __step['_scope_'] = 'mmseg'
 

@@ -1,4 +1,4 @@
-# BCCD, 364 microscope pictures of blood cells with boxes (205 / 87 / 72), at half of their size.
+# BCCD: 364 microscope images of blood cells with boxes (205 / 87 / 72), at half size.
 dataset = dict(
     _scope_='mmdet',
     type='XMLDataset',
@@ -21,7 +21,7 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 
-# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmdet's.
+# mmengine would give types without a scope that of an inheriting project; these are mmdet's.
 for __step in train_pipeline + test_pipeline:
     __step['_scope_'] = 'mmdet'
 

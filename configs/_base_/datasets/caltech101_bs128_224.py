@@ -1,5 +1,5 @@
-# 80 / 20 % of each class, without BACKGROUND_Google; meta/ is written by
-# tools/dataset_converters/caltech101.py data/caltech101
+# 80 / 20 % of each class, without BACKGROUND_Google. To write the split to meta/:
+# python tools/dataset_converters/caltech101.py data/caltech101
 _base_ = ['./pipelines_224.py', './loaders_bs128.py']
 
 data_preprocessor = dict(num_classes=101)

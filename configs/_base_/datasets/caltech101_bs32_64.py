@@ -1,11 +1,11 @@
-# Caltech-101 for short trainings at 64 px, on images made smaller once, as decoding large ones would take much of the
-# time: python tools/dataset_converters/caltech101.py data/caltech101 --smaller-copy data/caltech101_96px
-# Four fifths of the training images are trained on; the rest, held out, are validated on and choose settings.
+# Caltech-101 for short trainings at 64 px. The images are resized once, because decoding large ones takes long:
+# python tools/dataset_converters/caltech101.py data/caltech101 --smaller-copy data/caltech101_96px
+# Four fifths of the training images are used for training, the rest for validation and choosing settings.
 _base_ = ['./pipelines_224.py', './loaders_1core.py']
 
 data_preprocessor = dict(num_classes=101)
 
-# RandAugment, erasing and mixing need longer trainings.
+# RandAugment, random erasing and mixup help only in longer trainings.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.2, 1.0), backend='pillow', interpolation='bicubic'),

@@ -1,12 +1,12 @@
-# CamVid, 701 street scenes of 480 x 360 pixels (367 / 101 / 233), 11 classes and void, 11 in the label maps: predicted
-# at half of their size, judged at the whole one.
+# CamVid: 701 street scenes of 480 x 360 pixels (367 / 101 / 233), 11 classes and void (11 in the label maps). Predicted
+# at half the size, evaluated at full size.
 dataset = dict(_scope_='mmseg', type='mmstrip.CamVid', data_root='data/camvid')
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(type='RandomResize', scale=(240, 180), ratio_range=(1.0, 1.5), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(192, 256), cat_max_ratio=0.9),  # padded to this, as 240 x 180 is in tests
+    dict(type='RandomCrop', crop_size=(192, 256), cat_max_ratio=0.9),  # 240 x 180 is padded to this, as in tests
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
@@ -18,7 +18,7 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 
-# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmseg's.
+# mmengine would give types without a scope that of an inheriting project; these are mmseg's.
 for __step in train_pipeline + test_pipeline:
     __step['_scope_'] = 'mmseg'
 

@@ -1,5 +1,5 @@
-# CIFAR-10 as JPEG files, data/cifar10_jpeg/{train,test}/CLASS/*.jpg, enlarged to 64 px, those of a classifier to start
-# from. 45,000 training images are trained on; 5,000, held out, are validated on.
+# CIFAR-10 as JPEG files, data/cifar10_jpeg/{train,test}/CLASS/*.jpg, enlarged to 64 px, the size of the pretrained
+# classifier. 45,000 training images are used for training, 5,000 for validation.
 _base_ = ['./pipelines_224.py', './loaders_1core.py']
 
 data_preprocessor = dict(num_classes=10)

@@ -1,4 +1,4 @@
-# COCO at 1333 x 800, as mmdet has it.
+# COCO at 1333 x 800, as in mmdet.
 _base_ = ['mmdet::_base_/datasets/coco_instance.py']
 
 train_pipeline = [
@@ -9,7 +9,7 @@ train_pipeline = [
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), *_base_.test_pipeline[1:]]
 
-# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmdet's.
+# mmengine would give types without a scope that of an inheriting project; these are mmdet's.
 for __step in train_pipeline + test_pipeline:
     __step['_scope_'] = 'mmdet'
 

@@ -1,4 +1,4 @@
-# COCO with short sides from 480 to 800, half of the images cropped first: DETR's augmentation, of the 3x recipes.
+# COCO with short sides from 480 to 800, half of the images cropped first: DETR's augmentation, used in 3x recipes.
 _base_ = ['./coco_instance.py']
 
 resize = dict(type='RandomChoiceResize', scales=[(short, 1333) for short in range(480, 801, 32)], keep_ratio=True)
@@ -21,7 +21,7 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 
-# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmdet's.
+# mmengine would give types without a scope that of an inheriting project; these are mmdet's.
 for __step in train_pipeline:
     __step['_scope_'] = 'mmdet'
 

@@ -19,7 +19,7 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 
-# tools/test.py --tta: at three sizes, but not mirrored, as that makes other characters
+# tools/test.py --tta: three sizes; no mirror images, because they are other characters
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
@@ -32,7 +32,7 @@ tta_pipeline = [
     ),
 ]
 
-# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmseg's.
+# mmengine would give types without a scope that of an inheriting project; these are mmseg's.
 for __step in train_pipeline + test_pipeline + tta_pipeline:
     __step['_scope_'] = 'mmseg'
 

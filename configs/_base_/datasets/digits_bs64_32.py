@@ -11,7 +11,7 @@ test_pipeline = [
     dict(type='PackInputs'),
 ]
 
-# tools/test.py --tta: the digit enlarged in two ways, as mirroring would make another character of it
+# tools/test.py --tta: two interpolations; no mirror image, because it is another character
 tta_model = dict(_scope_='mmpretrain', type='AverageClsScoreTTA')
 tta_pipeline = [
     dict(
@@ -23,14 +23,14 @@ tta_pipeline = [
     )
 ]
 
-# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmpretrain's.
+# mmengine would give types without a scope that of an inheriting project; these are mmpretrain's.
 for __step in train_pipeline + test_pipeline + tta_pipeline:
     __step['_scope_'] = 'mmpretrain'
 
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
-    persistent_workers=False,  # mmpretrain's own tool would set it
+    persistent_workers=False,  # which mmpretrain's own tool would set
     drop_last=True,
     dataset=dict(_scope_='mmpretrain', type='mmstrip.Digits', split='train', pipeline=train_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=True),

@@ -1,5 +1,5 @@
-# Fashion-MNIST, 28 x 28 pixels with a margin of 2: python tools/dataset_converters/fashion_mnist.py data/fashion_mnist
-# 55,000 training images are trained on; 5,000, held out, are validated on and choose settings.
+# Fashion-MNIST, 28 x 28 pixels plus a margin of 2: python tools/dataset_converters/fashion_mnist.py data/fashion_mnist
+# 55,000 training images are used for training, 5,000 for validation and choosing settings.
 _base_ = ['./loaders_1core.py']
 
 data_preprocessor = dict(num_classes=10, mean=[72.9] * 3, std=[90.0] * 3, to_rgb=False)
@@ -25,7 +25,7 @@ tta_model = dict(_scope_='mmpretrain', type='AverageClsScoreTTA')
 flips = [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)]
 tta_pipeline = [dict(type='TestTimeAug', transforms=[flips, [dict(type='PackInputs')]])]
 
-# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmpretrain's.
+# mmengine would give types without a scope that of an inheriting project; these are mmpretrain's.
 for __step in train_pipeline + test_pipeline + tta_pipeline:
     __step['_scope_'] = 'mmpretrain'
 

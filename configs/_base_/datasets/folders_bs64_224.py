@@ -1,4 +1,4 @@
-# Images of one's own; tools/misc/own_data.py writes configs that say where they are.
+# Your own images; tools/misc/own_data.py writes configs that set their folder.
 _base_ = ['./pipelines_224.py', './loaders_bs128.py']
 
 dataset = dict(_scope_='mmpretrain', type='CustomDataset')

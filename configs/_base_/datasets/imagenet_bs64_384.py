@@ -3,7 +3,7 @@ _base_ = ['./imagenet_bs128_224.py']
 train_pipeline = _base_.train_pipeline
 train_pipeline[1].scale = 384
 
-# The whole image at the training size, as usual for fine-tuning at a larger one.
+# The whole image at the training size, as usual for fine-tuning at a larger size.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=384, backend='pillow', interpolation='bicubic'),
@@ -11,7 +11,7 @@ test_pipeline = [
 ]
 tta_pipeline = test_pipeline[:-1] + [_base_.flips]
 
-# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmpretrain's.
+# mmengine would give types without a scope that of an inheriting project; these are mmpretrain's.
 for __step in test_pipeline:
     __step['_scope_'] = 'mmpretrain'
 

@@ -1,8 +1,8 @@
-# Trainings on one CPU core: images are read by the process that trains.
+# Training on one CPU core: the training process reads the images.
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
-    persistent_workers=False,  # mmpretrain's own tool would set it
+    persistent_workers=False,  # which mmpretrain's own tool would set
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
 )

@@ -1,4 +1,4 @@
-# What the dataloaders of all datasets at 224 px share.
+# Dataloader settings of all datasets at 224 px.
 train_dataloader = dict(
     batch_size=128,
     num_workers=8,

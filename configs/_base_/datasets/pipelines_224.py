@@ -1,6 +1,6 @@
-# The authors' augmentation and test crop at 224 px. Their configuration also names a colour jitter of 0.4, but the timm
-# they use leaves colour jitter out where RandAugment is on, so their training has none. Types of mmstrip compute what
-# those of mmpretrain do, in half of the time.
+# The authors' augmentation and test crop at 224 px. Their configuration also sets a color jitter of 0.4, but timm skips
+# color jitter if RandAugment is on, so their training has none. Types of mmstrip compute the same as mmpretrain's, in
+# half the time.
 data_preprocessor = dict(num_classes=1000, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 
 bgr_mean = data_preprocessor['mean'][::-1]
@@ -46,6 +46,6 @@ flips = dict(
 )
 tta_pipeline = test_pipeline[:-1] + [flips]
 
-# Where another project inherits this, mmengine gives its own scope to what has none; these types are mmpretrain's.
+# mmengine would give types without a scope that of an inheriting project; these are mmpretrain's.
 for __step in train_pipeline + test_pipeline + tta_pipeline:
     __step['_scope_'] = 'mmpretrain'

@@ -1,4 +1,4 @@
-# The same for images that the dataset gives as RGB arrays: nothing to load, fill colours in their order.
+# The same for datasets that give RGB arrays: nothing to load, fill colors in RGB order.
 _base_ = ['./pipelines_224.py']
 
 data_preprocessor = dict(to_rgb=False)

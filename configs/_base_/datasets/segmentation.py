@@ -1,4 +1,4 @@
-# What loaders, metric and test-time augmentation of segmentation share.
+# Loaders, metric and test-time augmentation of all segmentation datasets.
 train_dataloader = dict(
     batch_size=2,
     num_workers=4,

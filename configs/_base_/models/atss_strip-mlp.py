@@ -1,6 +1,6 @@
 _base_ = ['./retinanet_strip-mlp.py']
 
-# ATSS: RetinaNet's towers with one anchor a place, samples chosen by statistics, and a centre-ness branch.
+# ATSS: RetinaNet's towers with one anchor per location, adaptive sample selection and a centerness branch.
 model = dict(
     type='ATSS',
     neck=dict(add_extra_convs='on_output'),

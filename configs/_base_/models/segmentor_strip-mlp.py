@@ -1,13 +1,13 @@
-# What the segmentors share: mmseg's preprocessing and test mode, and the backbone.
+# Shared by the segmentors: mmseg's preprocessing and test mode, and the backbone.
 data_preprocessor = dict(
-    _scope_='mmseg',  # it also stands alone: mmengine gives it to the wrapper of test-time augmentation
+    _scope_='mmseg',  # also needed on its own, in the test-time augmentation wrapper
     type='SegDataPreProcessor',
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
     bgr_to_rgb=True,
     pad_val=0,
     seg_pad_val=255,
-    test_cfg=dict(size_divisor=32),  # maps are floored at each stride: what lies beyond would have no features
+    test_cfg=dict(size_divisor=32),  # strides floor odd sizes, which would leave the border without features
 )
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)

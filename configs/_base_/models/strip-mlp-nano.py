@@ -1,4 +1,4 @@
-# Not one of the paper's variants: small enough to train on two CPU cores, for the scenes of digits.
+# Not a variant of the paper: small enough to train on two CPU cores, for the digit scenes.
 _base_ = ['./strip-mlp.py']
 
 model = dict(

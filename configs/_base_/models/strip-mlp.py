@@ -1,4 +1,4 @@
-# Shared by the four variants; they set the arch and the channels of their last stage.
+# Shared by the four variants, which set the arch and the channels of their last stage.
 model = dict(
     _scope_='mmpretrain',
     type='ImageClassifier',
@@ -8,7 +8,7 @@ model = dict(
         type='LinearClsHead',
         num_classes=1000,
         in_channels=640,
-        init_cfg=None,  # PyTorch's own, as the authors
+        init_cfg=None,  # PyTorch's own, like the authors
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
         cal_acc=False,
     ),

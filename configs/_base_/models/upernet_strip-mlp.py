@@ -1,6 +1,6 @@
 _base_ = ['./segmentor_strip-mlp.py']
 
-# With mmseg's settings; the auxiliary head learns from the third stage.
+# mmseg's settings; the auxiliary head is on the third stage.
 model = dict(
     decode_head=dict(type='UPerHead', pool_scales=(1, 2, 3, 6), channels=512),
     auxiliary_head=dict(

@@ -1,4 +1,4 @@
-# 12 epochs as in the recipes of Swin and ConvNeXt.
+# 12 epochs, as in Swin and ConvNeXt.
 _base_ = ['./adamw_dense.py']
 
 param_scheduler = [

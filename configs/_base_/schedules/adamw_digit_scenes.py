@@ -1,4 +1,4 @@
-# Short enough for two CPU cores: heads learn fast, and what a classifier has taught the backbone is kept.
+# Short enough for two CPU cores: heads learn fast, and the backbone keeps the weights of a classifier.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),

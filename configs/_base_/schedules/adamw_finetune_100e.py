@@ -1,5 +1,5 @@
-# Fine-tuning from an ImageNet-1K checkpoint on a few thousand images. A fifth of the learning rate from scratch keeps
-# what ImageNet-1K has taught; 100 epochs of 57 to 127 steps are 6,000 to 13,000 steps.
+# Fine-tuning from an ImageNet-1K checkpoint on a few thousand images. A fifth of the learning rate from scratch
+# preserves the pretrained features; 100 epochs of 57 to 127 steps are 6,000 to 13,000 steps.
 _base_ = ['./adamw_300e_1xb128.py']
 
 optim_wrapper = dict(optimizer=dict(lr=1e-4))

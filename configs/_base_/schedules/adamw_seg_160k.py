@@ -1,4 +1,4 @@
-# 160,000 iterations as in the recipes of Swin.
+# 160,000 iterations, as in Swin.
 _base_ = ['./adamw_dense.py']
 
 optim_wrapper = dict(optimizer=dict(lr=6e-5, weight_decay=0.01))

@@ -1,4 +1,4 @@
-# 80,000 iterations of the 160,000's recipe.
+# The 160k recipe with 80,000 iterations.
 _base_ = ['./adamw_seg_160k.py']
 
 param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=80000)]

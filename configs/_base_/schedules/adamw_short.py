@@ -1,5 +1,5 @@
-# Short trainings of small images, the same for all models that are compared: 100 steps of warm-up, the
-# cosine to 0 over the epochs, whatever train_cfg.max_epochs says.
+# Short trainings on small images, the same for all compared models: 100 steps of warm-up, then cosine decay to 0 over
+# train_cfg.max_epochs.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True),

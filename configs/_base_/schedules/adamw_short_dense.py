@@ -1,4 +1,4 @@
-# Short trainings of detectors and segmentors, the same for all backbones that are compared.
+# Short trainings of detectors and segmentors, the same for all compared backbones.
 _base_ = ['./adamw_short.py']
 
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.table': dict(decay_mult=0.0)}))

@@ -5,7 +5,7 @@ from .checkpoint import SafeCheckpointHook
 from .checkpoint_fit import CheckpointFitHook
 from .classification_pictures import ClassificationReportHook
 from .curves import TrainingCurvesHook
-from .eta import TimeLeftHook
+from .eta import ETAHook
 from .invalid_loss import InvalidLossHook
 from .late_losses import LateLossesHook
 from .pictures import PredictionPicturesHook
@@ -18,12 +18,12 @@ __all__ = [
     'ChannelsLastHook',
     'CheckpointFitHook',
     'ClassificationReportHook',
+    'ETAHook',
     'InvalidLossHook',
     'LateLossesHook',
     'PlainCheckpointHook',
     'PredictionPicturesHook',
     'SafeCheckpointHook',
     'SeedHook',
-    'TimeLeftHook',
     'TrainingCurvesHook',
 ]

@@ -1,4 +1,4 @@
-"""A limit on the images that may be skipped because they cannot be read."""
+"""A limit on the number of unreadable images that a training skips."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from ...utils.samples import count_images
 
 @HOOKS.register_module()
 class BadImagesHook(Hook):
-    """Report images that cannot be read and were skipped, and stop when there are too many.
+    """Log unreadable images that were skipped, and stop the training when there are too many.
 
     Args:
-        path (str): File to which :class:`mmstrip.engine.sampler.SeededSampler` writes them.
-        max_share (float): Largest share of the training images that may be bad.
+        path (str): File in which :class:`mmstrip.engine.sampler.SeededSampler` lists them.
+        max_share (float): Largest fraction of training images that may be unreadable.
 
     Raises:
-        ValueError: More images of the training set are bad.
+        ValueError: More than ``max_share`` of the training images are unreadable.
     """
 
     def __init__(self, path: str, max_share: float):
@@ -30,7 +30,7 @@ class BadImagesHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         if is_main_process():
-            self.path.unlink(missing_ok=True)  # of a run before, whose images may have been repaired
+            self.path.unlink(missing_ok=True)  # from an earlier run; its images may be repaired
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
         if not self.path.is_file() or self.path.stat().st_size == self.seen:
@@ -41,10 +41,10 @@ class BadImagesHook(Hook):
         new = [line for line in lines if line not in self.known]
         self.known.update(new)
         for line in new:
-            runner.logger.warning(f'Skipped, {len(self.known)} so far: {line}')
+            runner.logger.warning(f'Skipped ({len(self.known)} so far): {line}')
         total = count_images(runner.train_dataloader.dataset)
         if len(self.known) > self.max_share * total:
             raise ValueError(
                 f'{len(self.known)} of {total} training images cannot be read, more than skip_bad_images='
-                f'{self.max_share:g} allows; {self.path} names them'
+                f'{self.max_share:g} allows; {self.path} lists them'
             )

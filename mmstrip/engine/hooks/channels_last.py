@@ -1,4 +1,4 @@
-"""Memory in which some networks train faster."""
+"""The memory format channels-last, in which some networks train faster."""
 
 import torch
 from mmengine.hooks import Hook
@@ -9,7 +9,7 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Lets the convolutions' weights, and so the maps, lie in memory as NHWC: the same values, sometimes sooner."""
+    """Stores convolution weights, and so feature maps, as NHWC: the same values, sometimes faster."""
 
     def before_train(self, runner: Runner) -> None:
         runner.model.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training that tolerates faults: it may be killed at any moment, and is resumed exactly."""
+"""Fault-tolerant checkpoints: a training may be killed at any moment and resumes exactly."""
 
 import os
 import re
@@ -20,12 +20,12 @@ from ..work_dir import lock_work_dir, unlock_work_dirs
 
 INTERRUPTED = 'interrupted.pth'
 BACKEND = 'mmstrip.atomic'
-STOPPED = 128 + signal.SIGTERM  # exit code of a training that saved and stopped on SIGTERM
+SIGTERM_EXIT_CODE = 128 + signal.SIGTERM  # of a training that saved and stopped on SIGTERM
 
 
 @register_backend(BACKEND)
 class AtomicBackend(LocalBackend):
-    """mmengine's files on disk, written atomically, and removed only when their successor is there."""
+    """mmengine's local backend with atomic writes; it removes a file only once its successor exists."""
 
     def __init__(self):
         self.to_remove: list[str] = []
@@ -43,7 +43,7 @@ class AtomicBackend(LocalBackend):
         self.to_remove.clear()
 
 
-_forking = threading.local()  # mask: the signals that a thread blocks when it does not fork
+_forking = threading.local()  # mask: the signal mask of a thread before it forks
 
 
 def _block_sigterm() -> None:
@@ -55,32 +55,33 @@ def _unblock_sigterm() -> None:
 
 
 def _restore_sigterm() -> None:
-    """In a process forked from a training: the signal ends it again, or a pool that it belongs to never would."""
+    """Restore SIGTERM's default in a process forked from a training; a process pool could not end it otherwise."""
     if isinstance(getattr(signal.getsignal(signal.SIGTERM), '__self__', None), SafeCheckpointHook):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _unblock_sigterm()
 
 
-if hasattr(os, 'register_at_fork'):  # not on Windows; held, as Python drops what comes before the handler is set
+if hasattr(os, 'register_at_fork'):  # not on Windows
+    # SIGTERM is blocked meanwhile, because Python drops a signal that arrives before the handler is reset.
     os.register_at_fork(before=_block_sigterm, after_in_parent=_unblock_sigterm, after_in_child=_restore_sigterm)
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, for runs that may be killed at any moment and resume exactly where they were saved.
+    """mmengine's CheckpointHook for runs that may be killed at any moment and resume exactly where they were saved.
 
-    - Checkpoints and ``last_checkpoint`` are written atomically, and old ones are removed afterwards.
-    - One that was saved before its validation makes the resumed run validate first; early stopping counts on.
-    - On SIGTERM, the running iteration (or validation) is finished, ``interrupted.pth`` saved and the process ended
-      with exit code 143. It goes when the next regular checkpoint is there. Several processes finish one iteration
-      more, so that they agree without waiting for their GPUs.
-    - No other process trains in the work dir meanwhile.
+    - Checkpoints and ``last_checkpoint`` are written atomically; old checkpoints are removed afterwards.
+    - A run that resumes from a checkpoint saved before its validation validates first; early stopping keeps its count.
+    - On SIGTERM, the run finishes its iteration (or validation), saves ``interrupted.pth`` and exits with code 143. The
+      next regular checkpoint replaces that file. Several processes run one more iteration, to agree without waiting
+      for their GPUs.
+    - No other process can train in the work dir meanwhile.
 
     Takes the arguments of :class:`mmengine.hooks.CheckpointHook`.
 
     Raises:
-        RuntimeError: Another process trains there.
-        OSError: A checkpoint cannot be written, because the disk is full for instance; the older ones are intact.
+        RuntimeError: Another process trains in the work dir.
+        OSError: A checkpoint cannot be written, for example on a full disk; older ones stay intact.
     """
 
     def __init__(self, *args, max_keep_ckpts: int = -1, **kwargs):
@@ -88,9 +89,9 @@ class SafeCheckpointHook(CheckpointHook):
         self.max_keep = max_keep_ckpts
         self.validated = True
         self.metrics: dict | None = None  # of the last validation
-        self.batches_done: dict | None = None  # of the epoch that is running
-        self.stop = False
-        self._asked: HostCopy | None = None  # how many processes were asked to stop, at the iteration before
+        self.batches_done: dict | None = None  # in the current epoch
+        self.stop_requested = False
+        self._requests: HostCopy | None = None  # number of processes asked to stop, at the previous iteration
         self.previous_handler = None
 
     def before_train(self, runner: Runner) -> None:
@@ -104,15 +105,15 @@ class SafeCheckpointHook(CheckpointHook):
                 lock_work_dir(folder)
                 remove_unfinished(folder)
         if self.save_best is not None:
-            self._forget_foreign_bests()
+            self._forget_foreign_best_checkpoints()
         if threading.current_thread() is threading.main_thread():
-            self.previous_handler = signal.signal(signal.SIGTERM, self._note_stop)
+            self.previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
         if not self.validated and _validation_due(runner):
-            runner.logger.info('The checkpoint is from before its validation, which comes first')
+            runner.logger.info('The checkpoint was saved before its validation: validating first')
             runner.val_loop.run()
 
-    def _forget_foreign_bests(self) -> None:
-        """Best checkpoints that a checkpoint names are removed one day: none but those in this run's own folder."""
+    def _forget_foreign_best_checkpoints(self) -> None:
+        """Forget best checkpoints outside this run's folder, because mmengine removes the one it remembers."""
 
         def own(path) -> str | None:
             name = Path(str(path)).name
@@ -141,8 +142,8 @@ class SafeCheckpointHook(CheckpointHook):
             runner.train_loop.batches_done = done
             return
         runner.logger.warning(
-            f'The checkpoint is from the middle of an epoch of {of} batches, which now has '
-            f'{len(runner.train_dataloader)}: the epoch starts from scratch'
+            f'The checkpoint was saved in the middle of an epoch of {of} batches, but an epoch now has '
+            f'{len(runner.train_dataloader)}: the epoch starts over'
         )
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -154,9 +155,9 @@ class SafeCheckpointHook(CheckpointHook):
         self.validated = by_epoch
         self.batches_done = dict(done=batch_idx + 1, of=len(runner.train_dataloader)) if by_epoch else None
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        # Not between accumulated gradients, which are not saved, nor before what follows the last batch of an epoch.
+        # Not between accumulated gradients, which are not saved, nor after the last batch of an epoch.
         whole_step = (runner.iter + 1) % getattr(runner.optim_wrapper, '_accumulative_counts', 1) == 0
-        if self._stop_agreed() and whole_step and not (by_epoch and batch_idx + 1 == len(runner.train_dataloader)):
+        if self._should_stop() and whole_step and not (by_epoch and batch_idx + 1 == len(runner.train_dataloader)):
             self._save_and_stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
@@ -164,8 +165,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_val(self, runner: Runner) -> None:
         self.validated = True
-        super().after_val_epoch(runner, self.metrics)  # not before other hooks, such as early stopping, have counted it
-        if self._stop_agreed(now=True):
+        super().after_val_epoch(runner, self.metrics)  # after other hooks, such as early stopping
+        if self._should_stop(now=True):
             self._save_and_stop(runner, dict(epoch=runner.epoch, iter=runner.iter))
 
     def after_train(self, runner: Runner) -> None:
@@ -174,25 +175,25 @@ class SafeCheckpointHook(CheckpointHook):
             signal.signal(signal.SIGTERM, self.previous_handler)
         unlock_work_dirs()
 
-    def _note_stop(self, *_) -> None:
-        self.stop = True
+    def _request_stop(self, *_) -> None:
+        self.stop_requested = True
 
-    def _stop_agreed(self, now: bool = False) -> bool:
+    def _should_stop(self, now: bool = False) -> bool:
         """Whether any process was asked to stop before this iteration (or by now); all get the same answer."""
         if get_world_size() == 1:
-            return self.stop
-        asked = torch.full((1,), float(self.stop), device=get_comm_device())
-        all_reduce(asked)
-        copy, before = HostCopy(asked), self._asked
+            return self.stop_requested
+        requests = torch.full((1,), float(self.stop_requested), device=get_comm_device())
+        all_reduce(requests)
+        copy, before = HostCopy(requests), self._requests
         if not now:
-            self._asked, copy = copy, before
+            self._requests, copy = copy, before
         return copy is not None and copy.read() > [0]
 
     def _save_and_stop(self, runner: Runner, meta: dict) -> None:
-        runner.logger.warning(f'SIGTERM: saving {INTERRUPTED} at iteration {meta["iter"]}; --resume resumes from there')
+        runner.logger.warning(f'SIGTERM: saving {INTERRUPTED} at iteration {meta["iter"]}; continue with --resume')
         self._save(runner, INTERRUPTED, meta)
-        barrier()  # a launcher kills the others soon after the first has ended
-        sys.exit(STOPPED)
+        barrier()  # launchers kill the others soon after the first one exits
+        sys.exit(SIGTERM_EXIT_CODE)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         name = self.filename_tmpl.format(step)
@@ -224,7 +225,7 @@ class SafeCheckpointHook(CheckpointHook):
             write_file(Path(runner.work_dir) / 'last_checkpoint', lambda file: file.write(path.encode()))
 
     def _remove_old(self, step: int) -> None:
-        """All but the newest ``max_keep_ckpts`` checkpoints up to this step, and the one of a stop before."""
+        """Remove ``interrupted.pth`` and all but the newest ``max_keep_ckpts`` checkpoints up to this step."""
         if not self.local:
             return
         folder = Path(self.out_dir)
@@ -235,7 +236,7 @@ class SafeCheckpointHook(CheckpointHook):
             steps = sorted(int(number) for number in steps if number.isdigit() and int(number) <= step)
             old += [folder / self.filename_tmpl.format(number) for number in steps[: -self.max_keep]]
         for path in old:
-            if not path.is_dir():  # a user's
+            if not path.is_dir():  # made by a user
                 path.unlink(missing_ok=True)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
@@ -250,7 +251,7 @@ def _early_stopping(runner: Runner) -> list[EarlyStoppingHook]:
 
 
 def _validation_due(runner: Runner) -> bool:
-    """Whether the loop would validate at the place it is at."""
+    """Whether the loop validates at its current position."""
     loop = runner.train_loop
     loop._decide_current_val_interval()
     by_epoch = isinstance(loop, EpochBasedTrainLoop)

@@ -20,12 +20,11 @@ def _has_one_label(sample) -> bool:
 
 @HOOKS.register_module()
 class ClassificationReportHook(Hook):
-    """Draw the confusion matrix and a sheet of predictions, and say where they are.
+    """Draw a confusion matrix and a sheet of predictions, and log where they are.
 
-    After training: of the last validation; after testing: of the test. The PNG files go to the run's log folder,
-    ``{work_dir}/{timestamp}/``. Needs data samples with one ``pred_label`` and one ``gt_label`` each, as mmpretrain's
-    for one label an image; where one is without them, as of several labels an image, it stays silent. There is no sheet
-    where the data set's own order is another one, as of a loader that shuffles.
+    After training, they show the last validation; after testing, the test. The PNG files go to the run's log folder,
+    ``{work_dir}/{timestamp}/``. Nothing is drawn unless each data sample has one ``pred_label`` and one ``gt_label``,
+    as in mmpretrain's single-label tasks. There is no sheet if the loader does not follow the dataset's order.
 
     Args:
         sheet_size (int): Images on the sheet, see :func:`choose_samples`. Defaults to 60.
@@ -35,7 +34,7 @@ class ClassificationReportHook(Hook):
 
     def __init__(self, sheet_size: int = 60):
         self.sheet_size = sheet_size
-        self.pairs: list[tuple | None] = []  # (true, predicted) of every sample, None without one label of each
+        self.pairs: list[tuple | None] = []  # (true, predicted) per sample; None unless it has both
 
     def before_val_epoch(self, runner: Runner) -> None:
         self.pairs = []
@@ -46,9 +45,9 @@ class ClassificationReportHook(Hook):
         if not all(map(_has_one_label, outputs)):
             self.pairs += [None] * len(outputs)
             return
-        # By score as mmpretrain's metrics: where it averages augmentations, it leaves the label of the first one.
+        # From scores, like mmpretrain's metrics: test-time augmentation keeps the label of the first view.
         found = [s.pred_score.argmax() if 'pred_score' in s else s.pred_label for s in outputs]
-        # All at once, as each reading of a GPU takes its time.
+        # All at once, because each read from a GPU takes time.
         labels = (
             torch.cat([label.reshape(1) for label in column]) for column in ([s.gt_label for s in outputs], found)
         )
@@ -69,7 +68,7 @@ class ClassificationReportHook(Hook):
             return
         labels, predictions = np.array(pairs).T
         classes = list(dataset.metainfo.get('classes') or ())
-        highest = max(labels.max(), predictions.max())  # heads may have more
+        highest = max(labels.max(), predictions.max())  # a head may have more classes
         classes += map(str, range(len(classes), highest + 1))
         split = getattr(dataset, 'split', None) or 'held-out'
         right = labels == predictions
@@ -89,12 +88,12 @@ class ClassificationReportHook(Hook):
 
 
 def choose_samples(labels: np.ndarray, right: np.ndarray, count: int) -> list[int]:
-    """Samples for a sheet, drawn at random, the same ones each time: wrong ones first, each kind by its true class.
+    """Choose samples for a sheet at random, the same each time: misclassified ones first, each part by true class.
 
     Args:
         labels: True classes (N, ).
-        right: Whether they were predicted (N, ).
-        count: How many; at least half of them are right ones, where there are so many.
+        right: Whether each prediction is correct (N, ).
+        count: Number of samples; at least half of them are correct, if there are that many.
     """
     order = np.random.default_rng(0).permutation(len(labels))
     wrong, good = order[~right[order]], order[right[order]]
@@ -104,7 +103,7 @@ def choose_samples(labels: np.ndarray, right: np.ndarray, count: int) -> list[in
 
 
 def _first_view(sample) -> tuple[Tensor | None, int | None]:
-    """Image (C, H, W) and label of a sample; of test-time augmentation, which gives lists, those of the first view."""
+    """Image (C, H, W) and label of a sample; with test-time augmentation, which gives lists, of the first view."""
     parts = [sample.get(key) if isinstance(sample, dict) else None for key in ('inputs', 'data_samples')]
     image, labelled = (part[0] if isinstance(part, list) else part for part in parts)
     label = getattr(labelled, 'gt_label', None)

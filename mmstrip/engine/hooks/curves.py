@@ -1,4 +1,4 @@
-"""Training curves as a picture."""
+"""A plot of the training curves."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from ...utils.plots import plot_curves
 
 
 def log_folder(runner: Runner) -> Path:
-    """The run's log folder, ``{work_dir}/{timestamp}/``, made if it is not there."""
+    """The run's log folder, ``{work_dir}/{timestamp}/``, created if missing."""
     folder = Path(runner.log_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -22,8 +22,8 @@ def log_folder(runner: Runner) -> Path:
 def validation_curve(runner: Runner, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Epochs (or iterations) and values of a validation metric, at the end of training.
 
-    A run validates at multiples of ``val_interval`` and at its end. One that was resumed may lack the validation after
-    the checkpoint it went on from, so places count from the end.
+    A run validates at multiples of ``val_interval`` and at its end. A resumed run may lack the validation after its
+    checkpoint, so positions are counted from the end.
 
     Args:
         runner: The runner that has trained.
@@ -32,7 +32,7 @@ def validation_curve(runner: Runner, name: str) -> tuple[np.ndarray, np.ndarray]
     values = np.array(runner.message_hub.get_scalar(name).data[0], dtype=float)
     last = runner.epoch if isinstance(runner.train_loop, EpochBasedTrainLoop) else runner.iter
     interval = runner.train_loop.val_interval
-    before = (last - 1) // interval * interval  # the last validation but one
+    before = (last - 1) // interval * interval  # the second to last validation
     places = before - interval * np.arange(len(values) - 2, -1, -1)
     return np.append(places, last)[-len(values) :], values
 
@@ -45,7 +45,7 @@ class TrainingCurvesHook(Hook):
         metrics (Sequence[str], optional): Validation metrics to draw, such as 'coco/bbox_mAP'. Defaults to all.
     """
 
-    # After the hook that saves the last checkpoint, whose place is named here too.
+    # After the hook that saves the last checkpoint, whose path is logged here.
     priority = 'LOWEST'
 
     def __init__(self, metrics: Sequence[str] | None = None):
@@ -54,7 +54,7 @@ class TrainingCurvesHook(Hook):
     @master_only
     def after_train(self, runner: Runner) -> None:
         if 'train/loss' not in runner.message_hub.log_scalars:
-            return  # nothing was trained, as by mmpretrain's tool that draws schedules
+            return  # nothing was trained, as with mmpretrain's tool that draws schedules
         path = log_folder(runner) / 'curves.png'
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         plot_curves(self._panels(runner, by_epoch), 'epoch' if by_epoch else 'iteration', path)
@@ -85,9 +85,9 @@ class TrainingCurvesHook(Hook):
 
 
 def _rates(scalars: Iterable[str]) -> dict[str, str]:
-    """Optimizer, '' where there is one -> the scalar of its learning rate, logged as 'generator.lr' of several.
+    """Optimizer ('' if there is one only) -> scalar of its learning rate, such as 'generator.lr' if there are several.
 
-    Where groups of parameters differ, 'lr' is the first one's, and 'base_lr' that of the config.
+    If parameter groups differ, 'lr' is that of the first one, and 'base_lr' that of the config.
     """
     found = {}
     for name in sorted(scalars, reverse=True):  # so that base_lr comes after lr

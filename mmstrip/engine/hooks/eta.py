@@ -1,4 +1,4 @@
-"""The ETA, by the clock."""
+"""The ETA by wall-clock time."""
 
 import time
 from collections import deque
@@ -10,18 +10,18 @@ from ...registry import HOOKS
 
 
 @HOOKS.register_module()
-class TimeLeftHook(Hook):
-    """An ETA in the log that counts validations, saves and starts of workers too, not iterations alone.
+class ETAHook(Hook):
+    """Log an ETA that includes validations, saving and worker startup, not iterations only.
 
-    From the mean time of an iteration over the latter half of this start or more, all in between included.
+    It is based on the mean time per iteration over at least the latter half of this run, pauses included.
     """
 
-    # After mmengine's IterTimerHook, which sets its own estimate, and before the hook that logs.
+    # After mmengine's IterTimerHook, which sets its own estimate, and before the logger hook.
     priority = 'NORMAL'
 
     def before_train(self, runner: Runner) -> None:
         self.done = 0
-        self.marks: deque[tuple[int, float]] = deque(maxlen=2)  # iterations done in this start, and when
+        self.marks: deque[tuple[int, float]] = deque(maxlen=2)  # iterations done in this run, and when
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
         now = time.monotonic()

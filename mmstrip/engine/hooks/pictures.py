@@ -1,4 +1,4 @@
-"""Pictures of a test's predictions."""
+"""Pictures of test predictions."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -18,24 +18,22 @@ from ...registry import HOOKS
 from ...utils.plots import drawable, legible
 from ...utils.wrappers import unwrap_model
 
-SMALLEST_SIDE = 256  # pixels: text on smaller pictures of a classifier would cover them
+SMALLEST_SIDE = 256  # pixels: labels would cover smaller pictures of a classifier
 
 
 @HOOKS.register_module()
 class PredictionPicturesHook(Hook):
-    """Save pictures of a test's predictions beside the truth, drawn by the toolbox's own visualizer.
+    """Save pictures of test predictions next to the ground truth, drawn by the toolbox's visualizer.
 
-    The toolboxes have hooks that do so too: mmpretrain's writes images of one name in different folders into one file,
-    mmdet's has no interval, mmseg's writes into the log folder. With several processes, the first one draws its share
-    of the images.
+    It replaces the toolboxes' hooks: mmpretrain's writes images of one name in different folders to one file, mmdet's
+    has no interval, and mmseg's writes to the log folder. With several processes, rank 0 draws its share of the images.
 
     Args:
-        out_dir (str): Folder to write to. A picture is named as its image, and lies in folders named as those of the
-            images.
+        out_dir (str): Folder to write to. A picture has the name of its image, in subfolders named like the images'.
         interval (int): Draw every n-th image. Defaults to 1.
 
     Raises:
-        ValueError: ``interval`` is no positive int, or the visualizer is not a toolbox's.
+        ValueError: ``interval`` is not a positive int, or the visualizer is not a toolbox's.
     """
 
     def __init__(self, out_dir: str, interval: int = 1):
@@ -48,7 +46,8 @@ class PredictionPicturesHook(Hook):
         visualizer = runner.visualizer
         if not hasattr(visualizer, 'visualize_cls') and type(visualizer).add_datasample is Visualizer.add_datasample:
             raise ValueError(
-                f"pictures need the visualizer of a toolbox, but got mmengine's {type(visualizer).__name__}"
+                "pictures need a toolbox's visualizer, such as mmdet.DetLocalVisualizer, but the config has mmengine's "
+                + type(visualizer).__name__
             )
         self.seen = 0
         self.taken: set[str] = set()
@@ -62,7 +61,7 @@ class PredictionPicturesHook(Hook):
                 if self.seen % self.interval == 0:
                     path = sample.get('img_path')
                     name = self._free_name(path or str(self.seen))
-                    stored = path and ('://' in path or os.path.isfile(path))  # not images that are made in memory
+                    stored = path and ('://' in path or os.path.isfile(path))  # else made in memory
                     in_memory = hasattr(runner.visualizer, 'visualize_cls') and not stored
                     image = _input(runner, data_batch, place) if in_memory else mmcv.imread(path, channel_order='rgb')
                     _draw(runner.visualizer, name, image, sample, str(self.out_dir / f'{name}.png'))
@@ -70,7 +69,7 @@ class PredictionPicturesHook(Hook):
 
     def _free_name(self, path: str) -> str:
         name = self.names.get(path) or Path(path).stem
-        while name in self.taken:  # an image that is there twice, or of a dataset that does not tell its images
+        while name in self.taken:  # a duplicate, or the dataset does not list its images
             name += '_'
         self.taken.add(name)
         return name
@@ -90,7 +89,7 @@ def _image_paths(dataset) -> Iterator[str]:
 
 
 def _input(runner: Runner, data_batch: dict, place: int) -> np.ndarray:
-    """(H, W, 3) in RGB of an image of a batch; of test-time augmentation the first view."""
+    """An image of a batch, (H, W, 3) in RGB; with test-time augmentation, its first view."""
     images = data_batch['inputs'][0] if isinstance(runner.model, BaseTTAModel) else data_batch['inputs']
     image = images[place]
     if getattr(unwrap_model(runner.model).data_preprocessor, 'to_rgb', False):
@@ -103,20 +102,20 @@ def _draw(visualizer: Visualizer, name: str, image: np.ndarray, sample, path: st
         visualizer.add_datasample(name, image, sample, out_file=path)
         return
     classes = list((visualizer.dataset_meta or {}).get('classes') or ())
-    classes += map(str, range(len(classes), sample.get('num_classes', 0)))  # heads may have more
+    classes += map(str, range(len(classes), sample.get('num_classes', 0)))  # a head may have more classes
     side = max(SMALLEST_SIDE, min(image.shape[:2]))
     visualizer.visualize_cls(image, sample, classes=classes, resize=side, out_file=path, name=name)
 
 
 @contextmanager
 def _legible_classes(visualizer: Visualizer) -> Iterator[None]:
-    """Within it the names of classes are drawn as they are, on one line."""
+    """Draw class names literally, on one line."""
     meta = visualizer.dataset_meta or {}
     names = [drawable(name) for name in meta.get('classes') or ()]
     if names:
         visualizer.dataset_meta = {**meta, 'classes': names}
     own = hasattr(visualizer, '_get_center_loc') and not ''.join(names).isascii()
-    if own:  # mmseg's, which writes in a font of OpenCV's that has ASCII alone
+    if own:  # mmseg's draws with an OpenCV font that has ASCII only
         visualizer._draw_sem_seg = partial(_draw_segments, visualizer)
     try:
         with legible(names):

@@ -1,4 +1,4 @@
-"""What a checkpoint may hold: finite weights and plain values."""
+"""Checkpoints of finite weights and plain values only."""
 
 import torch
 from mmengine.hooks import Hook
@@ -13,18 +13,18 @@ _WEIGHTS = ('state_dict', 'ema_state_dict')
 
 @HOOKS.register_module()
 class PlainCheckpointHook(Hook):
-    """Bring what is about to be saved, by any hook, into plain values that load without running code.
+    """Convert what any hook is about to save to plain values, which load without running code.
 
-    What cannot be plain is left out and named in a warning, once; so is what will come back as another type. Arrays of
-    NumPy and sets come back as they were.
+    A warning names, once, each value that is left out because it has no plain form or that will come back as another
+    type. NumPy arrays and sets come back unchanged.
 
     Raises:
-        FloatingPointError: A weight, a statistic of BN or an average of weights (EMA) is NaN or infinite. Infinite
-            buffers are let be that were so before the training, such as masks.
-        TypeError: A weight is of a kind of tensors that needs code to be loaded.
+        FloatingPointError: A weight, BN statistic or averaged weight (EMA) is NaN or infinite. Buffers that were
+            infinite before the training, such as masks, are allowed.
+        TypeError: A weight is a tensor subclass that needs code to load.
     """
 
-    priority = 'LOWEST'  # after all hooks that put something into a checkpoint
+    priority = 'LOWEST'  # after all hooks that add to a checkpoint
 
     def __init__(self):
         self.infinite: set[str] = set()
@@ -40,14 +40,14 @@ class PlainCheckpointHook(Hook):
                 name = name.removeprefix('module.')
                 if _holds(torch.isnan, value) or (name not in self.infinite and _holds(torch.isinf, value)):
                     raise FloatingPointError(
-                        f'{name} holds NaN or infinite values at iteration {runner.iter}: nothing is saved, the '
+                        f'{name} contains NaN or infinite values at iteration {runner.iter}. Nothing was saved; the '
                         f'checkpoints in {runner.work_dir} are from before it'
                     )
         plain, remarks = to_plain(checkpoint)
         for key, words in remarks.items():
             if key.startswith(_WEIGHTS) and 'Tensor' in words:
-                raise TypeError(f'{key} {words}: convert it to a torch.Tensor before the training')
-        # Schedulers have methods among their attributes, which they make anew.
+                raise TypeError(f'{key} {words}. Convert it to a torch.Tensor before training')
+        # Schedulers save methods among their attributes, but create them again on loading.
         remarks = {key: words for key, words in remarks.items() if not key.startswith('param_schedulers.')}
         for key in remarks.keys() - self.said:
             runner.logger.warning(f'Checkpoints: {key} {remarks[key]}')

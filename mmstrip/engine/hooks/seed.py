@@ -1,4 +1,4 @@
-"""Random states that depend on the place in the training alone."""
+"""Random states that depend only on the position in the training."""
 
 import re
 
@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from ...registry import HOOKS
 from ..seeding import seed_all
 
-# Transforms and batch augmentations of mmdet and mmyolo whose state no checkpoint holds.
+# Transforms and batch augmentations of mmdet and mmyolo whose state is not in checkpoints.
 _STATEFUL = re.compile(r'\b(CachedMosaic|CachedMixUp|BatchSyncRandomResize|DynamicRoIHead|use_cached(?=\W+True))\b')
 
 
@@ -17,8 +17,8 @@ _STATEFUL = re.compile(r'\b(CachedMosaic|CachedMixUp|BatchSyncRandomResize|Dynam
 class SeedHook(Hook):
     """Before each training iteration, seed what the model draws (mixup, drop path, ...) by seed, rank and iteration.
 
-    A run that is resumed then draws what it would have drawn without the stop, and no random state has to be saved.
-    Transforms of mmdet and mmyolo that keep a state of their own are named in a warning.
+    A resumed run then draws the same numbers as an uninterrupted one, and no random state has to be saved. A warning
+    names transforms of mmdet and mmyolo that keep a state of their own.
     """
 
     priority = 'VERY_HIGH'
@@ -28,7 +28,7 @@ class SeedHook(Hook):
         found = dict.fromkeys(match.group() for match in _STATEFUL.finditer(config))
         if found:
             runner.logger.warning(
-                f'{", ".join(found)}: its state is not in checkpoints, so a resumed run differs from an undisturbed one'
+                f'{", ".join(found)}: its state is not saved, so a resumed run differs from an uninterrupted one'
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
