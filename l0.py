@@ -1,3 +1,0 @@
-import faulthandler
-
-faulthandler.dump_traceback_later(100, exit=True)
