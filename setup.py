@@ -67,7 +67,9 @@ def native() -> dict:
                 super().run()
             except Exception as error:
                 say_none(str(error).strip().split('\n')[0])
-                self.extensions = []
+                self.extensions = self.distribution.ext_modules = []
+                if wheel := self.distribution.get_command_obj('bdist_wheel', create=False):
+                    wheel.root_is_pure = True  # for any platform
 
         def _define_torch_extension_name(self, extension) -> None:
             """Left out: nobody reads it, and files would be compiled again as the name changes with any of them."""
@@ -101,7 +103,7 @@ def version() -> str:
 NATIVE = native()
 TOOLBOXES = ('classification', 'detection', 'segmentation')
 EXTRAS = {name: requirements(name) for name in ('mminstall', 'tools', 'deployment', 'demo', 'tests')}
-EXTRAS.update({name: requirements(name) + EXTRAS['tools'] for name in TOOLBOXES})
+EXTRAS.update({name: requirements(name) + EXTRAS['tools'] + EXTRAS['mminstall'] for name in TOOLBOXES})
 
 setup(
     name='mmstrip',
@@ -115,6 +117,7 @@ setup(
     classifiers=[
         'Development Status :: 4 - Beta',
         'Intended Audience :: Science/Research',
+        'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3',
         *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),
         'Topic :: Scientific/Engineering :: Image Recognition',
@@ -122,7 +125,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=('mmstrip', 'mmstrip.*')),
     install_requires=requirements('runtime'),
-    extras_require={**EXTRAS, 'all': [line for lines in EXTRAS.values() for line in lines]},
+    extras_require={**EXTRAS, 'all': sorted({line for lines in EXTRAS.values() for line in lines})},
     package_data={'mmstrip': ['py.typed'], 'mmstrip.ops': ['csrc/*.cpp', 'csrc/*.h']},
     ext_modules=NATIVE.get('ext_modules', []),
     cmdclass={'build_py': BuildWithMim, **NATIVE.get('cmdclass', {})},
