@@ -53,7 +53,8 @@ def archive(tmp_path_factory):
 
 
 def test_the_source_distribution_holds_what_is_installed_alone(archive):
-    names = {name.split('/')[1] for name in tarfile.open(archive).getnames() if '/' in name}
+    with tarfile.open(archive) as opened:
+        names = {name.split('/')[1] for name in opened.getnames() if '/' in name}
     assert {'mmstrip', 'configs', 'tools', 'requirements', 'LICENSE', 'CITATION.cff'} <= names
     assert not names & {'benchmarks', 'tests', 'docs'}
 
