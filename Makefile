@@ -111,12 +111,12 @@ count: install
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
-# Each process of the suite takes one core; files stay together, as their tests share trained models. Runtimes, NNCF and
-# mmdeploy have processes of their own: after them in one process, another file's test died without a word.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
+# Processes of one core each, one more than there are, as some wait for others that they start. Files stay together, as
+# their tests share trained models, in the order of tests/conftest.py.
+PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 4))')
 test: install
-	OMP_NUM_THREADS=1 $(PYTEST) --ignore tests/test_deployment
-	OMP_NUM_THREADS=1 $(PYTEST) tests/test_deployment
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 0
 
 # The tests of the operators on a library of their own that checks every access to memory; removed afterwards.
 SANITIZED := MMSTRIP_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1

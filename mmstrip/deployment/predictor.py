@@ -160,7 +160,9 @@ class Predictor:
         if batch:
             yield batch
 
-    def result(self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]):
+    def result(
+        self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]
+    ) -> dict | np.ndarray | list[np.ndarray]:
         """What an image's outputs say of its picture; see :meth:`__call__`.
 
         Args:

@@ -4,6 +4,7 @@ Such a process starts from modules that were imported and nothing else: registri
 handlers, environment and working directory are as in a process that a user starts, which takes 5 to 10 seconds more.
 """
 
+import gc
 import logging
 import math
 import multiprocessing
@@ -37,6 +38,7 @@ _CONTEXT.set_forkserver_preload(
         *(
             'helpers.runs',
             'mmstrip.engine',
+            'mmstrip.datasets.digits',
             'benchmarks.transfer',
             'benchmarks.evidence.queue',
             'mmstrip.converters.reparameterize',
@@ -65,6 +67,7 @@ def _print_to(output: str) -> None:
 
 def _prepare(output: str) -> None:
     """One core, a file to print to, and configs in logs and checkpoints as they are."""
+    gc.freeze()  # what was imported: datasets collect garbage, and would look through all of it
     _print_to(output)
     torch.set_num_threads(1)
     unformatted.start()
