@@ -128,6 +128,8 @@ sanitize: install
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf $(VENV) work_dirs build *.egg-info mmstrip/ops/*.so

@@ -1,4 +1,4 @@
-"""The public API as annotated user code, for mypy and pyright: ``make types``. Nothing runs it."""
+"""User code of the public API that mypy and pyright must accept (``make lint``); nothing runs it."""
 
 from pathlib import Path
 
@@ -23,7 +23,8 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         last: Tensor = self.backbone(images)[-1]
-        return self.head(last.mean((2, 3)))
+        scores: Tensor = self.head(last.mean((2, 3)))
+        return scores
 
 
 def faster(classes: int) -> nn.Module:
@@ -49,11 +50,11 @@ def own_data(folder: Path) -> list[Path]:
     return [one.config for one in written]
 
 
-def deployed(config: Path, checkpoint: Path) -> list:
+def deployed(config: Path, checkpoint: Path) -> list[dict[str, object]]:
     convert_to_deploy(str(config), str(checkpoint), 'deploy.pth')
     difference: float | None = export_model(str(config), str(checkpoint), 'model.onnx', Export(shape=(224, 224)))
     predictor: Predictor = load('model.onnx', dtype='float32')
-    about: dict = predictor.about
+    about: dict[str, object] = predictor.about
     assert difference is not None and about['classes']
     return predictor([Path('one.jpg'), np.zeros((224, 224, 3), np.uint8)], batch_size=2)
 
