@@ -13,11 +13,6 @@ from pathlib import Path
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-try:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
-except ImportError:
-    BuildExtension = None
-
 ROOT = Path(__file__).resolve().parent
 MIM = ('configs', 'tools', 'model-index.yml')
 
@@ -44,7 +39,9 @@ def native() -> dict:
     operators = ROOT / 'mmstrip' / 'ops'
     if os.environ.get('MMSTRIP_NATIVE') == '0':
         return {}
-    if BuildExtension is None:
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
         say_none('PyTorch is not installed')
         return {}
     library = runpy.run_path(str(operators / 'extension.py'))
@@ -117,7 +114,6 @@ setup(
     classifiers=[
         'Development Status :: 4 - Beta',
         'Intended Audience :: Science/Research',
-        'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3',
         *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),
         'Topic :: Scientific/Engineering :: Image Recognition',
