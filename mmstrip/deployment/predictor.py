@@ -160,9 +160,7 @@ class Predictor:
         if batch:
             yield batch
 
-    def result(
-        self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]
-    ) -> dict | np.ndarray | list[np.ndarray]:
+    def result(self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]):
         """What an image's outputs say of its picture; see :meth:`__call__`.
 
         Args:

@@ -285,7 +285,7 @@ class StripMLP(BaseModule):
         x, earlier = merge_maps(self.merging[i - 1] if i else self.patch_embed, self.cross_stage[i], x, earlier)
         return x, earlier if i else []
 
-    def train(self, mode: bool = True) -> 'StripMLP':
+    def train(self, mode: bool = True):
         """Set training mode, except for frozen stages and, with ``norm_eval``, BN statistics."""
         super().train(mode)
         if self.ignore_padding:

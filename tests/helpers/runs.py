@@ -6,18 +6,14 @@ handlers, environment and working directory are as in a process that a user star
 
 import gc
 import logging
-import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import resource
 import runpy
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -68,49 +64,6 @@ def _prepare(output: str) -> None:
     gc.freeze()  # what was imported: datasets collect garbage, and would look through all of it
     _print_to(output)
     torch.set_num_threads(1)
-
-
-class Forked:
-    """A call in a fork of this process, in a session of its own, with the interface of a process of subprocess."""
-
-    def __init__(self, target: Callable, *arguments, stdout: int | None = None):
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if not self.pid:
-            os._exit(self._run(target, arguments, stdout))
-
-    @staticmethod
-    def _run(target: Callable, arguments: tuple, stdout: int | None) -> int:
-        os.setsid()
-        for sign in (signal.SIGINT, signal.SIGTERM):  # the parent may have handlers
-            signal.signal(sign, signal.SIG_DFL)
-        try:
-            for file in (1, 2) if stdout is not None else ():
-                os.dup2(stdout, file)
-            target(*arguments)
-        except SystemExit as stop:
-            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        except BaseException:
-            traceback.print_exc()
-            return 1
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        return 0
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        end = time.monotonic() + (timeout or math.inf)
-        while self.poll() is None:
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired('fork', timeout)
-            time.sleep(0.01)
-        return self.returncode
 
 
 def _join(process: multiprocessing.Process, seconds: int) -> None:

@@ -7,12 +7,10 @@ import signal
 import subprocess
 import time
 from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT, last_line
-from helpers.runs import Forked, call_tool
+from helpers.runs import call_tool
 
 from benchmarks.gpu import Setting, iterations, page, runner
 
@@ -36,19 +34,41 @@ STEPS = dict(
 )
 
 
-@pytest.fixture
-def forked(monkeypatch):
-    """Steps are forks of this process, as a new one would import PyTorch again."""
+class Forked:
+    """In place of subprocess: a step's process, without the imports of a new one."""
 
-    def start(command, stdout, **options):
-        step, setting, file = command[3], Setting(**json.loads(command[4])), Path(command[5])
-        return Forked(runner.work, step, setting, file, STEPS, stdout=stdout.fileno())
+    STDOUT, TimeoutExpired = subprocess.STDOUT, subprocess.TimeoutExpired
 
-    names = dict(STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired, Popen=start)
-    monkeypatch.setattr(runner, 'subprocess', SimpleNamespace(**names))
+    def __init__(self, command, stdout, **options):
+        self.pid = os.fork()
+        if not self.pid:
+            os.setsid()
+            for file in (1, 2):
+                os.dup2(stdout.fileno(), file)
+            runner.work(command[3], Setting(**json.loads(command[4])), runner.Path(command[5]), STEPS)
+            os._exit(0)
+        self.returncode = None
+
+    @classmethod
+    def Popen(cls, *args, **options):  # noqa: N802
+        return cls(*args, **options)
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, seconds):
+        end = time.monotonic() + seconds
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise self.TimeoutExpired('step', seconds)
+            time.sleep(0.01)
 
 
-def test_steps_that_fail_hang_or_die_are_named_and_the_others_go_on(tmp_path, forked):
+def test_steps_that_fail_hang_or_die_are_named_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, 'subprocess', Forked)
     run = partial(runner.run_steps, list(STEPS), Setting(str(tmp_path / 'out'), 'cpu'), seconds=3)
     steps = run(minutes=1)['steps']
     assert {name: one['state'] for name, one in steps.items()} == dict.fromkeys(STEPS, 'failed') | dict(good='done')
@@ -59,7 +79,8 @@ def test_steps_that_fail_hang_or_die_are_named_and_the_others_go_on(tmp_path, fo
     assert json.loads((tmp_path / 'out' / 'report.json').read_text())['steps'] == steps
 
 
-def test_a_step_that_the_minutes_cut_short_comes_first_the_next_time(tmp_path, forked, capsys):
+def test_a_step_that_the_minutes_cut_short_comes_first_the_next_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, 'subprocess', Forked)
     run = partial(runner.run_steps, setting=Setting(str(tmp_path), 'cpu'))
     steps = run(['good', 'hangs', 'bad'], minutes=0.02)['steps']
     assert list(steps) == ['good']
