@@ -111,12 +111,12 @@ count: install
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
-# Each process of the suite takes one core; files stay together, as their tests share trained models. Runtimes, NNCF and
-# mmdeploy have processes of their own: after them in one process, another file's test died without a word.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
+# Processes of one core each, one more than there are, as some wait for others that they start. Files stay together, as
+# their tests share trained models, in the order of tests/conftest.py.
+PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 4))')
 test: install
-	OMP_NUM_THREADS=1 $(PYTEST) --ignore tests/test_deployment
-	OMP_NUM_THREADS=1 $(PYTEST) tests/test_deployment
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 0
 
 # The operators' tests on a build of the library that checks every memory access; it is removed afterwards.
 SANITIZED := MMSTRIP_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
@@ -128,6 +128,8 @@ sanitize: install
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf $(VENV) work_dirs build *.egg-info mmstrip/ops/*.so

@@ -13,11 +13,6 @@ from pathlib import Path
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-try:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
-except ImportError:
-    BuildExtension = None
-
 ROOT = Path(__file__).resolve().parent
 MIM = ('configs', 'tools', 'model-index.yml')
 
@@ -44,7 +39,9 @@ def native() -> dict:
     operators = ROOT / 'mmstrip' / 'ops'
     if os.environ.get('MMSTRIP_NATIVE') == '0':
         return {}
-    if BuildExtension is None:
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
         say_none('PyTorch is not installed')
         return {}
     library = runpy.run_path(str(operators / 'extension.py'))
@@ -67,7 +64,9 @@ def native() -> dict:
                 super().run()
             except Exception as error:
                 say_none(str(error).strip().split('\n')[0])
-                self.extensions = []
+                self.extensions = self.distribution.ext_modules = []
+                if wheel := self.distribution.get_command_obj('bdist_wheel', create=False):
+                    wheel.root_is_pure = True  # for any platform
 
         def _define_torch_extension_name(self, extension) -> None:
             """Left out: nobody reads it, and files would be compiled again as the name changes with any of them."""
@@ -101,7 +100,7 @@ def version() -> str:
 NATIVE = native()
 TOOLBOXES = ('classification', 'detection', 'segmentation')
 EXTRAS = {name: requirements(name) for name in ('mminstall', 'tools', 'deployment', 'demo', 'tests')}
-EXTRAS.update({name: requirements(name) + EXTRAS['tools'] for name in TOOLBOXES})
+EXTRAS.update({name: requirements(name) + EXTRAS['tools'] + EXTRAS['mminstall'] for name in TOOLBOXES})
 
 setup(
     name='mmstrip',
@@ -122,7 +121,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=('mmstrip', 'mmstrip.*')),
     install_requires=requirements('runtime'),
-    extras_require={**EXTRAS, 'all': [line for lines in EXTRAS.values() for line in lines]},
+    extras_require={**EXTRAS, 'all': sorted({line for lines in EXTRAS.values() for line in lines})},
     package_data={'mmstrip': ['py.typed'], 'mmstrip.ops': ['csrc/*.cpp', 'csrc/*.h']},
     ext_modules=NATIVE.get('ext_modules', []),
     cmdclass={'build_py': BuildWithMim, **NATIVE.get('cmdclass', {})},

@@ -2,8 +2,13 @@
 
 import re
 from importlib import import_module, metadata
+from typing import TYPE_CHECKING
 
 from .version import __version__
+
+if TYPE_CHECKING:  # what __getattr__ gives
+    from . import ops as ops
+    from .ops import accelerate, restore
 
 __all__ = ['__version__', 'accelerate', 'restore']
 

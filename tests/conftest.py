@@ -1,6 +1,8 @@
+import gc
 import os
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -19,10 +21,20 @@ hypothesis.settings.load_profile('tests')
 
 
 def pytest_collection_modifyitems(items):
+    """The order of files, which stay whole: those of few tests first, as trainings and exports take longest.
+
+    Deployment is last: after its runtimes, NNCF and mmdeploy in one process, another file's test died without a word.
+    """
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: ('test_deployment' in item.path.parts, counts[item.path]))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker('gpu'):
                 item.add_marker(pytest.mark.skip(reason='there is no CUDA'))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported: datasets collect garbage, and would look through all of it
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mmengine.config.utils
 import torch
+from yapf.yapflib import yapf_api
 
 from mmstrip import ops
 from mmstrip.models import StripMLP
@@ -24,6 +25,9 @@ DATA = ROOT / 'tests' / 'data'
 SMALL_ARCH = dict(embed_dims=16, depths=(1, 1, 2, 1))
 SMALL_CONFIG = DATA / 'digits_small.py'
 
+# Configs in logs, checkpoints and work dirs stay as they are: formatting takes a second for each.
+format_code = yapf_api.FormatCode
+yapf_api.FormatCode = lambda text, **_: (text, False)
 # A config of a toolbox is found by reading all model indices of it, a second for each; they do not change here.
 mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)
 

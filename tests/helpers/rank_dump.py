@@ -11,10 +11,7 @@ import torch.distributed
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from yapf.yapflib import yapf_api
 
-# Configs in logs and checkpoints stay as they are: yapf takes a second for each.
-yapf_api.FormatCode = lambda text, **_: (text, False)
 # A process that comes late after a restart must not be looked for where it was before.
 if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and os.environ['RANK'] == '1':
     time.sleep(2)

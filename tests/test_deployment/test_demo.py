@@ -3,6 +3,7 @@
 import http.server
 import json
 import re
+import tempfile
 import threading
 import time
 from importlib.util import module_from_spec, spec_from_file_location
@@ -60,6 +61,12 @@ def connect(process, address: str, folder: Path) -> Client:
         except httpx.TransportError:
             time.sleep(0.2)
     raise TimeoutError('the page has not come')
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """Gradio's client leaves an empty folder for each file that it gets."""
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
 
 
 @pytest.fixture(scope='module')

@@ -16,6 +16,7 @@ from mmstrip.engine.launch import set_accelerate
 from mmstrip.models import StripMLP
 from mmstrip.ops import compiled
 from mmstrip.ops.fast import Fast
+from mmstrip.ops.gpu import choices
 
 HOOK = dict(type='mmstrip.AccelerateHook')
 BACKBONE = dict(type='mmstrip.StripMLP', arch='tiny')
@@ -122,11 +123,9 @@ def test_a_training_is_compiled_if_asked(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('resumes', [True, False])
 def test_what_was_chosen_on_a_card_comes_with_a_checkpoint_that_is_resumed(resumes, monkeypatch):
-    from mmstrip.engine.hooks import accelerate
-
-    monkeypatch.setattr(accelerate, 'known', {'a block': 'formulas'})
+    monkeypatch.setattr(choices, 'known', {'a block': 'formulas'})
     checkpoint = dict(meta={})
     AccelerateHook().before_save_checkpoint(None, checkpoint)
-    accelerate.known.clear()
+    choices.known.clear()
     AccelerateHook().after_load_checkpoint(SimpleNamespace(_resume=resumes), checkpoint)
-    assert accelerate.known == ({'a block': 'formulas'} if resumes else {})
+    assert choices.known == ({'a block': 'formulas'} if resumes else {})

@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, rank_checks, run
-from helpers.runs import CONFIG, call_ranks
+from helpers import ROOT, forked_torchrun, rank_checks, run
+from helpers.runs import CONFIG, call_ranks, call_tool, start_tool
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from mmstrip.datasets.digit_scenes import write_digit_scenes
@@ -24,8 +23,20 @@ def environment(**settings) -> dict[str, str]:
     return dict(PORT=str(get_free_port()), PYTHONPATH=paths, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', **settings)
 
 
-def launch(script, *arguments, **env):
-    return run('bash', ROOT / 'tools' / script, *arguments, env={**environment(), **env})
+def torchrun_arguments(folder, script: str, *arguments, **env) -> list[str]:
+    """The command line that a script of tools/ gives to tools/torchrun.py."""
+    printer = folder / 'python'
+    printer.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    printer.chmod(0o755)
+    printed = run('bash', ROOT / 'tools' / script, *arguments, env={**environment(PYTHON=str(printer)), **env})
+    tool, *line = printed.stdout.splitlines()
+    assert tool == f'{ROOT}/tools/torchrun.py'
+    return line
+
+
+def launch(folder, *command, **env):
+    """A script of tools/ with its command line, whose processes do not pay for their imports."""
+    return call_tool(forked_torchrun.__file__, *torchrun_arguments(folder, *command, **env), folder=folder)
 
 
 def weights_of_ranks(folder) -> list[dict]:
@@ -81,15 +92,16 @@ def two_nodes(tmp_path_factory) -> tuple[Path, str]:
     """Where two nodes with one process each, both started by hand, have trained, and what the first one printed."""
     folder = tmp_path_factory.mktemp('nodes')
     config, port = tiny(folder), str(get_free_port())
-
-    def node(rank: int):
-        nodes = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', PORT=port)
-        return launch('dist_train.sh', config, 1, '--work-dir', folder / 'work', **nodes)
-
-    with ThreadPoolExecutor() as pool:
-        nodes = list(pool.map(node, range(2)))
-    assert not any(done.returncode for done in nodes), nodes[0].stdout + nodes[1].stdout
-    return folder, nodes[0].stdout
+    command, nodes = ['dist_train.sh', config, 1, '--work-dir', folder / 'work'], []
+    for rank in range(2):
+        settings = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', PORT=port)
+        arguments = torchrun_arguments(folder, *command, **settings)
+        nodes.append(start_tool(forked_torchrun.__file__, *arguments, output=folder / f'node{rank}.txt'))
+    for node in nodes:
+        node.join(300)
+    printed = [(folder / f'node{rank}.txt').read_text() for rank in range(2)]
+    assert [node.exitcode for node in nodes] == [0, 0], ''.join(printed)
+    return folder, printed[0]
 
 
 def test_two_nodes_train_one_model_and_two_processes_test_it(two_nodes, tmp_path):
@@ -105,7 +117,8 @@ def test_two_nodes_train_one_model_and_two_processes_test_it(two_nodes, tmp_path
     figures, top5 = re.findall(r'(accuracy/top1: [\d.]+ +accuracy/top5: ([\d.]+))', printed)[-1]
     right = float(top5) * 97 / 100
     assert right > 10 and right == pytest.approx(round(right), abs=1e-3)
-    test = launch('dist_test.sh', folder / 'tiny.py', checkpoint, '--work-dir', tmp_path / 'test', GPUS='2')
+    arguments = ['dist_test.sh', folder / 'tiny.py', checkpoint, '--work-dir', tmp_path / 'test']
+    test = launch(tmp_path, *arguments, GPUS='2')
     assert test.returncode == 0 and figures in test.stdout, test.stdout
 
 
@@ -114,7 +127,7 @@ def test_a_rank_that_was_killed_is_started_again_and_an_error_ends_the_job(tmp_p
     die = f"dict(type='DieHook', iteration=3, once={str(tmp_path / 'died')!r})"
     config = tiny(tmp_path, die, "dict(type='DieHook', iteration=4)")
     arguments = ['--work-dir', tmp_path / 'work', '--resume', '--cfg-options', 'train_cfg.max_epochs=3']
-    done = launch('dist_train.sh', config, 2, *arguments, MAX_RESTARTS='1')
+    done = launch(tmp_path, 'dist_train.sh', config, 2, *arguments, MAX_RESTARTS='1')
     assert (tmp_path / 'died').exists()
     assert 'No checkpoint in' in done.stdout and f'Resuming from {tmp_path}/work/epoch_1.pth' in done.stdout
     assert_equal_weights(torch.load(tmp_path / 'work/epoch_2.pth')['state_dict'], weights_of_ranks(two_nodes[0])[0])
@@ -123,6 +136,7 @@ def test_a_rank_that_was_killed_is_started_again_and_an_error_ends_the_job(tmp_p
 
 
 def test_sigterm_ends_all_ranks_with_a_checkpoint(tmp_path):
+    """As a cluster sends it to the script, whose processes import all that they need."""
     config = tiny(tmp_path)
     command = [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', tmp_path / 'work']
     options = ['--cfg-options', 'train_cfg.max_epochs=1000']

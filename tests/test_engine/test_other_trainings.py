@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.distributed
 from helpers.other_trainings import PlainModel
-from helpers.runs import unformatted
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
@@ -52,8 +51,7 @@ def train(tmp_path, monkeypatch):
         runner.train()
         return runner
 
-    with unformatted:
-        yield call
+    yield call
     signal.signal(signal.SIGTERM, handler)
 
 

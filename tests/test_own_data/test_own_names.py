@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers import format_code
 from helpers.own_data import read_splits, write_classes, write_coco, write_pairs, write_picture, write_text, write_voc
 from mmengine.config import Config
+from yapf.yapflib import yapf_api
 
 from mmstrip.own_data import write_classification, write_detection, write_segmentation
 
@@ -41,7 +43,8 @@ def readings(config, yapf=False):
     yield Config.fromfile(config)
 
 
-def test_classification(tmp_path):
+def test_classification(tmp_path, monkeypatch):
+    monkeypatch.setattr(yapf_api, 'FormatCode', format_code)
     for name in NAMES:
         for file in (name, f' {name}', 'second'):
             write_picture(tmp_path / 'data' / name / f'{file}.png')

@@ -1,12 +1,13 @@
 """Strip-MLP on its faster implementation."""
 
+import sys
+
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
 from ...models import StripMLP
 from ...ops.accelerate import change_classes
-from ...ops.gpu.choices import known
 from ...registry import HOOKS
 
 
@@ -36,10 +37,14 @@ class AccelerateHook(Hook):
     before_val = before_test = before_train
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if known:
-            checkpoint['meta']['choices'] = dict(known)
+        # Its package takes seconds to import, and nothing is chosen where it has not been.
+        module = sys.modules.get('mmstrip.ops.gpu.choices')
+        if module and module.known:
+            checkpoint['meta']['choices'] = dict(module.known)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """A training that resumes on the same card computes in the same way."""
-        if runner._resume:
-            known.update(checkpoint['meta'].get('choices') or {})
+        if runner._resume and (choices := checkpoint['meta'].get('choices')):
+            from ...ops.gpu.choices import known
+
+            known.update(choices)
