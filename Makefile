@@ -9,6 +9,10 @@ STRIP := Strip-MLP-T=mmstrip.StripMLP:arch=tiny
 SWIN := Swin-T=mmpretrain.SwinTransformer:arch=tiny
 CONVNEXT := ConvNeXt-T=mmpretrain.ConvNeXt:arch=tiny
 RESNET := ResNet-50=mmpretrain.ResNet:depth=50
+CLASSIFIER := strip-mlp-tiny-light_1xb32_caltech101-64px
+CLASSIFIER_DIR := work_dirs/$(CLASSIFIER)
+CLASSIFIER_RECORD := $(CLASSIFIER_DIR)/record
+DIGITS := strip-mlp-pico_1xb64_digits-64px
 PEERS := $(SWIN) $(CONVNEXT) $(CONVNEXT)@channels_last $(RESNET) $(RESNET)@channels_last
 BFLOAT16 := $(addsuffix @autocast,$(SWIN) $(CONVNEXT)@channels_last $(RESNET)@channels_last $(STRIP) $(STRIP)@deploy)
 # All forms of a trained network on a CPU.
@@ -25,7 +29,7 @@ FILES := $(STRIP)@deploy $(foreach model,$(STRIP)@deploy $(CONVNEXT),$(addprefix
 	$(foreach model,$(SWIN) $(RESNET),$(addprefix $(model),@onnxruntime @openvino $(BF16)))
 
 # All of these work from nothing; see README.md.
-.PHONY: install demo transfer evidence ablations speed benchmark benchmark-forms benchmark-files benchmark-loader files gpu count soak test sanitize lint clean
+.PHONY: install demo weights classifier transfer evidence ablations speed benchmark benchmark-forms benchmark-files benchmark-loader files gpu count soak test sanitize lint docs clean
 
 install: $(INSTALLED)
 	@echo "[install] ready in $(VENV)"
@@ -44,6 +48,27 @@ demo: $(CLASSIFICATION)
 	$(BIN)/python tools/train.py configs/strip_mlp/$(DEMO).py --work-dir $(DEMO_DIR) --amp auto
 	$(BIN)/python tools/test.py configs/strip_mlp/$(DEMO).py "$$(cat $(DEMO_DIR)/last_checkpoint)" \
 		--work-dir $(DEMO_DIR)/test --out $(DEMO_DIR)/test/predictions.pkl --show-dir $(DEMO_DIR)/test/pictures --interval 20
+
+# The weights in demo/, of the page and the tutorial: some minutes on two cores.
+weights: install
+	$(BIN)/python tools/train.py configs/strip_mlp/$(DIGITS).py --work-dir work_dirs/$(DIGITS) --amp auto
+	$(BIN)/python tools/model_converters/publish_model.py configs/strip_mlp/$(DIGITS).py \
+		"$$(cat work_dirs/$(DIGITS)/last_checkpoint)" demo/$(DIGITS).safetensors --half
+	$(BIN)/python tools/test.py configs/strip_mlp/$(DIGITS).py demo/$(DIGITS).safetensors --work-dir work_dirs/$(DIGITS)/test
+
+# The classifier of Caltech-101 that transfer learning starts from; the same command resumes. It keeps its logs, curves
+# and the checksum of its config in CLASSIFIER_RECORD. OPTIONS are those of tools/train.py.
+CALTECH101 := tools/dataset_converters/caltech101.py data/caltech101 --smaller-copy data/caltech101_96px
+classifier: install
+	test -f data/caltech101_96px/meta/test.txt || $(BIN)/python $(CALTECH101)
+	$(BIN)/python tools/train.py configs/strip_mlp/$(CLASSIFIER).py --work-dir $(CLASSIFIER_DIR) --resume $(OPTIONS)
+	$(BIN)/python tools/test.py configs/strip_mlp/$(CLASSIFIER).py "$$(cat $(CLASSIFIER_DIR)/last_checkpoint)" \
+		--work-dir $(CLASSIFIER_DIR)/test
+	mkdir -p $(CLASSIFIER_RECORD)
+	grep -hE 'Epoch\(|resumed epoch|native operators' $(CLASSIFIER_DIR)/2*/2*.log $(CLASSIFIER_DIR)/test/2*/2*.log \
+		>$(CLASSIFIER_RECORD)/log.txt
+	cp $$(ls -t $(CLASSIFIER_DIR)/2*/curves.png | head -n 1) $(CLASSIFIER_RECORD)
+	sha256sum $(CLASSIFIER_DIR)/$(CLASSIFIER).py >$(CLASSIFIER_RECORD)/config.sha256
 
 transfer: install
 	$(BIN)/python -m benchmarks.transfer
@@ -125,6 +150,10 @@ sanitize: install
 	$(SANITIZED) LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 		$(BIN)/python -m pytest -s -p no:xdist tests/test_ops/test_operators.py tests/test_ops/test_bfloat16.py; \
 		status=$$?; rm -rf build/sanitize mmstrip/ops/_C_sanitized_*; exit $$status
+
+# Into build/html.
+docs: install
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -c docs . build/html
 
 lint: install
 	$(BIN)/ruff check .

@@ -99,7 +99,7 @@ def version() -> str:
 
 NATIVE = native()
 TOOLBOXES = ('classification', 'detection', 'segmentation')
-EXTRAS = {name: requirements(name) for name in ('mminstall', 'tools', 'deployment', 'demo', 'tests')}
+EXTRAS = {name: requirements(name) for name in ('mminstall', 'tools', 'deployment', 'demo', 'docs', 'tests')}
 EXTRAS.update({name: requirements(name) + EXTRAS['tools'] + EXTRAS['mminstall'] for name in TOOLBOXES})
 
 setup(

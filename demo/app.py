@@ -1,5 +1,6 @@
 """A web page: drop an image and see the prediction of a trained classifier, segmentor or detector.
 
+  python demo/app.py                            a classifier of handwritten digits, whose weights lie here
   python demo/app.py model.onnx                 an exported file (tools/deployment/export.py)
   python demo/app.py checkpoint.pth config.py   a checkpoint; for classifiers with Grad-CAM
 
@@ -33,6 +34,8 @@ from mmstrip.deployment.preprocessing import read_picture, size_of
 from mmstrip.utils.checkpoints import load_full_checkpoint, load_plain_weights_only
 from mmstrip.utils.config import load_config
 
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS = 'strip-mlp-pico_1xb64_digits-64px'  # shown by default
 MAX_FILE = '10mb'
 MAX_PIXELS = 25_000_000  # checked before an image is decoded
 MAX_SIDE = 1024  # pixels; larger images are shrunk before prediction
@@ -44,7 +47,7 @@ Predict = Callable[[np.ndarray], object]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', help='exported file, or checkpoint')
+    parser.add_argument('model', nargs='?', help='exported file, or checkpoint (default: of handwritten digits)')
     parser.add_argument('config', nargs='?', help="the checkpoint's config file")
     parser.add_argument('--layer', help="layer for Grad-CAM (default: the backbone's last norm, else its last layer)")
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: this machine only)')
@@ -262,6 +265,8 @@ def build_page(task: str, classes: list[str] | None, predict: Predict, with_cam:
 
 def main() -> None:
     args = parse_args()
+    if args.model is None:
+        args.model, args.config = f'{ROOT}/demo/{DIGITS}.safetensors', f'{ROOT}/configs/strip_mlp/{DIGITS}.py'
     if args.port not in range(1, 65536):
         sys.exit(f'Error: --port must be from 1 to 65535, but got {args.port}')
     is_exported = Path(args.model).suffix in SUFFIXES.values()

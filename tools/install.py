@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTED = ROOT / 'requirements' / 'tested.txt'
 PARTS = {
     'classification': ['classification', 'tools'],
-    'all': ['classification', 'detection', 'segmentation', 'tools', 'deployment', 'demo', 'tests'],
+    'all': ['classification', 'detection', 'segmentation', 'tools', 'deployment', 'demo', 'docs', 'tests'],
 }
 BUILD_TOOLS = ['setuptools', 'wheel', 'ninja', 'psutil', 'packaging', 'numpy']
 MMCV, MMENGINE = 'onedl-mmcv', 'onedl-mmengine'

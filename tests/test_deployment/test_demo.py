@@ -22,6 +22,7 @@ from helpers.runs import CONFIG, start_tool
 from PIL import Image
 from torch.distributed.elastic.utils.distributed import get_free_port
 
+from mmstrip.datasets.digit_split import split_digits
 from mmstrip.deployment import load
 from mmstrip.utils.config import load_config
 
@@ -257,3 +258,17 @@ def test_the_layer_of_grad_cam(app):
         app.find_layer(model, 'x')
     model.backbone.insert(1, torch.nn.BatchNorm2d(4))
     assert app.find_layer(model, None) is model.backbone[1]
+
+
+def test_without_a_model_the_page_recognizes_digits(app, monkeypatch):
+    opened = []
+    monkeypatch.setattr('sys.argv', ['app.py'])
+    monkeypatch.setattr(app, 'serve', lambda args: opened.append(app.open_checkpoint(args.model, args.config, None)))
+    monkeypatch.setattr(app, 'release_memory', lambda: None)
+    monkeypatch.setattr(app.signal, 'signal', lambda *_: None)
+    monkeypatch.setattr(app.Image, 'MAX_IMAGE_PIXELS', None)
+    app.main()
+    (task, classes, predict), (images, labels, _) = opened[0], split_digits()['test']
+    found = [predict(np.repeat(image[..., None], 3, axis=2)) for image in images[:10]]
+    right = [classes[one['pred_scores'].argmax()] == str(label) for one, label in zip(found, labels)]
+    assert task == 'classifier' and sum(right) >= 9 and found[0]['overlay'].size == (320, 320)
