@@ -197,22 +197,12 @@ def transfer_name(task: str, model: str, start: str) -> str:
 
 
 def camvid_recipes(results: Results) -> list[Run]:
-    """Part 4: the recipes of CamVid from scratch, for half of the epochs, judged on the validation set alone."""
+    """Part 4: recipes for Strip-MLP-T* on CamVid, from scratch for half of the epochs, judged on the validation set."""
     task = TRANSFER['camvid']
+    model = next(iter(task.models))
     shared = {EPOCHS: CAMVID_CHOOSING_EPOCHS, RATE: max(RATES), f'{BACKBONE}.init_cfg': None}
-    return [
-        Run(
-            'camvid-recipes',
-            f'{recipe}_{model}',
-            config,
-            task.metrics,
-            {**shared, **options},
-            choosing=True,
-            image=task.image,
-        )
-        for recipe, options in CAMVID_RECIPES.items()
-        for model, config in task.models.items()
-    ]
+    run = Run('camvid-recipes', '', task.models[model], task.metrics, choosing=True, image=task.image)
+    return [replace(run, name=f'{recipe}_{model}', options=shared | own) for recipe, own in CAMVID_RECIPES.items()]
 
 
 def cifar10(results: Results) -> list[Run]:
