@@ -63,8 +63,8 @@ def test_the_same_command_resumes_and_leaves_its_record(folder):
     make(epochs=2)
     record = folder / 'work_dirs' / NAME / 'record'
     log = (record / 'log.txt').read_text()
-    assert 'Epoch(val) [1]' in first and 'Epoch(val) [2]' not in first
-    assert log.count('Epoch(val) [1]') == 1 and log.count('Epoch(val) [2]') == 1
+    assert 'Epoch(val) [1]' in first and 'Epoch(train) [2]' not in first
+    assert log.count('Epoch(train) [1]') == 1 and log.count('Epoch(train) [2]') == 1
     assert 'resumed epoch: 1, iter: 1' in log and 'Epoch(test) [1/1]' in log and len(log.splitlines()) < 20
     assert (record / 'curves.png').read_bytes()[:4] == b'\x89PNG'
     assert subprocess.run(['sha256sum', '--check', record / 'config.sha256']).returncode == 0
