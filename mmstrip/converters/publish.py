@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmengine.registry import MODELS, init_default_scope
 
-from ..utils.checkpoints import fill_model, write_checkpoint
+from ..utils.checkpoints import load_full_checkpoint, write_checkpoint
 from ..utils.config import load_config
 
 
@@ -29,7 +29,7 @@ def publish_model(config: str, src: str, dst: str, half: bool = False, trusted: 
     init_default_scope(settings.get('default_scope', 'mmengine'))
     settings.model.backbone.init_cfg = None
     model = MODELS.build(settings.model)
-    checkpoint = fill_model(model, config, src, trusted)
+    checkpoint = load_full_checkpoint(model, config, src, trusted)
     weights = model.state_dict()
     if half:
         weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}

@@ -83,7 +83,7 @@ class Flipped(nn.Module):
 
 
 class WeightOfItsOwn(torch.Tensor):
-    """A weight that decides itself what a layer computes, as quantised ones do."""
+    """A weight that decides itself what a layer computes, as quantized ones do."""
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), named=None):
