@@ -1,18 +1,23 @@
-"""Write the weights of a trained model to a file of its own, without optimizer and other state of the training."""
+"""Write the weights of a trained model to a file of their own, without the state of the training.
+
+Example:
+  python tools/model_converters/publish_model.py CONFIG work_dirs/NAME/epoch_30.pth model.safetensors --half
+"""
 
 import argparse
 import sys
 
 from mmstrip.converters.publish import publish_model
+from mmstrip.utils.checkpoints import add_trust_option
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of the trained model')
-    parser.add_argument('src', help='its checkpoint')
-    parser.add_argument('dst', help='file to write, as safetensors if it ends in .safetensors')
-    parser.add_argument('--half', action='store_true', help='store weights in float16, half of the size')
-    parser.add_argument('--trust-checkpoints', action='store_true', help='run the code that SRC may ask for')
+    parser.add_argument('src', help='checkpoint of the trained model')
+    parser.add_argument('dst', help='file to write, .pth or .safetensors')
+    parser.add_argument('--half', action='store_true', help='store weights in float16, for half the file size')
+    add_trust_option(parser)
     return parser.parse_args()
 
 
