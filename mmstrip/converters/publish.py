@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from mmengine.registry import MODELS, init_default_scope
-
 from ..utils.checkpoints import load_full_checkpoint, write_checkpoint
-from ..utils.config import load_config
+from ..utils.config import build_model, load_model_config
 
 
 def publish_model(config: str, src: str, dst: str, half: bool = False, trusted: bool = False) -> dict:
@@ -25,10 +23,9 @@ def publish_model(config: str, src: str, dst: str, half: bool = False, trusted: 
         FileNotFoundError: The config or the checkpoint is missing.
         ValueError: The checkpoint does not fill the model, or a weight is too large for float16. Nothing is written.
     """
-    settings = load_config(config)
-    init_default_scope(settings.get('default_scope', 'mmengine'))
+    settings = load_model_config(config)
     settings.model.backbone.init_cfg = None
-    model = MODELS.build(settings.model)
+    model = build_model(settings.model)
     checkpoint = load_full_checkpoint(model, config, src, trusted)
     weights = model.state_dict()
     if half:

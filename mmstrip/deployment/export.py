@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from .. import ops
 from ..models import StripMLP
 from ..utils.checkpoints import load_full_checkpoint
-from ..utils.config import dataset_class, leaf_datasets, load_config
+from ..utils.config import build_model, dataset_class, leaf_datasets, load_model_config
 from ..version import __version__
 from . import any_size
 from .description import check_about
@@ -207,14 +206,11 @@ def export_model(
             :data:`TOLERANCES`; nothing is written.
     """
     check_format(settings.format, out, settings.half, settings.opset)
-    loaded = load_config(config, options)
-    if not loaded.get('model'):
-        raise ValueError(f'{config} has no model to export')
-    init_default_scope(loaded.get('default_scope', 'mmengine'))
+    loaded = load_model_config(config, options)
     if loaded.get('data_preprocessor'):
         loaded.model.setdefault('data_preprocessor', loaded.data_preprocessor)  # like mmengine's Runner
     with torch.random.fork_rng(devices=()):
-        model = MODELS.build(loaded.model).eval().requires_grad_(False)
+        model = build_model(loaded.model).eval().requires_grad_(False)
     task = task_of(model, settings.part)
     if settings.part == 'whole':
         check_padding(model)

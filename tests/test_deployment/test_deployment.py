@@ -144,7 +144,7 @@ def test_the_command(checkpoint, tmp_path):
         (dict(part='neck'), {'model.neck': None}, 'ImageClassifier has no neck to export'),
         (dict(shape=(16, 64)), {}, 'sides of --shape must be at least 32 pixels, but got 16 64'),
         (dict(shape=(32, 64), dynamic_size=True), {}, 'sides of --shape must be from 64 to 8192 pixels, but got 32 64'),
-        ({}, {'model': None}, 'py has no model to export'),
+        ({}, {'model': None}, 'py has no model$'),
         (
             {},
             {'test_dataloader.dataset.pipeline': [dict(type='RandomFlip', prob=1.0)]},
