@@ -28,7 +28,12 @@ RCNN = {
     'model.train_cfg.rcnn.sampler.num': 16,
     'model.test_cfg.rpn.max_per_img': 50,
 }
-DINO = {'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1, 'model.num_queries': 100}
+DINO = {
+    'model.encoder.num_layers': 1,
+    'model.decoder.num_layers': 1,
+    'model.num_queries': 100,
+    'model.test_cfg.max_per_img': 100,
+}
 FPN = {'model.neck.out_channels': 16, 'model.decode_head.in_channels': [16] * 4, 'model.decode_head.channels': 16}
 UPERNET = {'model.decode_head.channels': 16, 'model.auxiliary_head.channels': 16}
 SEGFORMER = {'model.decode_head.channels': 16}

@@ -44,7 +44,17 @@ def make(epochs: int) -> None:
     """Run the commands of the target, its tools in this process."""
     small = ' '.join(f"'{key}={value}'" for key, value in {**SMALL, 'train_cfg.max_epochs': epochs}.items())
     options = f'OPTIONS=--cfg-options {small}'
-    command = ['make', '-n', '-o', 'install', '-f', str(ROOT / 'Makefile'), 'classifier', options]
+    command = [
+        'make',
+        '-n',
+        '--no-print-directory',
+        '-o',
+        'install',
+        '-f',
+        str(ROOT / 'Makefile'),
+        'classifier',
+        options,
+    ]
     printed = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
     for line in printed.replace('\\\n', ' ').splitlines():
         if line.startswith('.venv/bin/python'):
