@@ -243,7 +243,9 @@ def _camvid_recipes_table(results: Results) -> str:
     rows = []
     for recipe in CAMVID_RECIPES:
         run = results.get(f'camvid-recipes/{recipe}_{model}')
-        rows.append([recipe.replace('-crops-', ', crops of ').replace('-', ' '), f'{run["mIoU"]:.3f}' if run else MISSING])
+        rows.append(
+            [recipe.replace('-crops-', ', crops of ').replace('-', ' '), f'{run["mIoU"]:.3f}' if run else MISSING]
+        )
     return markdown_table(('recipe', 'mIoU, validation'), rows)
 
 
