@@ -177,6 +177,7 @@ def train_here(work_dir: Path, options: dict = {}, resume='auto', validate=False
         create(self, *args, **kwargs)
         self.addHandler(handler)
 
+    MMLogger._instance_dict.clear()  # names have the second of the start, and an equal name would not be created anew
     with mock.patch.object(MMLogger, '__init__', create_and_listen):
         runner = launch.train(config)
     return runner, '\n'.join(warnings)
