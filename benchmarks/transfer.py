@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mmcv
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import print_log
 from rich.console import Console
 from rich.table import Table
 
 from mmstrip.datasets.digit_scenes import write_digit_scenes
-from mmstrip.utils.config import load_config
+from mmstrip.utils.config import add_config_options, load_config
 from mmstrip.utils.plots import plot_curves
 
 from . import CONFIGS
@@ -235,9 +235,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS), help='default: all')
     parser.add_argument('--starts', nargs='+', choices=STARTS, default=list(STARTS), help='default: both')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of all configs'
-    )
+    add_config_options(parser, 'all configs')
     return parser.parse_args()
 
 

@@ -23,7 +23,8 @@ hypothesis.settings.load_profile('tests')
 def pytest_collection_modifyitems(items):
     """The order of files, which stay whole: those of few tests first, as trainings and exports take longest.
 
-    Deployment is last: after its runtimes, NNCF and mmdeploy in one process, another file's test died without a word.
+    Deployment is last: after its runtimes, NNCF and mmdeploy in one process, a test in another file crashed without a
+    message.
     """
     counts = Counter(item.path for item in items)
     items.sort(key=lambda item: ('test_deployment' in item.path.parts, counts[item.path]))

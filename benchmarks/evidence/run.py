@@ -158,10 +158,8 @@ def set_data_root(config: Config, data_root: str) -> None:
 def model_size(config: Config, image: Sequence[int]) -> tuple[int, int]:
     """Number of parameters, and multiply-adds for one image."""
     init_default_scope(config.default_scope)
-    model = config.model.copy()
-    model.backbone = {**model.backbone, 'init_cfg': None}
     with torch.no_grad():
-        complexity = analyze_complexity(MODELS.build(model), tuple(image))
+        complexity = analyze_complexity(MODELS.build(config.model), tuple(image))
     return complexity.params, complexity.flops
 
 

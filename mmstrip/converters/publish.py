@@ -24,7 +24,6 @@ def publish_model(config: str, src: str, dst: str, half: bool = False, trusted: 
         ValueError: The checkpoint does not fill the model, or a weight is too large for float16. Nothing is written.
     """
     settings = load_model_config(config)
-    settings.model.backbone.init_cfg = None
     model = build_model(settings.model)
     checkpoint = load_full_checkpoint(model, config, src, trusted)
     weights = model.state_dict()

@@ -32,7 +32,6 @@ def convert_to_deploy(config: str, src: str, dst: str, trusted: bool = False) ->
         raise ValueError(f'{config} has no model.backbone')
     if backbone.get('deploy'):
         raise ValueError(f'{config} must have model.backbone.deploy=False, the form that was trained, but it is set')
-    backbone.init_cfg = None
     model = build_model(settings.model).eval()
     if not hasattr(model.backbone, 'switch_to_deploy'):
         raise ValueError(f'{config}: {type(model.backbone).__name__} has no deploy form')

@@ -18,10 +18,10 @@ class _KeyValues(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--cfg-options``."""
+def add_config_options(parser: argparse.ArgumentParser, what: str = 'the config') -> None:
+    """Add the option ``--cfg-options``, which overrides entries of ``what``."""
     parser.add_argument(
-        '--cfg-options', nargs='+', action=_KeyValues, metavar='KEY=VALUE', help='override entries of the config'
+        '--cfg-options', nargs='+', action=_KeyValues, metavar='KEY=VALUE', help=f'override entries of {what}'
     )
 
 

@@ -44,6 +44,9 @@ def analyzing_once() -> Iterator[None]:
     from torch._higher_order_ops import triton_kernel_wrap
 
     analyze = getattr(triton_kernel_wrap, 'identify_accessed_tensors', None)  # private; PyTorch 2.12 and 2.13 have it
+    if analyze is None:
+        yield
+        return
 
     def remember(kernel, arguments: dict, *rest):
         if not getattr(kernel, '__module__', '').startswith('mmstrip.'):
@@ -56,13 +59,11 @@ def analyzing_once() -> Iterator[None]:
             _accesses[key] = analyze(kernel, arguments, *rest)
         return _accesses[key]
 
-    if analyze is not None:
-        triton_kernel_wrap.identify_accessed_tensors = remember
+    triton_kernel_wrap.identify_accessed_tensors = remember
     try:
         yield
     finally:
-        if analyze is not None:
-            triton_kernel_wrap.identify_accessed_tensors = analyze
+        triton_kernel_wrap.identify_accessed_tensors = analyze
 
 
 def block_size(number: int, least: int = 16, most: int = 64) -> int:
