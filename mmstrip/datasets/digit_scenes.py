@@ -25,19 +25,12 @@ ATTEMPTS = 20
 
 
 class PlacedDigit(NamedTuple):
-    """A digit in a scene.
-
-    Attributes:
-        label: 0 to 9.
-        index: Index in scikit-learn's data.
-        area: Number of its pixels, visible or hidden.
-        mask: (H, W), True where the digit is visible.
-    """
+    """A digit in a scene."""
 
     label: int
-    index: int
-    area: int
-    mask: np.ndarray
+    index: int  # in scikit-learn's data
+    area: int  # pixels, visible or hidden
+    mask: np.ndarray  # (H, W), True where the digit is visible
 
 
 def write_digit_scenes(

@@ -66,17 +66,11 @@ default_hooks = dict(checkpoint=dict(interval=interval))
 
 
 class Split(NamedTuple):
-    """Pairs of a split.
+    """Pairs of a split; images come first in ``roots`` and ``suffixes``, label maps second."""
 
-    Attributes:
-        roots: Folders of the images and of the label maps.
-        names: The common part of the two names of each pair, relative to the folders.
-        suffixes: Endings of the names of images and of label maps.
-    """
-
-    roots: tuple[Path, Path]
-    names: list[str]
-    suffixes: tuple[str, str]
+    roots: tuple[Path, Path]  # folders
+    names: list[str]  # the common part of the two names of each pair, relative to the folders
+    suffixes: tuple[str, str]  # endings of the names
 
     def pairs(self) -> dict[Path, Path]:
         """Images with their label maps."""

@@ -37,31 +37,19 @@ SUBSTITUTED = '{{'  # mmengine replaces what follows, e.g. with environment vari
 
 
 class Written(NamedTuple):
-    """Result of the functions of this package.
-
-    Attributes:
-        config: Path of the config.
-        found: What was found in the folder, one sentence each.
-    """
+    """Result of the functions of this package."""
 
     config: Path
-    found: list[str]
+    found: list[str]  # what was found in the folder, one sentence each
 
 
 class Backbone(NamedTuple):
-    """A backbone in a config.
+    """A backbone in a config."""
 
-    Attributes:
-        name: Name in that of the config.
-        arch: Name or dict; see ``StripMLP``.
-        others: Further arguments that the checkpoint determines.
-        init_cfg: Weights to start from; None: random ones.
-    """
-
-    name: str
+    name: str  # in that of the config
     arch: str | dict
-    others: dict
-    init_cfg: dict | None
+    others: dict  # further arguments that the checkpoint determines
+    init_cfg: dict | None  # None: random weights
 
     @property
     def channels(self) -> list[int]:
@@ -142,17 +130,11 @@ def fill(template: str, values: dict) -> str:
 
 
 class SplitFiles(NamedTuple):
-    """A split in a config.
+    """A split in a config."""
 
-    Attributes:
-        images: Each image and its annotation.
-        annotations: File that the dataset reads, or the content of one to write: lines or JSON.
-        arguments: Further arguments of the dataset, which locate the images.
-    """
-
-    images: dict[Path, object]
-    annotations: Path | list[str] | dict
-    arguments: dict = {}
+    images: dict[Path, object]  # each with its annotation
+    annotations: Path | list[str] | dict  # file that the dataset reads, or the content of one to write: lines or JSON
+    arguments: dict = {}  # of the dataset, which locate the images
 
 
 def write_config(
