@@ -204,14 +204,7 @@ def find_images(paths: Sequence[str | Path], count: int) -> list[Path]:
 
 
 def read_images(files: Sequence[Path], size: int) -> Tensor:
-    """Read the central square of each image.
-
-    Args:
-        files: Image files.
-        size: Side of the squares in pixels, to which the shorter side of an image is resized.
-
-    Returns:
-        (N, 3, size, size) in RGB from 0 to 255.
+    """The central square of each image, whose shorter side is resized to ``size``: (N, 3, size, size), RGB, 0 to 255.
 
     Raises:
         ValueError: A file is not a readable image.

@@ -162,12 +162,9 @@ class Predictor:
             yield batch
 
     def result(self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]):
-        """Convert an image's outputs to its result; see :meth:`__call__`.
+        """Convert an image's outputs to its result (see :meth:`__call__`), given its height and width.
 
-        Args:
-            outputs: See :meth:`outputs`.
-            inside: Height and width of the resized image.
-            size: Height and width of the original image.
+        ``inside`` is that of the resized image, ``size`` that of the original one.
         """
         if self.about['task'] == 'classifier':
             return self._classified(torch.from_numpy(outputs[0]))

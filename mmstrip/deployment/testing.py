@@ -71,11 +71,9 @@ class ExportedModel(BaseModel):
 
 
 def use_exported(config: Config, file: str, amp: str | None = None, trusted: bool = False) -> None:
-    """Let a config test an exported file instead of its model.
+    """Let a config test an exported file instead of its model, on its data and by its metrics.
 
     Args:
-        config: A complete config; its data and metrics are used.
-        file: The exported file.
         amp: See :func:`mmstrip.engine.precision.amp_dtype`; 'auto' is float32 except for OpenVINO.
         trusted: See :class:`.predictor.Predictor`. Defaults to False.
 

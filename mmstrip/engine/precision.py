@@ -155,11 +155,7 @@ def amp_dtype(name: str | None) -> str | None:
 
 
 def set_train_amp(config: Config, name: str | None) -> None:
-    """Make a config train in mixed precision: with mmengine's AmpOptimWrapper on GPUs, with ours on CPUs.
-
-    Args:
-        config: Complete config.
-        name: See :func:`amp_dtype`.
+    """Make a config train with a value of ``--amp``: with mmengine's AmpOptimWrapper on GPUs, with ours on CPUs.
 
     Raises:
         ValueError: float16 without a GPU, or ``optim_wrapper`` is missing or of a type with a precision of its own.
@@ -183,11 +179,7 @@ def set_train_amp(config: Config, name: str | None) -> None:
 
 
 def set_test_amp(config: Config, name: str | None) -> None:
-    """Make a config test in mixed precision.
-
-    Args:
-        config: Complete config.
-        name: See :func:`amp_dtype`.
+    """Make a config test with a value of ``--amp``.
 
     Raises:
         ValueError: float16 without a GPU, or ``test_cfg`` has another type than TestLoop.

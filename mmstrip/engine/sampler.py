@@ -20,13 +20,9 @@ _MAX_REPLACEMENTS = 100
 
 
 class SeededIndex(int):
-    """Index of a sample, with the numbers that seed its random state.
+    """Index of a sample, with the numbers that seed its random state."""
 
-    Attributes:
-        key: Seed of the run, 1 (for samples), rank, position in the training.
-    """
-
-    key: tuple[int, ...]
+    key: tuple[int, ...]  # seed of the run, 1 (for samples), rank, position in the training
 
 
 @DATA_SAMPLERS.register_module()

@@ -7,12 +7,7 @@ import torch
 
 
 def seed_all(key: tuple[int, ...], cuda: bool = False) -> None:
-    """Seed Python, NumPy and PyTorch with all numbers of ``key``.
-
-    Args:
-        key: Non-negative ints.
-        cuda: Seed the GPUs too; not in DataLoader workers. Defaults to False.
-    """
+    """Seed Python, NumPy and PyTorch with all numbers of ``key``; with ``cuda``, not in workers, the GPUs too."""
     first, second, third = (int(state) for state in np.random.SeedSequence(key).generate_state(3))
     random.seed(first)
     np.random.seed(second)

@@ -12,12 +12,9 @@ from .strip_mixing import RelativePosition, StripMLPLayer
 
 
 def adapt_state_dict(model: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
-    """Resample a state dict to a backbone's ``img_size``, in place; log it if anything was resampled.
+    """Resample a state dict to the ``img_size`` of a StripMLP, in place; log it if anything was resampled.
 
-    Args:
-        model: A :class:`.strip_mlp.StripMLP`.
-        state_dict: State dict of the same arch.
-        prefix: Prefix of the backbone's keys, such as 'backbone.'. Defaults to ''.
+    ``prefix`` is that of the backbone's keys, such as 'backbone.'.
 
     Raises:
         ValueError: The state dict has another arch or is damaged.
@@ -41,13 +38,7 @@ def adapt_state_dict(model: nn.Module, state_dict: dict[str, Tensor], prefix: st
 
 
 def report_coverage(model: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
-    """Log how many of a backbone's tensors a state dict holds; warn unless it holds all.
-
-    Args:
-        model: A :class:`.strip_mlp.StripMLP`.
-        state_dict: State dict to be loaded.
-        prefix: Prefix of the backbone's keys, such as 'backbone.'. Defaults to ''.
-    """
+    """Log how many of a backbone's tensors a state dict holds; warn unless it holds all."""
     expected = [prefix + name for name in model.state_dict() if not name.endswith('num_batches_tracked')]
     missing = [name for name in expected if name not in state_dict]
     text = f'StripMLP: the checkpoint has {len(expected) - len(missing)} of {len(expected)} tensors'

@@ -146,19 +146,18 @@ def write_config(
     unused: str = 'images',
     **values,
 ) -> Path:
-    """Write a config and the files beside it, each atomically; write nothing if a value cannot stand in a config.
+    """Write a config and the files beside it to ``data.out``, each atomically.
 
-    The config is read back like in training; differences between its datasets and the folder are noted.
+    Nothing is written if a value cannot stand in a config. The config is read back like in training; differences
+    between its datasets and the folder are noted.
 
     Args:
-        data: The folder; its ``out`` gets the files.
         name: Start of the config's name.
         template: See :func:`fill`; ``$loaders`` stands for the three dataloaders.
-        parts: The splits.
         read: Returns an image's annotation from a sample of a dataset and its class names.
         unused: What to call images that a dataset drops.
-        **values: The values. ``classes`` goes to a file if mmengine would change a name in the config or in its dump
-            in a work dir.
+        **values: Of the template. ``classes`` goes to a file if mmengine would change a name in the config or in its
+            dump in a work dir.
 
     Raises:
         OSError: A file cannot be written.
