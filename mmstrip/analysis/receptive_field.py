@@ -225,12 +225,9 @@ def read_images(files: Sequence[Path], size: int) -> Tensor:
 
 
 def compare_fields(backbones: Sequence[LabeledBackbone], images: Tensor, out: str | Path) -> list[dict]:
-    """Measure effective receptive fields; write ``receptive_field.json`` and ``receptive_field.png``.
+    """Measure effective receptive fields on images (N, 3, H, W), RGB, 0 to 255.
 
-    Args:
-        backbones: Backbones to compare.
-        images: (N, 3, H, W) in RGB from 0 to 255, the same for all.
-        out: Folder for the files.
+    The folder ``out`` gets ``receptive_field.json`` and ``receptive_field.png``.
 
     Returns:
         The content of the JSON file, one dict per backbone: 'label', 'stage', 'stride', 'images', 'size' (H, W), and

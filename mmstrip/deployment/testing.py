@@ -39,11 +39,8 @@ _TASKS = dict(mmpretrain='classifier', mmseg='segmentor', mmdet='detector')
 class ExportedModel(BaseModel):
     """An exported classifier, segmentor or detector as a model of the toolboxes, for testing only.
 
-    Args:
-        file (str): See :class:`.predictor.Predictor`.
-        dtype (str): See :class:`.predictor.Predictor`. Defaults to 'float32'.
-        trusted (bool): See :class:`.predictor.Predictor`. Defaults to False.
-        data_preprocessor (dict): Ignored: files include their preprocessing.
+    Takes the arguments of :class:`.predictor.Predictor`; ``data_preprocessor`` is ignored, as files include their
+    preprocessing.
 
     Raises:
         ValueError: The file is a backbone or neck; see also :class:`.predictor.Predictor`.

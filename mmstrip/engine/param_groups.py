@@ -22,10 +22,6 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     step on a GPU. Each group lists its parameters under ``param_names``. On CUDA, optimizers with a fused
     implementation use it unless the config sets ``fused`` or ``foreach``, and the log shows the gradient norm of the
     previous step.
-
-    Args:
-        optim_wrapper_cfg (dict): See mmengine.
-        paramwise_cfg (dict, optional): See mmengine.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:

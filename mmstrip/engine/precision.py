@@ -103,12 +103,7 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 @LOOPS.register_module()
 class MixedPrecisionTestLoop(TestLoop):
-    """mmengine's TestLoop with the model's networks in lower precision.
-
-    Args:
-        *args, **kwargs: See TestLoop.
-        dtype: 'bfloat16' or 'float16'. Defaults to 'bfloat16'.
-    """
+    """mmengine's TestLoop with the model's networks in ``dtype``, 'bfloat16' (default) or 'float16'."""
 
     def __init__(self, *args, dtype: str = 'bfloat16', **kwargs):
         super().__init__(*args, **kwargs)
@@ -132,14 +127,9 @@ def add_amp_option(parser: argparse.ArgumentParser) -> None:
 
 
 def amp_dtype(name: str | None) -> str | None:
-    """Resolve a value of ``--amp`` on this machine.
+    """Resolve a value of ``--amp`` on this machine: 'float16', 'bfloat16', or None for float32.
 
-    Args:
-        name: 'float16', 'bfloat16', None, or 'auto', which means bfloat16 on CPUs whose compiled operators support it,
-            float32 otherwise, and prints which.
-
-    Returns:
-        'float16', 'bfloat16', or None for float32.
+    'auto' is bfloat16 on CPUs whose compiled operators support it, float32 otherwise, and prints which.
 
     Raises:
         ValueError: float16 without a GPU.

@@ -30,7 +30,6 @@ class SeededSampler(Sampler):
     """Seeds each sample of another sampler, through the dataset's ``__getitems__``.
 
     Args:
-        dataset (Dataset): Dataset with ``__getitem__``.
         sampler (dict): Config of the sampler that chooses the indices.
         seed (int, optional): Seed of the run.
         bad_images (str, optional): File that lists unreadable images, one per line; another sample replaces each.
