@@ -5,18 +5,30 @@ position in the training, not on earlier samples or on the worker.
 """
 
 import itertools
+import random
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
 from mmengine.dist import get_rank
 from torch.utils.data import Dataset, Sampler
 
 from ..registry import DATA_SAMPLERS
 from ..utils.samples import UnreadableImageError, read_sample
-from .seeding import seed_all
 
 _MAX_REPLACEMENTS = 100
+
+
+def seed_all(key: tuple[int, ...], cuda: bool = False) -> None:
+    """Seed Python, NumPy and PyTorch with all numbers of ``key``; with ``cuda``, not in workers, the GPUs too."""
+    first, second, third = (int(state) for state in np.random.SeedSequence(key).generate_state(3))
+    random.seed(first)
+    np.random.seed(second)
+    torch.default_generator.manual_seed(third)
+    if cuda and torch.cuda.is_available():
+        torch.cuda.manual_seed_all(third)
 
 
 class SeededIndex(int):

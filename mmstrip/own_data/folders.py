@@ -144,6 +144,13 @@ class Folder:
         self.note_items(f'{len(long)} images with sides over {MAX_ASPECT_RATIO}:1, cropped or shrunk in training', long)
         return sizes
 
+    def hold_out(self, images: Sequence[Sample]) -> dict[str, list[Sample]]:
+        """Hold out a fifth of the training images for validation, and note it; ValueError if there is only one."""
+        if len(images) < 2:
+            raise ValueError(f'{self.path} must have at least two images, as one is held out for validation')
+        self.notes.append(f'val: {VAL_SHARE:.0%} of the training images, held out')
+        return dict(zip(('train', 'val'), hold_out(images)))
+
     def report(self, what: str, sizes: Collection[tuple[int, int]], counts: dict[str, int], *more: str) -> list[str]:
         """What was found: first a line with the number of images, their sizes and the number per split."""
         words = ' x '.join(str(round(statistics.median(side))) for side in zip(*sizes))
