@@ -16,9 +16,10 @@ _FORMER_HOOKS = ('mmstrip.NamedFilesHook', 'mmstrip.CompleteCheckpointHook', 'mm
 def make_resumable(config: Config) -> None:
     """Insert the samplers, loops and hooks that make a training resumable and let data errors name the file.
 
-    The config has a ``work_dir``, and may have passed through here before, if a run dumped it. Its key
-    ``skip_bad_images`` is the largest fraction of training images that may be skipped because they cannot be read;
-    without it, the first such image stops the run.
+    Args:
+        config: Complete config with ``work_dir``, possibly dumped by a run, which has passed through here before. Its
+            key ``skip_bad_images`` is the largest fraction of training images that may be skipped because they cannot
+            be read; without it, the first such image stops the run.
 
     Raises:
         ValueError: ``skip_bad_images`` is not a number from 0 to 1.

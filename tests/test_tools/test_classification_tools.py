@@ -99,6 +99,7 @@ def test_training_and_testing_in_bfloat16(tmp_path):
 OTHER_ARCH = 'strip-mlp-tiny-light_1xb64_digits-32px.py'
 TRAIN, TEST = ['train.py', 'SMALL', '--work-dir', 'TMP'], ['test.py', 'SMALL', 'TRAINED', '--work-dir', 'TMP']
 THEIRS, OURS = ['test.py', 'SMALL', 'TMP/theirs.pth', *TEST[3:]], ['test.py', 'SMALL', 'TMP/ours.pth', *TEST[3:]]
+NO_GPU = '--amp float16 needs a GPU, but none is available; use --amp bfloat16 on CPUs'
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,8 @@ THEIRS, OURS = ['test.py', 'SMALL', 'TMP/theirs.pth', *TEST[3:]], ['test.py', 'S
             [*TRAIN, '--cfg-options', 'model.backbone.strip_width=4'],
         ),
         ('--out must end in .pkl', [*TEST, '--out', 'TMP/out.json']),
-        ('--amp float16 needs a GPU', [*TEST, '--amp', 'float16']),
+        (NO_GPU, [*TRAIN, '--amp', 'float16']),
+        (NO_GPU, [*TEST, '--amp', 'float16']),
     ],
 )
 def test_bad_input_is_named(words, command, trained, tmp_path):

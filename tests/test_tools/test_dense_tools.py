@@ -179,3 +179,6 @@ def test_broken_data_are_named(scenes, tmp_path):
         image.unlink()
     with pytest.raises(FileNotFoundError, match=rf'no image file at {data}/train/\d+.png'):
         run_here('train.py', configs['detection'], *work_dir)
+    (data / 'annotations' / 'train.json').write_text('{"images": [')
+    with pytest.raises(ValueError, match=f'{data}/annotations/train.json is not a COCO annotation file'):
+        run_here('train.py', configs['detection'], *work_dir)
