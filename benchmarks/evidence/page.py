@@ -147,21 +147,6 @@ def _epoch_minutes(run: dict, speed: float) -> float:
     return run['images'] / run['epochs'] / speed / 60
 
 
-def _choices_table(results: Results) -> str:
-    """Results that learning rates were chosen by."""
-    choosing = {key: result for key, result in sorted(results.items()) if '/choose_' in key}
-    if not choosing:
-        return MISSING
-    table: dict[str, dict[str, str]] = {}
-    for key, result in choosing.items():
-        name, _, rate = key.replace('choose_', '').rpartition('_lr')
-        metric = next(iter(result['settings']['metrics']))
-        table.setdefault(f'{name}, {metric}', {})[rate] = f'{100 * result[metric]:.2f}'
-    rates = sorted({rate for row in table.values() for rate in row}, key=float)
-    rows = [[name, *(row.get(rate, '') for rate in rates)] for name, row in table.items()]
-    return markdown_table(('run, validation metric in %', *(f'lr {rate}' for rate in rates)), rows)
-
-
 def _fashion_mnist_table(results: Results) -> str:
     rows = []
     for key in sorted(key for key in results if key.startswith('fashion-mnist/') and 'choose' not in key):
@@ -279,7 +264,6 @@ def _digit_scenes_table(results: Results) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     'caltech101': _caltech101_table,
-    'choices': _choices_table,
     'fashion-mnist': _fashion_mnist_table,
     'ablations': _ablations_table,
     'ablations-128px': _ablations_large_table,

@@ -87,7 +87,7 @@ def _native_status() -> str:
     loaded = f'the compiled operators are loaded ({extension.variant()}) and run float32'
     if takes(torch.bfloat16):
         return f'{loaded} and bfloat16 maps on CPUs'
-    return f'{loaded} maps on CPUs; bfloat16 runs the reference, as it needs AVX512-BF16 or AMX'
+    return f'{loaded} maps on CPUs; bfloat16 runs the reference, as it needs AVX512-BF16 and PyTorch 2.7'
 
 
 def use(*implementation) -> None:

@@ -33,7 +33,7 @@ _global_hooks = [
     _private(f'nn.modules.module._global_{name}_hooks')
     for name in ('forward', 'forward_pre', 'backward', 'backward_pre')
 ]
-_mkldnn_is_enabled = getattr(torch._C, '_get_mkldnn_enabled', lambda: True)  # PyTorch 2.7; no switch before
+_mkldnn_is_enabled = _private('_C._get_mkldnn_enabled')
 _dispatch_keys = _private('_C._dispatch_keys')
 _dispatch_key = _private('_C._dispatch_key_parse')
 _private('autograd.forward_ad._current_level')
@@ -45,7 +45,7 @@ _BATCHED = _dispatch_key and _dispatch_key('Batched')  # set by is_grads_batched
 def takes(dtype: torch.dtype) -> bool:
     """Whether the native operators support maps of a dtype on this CPU, in this process."""
     if dtype is torch.bfloat16:
-        return _takes_bfloat16 and _mkldnn_is_enabled()
+        return _takes_bfloat16 and _mkldnn_is_enabled is not None and _mkldnn_is_enabled()
     return MISSING is None and dtype is torch.float32
 
 

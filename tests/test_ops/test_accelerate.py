@@ -301,7 +301,8 @@ def test_a_machine_without_a_compiler_says_so():
 
 PRIVATE = [
     *('_C._is_tracing', '_C._len_torch_dispatch_stack', '_C._len_torch_function_stack', '_C._dispatch_keys'),
-    *('_C._functorch.peek_interpreter_stack', '_C._dispatch_key_parse', 'autograd.forward_ad._current_level'),
+    *('_C._functorch.peek_interpreter_stack', '_C._get_mkldnn_enabled', '_C._dispatch_key_parse'),
+    'autograd.forward_ad._current_level',
     *(f'nn.modules.module._global_{name}_hooks' for name in ('forward', 'forward_pre', 'backward', 'backward_pre')),
 ]
 
