@@ -18,7 +18,7 @@ from mmstrip.deployment.formats import SUFFIXES
 from mmstrip.deployment.testing import use_exported
 from mmstrip.engine.launch import build_runner, check_data, leave_group, parse_with_launcher, set_work_dir
 from mmstrip.engine.precision import add_amp_option, set_test_amp
-from mmstrip.utils.config import bare_name, leaf_datasets, load_config
+from mmstrip.utils.config import leaf_datasets, load_config, name_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -97,7 +97,7 @@ def augment_tests(config, path: str) -> None:
 
 
 def averages(hook) -> bool:
-    return isinstance(hook, dict) and bare_name(hook).endswith('EMAHook')
+    return isinstance(hook, dict) and name_of(hook.get('type', '')).endswith('EMAHook')
 
 
 def set_detection_tta(config) -> None:

@@ -158,9 +158,12 @@ class Predictor:
                 yield batch
 
     def result(self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]):
-        """Convert an image's outputs to its result (see :meth:`__call__`), given its height and width.
+        """Convert an image's outputs to its result; see :meth:`__call__`.
 
-        ``inside`` is that of the resized image, ``size`` that of the original one.
+        Args:
+            outputs: See :meth:`outputs`.
+            inside: Height and width of the resized image.
+            size: Height and width of the original image.
         """
         if self.about['task'] == 'classifier':
             return self._classified(torch.from_numpy(outputs[0]))

@@ -175,9 +175,11 @@ def roi_align(g, features, rois, output_size, spatial_scale, sampling_ratio, poo
 
 
 def trace_detector(network: nn.Module, images: Tensor, names: list[str], opset: int | None = None):
-    """Convert an :class:`..export.Network` of a detector to ONNX, for images (1, C, H, W).
+    """Convert a detector to ONNX.
 
     Args:
+        network: :class:`..export.Network` of a detector.
+        images: (1, C, H, W).
         names: Names of the outputs: boxes with scores, labels and, if any, masks.
         opset: ONNX opset version, at least 16. Defaults to 17.
 
