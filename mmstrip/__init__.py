@@ -47,16 +47,10 @@ def _register_config_package() -> None:
     """
     packages = import_module('mmengine.config.utils').MODULE2PACKAGE
     packages.setdefault('mmstrip', 'mmstrip')
-    if not _is_distribution(packages['mmseg']):
-        packages['mmseg'] = 'mmseg'
-
-
-def _is_distribution(name: str) -> bool:
     try:
-        metadata.distribution(name)
+        metadata.distribution(packages['mmseg'])
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        packages['mmseg'] = 'mmseg'
 
 
 def __getattr__(name: str):

@@ -10,6 +10,7 @@ import hypothesis
 import numpy
 import pytest
 import torch
+import torch.distributed
 from mmengine.runner import CheckpointLoader
 
 TESTS = Path(__file__).parent
@@ -43,6 +44,14 @@ def process_as_it_was():
     """A Runner lets its process load plain weights alone from then on; the next file's tests start without that."""
     with mock.patch.dict(os.environ), mock.patch.object(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy()):
         yield
+
+
+@pytest.fixture
+def one_process():
+    """A process group of this process alone, on gloo."""
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(autouse=True)

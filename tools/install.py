@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,10 +54,12 @@ def main() -> None:
     pip('install', *BUILD_TOOLS, *([] if has_original(MMENGINE) else [MMENGINE]))
     if args.part == 'classification':
         say('2 of 5: mmcv without its compiled ops, half a minute')
-        install_mmcv(False, [install_mmcv_without_ops])
+        # In isolation from torch, which leaves the ops out; pip's cache may contain a wheel for another torch.
+        install_mmcv(False, [partial(pip, 'install', '--no-cache-dir', MMCV)])
     else:
         say('2 of 5: mmcv with its compiled ops, 5 to 15 minutes on two cores, seconds with a prebuilt wheel')
-        install_mmcv(True, [fetch_mmcv] * (not args.no_prebuilt) + [build_mmcv, build_mmcv_from_scratch])
+        from_scratch = partial(build_mmcv, '--no-cache-dir')  # if the cached wheel is for another torch
+        install_mmcv(True, [fetch_mmcv] * (not args.no_prebuilt) + [build_mmcv, from_scratch])
     say('3 of 5: toolboxes and their dependencies, up to 3 minutes')
     install_toolboxes(PARTS[args.part])
     say('4 of 5: mmstrip itself, in editable mode, seconds')
@@ -107,11 +110,6 @@ def mmcv_is_right(with_ops: bool) -> bool:
     return not with_ops and not list(Path(spec.origin).parent.glob('_ext.*'))
 
 
-def install_mmcv_without_ops() -> None:
-    """Build in isolation from torch, which leaves the ops out; pip's cache may contain a wheel for another torch."""
-    pip('install', '--no-cache-dir', MMCV)
-
-
 def fetch_mmcv() -> None:
     """Install mmcv's official wheel for this torch, CUDA or not, if there is one."""
     pip('install', 'onedl-mim')
@@ -122,11 +120,6 @@ def fetch_mmcv() -> None:
 def build_mmcv(*options: str) -> None:
     """Build mmcv, or reuse the wheel of an earlier build in pip's cache."""
     build('mmcv', pip_command('install', '--verbose', '--no-build-isolation', *options, MMCV), **MMCV_FLAGS)
-
-
-def build_mmcv_from_scratch() -> None:
-    """If the cached wheel is for another torch."""
-    build_mmcv('--no-cache-dir')
 
 
 def install_toolboxes(names: list) -> None:

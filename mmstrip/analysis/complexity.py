@@ -15,16 +15,13 @@ from torch.utils._pytree import tree_leaves
 class Complexity(NamedTuple):
     """The cost of a model.
 
-    Attributes:
-        params: Number of parameters.
-        flops: Multiply-adds of a forward pass on one image, which the paper calls FLOPs: of convolutions, linear
-            layers, matrix products and norms.
-        table: Both per module, as text; empty unless requested.
+    ``flops`` are the multiply-adds of a forward pass on one image, which the paper calls FLOPs: of convolutions, linear
+    layers, matrix products and norms.
     """
 
     params: int
     flops: int
-    table: str
+    table: str  # both per module; empty unless requested
 
 
 def analyze_complexity(model: nn.Module, shape: tuple[int, int, int], depth: int = 0) -> Complexity:

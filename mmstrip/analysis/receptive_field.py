@@ -30,15 +30,10 @@ _IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to
 
 @dataclass
 class Field:
-    """The effective receptive field of a feature.
+    """The effective receptive field of a feature."""
 
-    Attributes:
-        contributions: (H, W), one per pixel; they add up to 1.
-        stride: Pixels between neighboring features.
-    """
-
-    contributions: np.ndarray
-    stride: float
+    contributions: np.ndarray  # (H, W), one per pixel; they add up to 1
+    stride: float  # pixels between neighboring features
 
     @property
     def center(self) -> tuple[float, float]:
@@ -47,8 +42,7 @@ class Field:
         It depends on the network where in its cell a feature looks: strided convolutions look at the corner, patch
         embeddings at the middle.
         """
-        row, column = (_median_position(self.contributions.sum(axis)) for axis in (1, 0))
-        return row, column
+        return _median_position(self.contributions.sum(1)), _median_position(self.contributions.sum(0))
 
     def side(self, share: float) -> float:
         """Side in pixels of the smallest square around the center with this share (0 to 1) of all contributions."""
@@ -119,22 +113,14 @@ def _last_map(backbone: nn.Module, images: Tensor) -> Tensor:
 
 @dataclass
 class LabeledBackbone:
-    """A backbone with a label and the normalization of its images.
+    """A backbone with a label and the normalization of its images."""
 
-    Attributes:
-        label: Name in tables and pictures.
-        backbone: The module.
-        stage: Index of its last map, from 0.
-        mean, std: Normalization, three numbers each.
-        to_rgb: Whether it takes RGB, not BGR.
-    """
-
-    label: str
+    label: str  # in tables and pictures
     backbone: nn.Module
-    stage: int
+    stage: int  # of its last map, from 0
     mean: Sequence[float]
     std: Sequence[float]
-    to_rgb: bool
+    to_rgb: bool  # whether it takes RGB, not BGR
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in RGB from 0 to 255 as input of the backbone."""
@@ -164,8 +150,12 @@ def load_backbone(
     if checkpoint is not None:
         _load_weights(backbone, checkpoint, trusted)
     if stage is not None and tuple(config.get('out_indices', ())) != (stage,):
-        backbone, own = _build_stage(spec.label, config, stage), backbone
-        backbone.load_state_dict(own.state_dict(), strict=False)  # without later stages, with norms of this one
+        weights = backbone.state_dict()
+        try:
+            backbone = random_model({**config, 'out_indices': (stage,)})
+        except ValueError as error:
+            raise ValueError(f'{spec.label} has no stage {stage}: {error}') from error
+        backbone.load_state_dict(weights, strict=False)  # without later stages, with norms of this one
     else:
         indices = getattr(backbone, 'out_indices', (0,))
         stage = indices if isinstance(indices, int) else max(indices)
@@ -182,13 +172,6 @@ def _read_settings(spec: ModelSpec) -> tuple[dict, dict]:
         raise ValueError(f'{spec.source} has no model.backbone')
     preprocessor = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
     return config.model.backbone, preprocessor if 'mean' in preprocessor else _IMAGENET
-
-
-def _build_stage(label: str, config: dict, stage: int) -> nn.Module:
-    try:
-        return random_model({**config, 'out_indices': (stage,)})
-    except ValueError as error:
-        raise ValueError(f'{label} has no stage {stage}: {error}') from error
 
 
 def _load_weights(backbone: nn.Module, path: str, trusted: bool) -> None:
@@ -221,14 +204,7 @@ def find_images(paths: Sequence[str | Path], count: int) -> list[Path]:
 
 
 def read_images(files: Sequence[Path], size: int) -> Tensor:
-    """Read the central square of each image.
-
-    Args:
-        files: Image files.
-        size: Side of the squares in pixels, to which the shorter side of an image is resized.
-
-    Returns:
-        (N, 3, size, size) in RGB from 0 to 255.
+    """The central square of each image, whose shorter side is resized to ``size``: (N, 3, size, size), RGB, 0 to 255.
 
     Raises:
         ValueError: A file is not a readable image.
@@ -249,12 +225,9 @@ def read_images(files: Sequence[Path], size: int) -> Tensor:
 
 
 def compare_fields(backbones: Sequence[LabeledBackbone], images: Tensor, out: str | Path) -> list[dict]:
-    """Measure effective receptive fields; write ``receptive_field.json`` and ``receptive_field.png``.
+    """Measure effective receptive fields on images (N, 3, H, W), RGB, 0 to 255.
 
-    Args:
-        backbones: Backbones to compare.
-        images: (N, 3, H, W) in RGB from 0 to 255, the same for all.
-        out: Folder for the files.
+    The folder ``out`` gets ``receptive_field.json`` and ``receptive_field.png``.
 
     Returns:
         The content of the JSON file, one dict per backbone: 'label', 'stage', 'stride', 'images', 'size' (H, W), and

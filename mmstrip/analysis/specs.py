@@ -51,12 +51,8 @@ class ModelSpec:
             FileNotFoundError: There is no such config.
             ValueError: The type is not registered, the config has no model, or its arguments do not fit.
         """
-        return random_model(self._config())
-
-    def _config(self) -> dict:
-        if not self.source.endswith('.py'):
-            return self.backbone_config()
-        return load_model_config(self.source).model
+        is_config = self.source.endswith('.py')
+        return random_model(load_model_config(self.source).model if is_config else self.backbone_config())
 
     def backbone_config(self) -> dict:
         """The config of a registered backbone; raises a ValueError if none is registered as this type."""

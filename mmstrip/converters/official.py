@@ -163,16 +163,13 @@ def _recognize_arch(official: dict[str, Tensor]) -> tuple[str, dict]:
         raise ValueError(f'it has {embed_dims} stage-1 channels and depths {depths}, which match no arch ({archs})')
     extents, patches = [], []
     for stage in range(1, 5):
-        rows, tokens = _first_shape(official, f'blocks{stage}.0.token_mixing.smlp_block.proj_h.weight')[:2]
+        key = f'blocks{stage}.0.token_mixing.smlp_block.proj_h.weight'
+        if key not in official:
+            raise ValueError(f'not a complete Strip-MLP checkpoint of the authors: {key} is missing')
+        rows, tokens = official[key].shape[:2]
         extents.append(tokens)
         patches.append(rows // tokens)
     return arch, dict(arch=arch, img_size=extents[0] * 4, in_channels=in_channels, num_patches=patches)
-
-
-def _first_shape(official: dict[str, Tensor], key: str) -> torch.Size:
-    if key not in official:
-        raise ValueError(f'not a complete Strip-MLP checkpoint of the authors: {key} is missing')
-    return official[key].shape
 
 
 def _our_key(official: str) -> str:

@@ -62,11 +62,7 @@ def split_caltech101(root: str | Path) -> dict[str, list[tuple[str, int]]]:
 
 
 def write_caltech101_split(root: str | Path) -> Path:
-    """Write ``meta/{split}.txt`` (lines "path class") for each split and ``meta/classes.txt`` below ``root``.
-
-    Returns:
-        The ``meta`` folder.
-    """
+    """Write ``meta/{split}.txt`` (lines "path class") and ``meta/classes.txt`` below ``root``; return ``meta``."""
     split = split_caltech101(root)
     meta = Path(root) / 'meta'
     meta.mkdir(exist_ok=True)

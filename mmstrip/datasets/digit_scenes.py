@@ -25,19 +25,12 @@ ATTEMPTS = 20
 
 
 class PlacedDigit(NamedTuple):
-    """A digit in a scene.
-
-    Attributes:
-        label: 0 to 9.
-        index: Index in scikit-learn's data.
-        area: Number of its pixels, visible or hidden.
-        mask: (H, W), True where the digit is visible.
-    """
+    """A digit in a scene."""
 
     label: int
-    index: int
-    area: int
-    mask: np.ndarray
+    index: int  # in scikit-learn's data
+    area: int  # pixels, visible or hidden
+    mask: np.ndarray  # (H, W), True where the digit is visible
 
 
 def write_digit_scenes(
@@ -52,8 +45,7 @@ def write_digit_scenes(
 
     Args:
         out: Folder to write to; scenes of an earlier run are replaced.
-        num_train: Number of training scenes. Defaults to 1000.
-        num_val: Number of validation scenes. Defaults to 200.
+        num_train, num_val: Number of training and validation scenes. Default to 1000 and 200.
         size: Side of the scenes in pixels, at least 32. Defaults to 96.
         seed: The same seed gives the same files. Defaults to 0.
 
@@ -71,12 +63,7 @@ def write_digit_scenes(
 
 
 def draw_scene(digits: tuple, size: int, generator: np.random.Generator) -> tuple[np.ndarray, list[PlacedDigit]]:
-    """Draw one scene.
-
-    Args:
-        digits: Images, labels and indices to draw from, see :func:`split_digits`.
-        size: Side of the scene in pixels.
-        generator: Source of randomness.
+    """Draw a scene of a part of :func:`split_digits`.
 
     Returns:
         uint8 (size, size, 3) in RGB, and its digits, from the lowest to the topmost.

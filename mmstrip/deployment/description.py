@@ -24,11 +24,7 @@ class Content:
 
 
 def read_about(path: str | Path, trusted: bool = False) -> dict:
-    """The description in an exported file.
-
-    Args:
-        path: File written by ``tools/deployment/export.py``.
-        trusted: Also read ``.pt2``, which runs code when PyTorch opens it. Defaults to False.
+    """The description in a file written by ``tools/deployment/export.py``.
 
     Raises:
         FileNotFoundError: The file, or the .bin of an .xml, is missing.
@@ -127,11 +123,7 @@ ABOUT: Fields = (
 
 
 def check_about(about: dict, path: str | Path) -> None:
-    """Check a description.
-
-    Args:
-        about: The description, parsed from JSON.
-        path: Its file, for the error.
+    """Check a description, parsed from JSON, of the file at ``path``.
 
     Raises:
         ValueError: A field is missing, invalid or contradicts another; the error names the file and the field.

@@ -48,16 +48,10 @@ def _paste(mask: np.ndarray, box: np.ndarray, size: tuple) -> np.ndarray:
 
 
 def disagreement(found: dict, expected: dict, side: int) -> float | None:
-    """Largest difference between two networks' detections: of scores, and of coordinates relative to the image's side.
+    """Largest difference of scores and coordinates of two networks' detections (see :func:`detections_of`).
 
-    Each detection is compared with the nearest one of its class; the difference is 1 or more if there is none.
-
-    Args:
-        found, expected: See :func:`detections_of`.
-        side: The image's longer side in pixels.
-
-    Returns:
-        The difference, None if neither network has found anything.
+    Coordinates are relative to ``side``, the image's longer side in pixels. Each detection is compared with the nearest
+    one of its class; the difference is 1 or more if there is none. None if neither network has found anything.
     """
     some, others = (
         np.column_stack([part['bboxes'] / side, part['scores'], part['labels']]) for part in (found, expected)

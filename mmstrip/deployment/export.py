@@ -58,11 +58,8 @@ class Export:
 class Network(nn.Module):
     """The network in a file: images (N, C, H, W) to a tuple of outputs.
 
-    Args:
-        model: A toolbox's model, in evaluation mode.
-        task: 'classifier', 'segmentor', 'detector', 'backbone' or 'neck'.
-        normalize: See :class:`Export`.
-        scores: See :class:`Export`.
+    ``model`` is a toolbox's, in evaluation mode; ``task`` see :func:`task_of`; ``normalize`` and ``scores`` see
+    :class:`Export`.
     """
 
     def __init__(self, model: nn.Module, task: str, normalize: bool = False, scores: bool = False):
@@ -150,7 +147,7 @@ def check_padding(model: nn.Module) -> None:
 
 
 def task_of(model: nn.Module, part: str) -> str:
-    """The task that a model or its part is exported for; see :class:`Network`.
+    """The task that a model or its part is exported for: 'classifier', 'segmentor', 'detector', 'backbone' or 'neck'.
 
     Raises:
         ValueError: The model cannot be exported or has no such part.
@@ -218,7 +215,7 @@ def export_model(
         raise ValueError(f'--scores is for classifiers, but {config} exports a {task}')
     if task == 'detector':
         check_detector(settings.format, settings.dynamic_batch or settings.dynamic_size)
-    meta = load_full_checkpoint(model, config, checkpoint, trusted).get('meta') or {}
+    meta = load_full_checkpoint(model, config, checkpoint, trusted)['meta']
     if hasattr(model.backbone, 'switch_to_deploy'):
         model.backbone.switch_to_deploy()
     if task == 'segmentor' and settings.dynamic_size:

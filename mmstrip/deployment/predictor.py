@@ -1,6 +1,7 @@
 """Predictions of exported files, in the form of the toolboxes' inferencers."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -152,14 +153,9 @@ class Predictor:
         if batch_size not in range(1, MAX_BATCH + 1):
             raise ValueError(f'batch_size must be a whole number from 1 to {MAX_BATCH}, but got {batch_size!r}')
         largest = batch_size if self.about['dynamic_batch'] else 1
-        batch: list[np.ndarray] = []
-        for image in pixels:
-            if batch and (len(batch) == largest or batch[0].shape != image.shape):
+        for _, images in groupby(pixels, np.shape):
+            while batch := list(islice(images, largest)):
                 yield batch
-                batch = []
-            batch.append(image)
-        if batch:
-            yield batch
 
     def result(self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]):
         """Convert an image's outputs to its result; see :meth:`__call__`.

@@ -10,7 +10,7 @@ from mmcv.image.geometric import rescale_size
 from mmcv.transforms import CenterCrop
 from PIL import Image
 
-from ..utils.config import name_of
+from ..utils.config import bare_name
 from ..utils.samples import tiff_tags
 
 MAX_PIXELS = 2**26  # of a resized image, 8192 x 8192
@@ -54,17 +54,14 @@ def _check_tiff(file: Image.Image, path: str | Path) -> None:
 
 
 def steps_of(pipeline: Sequence[dict]) -> list[dict]:
-    """The steps of a test pipeline that change pixels, as plain values.
-
-    Args:
-        pipeline: Pipeline in a toolbox's config.
+    """The steps of a test pipeline in a toolbox's config that change pixels, as plain values.
 
     Raises:
         ValueError: A step is not in :data:`.description.STEPS`, or reads images in another way than predictions.
     """
     steps = []
     for step in pipeline:
-        kind = name_of(step['type']).rpartition('.')[2]
+        kind = bare_name(step)
         if kind == 'LoadImageFromFile':
             for name, value in _LOADING.items():
                 if step.get(name, value) != value:
@@ -84,9 +81,7 @@ def steps_of(pipeline: Sequence[dict]) -> list[dict]:
 def size_of(steps: Sequence[dict], largest: bool = False) -> tuple[int, int] | None:
     """Height and width of all images after these steps; None if they differ.
 
-    Args:
-        steps: See :func:`steps_of`.
-        largest: Return the bounding size for images that keep their aspect ratio. Defaults to False.
+    With ``largest``, that of the bounding box of images that keep their aspect ratio.
     """
     size = None
     for step in steps:

@@ -19,11 +19,7 @@ _COMPARED = 16  # images to compare before and after
 
 
 def calibration_pixels(config: Config, count: int) -> list[np.ndarray]:
-    """Random training images of a config after its test pipeline: (3, H, W), BGR in uint8.
-
-    Args:
-        config: A complete config.
-        count: Largest number of images.
+    """Up to ``count`` random training images of a config after its test pipeline: (3, H, W), BGR in uint8.
 
     Raises:
         ValueError: The config lacks the training or the test set.
@@ -72,19 +68,13 @@ def quantize(path: str | Path, out: str | Path, pixels: Sequence[np.ndarray]) ->
     with written_atomically(out) as made:
         write_int8(path, made, inputs, json.dumps({**about, 'int8': True}))
         after = Predictor(made)
-        some = pixels[:_COMPARED]
-        error = _distance([(after.run(image[None])[0], before.run(image[None])[0]) for image in some])
-    return error
+        return _distance([[model.run(image[None])[0] for model in (after, before)] for image in pixels[:_COMPARED]])
 
 
 def write_int8(path: str | Path, out: Path, inputs: Sequence[np.ndarray], about: str = '') -> None:
-    """Write a file in int8: weights with one scale per channel, activations with one per tensor.
+    """Write an ONNX or OpenVINO file in int8: weights with one scale per channel, activations with one per tensor.
 
-    Args:
-        path: ONNX or OpenVINO file, by its suffix.
-        out: File to write, of the same format.
-        inputs: Calibration inputs.
-        about: Description as JSON. Defaults to none.
+    ``inputs`` calibrate it, and ``about`` is its description as JSON.
     """
     import nncf
 
@@ -106,7 +96,7 @@ def write_int8(path: str | Path, out: Path, inputs: Sequence[np.ndarray], about:
     store(quantized, out, about)
 
 
-def _distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+def _distance(pairs: Sequence[Sequence[np.ndarray]]) -> float:
     """Relative root mean square difference; pairs may differ in size."""
     apart = sum(np.sum((found - expected) ** 2, dtype=np.float64) for found, expected in pairs)
     return float(np.sqrt(apart / sum(np.sum(expected**2, dtype=np.float64) for _, expected in pairs)))

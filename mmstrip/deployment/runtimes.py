@@ -14,10 +14,7 @@ Session = Callable[[np.ndarray], Sequence[np.ndarray]]  # images (N, C, H, W) to
 def open_session(path: str | Path, dtype: str = 'float32', trusted: bool = False) -> Session:
     """Open an exported file of any format in its runtime.
 
-    Args:
-        path: The file.
-        dtype: Type of matrix products: 'float32', or 'bfloat16' with OpenVINO. Defaults to 'float32'.
-        trusted: See :func:`.formats.require_trust`. Defaults to False.
+    ``dtype`` is that of matrix products: 'float32', or 'bfloat16' with OpenVINO.
 
     Raises:
         ValueError: The format or the CPU does not support ``dtype``; see also :func:`.formats.require_trust`.

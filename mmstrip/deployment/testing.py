@@ -39,11 +39,8 @@ _TASKS = dict(mmpretrain='classifier', mmseg='segmentor', mmdet='detector')
 class ExportedModel(BaseModel):
     """An exported classifier, segmentor or detector as a model of the toolboxes, for testing only.
 
-    Args:
-        file (str): See :class:`.predictor.Predictor`.
-        dtype (str): See :class:`.predictor.Predictor`. Defaults to 'float32'.
-        trusted (bool): See :class:`.predictor.Predictor`. Defaults to False.
-        data_preprocessor (dict): Ignored: files include their preprocessing.
+    Takes the arguments of :class:`.predictor.Predictor`; ``data_preprocessor`` is ignored, as files include their
+    preprocessing.
 
     Raises:
         ValueError: The file is a backbone or neck; see also :class:`.predictor.Predictor`.
@@ -71,11 +68,9 @@ class ExportedModel(BaseModel):
 
 
 def use_exported(config: Config, file: str, amp: str | None = None, trusted: bool = False) -> None:
-    """Let a config test an exported file instead of its model.
+    """Let a config test an exported file instead of its model, on its data and by its metrics.
 
     Args:
-        config: A complete config; its data and metrics are used.
-        file: The exported file.
         amp: See :func:`mmstrip.engine.precision.amp_dtype`; 'auto' is float32 except for OpenVINO.
         trusted: See :class:`.predictor.Predictor`. Defaults to False.
 

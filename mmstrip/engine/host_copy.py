@@ -5,12 +5,10 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A copy of device values that the host reads later, without waiting for work queued after them.
+    """A copy of values (N, ) that the host reads later, without waiting for work queued after them on their device.
 
-    Reading at once (``.item()``, ``bool()``) makes the host wait for all queued work, and then the GPU for the host.
-
-    Args:
-        values (Tensor): (N, ) on any device; on CPUs, the copy is ready at once.
+    Reading at once (``.item()``, ``bool()``) makes the host wait for all queued work, and then the GPU for the host. On
+    CPUs, the copy is ready at once.
     """
 
     def __init__(self, values: Tensor):

@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from ..utils.checkpoints import add_trust_option, load_plain_weights_only
-from ..utils.config import add_config_options, dataset_class, leaf_datasets
+from ..utils.config import add_config_options, bare_name, dataset_class, leaf_datasets
 from .resumable import make_resumable
 from .resume import choose_checkpoint
 from .runner import runner_class
@@ -49,11 +49,7 @@ def set_work_dir(config: Config, work_dir: str | None, path: str) -> None:
 
 
 def check_data(config: Config, loaders: Sequence[str]) -> None:
-    """Check that the data folders exist before anything is built.
-
-    Args:
-        config: Complete config.
-        loaders: Keys of the dataloaders that will be used, such as 'train_dataloader'.
+    """Check that the data folders of the dataloaders with these keys exist before anything is built.
 
     Raises:
         FileNotFoundError: A ``data_root`` does not exist, and its dataset does not download it.
@@ -124,20 +120,14 @@ def set_accelerate(config: Config, accelerate: bool) -> None:
 
 
 def _accelerates(hook) -> bool:
-    return isinstance(hook, dict) and _is_named(hook, 'AccelerateHook')
+    return isinstance(hook, dict) and bare_name(hook) == 'AccelerateHook'
 
 
 def _has_strip_mlp(node) -> bool:
     """Whether a model's config names a Strip-MLP."""
     if isinstance(node, dict):
-        return _is_named(node, 'StripMLP') or any(map(_has_strip_mlp, node.values()))
+        return bare_name(node) == 'StripMLP' or any(map(_has_strip_mlp, node.values()))
     return isinstance(node, (list, tuple)) and any(map(_has_strip_mlp, node))
-
-
-def _is_named(node: dict, name: str) -> bool:
-    """Whether a config's type has this name, in any scope."""
-    kind = node.get('type')
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2] == name
 
 
 def train(config: Config, launcher: str = 'none', trust_checkpoints: bool = False, accelerate: bool = True) -> Runner:

@@ -26,16 +26,9 @@ def empty_loader_error(loader: DataLoader, key: str) -> ValueError:
 
 def remaining_batches(loader: DataLoader, done: int) -> DataLoader:
     """A loader of an epoch's batches after the first ``done``, which are not loaded."""
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=list(loader.batch_sampler)[done:],
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        prefetch_factor=loader.prefetch_factor,
-    )
+    same = ('num_workers', 'collate_fn', 'pin_memory', 'worker_init_fn', 'multiprocessing_context', 'prefetch_factor')
+    settings = {name: getattr(loader, name) for name in same}
+    return DataLoader(loader.dataset, batch_sampler=list(loader.batch_sampler)[done:], **settings)
 
 
 @LOOPS.register_module()

@@ -22,10 +22,6 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     step on a GPU. Each group lists its parameters under ``param_names``. On CUDA, optimizers with a fused
     implementation use it unless the config sets ``fused`` or ``foreach``, and the log shows the gradient norm of the
     previous step.
-
-    Args:
-        optim_wrapper_cfg (dict): See mmengine.
-        paramwise_cfg (dict, optional): See mmengine.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
@@ -55,14 +51,10 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 class _Clip:
-    """Clips gradients and returns their norm; on CUDA that of the previous step, to avoid waiting for the GPU.
-
-    Args:
-        clip: Function that mmengine's wrapper calls, such as ``torch.nn.utils.clip_grad_norm_``.
-    """
+    """Clips gradients and returns their norm; on CUDA that of the previous step, to avoid waiting for the GPU."""
 
     def __init__(self, clip: Callable):
-        self.clip, self.copy = clip, None
+        self.clip, self.copy = clip, None  # such as torch.nn.utils.clip_grad_norm_; the norm on its way to the host
 
     def __call__(self, parameters: list[nn.Parameter], **options) -> float | Tensor | None:
         norm = self.clip(parameters, **options)
@@ -103,14 +95,9 @@ def _settings(group: dict) -> dict:
 
 
 def regroup(state: dict, schedulers: list[dict], optim_wrapper: OptimWrapper, model: nn.Module) -> None:
-    """Convert optimizer and scheduler states with one group per parameter to merged groups.
+    """Convert optimizer and scheduler states with one group per parameter to the wrapper's merged groups, in place.
 
-    Args:
-        state: State of an optimizer and its wrapper in a checkpoint; changed in place, unless its groups differ in
-            other ways.
-        schedulers: States of this optimizer's schedulers in the same checkpoint; changed in place.
-        optim_wrapper: Wrapper that the state is for, built by :class:`GroupedOptimWrapperConstructor`.
-        model: The model in training, without wrappers.
+    States whose groups differ in other ways stay as they are. ``model`` is the one in training, without wrappers.
     """
     groups, saved = optim_wrapper.optimizer.param_groups, state['param_groups']
     named = {name for group in groups for name in group.get('param_names', ())}

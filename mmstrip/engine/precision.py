@@ -103,12 +103,7 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 @LOOPS.register_module()
 class MixedPrecisionTestLoop(TestLoop):
-    """mmengine's TestLoop with the model's networks in lower precision.
-
-    Args:
-        *args, **kwargs: See TestLoop.
-        dtype: 'bfloat16' or 'float16'. Defaults to 'bfloat16'.
-    """
+    """mmengine's TestLoop with the model's networks in ``dtype``, 'bfloat16' (default) or 'float16'."""
 
     def __init__(self, *args, dtype: str = 'bfloat16', **kwargs):
         super().__init__(*args, **kwargs)
@@ -132,14 +127,9 @@ def add_amp_option(parser: argparse.ArgumentParser) -> None:
 
 
 def amp_dtype(name: str | None) -> str | None:
-    """Resolve a value of ``--amp`` on this machine.
+    """Resolve a value of ``--amp`` on this machine: 'float16', 'bfloat16', or None for float32.
 
-    Args:
-        name: 'float16', 'bfloat16', None, or 'auto', which means bfloat16 on CPUs whose compiled operators support it,
-            float32 otherwise, and prints which.
-
-    Returns:
-        'float16', 'bfloat16', or None for float32.
+    'auto' is bfloat16 on CPUs whose compiled operators support it, float32 otherwise, and prints which.
 
     Raises:
         ValueError: float16 without a GPU.
@@ -155,11 +145,7 @@ def amp_dtype(name: str | None) -> str | None:
 
 
 def set_train_amp(config: Config, name: str | None) -> None:
-    """Make a config train in mixed precision: with mmengine's AmpOptimWrapper on GPUs, with ours on CPUs.
-
-    Args:
-        config: Complete config.
-        name: See :func:`amp_dtype`.
+    """Make a config train with a value of ``--amp``: with mmengine's AmpOptimWrapper on GPUs, with ours on CPUs.
 
     Raises:
         ValueError: float16 without a GPU, or ``optim_wrapper`` is missing or of a type with a precision of its own.
@@ -183,11 +169,7 @@ def set_train_amp(config: Config, name: str | None) -> None:
 
 
 def set_test_amp(config: Config, name: str | None) -> None:
-    """Make a config test in mixed precision.
-
-    Args:
-        config: Complete config.
-        name: See :func:`amp_dtype`.
+    """Make a config test with a value of ``--amp``.
 
     Raises:
         ValueError: float16 without a GPU, or ``test_cfg`` has another type than TestLoop.

@@ -89,8 +89,7 @@ def read_resumable(path: str | Path, trusted: bool = False) -> dict:
         ValueError: It cannot be read, or lacks what resuming needs.
     """
     checkpoint = read_checkpoint(path, trusted=trusted)
-    problem = _problem(checkpoint)
-    if problem:
+    if problem := _problem(checkpoint):
         raise ValueError(f'{path} cannot be resumed from: {problem}')
     return checkpoint
 

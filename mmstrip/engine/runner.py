@@ -20,11 +20,7 @@ from .precision import BFloat16OptimWrapper
 
 
 def runner_class(name: str | None = None, scope: str | None = None) -> type[Runner]:
-    """A Runner class with the checks of :class:`_CheckedRunner`.
-
-    Args:
-        name: Registered name of a Runner. Defaults to mmengine's own.
-        scope: Default scope of the config that names it.
+    """The Runner registered as ``name`` in a config's scope, mmengine's own by default, as a :class:`_CheckedRunner`.
 
     Raises:
         ValueError: No Runner has this name.
@@ -108,18 +104,15 @@ class _CheckedRunner:
 
     def scale_lr(self, optim_wrapper, auto_scale_lr: dict | None = None) -> None:
         # A group without parameters, which schedulers update and logs show; mmengine does not scale it.
-        unscaled = [
-            (wrapper.optimizer.param_groups, wrapper.base_param_settings)
-            for wrapper in wrappers_by_name(optim_wrapper).values()
-            if getattr(wrapper, 'base_param_settings', None)
-        ]
-        for groups, base in unscaled:
-            groups.append(base)
+        wrappers = wrappers_by_name(optim_wrapper).values()
+        unscaled = [wrapper for wrapper in wrappers if getattr(wrapper, 'base_param_settings', None)]
+        for wrapper in unscaled:
+            wrapper.optimizer.param_groups.append(wrapper.base_param_settings)
         try:
             super().scale_lr(optim_wrapper, auto_scale_lr)
         finally:
-            for groups, _ in unscaled:
-                groups.pop()
+            for wrapper in unscaled:
+                wrapper.optimizer.param_groups.pop()
         if (auto_scale_lr or {}).get('enable') and 'OneCycleLR' in str(self.param_schedulers):
             print_log(
                 'OneCycleLR takes its learning rate from eta_max, which --auto-scale-lr does not scale',

@@ -5,28 +5,36 @@ position in the training, not on earlier samples or on the worker.
 """
 
 import itertools
+import random
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
 from mmengine.dist import get_rank
 from torch.utils.data import Dataset, Sampler
 
 from ..registry import DATA_SAMPLERS
 from ..utils.samples import UnreadableImageError, read_sample
-from .seeding import seed_all
 
 _MAX_REPLACEMENTS = 100
 
 
+def seed_all(key: tuple[int, ...], cuda: bool = False) -> None:
+    """Seed Python, NumPy and PyTorch with all numbers of ``key``; with ``cuda``, not in workers, the GPUs too."""
+    first, second, third = (int(state) for state in np.random.SeedSequence(key).generate_state(3))
+    random.seed(first)
+    np.random.seed(second)
+    torch.default_generator.manual_seed(third)
+    if cuda and torch.cuda.is_available():
+        torch.cuda.manual_seed_all(third)
+
+
 class SeededIndex(int):
-    """Index of a sample, with the numbers that seed its random state.
+    """Index of a sample, with the numbers that seed its random state."""
 
-    Attributes:
-        key: Seed of the run, 1 (for samples), rank, position in the training.
-    """
-
-    key: tuple[int, ...]
+    key: tuple[int, ...]  # seed of the run, 1 (for samples), rank, position in the training
 
 
 @DATA_SAMPLERS.register_module()
@@ -34,7 +42,6 @@ class SeededSampler(Sampler):
     """Seeds each sample of another sampler, through the dataset's ``__getitems__``.
 
     Args:
-        dataset (Dataset): Dataset with ``__getitem__``.
         sampler (dict): Config of the sampler that chooses the indices.
         seed (int, optional): Seed of the run.
         bad_images (str, optional): File that lists unreadable images, one per line; another sample replaces each.

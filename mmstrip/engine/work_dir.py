@@ -19,9 +19,7 @@ if hasattr(os, 'register_at_fork'):  # not on Windows
 def lock_work_dir(folder: str | Path) -> None:
     """Keep other trainings out of a folder until this process ends or calls :func:`unlock_work_dirs`.
 
-    Args:
-        folder: Created if missing. Its file ``.mmstrip.lock`` names the process; the file stays, only the lock on it
-            counts.
+    It is created if missing. Its file ``.mmstrip.lock`` names the process; the file stays, only the lock on it counts.
 
     Raises:
         RuntimeError: Another process trains in the folder.
@@ -31,9 +29,8 @@ def lock_work_dir(folder: str | Path) -> None:
     if path.exists() and any(os.path.samestat(os.fstat(file.fileno()), path.stat()) for file in _held):
         return  # closing a second file object would release the lock
     # Do not follow a symbolic link, because the file is truncated.
-    file = os.fdopen(
-        os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666), 'r+', errors='replace'
-    )
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666)
+    file = os.fdopen(descriptor, 'r+', errors='replace')
     locked = lock(file)
     if locked is False:
         holder = file.read(200).strip() or 'another process'

@@ -10,10 +10,7 @@ AVERAGING = ('strip_mixing', 'lsmm', 'channel_mixing', 'grn')
 
 
 def image_ends(images: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Height and width of each image without its padding: up to its last row and column with a nonzero pixel.
-
-    Args:
-        images: (N, C, H, W).
+    """Height and width of each image (N, C, H, W) without its padding: to its last row and column with a nonzero pixel.
 
     Returns:
         Heights and widths, (N, ) each; an image of zeros counts as unpadded. None if no image is padded and that is

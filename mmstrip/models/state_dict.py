@@ -12,12 +12,9 @@ from .strip_mixing import RelativePosition, StripMLPLayer
 
 
 def adapt_state_dict(model: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
-    """Resample a state dict to a backbone's ``img_size``, in place; log it if anything was resampled.
+    """Resample a state dict to the ``img_size`` of a StripMLP, in place; log it if anything was resampled.
 
-    Args:
-        model: A :class:`.strip_mlp.StripMLP`.
-        state_dict: State dict of the same arch.
-        prefix: Prefix of the backbone's keys, such as 'backbone.'. Defaults to ''.
+    ``prefix`` is that of the backbone's keys, such as 'backbone.'.
 
     Raises:
         ValueError: The state dict has another arch or is damaged.
@@ -41,13 +38,7 @@ def adapt_state_dict(model: nn.Module, state_dict: dict[str, Tensor], prefix: st
 
 
 def report_coverage(model: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
-    """Log how many of a backbone's tensors a state dict holds; warn unless it holds all.
-
-    Args:
-        model: A :class:`.strip_mlp.StripMLP`.
-        state_dict: State dict to be loaded.
-        prefix: Prefix of the backbone's keys, such as 'backbone.'. Defaults to ''.
-    """
+    """Log how many of a backbone's tensors a state dict holds; warn unless it holds all."""
     expected = [prefix + name for name in model.state_dict() if not name.endswith('num_batches_tracked')]
     missing = [name for name in expected if name not in state_dict]
     text = f'StripMLP: the checkpoint has {len(expected) - len(missing)} of {len(expected)} tensors'
@@ -172,34 +163,31 @@ def _check_arch(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) ->
         )
     if stem is None or stem.dim() != 4:
         return
-    found = dict(in_channels=stem.shape[1], embed_dims=stem.shape[0])
-    expected = dict(in_channels=model.in_channels, embed_dims=model.embed_dims)
+    pairs = dict(in_channels=(stem.shape[1], model.in_channels), embed_dims=(stem.shape[0], model.embed_dims))
     blocks = _blocks(state_dict, prefix)
     if blocks:
         trained = any(key.startswith(f'{prefix}stages.') and key.endswith('.grn.beta') for key in state_dict)
-        found['deploy'], expected['deploy'] = not trained, model.deploy
+        pairs['deploy'] = not trained, model.deploy
     for i, stage in enumerate(model.stages):
-        found[f'depths[{i}]'], expected[f'depths[{i}]'] = sum(index == str(i) for index, _ in blocks), len(stage)
+        pairs[f'depths[{i}]'] = sum(index == str(i) for index, _ in blocks), len(stage)
     for name, module in model.named_modules():
         weight = state_dict.get(f'{prefix}{name}.weight')
         if isinstance(module, StripMLPLayer) and weight is not None and weight.dim() == 4:
-            key = f'num_patches[{name.split(".")[1]}]'
-            found[key], expected[key] = weight.shape[0], module.weight.shape[0]
-            found['strip_width'], expected['strip_width'] = weight.shape[1], module.weight.shape[1]
-    different = [key for key in found if found[key] != expected[key]]
-    if different == ['in_channels']:
+            pairs[f'num_patches[{name.split(".")[1]}]'] = weight.shape[0], module.weight.shape[0]
+            pairs['strip_width'] = weight.shape[1], module.weight.shape[1]
+    different = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    if not different:
+        return
+    found, expected = (', '.join(f'{key}={pair[side]}' for key, pair in different.items()) for side in (0, 1))
+    if list(different) == ['in_channels']:
         raise ValueError(
-            f'the checkpoint has in_channels={found["in_channels"]}, but the model has '
-            f'in_channels={expected["in_channels"]}; docs/model_zoo.md ("Other channels") shows how to convert it'
+            f'the checkpoint has {found}, but the model has {expected}; docs/model_zoo.md ("Other channels") shows how '
+            'to convert it'
         )
-    if different:
-        raise ValueError(
-            'the checkpoint does not fit this StripMLP: it has '
-            + ', '.join(f'{key}={found[key]}' for key in different)
-            + ', but the model has '
-            + ', '.join(f'{key}={expected[key]}' for key in different)
-            + '. Build the model with the values of the checkpoint'
-        )
+    raise ValueError(
+        f'the checkpoint does not fit this StripMLP: it has {found}, but the model has {expected}. Build the model '
+        'with the values of the checkpoint'
+    )
 
 
 def _check_shapes(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:

@@ -8,8 +8,8 @@ from .channel_mixing import GlobalResponseNorm
 from .strip_mixing import RelativePosition, StripMLPLayer
 
 PLAIN = (Tensor, nn.Parameter)
-_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-STATE = (*_HOOKS, '_parameters', '_buffers', '_modules')  # module attributes that this file and ops read
+HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+STATE = (*HOOKS, '_parameters', '_buffers', '_modules')  # module attributes that this file and ops read
 
 
 def class_of(module: nn.Module) -> type:
@@ -25,7 +25,7 @@ def replaced_methods(module: nn.Module) -> set[str]:
 
 def is_untouched(module: nn.Module) -> bool:
     """Whether calling a module just calls the ``forward`` of its class: no hooks, no overridden methods."""
-    return not (any(vars(module)[name] for name in _HOOKS) or replaced_methods(module))
+    return not (any(vars(module)[name] for name in HOOKS) or replaced_methods(module))
 
 
 class Stock:

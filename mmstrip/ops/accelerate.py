@@ -1,6 +1,7 @@
 """``accelerate``, ``restore`` and ``status``: make a model faster, undo it, and say what runs on this machine."""
 
 import torch
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from torch import nn
 
@@ -148,14 +149,9 @@ def _why_not_compiled(modules: dict[str, nn.Module]) -> str | None:
     if all(class_of(network) is not StripMLP for network in networks):  # of FSDP2, say
         return f'only StripMLP itself is compiled, and this is a {type(networks[0]).__name__}'
     layers = (layer for network in networks for layer in network.modules())
-    if _has_other_processes() and any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
+    if get_world_size() > 1 and any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
         return 'SyncBN is not compiled: it would wait for processes whose compiler fails'
     return _why_no_compiler()
-
-
-def _has_other_processes() -> bool:
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _why_no_compiler() -> str | None:

@@ -26,16 +26,13 @@ def is_differentiated(grads: Sequence[Tensor]) -> bool:
 def reference_gradients(
     reference: Callable, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], required: Sequence[bool] = (True,)
 ) -> list[Tensor | None]:
-    """Recompute a reference and return its gradients, with their graph.
+    """Recompute a reference and return its gradients, with their graph: one per input, None if not required.
 
     Args:
         reference: Returns one map or a sequence of maps.
         inputs: Its arguments, as saved for backward.
         grads: Gradients of its maps.
         required: Which inputs need a gradient. Defaults to the first (and only) one.
-
-    Returns:
-        One gradient per input, None if not required.
     """
     # Half-precision maps with float32 parameters were computed under autocast.
     types = {tensor.dtype for tensor in inputs if tensor is not None}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..models import strip_mlp
+from ..models.stock import HOOKS
 from ..models.strip_mlp import StripMLP, StripMLPBlock
 from . import gpu
 from .context import is_ordinary
@@ -29,7 +30,6 @@ from .tables import given, tables_of
 
 BACKEND = 'inductor'
 LIMIT = 64  # graphs per function; PyTorch's own limit is 8
-HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
 class CompiledStripMLPBlock(Fast, StripMLPBlock):
@@ -155,18 +155,12 @@ def _compile(function: Callable, dynamic: bool) -> Callable:
 
 
 class Network:
-    """The graphs of a network, and whether they could be compiled.
-
-    Attributes:
-        steps, blocks: Of each stage.
-        group: Processes that train the network together, or None.
-        error: Why its graphs do not run, or None.
-    """
+    """The graphs of a network, those of the step before each stage and of its blocks, and whether they run."""
 
     def __init__(self, stages: int):
         self.steps = [Graphs(STEP_WAYS) for _ in range(stages)]
         self.blocks = [Graphs(BLOCK_WAYS) for _ in range(stages)]
-        self.group, self.error = None, None
+        self.group, self.error = None, None  # processes that train together; why no graph runs
         self.tried: set[tuple] = set()
 
     def try_once(self, network: StripMLP, x: Tensor) -> None:
@@ -232,10 +226,7 @@ class Network:
 class Unit:
     """What is compiled as one: a block, or the step before a stage.
 
-    Args:
-        graphs: That it shares with those that are alike.
-        network: That it is part of.
-        modules: Those inside of it, whose hooks a graph would not see.
+    It shares its graphs with those that are alike. ``modules`` are inside of it: a graph would not see their hooks.
     """
 
     def __init__(self, graphs: Graphs, network: Network, modules: list[nn.Module]):
@@ -251,10 +242,9 @@ _units: WeakKeyDictionary[nn.Module, Unit] = WeakKeyDictionary()
 
 
 def prepare(model: nn.Module) -> str:
-    """Let the networks in a model compile in their next forward pass; those that have, keep their graphs.
+    """Let the networks in a model compile in their next forward pass, and return what the log says.
 
-    Returns:
-        What the log says.
+    Those that have compiled keep their graphs.
     """
     blocks, slow = 0, []
     for prefix, network in model.named_modules():

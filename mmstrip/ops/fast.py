@@ -65,12 +65,7 @@ class Fast:
 
 
 class Snapshot:
-    """State of a module and of the layers that its implementation reads, and whether they were stock.
-
-    Args:
-        module: Module of a :class:`Fast` class.
-        types: Allowed parameter dtypes.
-    """
+    """State of a module of a :class:`Fast` class and of the layers that it reads, and whether they were stock."""
 
     def __init__(self, module: nn.Module, types: Types):
         self.types, layers = types, self.layers_of(module)

@@ -49,13 +49,9 @@ def local_strips(
 
     Args:
         u: (N, C, H, W).
-        tall: (C, 1, 7, 3).
-        wide: (C, 1, 3, 7).
+        tall, wide: (C, 1, 7, 3) and (C, 1, 3, 7).
         narrow, narrow_bias: First layer of the MLP, (E, C, 1, 1) and (E, ).
         broad, broad_bias: Second layer, after GELU, (3 C, E, 1, 1) and (3 C, ).
-
-    Returns:
-        (N, C, H, W).
     """
     arguments = u, tall, wide, narrow, narrow_bias, broad, broad_bias
     if needs_gradient(*arguments):

@@ -20,13 +20,7 @@ def reference(weight: Tensor, bias: Tensor | None, *parts: Tensor) -> Tensor:
 def pointwise(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """1x1 convolution of concatenated maps: the sum of one matrix product per map.
 
-    Args:
-        parts: Maps (N, C_i, H, W).
-        weight: (O, sum of C_i, 1, 1).
-        bias: (O, ), optional.
-
-    Returns:
-        (N, O, H, W).
+    Maps (N, C_i, H, W), weight (O, sum of C_i, 1, 1) and bias (O, ) give (N, O, H, W).
     """
     if needs_gradient(weight, bias, *parts):
         return _Pointwise.apply(weight, bias, *parts)

@@ -38,15 +38,9 @@ class FastStage(Fast, Stage):
 
 
 class PackedStage(Snapshot):
-    """A stage as one operator with packed weights, a second copy in memory.
+    """A stage in the deploy form as one operator with packed weights, a second copy in memory.
 
-    Args:
-        stage: Stage in the deploy form.
-        types: Allowed parameter dtypes.
-        dtype: Dtype of the maps and the packed weights.
-
-    Attributes:
-        operator: The operator; None if a block is not stock, so that blocks must be called.
+    ``operator`` is None if a block is not stock, so that blocks must be called.
     """
 
     def __init__(self, stage: FastStage, types: Types, dtype: torch.dtype):

@@ -52,17 +52,11 @@ _UNIQUE = {'images': ('id', 'file_name'), 'categories': ('id',), 'annotations': 
 
 
 class Split(NamedTuple):
-    """Images of a split with their boxes.
+    """Images of a split with their boxes."""
 
-    Attributes:
-        content: Content in COCO's format.
-        root: Folder that image names are relative to.
-        file: JSON file with this content; None: not written yet.
-    """
-
-    content: dict
-    root: Path
-    file: Path | None
+    content: dict  # in COCO's format
+    root: Path  # folder that image names are relative to
+    file: Path | None  # JSON file with this content; None: not written yet
 
     @property
     def images(self) -> list[Path]:

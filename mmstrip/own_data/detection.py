@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from .annotations import Split, read_boxes
-from .folders import VAL_SHARE, Folder, check_names, hold_out, summarize
+from .folders import Folder, check_names, summarize
 from .writing import SplitFiles, Written, check_positive, choose_backbone, write_config
 
 # Base config, first stage that the neck receives, index of Resize in the training pipeline, and fractions of the epochs
@@ -90,7 +90,8 @@ def write_detection(
     data = Folder(folder, out)
     splits = read_boxes(data)
     if 'val' not in splits:
-        splits |= _hold_out(data, splits['train'])
+        held_out = data.hold_out(splits['train'].content['images'])
+        splits |= {split: _part(splits['train'], images) for split, images in held_out.items()}
     _check_disjoint(splits)
     classes = _classes(data, splits)
     boxes = {split: _count(data, split, part, classes) for split, part in splits.items()}
@@ -134,17 +135,11 @@ def write_detection(
     return Written(config, data.report('images', sizes, counts, words))
 
 
-def _hold_out(data: Folder, train: Split) -> dict[str, Split]:
-    """Hold out a fifth of the training images for validation."""
-    if len(train.content['images']) < 2:
-        raise ValueError(f'{data.path} must have at least two images, as one is held out for validation')
-    data.notes.append(f'val: {VAL_SHARE:.0%} of the training images, held out')
-    parts = {}
-    for split, images in zip(('train', 'val'), hold_out(train.content['images'])):
-        ids = {image['id'] for image in images}
-        boxes = [box for box in train.content['annotations'] if box['image_id'] in ids]
-        parts[split] = Split(dict(train.content, images=images, annotations=boxes), train.root, None)
-    return parts
+def _part(split: Split, images: list[dict]) -> Split:
+    """Some images of a split with their boxes."""
+    ids = {image['id'] for image in images}
+    boxes = [box for box in split.content['annotations'] if box['image_id'] in ids]
+    return Split(dict(split.content, images=images, annotations=boxes), split.root, None)
 
 
 def _check_disjoint(splits: dict[str, Split]) -> None:

@@ -36,17 +36,14 @@ Sample = TypeVar('Sample')
 class Folder:
     """A user's folder. Each file is found once, however many links lead to it.
 
-    Attributes:
-        path: The folder.
-        out: Folder for the config, not searched. Defaults to ``own_data/{name of the folder}``.
-        notes: What the user should know, one sentence each.
+    The config goes to the folder ``out``, by default ``own_data/{name of the folder}``, which is not searched.
     """
 
     def __init__(self, path: str | Path, out: str | Path | None = None):
         if not Path(path).is_dir():
             raise FileNotFoundError(f'no folder at {path}')
         self.path = Path(path)
-        self.notes: list[str] = []
+        self.notes: list[str] = []  # what the user should know, one sentence each
         name = re.sub(r'[^\w.-]+', '-', self.path.name or self.path.resolve().name)  # safe in shells
         self.out = Path(out or Path('own_data') / name)
         for place in (self.out, *self.out.parents):
@@ -147,6 +144,13 @@ class Folder:
         self.note_items(f'{len(long)} images with sides over {MAX_ASPECT_RATIO}:1, cropped or shrunk in training', long)
         return sizes
 
+    def hold_out(self, images: Sequence[Sample]) -> dict[str, list[Sample]]:
+        """Hold out a fifth of the training images for validation, and note it; ValueError if there is only one."""
+        if len(images) < 2:
+            raise ValueError(f'{self.path} must have at least two images, as one is held out for validation')
+        self.notes.append(f'val: {VAL_SHARE:.0%} of the training images, held out')
+        return dict(zip(('train', 'val'), hold_out(images)))
+
     def report(self, what: str, sizes: Collection[tuple[int, int]], counts: dict[str, int], *more: str) -> list[str]:
         """What was found: first a line with the number of images, their sizes and the number per split."""
         words = ' x '.join(str(round(statistics.median(side))) for side in zip(*sizes))
@@ -201,11 +205,7 @@ def progress(paths: Sequence[Path], doing: str) -> Iterable[Path]:
 
 
 def hold_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Split off a random fifth of the samples (seed 0), at least one.
-
-    Returns:
-        The rest and the fifth, both in their order.
-    """
+    """Split off a random fifth of the samples (seed 0), at least one: the rest and the fifth, both in their order."""
     chosen = set(random.Random(SEED).sample(range(len(samples)), max(1, round(VAL_SHARE * len(samples)))))
     rest = [sample for i, sample in enumerate(samples) if i not in chosen]
     return rest, [samples[i] for i in sorted(chosen)]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..utils.samples import IGNORED
-from .folders import IMAGE_FOLDERS, VAL_SHARE, Folder, check_names, hold_out, progress, read_lines, summarize
+from .folders import IMAGE_FOLDERS, Folder, check_names, progress, read_lines, summarize
 from .writing import SplitFiles, Written, check_positive, choose_backbone, write_config
 
 MODELS = {'fpn': '8xb2-80k', 'upernet': '8xb2-160k', 'segformer': '8xb2-160k'}  # and the schedules of their configs
@@ -66,17 +66,11 @@ default_hooks = dict(checkpoint=dict(interval=interval))
 
 
 class Split(NamedTuple):
-    """Pairs of a split.
+    """Pairs of a split; images come first in ``roots`` and ``suffixes``, label maps second."""
 
-    Attributes:
-        roots: Folders of the images and of the label maps.
-        names: The common part of the two names of each pair, relative to the folders.
-        suffixes: Endings of the names of images and of label maps.
-    """
-
-    roots: tuple[Path, Path]
-    names: list[str]
-    suffixes: tuple[str, str]
+    roots: tuple[Path, Path]  # folders
+    names: list[str]  # the common part of the two names of each pair, relative to the folders
+    suffixes: tuple[str, str]  # endings of the names
 
     def pairs(self) -> dict[Path, Path]:
         """Images with their label maps."""
@@ -183,11 +177,7 @@ def _read(data: Folder) -> dict[str, Split]:
     splits = {split: _pairs(data, *sides) for split, sides in pairs.items()}
     if 'val' not in splits:
         train = splits['train']
-        if len(train.names) < 2:
-            raise ValueError(f'{data.path} must have at least two images, as one is held out for validation')
-        parts = zip(('train', 'val'), hold_out(train.names))
-        splits |= {split: train._replace(names=names) for split, names in parts}
-        data.notes.append(f'val: {VAL_SHARE:.0%} of the training images, held out')
+        splits |= {split: train._replace(names=names) for split, names in data.hold_out(train.names).items()}
     return splits
 
 

@@ -37,31 +37,19 @@ SUBSTITUTED = '{{'  # mmengine replaces what follows, e.g. with environment vari
 
 
 class Written(NamedTuple):
-    """Result of the functions of this package.
-
-    Attributes:
-        config: Path of the config.
-        found: What was found in the folder, one sentence each.
-    """
+    """Result of the functions of this package."""
 
     config: Path
-    found: list[str]
+    found: list[str]  # what was found in the folder, one sentence each
 
 
 class Backbone(NamedTuple):
-    """A backbone in a config.
+    """A backbone in a config."""
 
-    Attributes:
-        name: Name in that of the config.
-        arch: Name or dict; see ``StripMLP``.
-        others: Further arguments that the checkpoint determines.
-        init_cfg: Weights to start from; None: random ones.
-    """
-
-    name: str
+    name: str  # in that of the config
     arch: str | dict
-    others: dict
-    init_cfg: dict | None
+    others: dict  # further arguments that the checkpoint determines
+    init_cfg: dict | None  # None: random weights
 
     @property
     def channels(self) -> list[int]:
@@ -142,17 +130,11 @@ def fill(template: str, values: dict) -> str:
 
 
 class SplitFiles(NamedTuple):
-    """A split in a config.
+    """A split in a config."""
 
-    Attributes:
-        images: Each image and its annotation.
-        annotations: File that the dataset reads, or the content of one to write: lines or JSON.
-        arguments: Further arguments of the dataset, which locate the images.
-    """
-
-    images: dict[Path, object]
-    annotations: Path | list[str] | dict
-    arguments: dict = {}
+    images: dict[Path, object]  # each with its annotation
+    annotations: Path | list[str] | dict  # file that the dataset reads, or the content of one to write: lines or JSON
+    arguments: dict = {}  # of the dataset, which locate the images
 
 
 def write_config(
@@ -164,19 +146,18 @@ def write_config(
     unused: str = 'images',
     **values,
 ) -> Path:
-    """Write a config and the files beside it, each atomically; write nothing if a value cannot stand in a config.
+    """Write a config and the files beside it to ``data.out``, each atomically.
 
-    The config is read back like in training; differences between its datasets and the folder are noted.
+    Nothing is written if a value cannot stand in a config. The config is read back like in training; differences
+    between its datasets and the folder are noted.
 
     Args:
-        data: The folder; its ``out`` gets the files.
         name: Start of the config's name.
         template: See :func:`fill`; ``$loaders`` stands for the three dataloaders.
-        parts: The splits.
         read: Returns an image's annotation from a sample of a dataset and its class names.
         unused: What to call images that a dataset drops.
-        **values: The values. ``classes`` goes to a file if mmengine would change a name in the config or in its dump
-            in a work dir.
+        **values: Of the template. ``classes`` goes to a file if mmengine would change a name in the config or in its
+            dump in a work dir.
 
     Raises:
         OSError: A file cannot be written.

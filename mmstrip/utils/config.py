@@ -26,11 +26,7 @@ def add_config_options(parser: argparse.ArgumentParser, what: str = 'the config'
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
-    """Read a config file and override entries.
-
-    Args:
-        path: Config file.
-        options: Values by dotted key, like ``--cfg-options``.
+    """Read a config file and override entries by ``options``, values by dotted key like ``--cfg-options``.
 
     Raises:
         FileNotFoundError: There is no such file; the error suggests similar names.
@@ -117,3 +113,8 @@ def name_of(kind: str | type) -> str:
     if isinstance(kind, str):
         return kind.rpartition('.')[2] if kind.startswith('mmengine.') else kind
     return kind.__name__ if kind.__module__.startswith('mmengine.') else f'{kind.__module__}.{kind.__name__}'
+
+
+def bare_name(config: dict) -> str:
+    """The name of a config's ``type`` without scope or module."""
+    return name_of(config.get('type') or '').rpartition('.')[2]

@@ -9,14 +9,11 @@ except ModuleNotFoundError:  # Windows
 
 
 def lock(file: IO) -> bool | None:
-    """Lock an open file for this process, without waiting.
+    """Lock a file that is open for writing for this process, without waiting.
 
     This is a POSIX record lock, not ``flock``, because it belongs to the process alone: forked processes such as
     DataLoader workers do not inherit it, so it ends with the process even if they live on. It also works between the
     clients of a network disk, and ends when the process closes any descriptor of the file.
-
-    Args:
-        file: Open for writing.
 
     Returns:
         True if this process has the lock now, False if another process has it, None if locks are unavailable.

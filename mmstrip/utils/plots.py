@@ -93,12 +93,10 @@ def _legible_texts(plot: Callable) -> Callable:
 
 @_legible_texts
 def plot_curves(panels: dict[str, dict[str, Curve]], x_label: str | Sequence[str], path: Path) -> None:
-    """Plot one panel per quantity, side by side.
+    """Plot one panel per quantity, side by side, to a PNG file.
 
-    Args:
-        panels: Title of each panel -> label of each curve in it -> its points.
-        x_label: Label of all x axes, or one per panel.
-        path: PNG file to write.
+    ``panels``: title of each -> label of each curve in it -> its points. ``x_label`` is for all panels, or one per
+    panel.
     """
     figure = Figure(figsize=(5 * len(panels), 4), layout='constrained')
     labels = [x_label] * len(panels) if isinstance(x_label, str) else x_label
@@ -118,12 +116,9 @@ def plot_curves(panels: dict[str, dict[str, Curve]], x_label: str | Sequence[str
 
 @_legible_texts
 def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """Plot a confusion matrix: counts for up to 30 classes, colors for the fraction of each true class beyond.
+    """Plot a confusion matrix of class indices (N, ) to a PNG file.
 
-    Args:
-        labels, predictions: Class indices (N, ).
-        classes: Name of each class.
-        path: PNG file to write.
+    It shows counts for up to 30 classes, and the fraction of each true class as a color beyond.
     """
     classes = list(map(drawable, classes))
     count = len(classes)
@@ -152,12 +147,9 @@ def plot_confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequenc
 
 @_legible_texts
 def plot_predictions(samples: list[tuple[np.ndarray, str, str]], title: str, path: Path) -> None:
-    """Plot a sheet of images with their predictions; wrong ones are red and show the true class.
+    """Plot a sheet of images with their predictions to a PNG file; wrong ones are red and show the true class.
 
-    Args:
-        samples: Image (H, W, 3) in RGB from 0 to 255, predicted class and true class of each sample.
-        title: Title of the sheet.
-        path: PNG file to write.
+    ``samples``: image (H, W, 3) in RGB from 0 to 255, predicted class and true class of each.
     """
     columns = 10
     rows = -(-len(samples) // columns)
@@ -178,11 +170,9 @@ def plot_predictions(samples: list[tuple[np.ndarray, str, str]], title: str, pat
 
 @_legible_texts
 def plot_fields(panels: dict[str, tuple[np.ndarray, tuple[float, float], Sequence[float]]], path: Path) -> None:
-    """Plot receptive fields side by side, on a logarithmic scale from 1e-4 to 1 of each field's maximum.
+    """Plot receptive fields side by side to a PNG file, on a logarithmic scale from 1e-4 to 1 of each field's maximum.
 
-    Args:
-        panels: Title -> contributions (H, W); row and column of their center; sides of the 50 % and 99 % squares.
-        path: PNG file to write.
+    ``panels``: title -> contributions (H, W); row and column of their center; sides of the 50 % and 99 % squares.
     """
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)

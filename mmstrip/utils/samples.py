@@ -90,9 +90,7 @@ def tiff_tags(path: str | Path) -> list[int]:
 def read_sample(dataset: Dataset, index: int):
     """Return ``dataset[index]``. If that fails, examine the sample's files; label maps are always checked.
 
-    Args:
-        dataset: Dataset of a toolbox. Errors of one without ``get_data_info`` stay as they are.
-        index: Index of the sample.
+    Errors of a dataset without ``get_data_info`` stay as they are.
 
     Raises:
         FileNotFoundError: The image or its label map is missing.

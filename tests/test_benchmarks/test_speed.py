@@ -125,8 +125,6 @@ def test_models_need_labels_of_their_own():
 def test_benchmark_says_what_is_wrong(tmp_path):
     done = call_tool(BENCHMARK, 'nowhere.py', '--shapes', '32', '--rounds', '1', folder=tmp_path)
     assert done.returncode != 0 and last_line(done.stdout) == 'Error: no config at nowhere.py', done.stdout
-    done = call_tool(BENCHMARK, f'{STRIP}@openvino', '--modes', 'train', folder=tmp_path)
-    assert last_line(done.stdout) == 'Error: openvino runs inference only, but the modes are train'
 
 
 def test_peak_memory_is_what_is_held_at_once():

@@ -123,15 +123,6 @@ def build(name, data_root):
     return DATASETS.build(dict(config.val_dataloader.dataset, data_root=str(data_root)))
 
 
-def test_missing_image_is_named(scenes, tmp_path):
-    shutil.copytree(scenes, tmp_path / 'data')
-    (tmp_path / 'data' / 'val' / '00002.png').unlink()
-    dataset = build('detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py', tmp_path / 'data')
-    assert read_sample(dataset, 0)['inputs'].shape == (3, 96, 96)
-    with pytest.raises(FileNotFoundError, match='no image file at .*val/00002.png'):
-        read_sample(dataset, 1)
-
-
 def test_broken_label_maps_are_named(scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / 'data')
     dataset = build('segmentation/strip-mlp-nano_fpn_1xb8_digit-scenes.py', tmp_path / 'data')

@@ -3,13 +3,11 @@
 from types import SimpleNamespace
 
 import torch
-from mmengine.config import Config
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MessageHub
 
 from mmstrip.engine import host_copy
 from mmstrip.engine.hooks import LateLossesHook
-from mmstrip.engine.resumable import make_resumable
 
 
 class OnGPU(torch.Tensor):
@@ -41,12 +39,3 @@ def test_losses_are_there_when_they_are_logged_or_saved(monkeypatch):
             assert len(checkpoint['message_hub']['log_scalars']['train/loss'].data[0]) == 4
     assert found == [0, 0, 3, 3, 4, 6, 6, 8]
     assert hub.log_scalars['train/loss'].data[0].tolist() == list(map(float, range(8)))
-
-
-def test_trainings_have_it_in_the_place_of_mmengines():
-    config = Config(dict(work_dir='', default_hooks=dict(runtime_info=None)))
-    make_resumable(config)
-    assert config.default_hooks.runtime_info is None
-    config = Config(dict(work_dir=''))
-    make_resumable(config)
-    assert config.default_hooks.runtime_info == dict(type='mmstrip.LateLossesHook')

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed
 from helpers.other_trainings import PlainModel
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -116,12 +115,9 @@ def wrap(model: nn.Module, wrapper: dict | None, **config) -> nn.Module:
 
 
 @pytest.fixture
-def group(monkeypatch):
+def group(one_process, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setenv('LOCAL_RANK', '0')
-    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(

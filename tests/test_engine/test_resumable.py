@@ -42,6 +42,7 @@ def test_any_config_becomes_resumable():
     assert config.train_dataloader.worker_init_fn == dict(type='mmstrip.block_sigterm_in_worker')
     assert config.val_dataloader.worker_init_fn == dict(type='mine')
     assert config.default_hooks.checkpoint.type == 'MyCheckpointHook'
+    assert config.default_hooks.runtime_info.type == 'mmstrip.LateLossesHook'
     names = ['Seed', 'InvalidLoss', 'ETA', 'CheckpointFit', 'PlainCheckpoint']
     assert [hook.type for hook in config.custom_hooks] == [f'mmstrip.{name}Hook' for name in names]
     once = copy.deepcopy(config)
@@ -75,10 +76,11 @@ EPOCHS = dict(type='mmstrip.ResumableEpochLoop', max_epochs=3)
     ids=str,
 )
 def test_types_may_be_names_classes_or_paths(loop, after):
-    hooks = dict(checkpoint=dict(type='mmengine.hooks.CheckpointHook'))
+    hooks = dict(checkpoint=dict(type='mmengine.hooks.CheckpointHook'), runtime_info=None)
     config = Config(dict(work_dir='work', train_cfg=loop, default_hooks=hooks))
     make_resumable(config)
     assert config.train_cfg == after and config.default_hooks.checkpoint.type == 'mmstrip.SafeCheckpointHook'
+    assert config.default_hooks.runtime_info is None
 
 
 def test_where_a_run_begins(tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import mmstrip
+from mmstrip.models.strip_mixing import RelativePosition
 from mmstrip.ops.fast import Fast
 
 DEPTHWISE = 'strip_mixing.depthwise.2', f'{LSMM}.tall', f'{LSMM}.wide', 'channel_mixing.depthwise'
@@ -323,11 +324,14 @@ def test_a_changed_module_is_deployed_or_refused_by_name(case):
 
 
 def deployed_or_refused(model, name):
-    """Switch a model to its deploy form; False if it is refused, with the name of a layer."""
+    """Switch a model to its deploy form; False if it is refused, with the name of a layer, and nothing is folded."""
+    before = {key: value.clone() for key, value in model.eval().state_dict().items()}
     try:
-        model.eval().switch_to_deploy()
+        model.switch_to_deploy()
     except ValueError as error:
         assert re.search(rf'\b{re.escape(name.rstrip("."))}\b', str(error)), error
+        assert not model.deploy and before.keys() == model.state_dict().keys()
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
         return False
     return True
 
@@ -581,7 +585,9 @@ def test_batch_norm_of_configs_is_folded(norm):
         expected = float64_outputs(model, images())
         model.switch_to_deploy()
         assert type(module_of_block(model, 'strip_mixing.project.1')) is nn.Identity
-        assert type(module_of_block(model, 'strip_mixing.depthwise.0')) is nn.BatchNorm2d
+        norms = [name for name, module in model.stages.named_modules() if isinstance(module, nn.BatchNorm2d)]
+        assert norms and all(name.endswith('strip_mixing.depthwise.0') for name in norms)  # before GELU, it has to stay
+        assert not any(isinstance(module, RelativePosition) for module in model.modules())
         assert_close(outputs_of(model, images()), expected)
 
 

