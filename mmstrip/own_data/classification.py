@@ -121,6 +121,8 @@ def write_classification(
     smallest, largest = min(classes, key=numbers.get), max(classes, key=numbers.get)
     counts = {split: len(samples) for split, samples in splits.items()}
     words = f'classes of {numbers[smallest]} ({smallest}) to {numbers[largest]} images ({largest})'
+    if numbers[smallest] == numbers[largest]:
+        words = f'classes of {numbers[smallest]} images each'
     return Written(config, data.report(f'images of {len(classes)} classes', sizes.values(), counts, words))
 
 
