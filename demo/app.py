@@ -18,12 +18,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import gradio as gr
 import numpy as np
 from mmengine.utils.dl_utils import is_norm
 from PIL import Image, ImageDraw
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.image import show_cam_on_image
 
 import mmstrip
 from mmstrip.deployment import load
@@ -33,6 +30,13 @@ from mmstrip.deployment.formats import SUFFIXES
 from mmstrip.deployment.preprocessing import read_picture, size_of
 from mmstrip.utils.checkpoints import load_full_checkpoint, load_plain_weights_only
 from mmstrip.utils.config import load_config
+
+try:
+    import gradio as gr
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.image import show_cam_on_image
+except ModuleNotFoundError as error:
+    sys.exit(f"Error: the page needs {error.name}, which is not installed: pip install 'mmstrip[demo]'")
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = 'strip-mlp-pico_1xb64_digits-64px'  # shown by default

@@ -18,10 +18,11 @@ BRANCHES = ('cgsmm', 'lsmm')
 
 
 class StripMLPLayer(nn.Module):
-    """Strip MLP layer (Section 3.2): each token is a weighted sum of the tokens of a strip of neighboring lines.
+    """Strip MLP layer (Section 3.2): each token is a weighted sum of all tokens of a strip.
 
-    Channels are split into ``num_patches`` patches; channel ``i * num_patches + g`` belongs to patch g. The channels of
-    a patch share its weights (Section 3.3). Over rows, with zeros outside the map::
+    A strip is the token's line (row or column) and the lines beside it. Channels are split into ``num_patches``
+    patches; channel ``i * num_patches + g`` belongs to patch g. The channels of a patch share its weights (Section
+    3.3). Over rows, with zeros outside the map::
 
         y[i, g, h, w'] = bias[g, w'] + sum over k, w of weight[g, k, w', w] * x[i, g, h + k - strip_width // 2, w]
 

@@ -102,7 +102,8 @@ class StripMLP(BaseModule):
         arch (str | dict): 'tiny-light', 'tiny', 'small' or 'base' (Strip-MLP-T*, -T, -S, -B), or a dict with
             ``embed_dims`` (int, channels of stage 0), ``depths`` (four ints) and optionally ``num_patches`` and
             ``mlp_ratio`` as below. Defaults to 'tiny'.
-        img_size (int | tuple): Training size in pixels, one side or (H, W), multiples of 32. Defaults to 224.
+        img_size (int | tuple): Size in pixels that the strip weights are for (that of the checkpoint's training), one
+            side or (H, W), multiples of 32. Defaults to 224.
         in_channels (int): Image channels. Defaults to 3.
         strip_width (int): Lines of a strip, odd (Table 6). Defaults to 3.
         num_patches (int | Sequence[int], optional): Channel patches of CGSMM (Table 7), one number for all stages or

@@ -39,7 +39,7 @@ $loaders
 val_evaluator = test_evaluator = dict(topk=$topk)
 
 train_cfg = dict(max_epochs=epochs)
-warm_up = min($warm_up, -(-epochs // 8))
+warm_up = min($warm_up, epochs // 2, max($shortest, -(-epochs // 8)))
 param_scheduler = [dict(_base_.param_scheduler[0], end=warm_up), dict(_base_.param_scheduler[1], begin=warm_up)]
 auto_scale_lr = dict(base_batch_size=batch_size)
 """
@@ -116,11 +116,14 @@ def write_classification(
         folder=data.path,
         topk=(1, 5) if len(classes) > 5 else 1,
         warm_up=warm_up,
+        shortest=2 if count < 2 * batch_size else 1,  # LinearLR over one step would keep the first factor for good
     )
     numbers = Counter(name for samples in splits.values() for _, name in samples)
     smallest, largest = min(classes, key=numbers.get), max(classes, key=numbers.get)
     counts = {split: len(samples) for split, samples in splits.items()}
     words = f'classes of {numbers[smallest]} ({smallest}) to {numbers[largest]} images ({largest})'
+    if numbers[smallest] == numbers[largest]:
+        words = f'classes of {numbers[smallest]} images each'
     return Written(config, data.report(f'images of {len(classes)} classes', sizes.values(), counts, words))
 
 

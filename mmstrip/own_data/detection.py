@@ -125,7 +125,8 @@ def write_detection(
         channels=backbone.channels[stage:],
         head=head if model == 'dino' else dict(roi_head=head),
         position=position,
-        warm_up=min(WARM_UP, math.ceil(epochs * images / batch_size / 10)),
+        # LinearLR over one step would keep the first factor for good.
+        warm_up=max(2, min(WARM_UP, math.ceil(epochs * images / batch_size / 10))),
         milestones=[round(epochs * share) for share in drops],
     )
     sizes = [(image['width'], image['height']) for part in splits.values() for image in part.content['images']]

@@ -55,7 +55,7 @@ val_evaluator = test_evaluator = dict(ignore_index=ignored)
 
 optim_wrapper = dict(optimizer=dict(lr=$lr))
 interval = max(1, iterations // 10)
-warm_up = min(1500, interval)
+warm_up = max(2, min(1500, interval))
 train_cfg = dict(max_iters=iterations, val_interval=interval)
 param_scheduler = [
     dict(_base_.param_scheduler[0], end=warm_up),
@@ -136,7 +136,7 @@ def write_segmentation(
         classes=names,
         size=size or min(CROP_SIZE, max(STEP, side)),
         batch_size=batch_size,
-        iterations=max(2, (epochs or EPOCHS) * max(1, len(splits['train'].names) // batch_size)),
+        iterations=max(3, (epochs or EPOCHS) * max(1, len(splits['train'].names) // batch_size)),
         ignored=ignored,
         init=backbone.init_cfg,
         backbone=backbone.arguments(norm_cfg=dict(type='BN')),

@@ -3,6 +3,8 @@
 import http.server
 import json
 import re
+import runpy
+import sys
 import tempfile
 import threading
 import time
@@ -51,6 +53,12 @@ def page(checkpoint, tmp_path_factory):
         assert not list(folder.glob('mmstrip-page-*'))
     finally:
         process.kill()
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'gradio', None)
+    with pytest.raises(SystemExit, match=r"needs gradio, which is not installed: pip install 'mmstrip\[demo\]'"):
+        runpy.run_path(str(DEMO))
 
 
 def connect(process, address: str, folder: Path) -> Client:

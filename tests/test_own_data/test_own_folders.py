@@ -54,6 +54,7 @@ def test_what_our_tools_write_is_no_class(out, tmp_path, monkeypatch):
         write_picture(tmp_path / 'data/work_dirs/curves.png')
         assert Config.fromfile(written.config).classes == ['a', 'b']
         assert written.found[0].split(':')[1].startswith(' 8 images of 2 classes')
+        assert written.found[1] == 'classes of 4 images each'
 
 
 def test_files_of_boxes_that_we_have_written(tmp_path, monkeypatch):

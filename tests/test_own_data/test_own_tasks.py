@@ -9,7 +9,7 @@ import torch
 from helpers.own_data import read_splits, write_classes, write_coco, write_pairs, write_picture, write_text, write_voc
 from helpers.runs import call_tool
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS, PARAM_SCHEDULERS, init_default_scope
 from PIL import Image
 
 from mmstrip.models import StripMLP
@@ -35,6 +35,25 @@ def call(folder, *arguments):
     done = call_tool(TOOL, *arguments, folder=folder, cwd=folder)
     assert done.returncode == 0, done.stdout
     return done.stdout, folder / re.search(r'wrote (\S+)', done.stdout)[1]
+
+
+@pytest.mark.parametrize('task', ['classification', 'detection', 'segmentation'])
+def test_a_few_steps_reach_the_full_learning_rate(task, tmp_path):
+    """In four steps of training: a warm-up has at least two, as mmengine's LinearLR otherwise keeps its factor."""
+    if task == 'classification':
+        written = write_classification(write_classes(tmp_path / 'data', 'ab'), epochs=4)
+    elif task == 'detection':
+        written = write_detection(write_coco(tmp_path / 'data'), epochs=2)
+    else:
+        written = write_segmentation(write_pairs(tmp_path / 'data', 'abcde'), epochs=4)
+    settings = Config.fromfile(written.config).param_scheduler[0].copy()
+    settings.pop('convert_to_iter_based', None)  # one step per epoch
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = PARAM_SCHEDULERS.build(dict(settings, optimizer=optimizer))
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]['lr'] == pytest.approx(1)
 
 
 def test_the_printed_commands(tmp_path):
