@@ -39,8 +39,10 @@ $loaders
 val_evaluator = test_evaluator = dict(topk=$topk)
 
 train_cfg = dict(max_epochs=epochs)
-warm_up = min($warm_up, epochs // 2, max($shortest, -(-epochs // 8)))
+warm_up = min($warm_up, -(-epochs // 8))
 param_scheduler = [dict(_base_.param_scheduler[0], end=warm_up), dict(_base_.param_scheduler[1], begin=warm_up)]
+if warm_up * $steps == 1:  # LinearLR over one step would keep its factor for good
+    param_scheduler[0].update(start_factor=1.0)
 auto_scale_lr = dict(base_batch_size=batch_size)
 """
 
@@ -116,7 +118,7 @@ def write_classification(
         folder=data.path,
         topk=(1, 5) if len(classes) > 5 else 1,
         warm_up=warm_up,
-        shortest=2 if count < 2 * batch_size else 1,  # LinearLR over one step would keep the first factor for good
+        steps=count // batch_size,
     )
     numbers = Counter(name for samples in splits.values() for _, name in samples)
     smallest, largest = min(classes, key=numbers.get), max(classes, key=numbers.get)
