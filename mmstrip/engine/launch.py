@@ -179,8 +179,8 @@ def _rank(launcher: str) -> int:
         value = os.environ.get(name)
         if not (value or '').isdecimal():
             raise ValueError(
-                f'--launcher {launcher} is for processes that {_STARTERS[launcher]} starts: {name} must be a number, but '
-                f'is {value or "not set"}'
+                f'--launcher {launcher} is for processes that {_STARTERS[launcher]} starts: {name} must be a number, '
+                f'but is {value or "not set"}'
             )
     return int(os.environ[_NUMBERS[launcher][0]])
 
