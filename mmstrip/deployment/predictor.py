@@ -161,7 +161,9 @@ class Predictor:
         if batch:
             yield batch
 
-    def result(self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]):
+    def result(
+        self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]
+    ) -> dict | np.ndarray | list[np.ndarray]:
         """Convert an image's outputs to its result; see :meth:`__call__`.
 
         Args:

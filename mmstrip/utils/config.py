@@ -87,7 +87,7 @@ def _suggestion(path: Path) -> str:
     return f'; did you mean {" or ".join(close)}?' if close else ''
 
 
-def leaf_datasets(dataset, key: str) -> Iterator[tuple[str, dict]]:
+def leaf_datasets(dataset: object, key: str) -> Iterator[tuple[str, dict]]:
     """The datasets inside wrappers such as RepeatDataset and ConcatDataset, with their dotted keys."""
     if isinstance(dataset, (list, tuple)):
         for i, item in enumerate(dataset):
