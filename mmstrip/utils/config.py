@@ -57,11 +57,13 @@ def load_model_config(path: str, options: dict | None = None) -> Config:
 
     Raises:
         FileNotFoundError, ValueError: See :func:`load_config`.
-        ValueError: The config has no ``model``.
+        ValueError: The config has no ``model``, or it is no dict.
     """
     config = load_config(path, options)
     if not config.get('model'):
         raise ValueError(f'{path} has no model')
+    if not isinstance(config.model, dict):
+        raise ValueError(f'{path}: model must be a dict, but is {config.model!r}')
     init_default_scope(config.get('default_scope') or 'mmengine')
     return config
 
