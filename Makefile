@@ -87,7 +87,7 @@ speed: install
 		--modes train --batch 32 --shapes 64 --rounds 20 --out docs/results/speed
 
 ablations: install
-	$(BIN)/python -m benchmarks.evidence --jobs 2 --parts ablations
+	$(BIN)/python -m benchmarks.evidence --jobs 2 --parts ablations ablations-128px
 
 benchmark: install
 	$(BIN)/python -m benchmarks.speed $(PEERS) $(STRIP) $(STRIP)@deploy $(STRIP)@reference $(BFLOAT16) \

@@ -47,6 +47,12 @@ VARIANTS = {
     'strip-width-1': {'strip_width': 1},
     'strip-width-7': {'strip_width': 7},
 }
+# The pilot's two networks at twice the resolution.
+ABLATIONS_LARGE_SIDE, ABLATIONS_LARGE_SEEDS = 128, (0, 1)
+ABLATIONS_LARGE = {f'{BACKBONE}.img_size': ABLATIONS_LARGE_SIDE} | {
+    f'{loader}_dataloader.dataset.pipeline.{step}.scale': ABLATIONS_LARGE_SIDE
+    for loader, step in (('train', 3), ('val', 1), ('test', 1))
+}
 
 
 class Task(NamedTuple):
@@ -161,18 +167,32 @@ def fashion_mnist(results: Results) -> list[Run]:
 
 def ablations(results: Results) -> list[Run]:
     """Part 3: ablations of the paper's Tables 6 to 9, six seeds each, at the learning rate of the shared network."""
-    run = Run('ablations', '', ABLATIONS, TOP1, {EPOCHS: ABLATIONS_EPOCHS}, amp='bfloat16')
-    choosing = rate_runs(run, 'pico', ABLATIONS_RATES, ABLATIONS_CHOOSING_EPOCHS)
-    rated = with_best_rate(run, choosing, results)
+    choosing, rated = ablation_network(results)
     shared, first, *others = VARIANTS
     order = [(variant, seed) for seed in ABLATIONS_SEEDS for variant in (shared, first)]
     order += [(variant, seed) for variant in others for seed in ABLATIONS_SEEDS]
-    runs = []
-    for variant, seed in order:
-        changes = {f'{BACKBONE}.{key}': value for key, value in VARIANTS[variant].items()}
-        name = f'{variant}_seed{seed}'
-        runs.append(replace(rated, name=name, seed=seed, options={**rated.options, **changes}))
-    return choosing + runs
+    return choosing + [ablation(rated, variant, seed) for variant, seed in order]
+
+
+def ablations_large(results: Results) -> list[Run]:
+    """Part 3: the pilot's two networks at twice the resolution, at the learning rate chosen for half of it."""
+    _, rated = ablation_network(results)
+    side = ABLATIONS_LARGE_SIDE
+    large = replace(rated, part='ablations-128px', options={**rated.options, **ABLATIONS_LARGE}, image=(3, side, side))
+    return [ablation(large, variant, seed) for seed in ABLATIONS_LARGE_SEEDS for variant in list(VARIANTS)[:2]]
+
+
+def ablation_network(results: Results) -> tuple[list[Run], Run]:
+    """The runs that choose the learning rate of the shared network, and a run with it."""
+    run = Run('ablations', '', ABLATIONS, TOP1, {EPOCHS: ABLATIONS_EPOCHS}, amp='bfloat16')
+    choosing = rate_runs(run, 'pico', ABLATIONS_RATES, ABLATIONS_CHOOSING_EPOCHS)
+    return choosing, with_best_rate(run, choosing, results)
+
+
+def ablation(run: Run, variant: str, seed: int) -> Run:
+    """A run of one variant of the shared network."""
+    changes = {f'{BACKBONE}.{key}': value for key, value in VARIANTS[variant].items()}
+    return replace(run, name=f'{variant}_seed{seed}', seed=seed, options={**run.options, **changes})
 
 
 def transfer(results: Results) -> list[Run]:
@@ -256,6 +276,7 @@ PLAN: list[tuple[str, Callable[[Results], list[Run]]]] = [
     ('fashion-mnist', fashion_mnist),
     ('caltech101', caltech101_seeds),
     ('ablations', ablations),
+    ('ablations-128px', ablations_large),
     ('camvid-recipes', camvid_recipes),
     ('transfer', transfer),
     ('cifar10', cifar10),

@@ -3,7 +3,7 @@
 from .experiments import EPOCHS
 from .run import Run
 
-# Config -> approximate minutes per epoch on one core.
+# Config, or part with another resolution -> approximate minutes per epoch on one core.
 MINUTES = {
     'strip_mlp/strip-mlp-tiny-light_1xb32_caltech101-64px.py': 1.6,
     'comparison/resnet18_1xb32_caltech101-64px.py': 1.2,
@@ -11,6 +11,7 @@ MINUTES = {
     'comparison/convnext-tiny_1xb32_caltech101-64px.py': 2.8,
     'comparison/swin-tiny_1xb32_caltech101-64px.py': 2.8,
     'strip_mlp/strip-mlp-pico_1xb128_cifar10-64px.py': 2.4,
+    'ablations-128px': 10,
     'strip_mlp/strip-mlp-tiny-light_1xb64_fashion-mnist-32px.py': 6,
     'strip_mlp/strip-mlp-nano_1xb64_fashion-mnist-64px.py': 6,
     'strip_mlp/strip-mlp-pico_1xb64_fashion-mnist-128px.py': 5,
@@ -25,4 +26,4 @@ MINUTES = {
 
 def expected_minutes(run: Run) -> float:
     """Minutes on one core; one minute per epoch for an unknown config."""
-    return MINUTES.get(run.config, 1) * run.options[EPOCHS]
+    return MINUTES.get(run.part, MINUTES.get(run.config, 1)) * run.options[EPOCHS]

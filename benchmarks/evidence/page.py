@@ -14,6 +14,7 @@ from mmstrip.utils.plots import plot_curves
 from ..pictures import plot_differences
 from ..results import markdown_table, write_text
 from .experiments import (
+    ABLATIONS_LARGE_SEEDS,
     ABLATIONS_SEEDS,
     CALTECH101,
     CAMVID_RECIPES,
@@ -146,21 +147,6 @@ def _epoch_minutes(run: dict, speed: float) -> float:
     return run['images'] / run['epochs'] / speed / 60
 
 
-def _choices_table(results: Results) -> str:
-    """Results that learning rates were chosen by."""
-    choosing = {key: result for key, result in sorted(results.items()) if '/choose_' in key}
-    if not choosing:
-        return MISSING
-    table: dict[str, dict[str, str]] = {}
-    for key, result in choosing.items():
-        name, _, rate = key.replace('choose_', '').rpartition('_lr')
-        metric = next(iter(result['settings']['metrics']))
-        table.setdefault(f'{name}, {metric}', {})[rate] = f'{100 * result[metric]:.2f}'
-    rates = sorted({rate for row in table.values() for rate in row}, key=float)
-    rows = [[name, *(row.get(rate, '') for rate in rates)] for name, row in table.items()]
-    return markdown_table(('run, validation metric in %', *(f'lr {rate}' for rate in rates)), rows)
-
-
 def _fashion_mnist_table(results: Results) -> str:
     rows = []
     for key in sorted(key for key in results if key.startswith('fashion-mnist/') and 'choose' not in key):
@@ -187,9 +173,19 @@ def _ablations_table(results: Results) -> str:
     return '\n\n'.join(filter(None, [markdown_table(head, rows), _pilot(results), '\n'.join(claims)]))
 
 
-def _by_seed(results: Results, variant: str) -> dict[int, float]:
+def _ablations_large_table(results: Results) -> str:
+    rows = []
+    for side, part, seeds in (64, 'ablations', ABLATIONS_SEEDS), (128, 'ablations-128px', ABLATIONS_LARGE_SEEDS):
+        accuracy = [_mean(_seeds(results, f'{part}/{variant}', seeds)) for variant in ('shared', PILOT[0])]
+        differences = paired_differences(*(_by_seed(results, variant, part) for variant in ('shared', PILOT[0])))
+        rows.append([f'{side} px', *accuracy, ', '.join(f'{one:+.2f}' for one in differences)])
+    head = ('resolution', 'full network, test top-1, %', ABLATIONS[PILOT[0]][0], 'gain of the full network, by seed')
+    return markdown_table(head, rows)
+
+
+def _by_seed(results: Results, variant: str, part: str = 'ablations') -> dict[int, float]:
     """Seed -> top-1 in %."""
-    keys = {seed: f'ablations/{variant}_seed{seed}' for seed in ABLATIONS_SEEDS}
+    keys = {seed: f'{part}/{variant}_seed{seed}' for seed in ABLATIONS_SEEDS}
     return {seed: 100 * results[key]['top-1'] for seed, key in keys.items() if key in results}
 
 
@@ -268,9 +264,9 @@ def _digit_scenes_table(results: Results) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     'caltech101': _caltech101_table,
-    'choices': _choices_table,
     'fashion-mnist': _fashion_mnist_table,
     'ablations': _ablations_table,
+    'ablations-128px': _ablations_large_table,
     'transfer': _transfer_table,
     'camvid-recipes': _camvid_recipes_table,
     'cifar10': _cifar10_table,
@@ -292,10 +288,9 @@ def _plot_caltech101(results: Results, images: Path) -> Path | None:
     if not by_epoch:
         return None
     path = images / 'results_caltech101.png'
-    title = 'Caltech-101, validation top-1 in %'
-    panels = {f'{title}, over epochs': by_epoch}
+    panels = {'Validation top-1 in %, by epoch': by_epoch}
     if by_minute:
-        panels[f'{title}, over minutes'] = by_minute
+        panels['Validation top-1 in %, by time'] = by_minute
     plot_curves(panels, ('epoch', 'minutes of one core'), path)
     return path
 

@@ -26,7 +26,7 @@ CLASSES = (
     FastStage,
 )
 INSTRUCTIONS = dict(avx2='AVX2, ', avx512='AVX-512, ')
-COMPILES = (2, 6)  # the first PyTorch in which modules that are alike share a graph, with Triton kernels in it
+COMPILES = (2, 8)  # the first PyTorch whose compiler shares a graph among modules and returns float32 products
 AUTHORS = ('torch', 'mmengine', 'mmcv', 'mmstrip')  # packages whose layers the faster implementations know
 
 
@@ -74,18 +74,19 @@ def restore(model: nn.Module) -> nn.Module:
 
 def status() -> str:
     """Say in one sentence what runs on this machine, on CPUs and on GPUs, and why not if not."""
-    compiles = _why_no_compiler()
-    gpus = 'GPUs run compiled graphs' if compiles is None else f'GPUs run the reference, as {compiles}'
+    why_not = _why_unknown() or _why_no_compiler()
+    gpus = f'GPUs run the reference, as {why_not}' if why_not else 'GPUs run compiled graphs'
     return f'{_native_status()}; {gpus}'
 
 
 def _native_status() -> str:
-    if MISSING is not None:
-        return f'no compiled operators, the network is slower on CPUs: {MISSING}'
+    missing = MISSING or _why_unknown()
+    if missing:
+        return f'no compiled operators, the network is slower on CPUs: {missing}'
     loaded = f'the compiled operators are loaded ({extension.variant()}) and run float32'
     if takes(torch.bfloat16):
         return f'{loaded} and bfloat16 maps on CPUs'
-    return f'{loaded} maps on CPUs; bfloat16 takes the reference, as it needs AVX512-BF16 and PyTorch 2.7'
+    return f'{loaded} maps on CPUs; bfloat16 runs the reference, as it needs AVX512-BF16 and PyTorch 2.7'
 
 
 def use(*implementation) -> None:
@@ -163,10 +164,14 @@ def _why_no_compiler() -> str | None:
     return None
 
 
+def _why_unknown() -> str | None:
+    return f'this PyTorch, {torch.__version__}, has no {UNKNOWN[0]}' if UNKNOWN else None
+
+
 def _why_not(modules: dict[str, nn.Module]) -> str | None:
     """Why nothing can run faster, or None."""
-    if UNKNOWN:
-        return f'this PyTorch, {torch.__version__}, has no {UNKNOWN[0]}'
+    if why := _why_unknown():
+        return why
     for kind in {class_of(layer) for module in modules.values() for layer in module.modules()}:
         for name in ('__call__', '_call_impl', 'forward', '_conv_forward'):
             package = getattr(getattr(kind, name, None), '__globals__', {}).get('__name__', 'torch')

@@ -29,7 +29,10 @@ _is_tracing = _private('_C._is_tracing')
 _dispatch_modes = _private('_C._len_torch_dispatch_stack')
 _function_modes = _private('_C._len_torch_function_stack')
 _transform = _private('_C._functorch.peek_interpreter_stack')
-_global_hooks = _private('nn.modules.module._has_any_global_hook')
+_global_hooks = [
+    _private(f'nn.modules.module._global_{name}_hooks')
+    for name in ('forward', 'forward_pre', 'backward', 'backward_pre')
+]
 _mkldnn_is_enabled = _private('_C._get_mkldnn_enabled')
 _dispatch_keys = _private('_C._dispatch_keys')
 _dispatch_key = _private('_C._dispatch_key_parse')
@@ -55,7 +58,7 @@ def is_ordinary() -> bool:
         or _function_modes()
         or _transform() is not None
         or forward_ad._current_level >= 0
-        or _global_hooks()
+        or any(_global_hooks)
     )
 
 

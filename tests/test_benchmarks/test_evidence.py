@@ -217,6 +217,15 @@ def test_claims_are_judged_by_paired_differences_once_all_seeds_are_there(tmp_pa
     assert Image.open(tmp_path / 'images/results_ablations.png').width > 500
 
 
+def test_gains_at_both_resolutions_stand_side_by_side():
+    values = {'shared': [80.0, 82.0], 'channel-patches-1': [79.0, 82.5]}
+    small = ablation_results(values)
+    large = {key.replace('/', '-128px/'): result for key, result in small.items() if key.endswith('0')}
+    text = TABLES['ablations-128px']({**small, **large})
+    assert '| 64 px | 81.00 ± 1.41 | 80.75 ± 2.47 | +1.00, -0.50 |' in text
+    assert '| 128 px | 80.00 | 79.00 | +1.00 |' in text
+
+
 def test_variants_of_an_ablation_see_the_same_samples(tmp_path):
     """Each seed gives all variants the same batches and augmentations, so that their differences are paired."""
     for number in range(64):
@@ -224,7 +233,7 @@ def test_variants_of_an_ablation_see_the_same_samples(tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
         Image.fromarray(noise).save(file)
-    runs = {run.name: run for run in planned_runs(['ablations'], {})}
+    runs = {run.key: run for run in planned_runs(['ablations', 'ablations-128px'], {})}
 
     def batches(name):
         run = runs[name]
@@ -240,10 +249,13 @@ def test_variants_of_an_ablation_see_the_same_samples(tmp_path):
         runner.train_loop.dataloader.sampler.set_epoch(1)
         return torch.stack([image for batch in runner.train_loop.dataloader for image in batch['inputs']])
 
-    shared = batches('shared_seed3')
+    shared = batches('ablations/shared_seed1')
     assert shared.shape == (56, 3, 64, 64)
-    assert torch.equal(shared, batches('branches-lsmm_seed3'))
-    assert not torch.equal(shared, batches('shared_seed4'))
+    assert torch.equal(shared, batches('ablations/branches-lsmm_seed1'))
+    assert not torch.equal(shared, batches('ablations/shared_seed2'))
+    large = batches('ablations-128px/shared_seed1')
+    assert large.shape == (56, 3, 128, 128)
+    assert torch.equal(large, batches('ablations-128px/channel-patches-1_seed1'))
 
 
 def test_a_run_without_its_data_fails_and_says_why(tmp_path, capsys):
