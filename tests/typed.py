@@ -33,7 +33,7 @@ def faster(classes: int) -> nn.Module:
 
 
 def features(images: Tensor) -> tuple[Tensor, ...]:
-    backbone = StripMLP(dict(embed_dims=16, depths=(1, 1, 2, 1)), img_size=64).eval()
+    backbone = StripMLP(dict(embed_dims=16, depths=(1, 1, 2, 1)), img_size=64).train(False)
     backbone.switch_to_deploy()
     with torch.no_grad():
         maps: tuple[Tensor, ...] = backbone.forward(images)
@@ -56,6 +56,8 @@ def deployed(config: Path, checkpoint: Path) -> list[dict[str, object]]:
     predictor: Predictor = load('model.onnx', dtype='float32')
     about: dict[str, object] = predictor.about
     assert difference is not None and about['classes']
+    outputs = next(predictor.outputs([np.zeros((3, 224, 224), np.uint8)]))
+    predictor.result(outputs, inside=(224, 224), size=(224, 224))
     return predictor([Path('one.jpg'), np.zeros((224, 224, 3), np.uint8)], batch_size=2)
 
 

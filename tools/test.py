@@ -8,7 +8,7 @@ Example:
 
 import argparse
 import os
-import sys
+import tempfile
 from pathlib import Path
 
 from mmengine.config import ConfigDict
@@ -19,6 +19,7 @@ from mmstrip.deployment.testing import use_exported
 from mmstrip.engine.launch import build_runner, check_data, leave_group, parse_with_launcher, set_work_dir
 from mmstrip.engine.precision import add_amp_option, set_test_amp
 from mmstrip.utils.config import leaf_datasets, load_config, name_of
+from mmstrip.utils.errors import short_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,6 +42,7 @@ def apply_args(config, args: argparse.Namespace) -> None:
 
     Raises:
         FileNotFoundError: The checkpoint does not exist.
+        OSError: Results cannot be written to the folders of ``--out`` and ``--show-dir``.
         ValueError: ``--out`` does not name a pickle file, or the config lacks what an option needs.
     """
     set_work_dir(config, args.work_dir, args.config)
@@ -69,14 +71,24 @@ def save_predictions(config, path: str) -> None:
         raise ValueError(f'--out must end in .pkl or .pickle, but got {path!r}')
     if not config.get('test_evaluator'):
         raise ValueError('--out needs a test_evaluator, but the config has none')
+    if os.path.isdir(path):
+        raise ValueError(f'--out must be a file, but {path} is a folder')
+    make_folder(os.path.dirname(path) or '.')
     evaluators = config.test_evaluator
     evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
     config.test_evaluator = evaluators + [dict(type='DumpResults', out_file_path=path)]
 
 
+def make_folder(path: str) -> None:
+    """Make a folder for results, and try to write to it before anything is computed."""
+    os.makedirs(path, exist_ok=True)
+    tempfile.TemporaryFile(dir=path).close()
+
+
 def draw_predictions(config, folder: str, interval: int) -> None:
     if not config.get('visualizer'):
         raise ValueError('--show-dir needs a visualizer, but the config has none')
+    make_folder(folder)
     hook = dict(type='mmstrip.PredictionPicturesHook', out_dir=folder, interval=interval)
     config.custom_hooks = [*(config.get('custom_hooks') or []), hook]
 
@@ -119,13 +131,11 @@ def set_detection_tta(config) -> None:
 @record
 def main() -> None:
     args = parse_args()
-    try:
+    with short_errors():
         config = load_config(args.config, args.cfg_options)
         apply_args(config, args)
         check_data(config, ['test_dataloader'])
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'Error: {error}')
-    build_runner(config, args.launcher, args.trust_checkpoints, not args.no_accelerate).test()
+        build_runner(config, args.launcher, args.trust_checkpoints, not args.no_accelerate).test()
     leave_group()
 
 

@@ -1,8 +1,10 @@
-"""PyTorch's torchrun, but with exit code 143 after SIGTERM and 130 after SIGINT instead of 1."""
+"""PyTorch's torchrun with exit code 143 after SIGTERM, 130 after SIGINT, and without its own traceback below a
+process's error."""
 
 import sys
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
 if __name__ == '__main__':
@@ -10,3 +12,5 @@ if __name__ == '__main__':
         main()
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
+    except ChildFailedError as failure:
+        sys.exit(str(failure))

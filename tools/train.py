@@ -6,13 +6,13 @@ Example:
 
 import argparse
 import os
-import sys
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmstrip.engine.launch import check_data, leave_group, parse_with_launcher, set_work_dir, train
 from mmstrip.engine.precision import add_amp_option, set_train_amp
 from mmstrip.utils.config import load_config
+from mmstrip.utils.errors import short_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,13 +63,11 @@ def apply_args(config, args: argparse.Namespace) -> None:
 @record
 def main() -> None:
     args = parse_args()
-    try:
+    with short_errors():
         config = load_config(args.config, args.cfg_options)
         apply_args(config, args)
         check_data(config, ['train_dataloader', 'val_dataloader'])
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'Error: {error}')
-    train(config, args.launcher, args.trust_checkpoints, not args.no_accelerate)
+        train(config, args.launcher, args.trust_checkpoints, not args.no_accelerate)
     leave_group()
 
 

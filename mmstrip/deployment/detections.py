@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.structures import BaseDataElement
 
 _IGNORED = 0.02  # fraction of boxes with scores or overlaps so close to a threshold that rounding decides
 _MASK_PIXELS = 0.01  # fraction of pixels in which masks may differ for the same reason
@@ -68,7 +69,7 @@ def disagreement(found: dict, expected: dict, side: int) -> float | None:
     return float(errors[len(errors) - int(_IGNORED * len(errors)) - 1])
 
 
-def values_of(instances) -> dict:
+def values_of(instances: BaseDataElement) -> dict[str, np.ndarray]:
     """Detections as :func:`detections_of` returns them, from mmdet's InstanceData."""
     names = ('bboxes', 'scores', 'labels', 'masks')
     return {name: np.asarray(getattr(instances, name)) for name in names if name in instances}

@@ -241,7 +241,10 @@ def _output_names(network: Network, images: Tensor) -> list[str]:
     if network.task == 'detector':
         return ['boxes', 'labels', *(['masks'] if network.model.with_mask else [])]
     if network.task in ('backbone', 'neck'):
-        return [f'map{i}' for i in range(len(network(images)))]
+        shapes = [tuple(output.shape) for output in network(images)]
+        if any(len(shape) != 4 for shape in shapes):
+            raise ValueError(f'only maps (N, C, H, W) can be exported, but the {network.task} gives {shapes}')
+        return [f'map{i}' for i in range(len(shapes))]
     return ['scores' if network.scores else 'logits']
 
 

@@ -9,10 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+
+if TYPE_CHECKING:
+    import onnx
+    import openvino
 
 # File suffix of each format, and the packages that formats and int8 need besides PyTorch.
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2', 'openvino': '.xml'}
@@ -106,7 +111,9 @@ def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = False, dynamic
         )
 
 
-def to_onnx(program: ExportedProgram, names: Sequence[str] = (), opset: int | None = None, optimize: bool = True):
+def to_onnx(
+    program: ExportedProgram, names: Sequence[str] = (), opset: int | None = None, optimize: bool = True
+) -> 'onnx.ModelProto':
     """Convert a traced model to ONNX.
 
     Args:
@@ -136,7 +143,7 @@ def to_onnx(program: ExportedProgram, names: Sequence[str] = (), opset: int | No
     return model
 
 
-def _drop_traces(model) -> None:
+def _drop_traces(model: 'onnx.ModelProto') -> None:
     """Drop the source lines and PyTorch nodes that operations are annotated with."""
     graph, nodes = model.graph, [node for function in model.functions for node in function.node]
     for item in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *nodes):
@@ -144,7 +151,7 @@ def _drop_traces(model) -> None:
     del graph.value_info[:]
 
 
-def halve(model) -> None:
+def halve(model: 'onnx.ModelProto') -> None:
     """Store an ONNX model's weights in float16; computation stays in float32."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -161,7 +168,7 @@ def halve(model) -> None:
     model.graph.node.extend(nodes)
 
 
-def to_openvino(model):
+def to_openvino(model: 'onnx.ModelProto') -> 'openvino.Model':
     """Convert an ONNX model to OpenVINO."""
     import openvino
     from openvino.passes import ConstantFolding, Manager
@@ -200,7 +207,7 @@ def write(path: str | Path, model: nn.Module, images: Tensor, about: dict) -> No
     store(written if form == 'onnx' else to_openvino(written), path, text, about['half'])
 
 
-def store(model, path: str | Path, about: str, half: bool = False) -> None:
+def store(model: 'onnx.ModelProto | openvino.Model', path: str | Path, about: str, half: bool = False) -> None:
     """Write an ONNX or, by the suffix, OpenVINO model with its description; ``half`` stores OpenVINO in float16."""
     if Path(path).suffix == SUFFIXES['onnx']:
         import onnx

@@ -157,7 +157,9 @@ class Predictor:
             while batch := list(islice(images, largest)):
                 yield batch
 
-    def result(self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]):
+    def result(
+        self, outputs: list[np.ndarray], inside: tuple[int, int], size: tuple[int, int]
+    ) -> dict | np.ndarray | list[np.ndarray]:
         """Convert an image's outputs to its result; see :meth:`__call__`.
 
         Args:

@@ -1,5 +1,6 @@
 """Exported files in place of a config's model, so that its test runs on them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ class ExportedModel(BaseModel):
             _ADD[self.predictor.about['task']](sample, result)
         return samples
 
-    def forward(self, inputs, data_samples=None, mode: str = 'predict'):
+    def forward(self, inputs: Sequence, data_samples: list | None = None, mode: str = 'predict') -> list:
         """Required by the base class; tests call :meth:`test_step`."""
         return self.test_step(dict(inputs=inputs, data_samples=data_samples))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 from mmengine.config import Config
+from mmengine.dist import get_rank
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -21,8 +22,14 @@ from .resume import choose_checkpoint
 from .runner import runner_class
 from .work_dir import lock_work_dir, unlock_work_dirs
 
-_RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
-LAUNCHERS = ('none', *_RANKS)
+_STARTERS = dict(pytorch='torchrun', slurm='srun', mpi='mpirun')
+# Environment variables that a launcher sets, the rank first.
+_NUMBERS = dict(
+    pytorch=('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_PORT'),
+    slurm=('SLURM_PROCID', 'SLURM_NTASKS'),
+    mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_SIZE'),
+)
+LAUNCHERS = ('none', *_STARTERS)
 
 
 def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -86,8 +93,10 @@ def build_runner(
         accelerate: Run Strip-MLP on its faster implementation (:func:`mmstrip.accelerate`). Defaults to True.
 
     Raises:
-        ValueError: Without CUDA, the launcher is not torchrun; or the checkpoint to resume from cannot be read.
+        ValueError: The process was not started by the launcher; without CUDA, the launcher is not torchrun; or the
+            checkpoint to resume from cannot be read.
     """
+    _rank(launcher)
     load_plain_weights_only(trust_checkpoints)
     make_resumable(config)
     set_accelerate(config, accelerate)
@@ -138,7 +147,7 @@ def train(config: Config, launcher: str = 'none', trust_checkpoints: bool = Fals
     Raises:
         RuntimeError: Another training uses the work dir.
     """
-    if launcher == 'none' or int(os.environ.get(_RANKS[launcher], 0)) == 0:  # only rank 0 writes there
+    if _rank(launcher) == 0:  # only rank 0 writes there
         lock_work_dir(config.work_dir)
     try:
         runner = build_runner(config, launcher, trust_checkpoints, accelerate)
@@ -146,6 +155,24 @@ def train(config: Config, launcher: str = 'none', trust_checkpoints: bool = Fals
     finally:
         unlock_work_dirs()
     return runner
+
+
+def _rank(launcher: str) -> int:
+    """Rank of this process.
+
+    Raises:
+        ValueError: The launcher's environment variables are missing or no numbers.
+    """
+    if launcher == 'none' or torch.distributed.is_initialized():
+        return get_rank()
+    for name in _NUMBERS[launcher]:
+        value = os.environ.get(name)
+        if not (value or '').isdecimal():
+            raise ValueError(
+                f'--launcher {launcher} is for processes that {_STARTERS[launcher]} starts: {name} must be a number, '
+                f'but is {value or "not set"}'
+            )
+    return int(os.environ[_NUMBERS[launcher][0]])
 
 
 def _prepare_gloo(config: Config, launcher: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sized
 
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ..registry import LOOPS
@@ -60,7 +61,7 @@ class ResumableIterLoop(IterBasedTrainLoop):
         ValueError: The loader gives no batch.
     """
 
-    def run(self):
+    def run(self) -> nn.Module:
         start = self.iter
         try:
             return super().run()

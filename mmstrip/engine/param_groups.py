@@ -33,10 +33,14 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return wrapper
 
     def _can_fuse(self, model: nn.Module) -> bool:
-        kind = self.optimizer_cfg['type']
-        kind = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+        name = kind = self.optimizer_cfg['type']
+        if isinstance(kind, str):
+            with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+                kind = registry.get(name)
+        if kind is None:
+            raise ValueError(f'optim_wrapper.optimizer.type: no optimizer is registered as {name!r}')
         undecided = not {'fused', 'foreach', 'differentiable'} & set(self.optimizer_cfg)
-        known = kind is not None and 'fused' in inspect.signature(kind).parameters
+        known = 'fused' in inspect.signature(kind).parameters
         return undecided and known and all(p.is_cuda and p.is_floating_point() for p in model.parameters())
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:

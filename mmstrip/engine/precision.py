@@ -109,7 +109,7 @@ class MixedPrecisionTestLoop(TestLoop):
         super().__init__(*args, **kwargs)
         self.dtype = getattr(torch, dtype)
 
-    def run_iter(self, idx: int, data_batch) -> None:
+    def run_iter(self, idx: int, data_batch: dict | tuple | list) -> None:
         with mixed_precision(self.runner.model, self.dtype):
             super().run_iter(idx, data_batch)
 

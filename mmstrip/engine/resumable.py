@@ -22,7 +22,7 @@ def make_resumable(config: Config) -> None:
             be read; without it, the first such image stops the run.
 
     Raises:
-        ValueError: ``skip_bad_images`` is not a number from 0 to 1.
+        ValueError: ``skip_bad_images`` is not a number from 0 to 1, or ``custom_hooks`` not a list of dicts.
     """
     hooks = [dict(type=name) for name in _HOOKS]
     share = config.get('skip_bad_images')
@@ -47,7 +47,10 @@ def make_resumable(config: Config) -> None:
         sampler = sampler.sampler if sampler.type == 'mmstrip.SeededSampler' else sampler
         config.train_dataloader.sampler = dict(type='mmstrip.SeededSampler', sampler=sampler, bad_images=bad_images)
     ours = (*_HOOKS, *_FORMER_HOOKS, _BAD_IMAGES_HOOK)
-    config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] not in ours] + hooks
+    custom_hooks = config.get('custom_hooks') or []
+    if not isinstance(custom_hooks, (list, tuple)) or not all(isinstance(hook, dict) for hook in custom_hooks):
+        raise ValueError(f'custom_hooks must be a list of dicts, but got {custom_hooks!r}')
+    config.custom_hooks = [hook for hook in custom_hooks if hook.get('type') not in ours] + hooks
     if config.get('train_cfg'):
         _replace_loop(config.train_cfg)
         _merge_groups(config.get('optim_wrapper') or {})

@@ -15,16 +15,16 @@ NUM_STAGES = 4
 MIN_SIDE = STEM_STRIDE * 2 ** (NUM_STAGES - 1)
 
 
-def check(valid: bool, name: str, got, allowed: str) -> None:
+def check(valid: bool, name: str, got: object, allowed: str) -> None:
     if not valid:
         raise ValueError(f'{name} must be {allowed}, but got {got!r}')
 
 
-def is_int(value) -> bool:
+def is_int(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def is_positive_int(value) -> bool:
+def is_positive_int(value: object) -> bool:
     return is_int(value) and value > 0
 
 

@@ -305,7 +305,7 @@ class StripMLP(BaseModule):
         x, earlier = merge_maps(self.merging[i - 1] if i else self.patch_embed, self.cross_stage[i], x, earlier)
         return x, earlier if i else []
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> 'StripMLP':
         """Set training mode, except for frozen stages and, with ``norm_eval``, BN."""
         super().train(mode)
         if self.ignore_padding:
@@ -367,7 +367,9 @@ class StripMLP(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def merge_maps(merging: nn.Module, cross_stage: nn.ModuleList, x: Tensor, earlier: list[Tensor]):
+def merge_maps(
+    merging: nn.Module, cross_stage: nn.ModuleList, x: Tensor, earlier: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
     """The merged map plus cross-stage features; and the list of these features with the merged map."""
     merged = merging(x)
     earlier = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(cross_stage, earlier)]

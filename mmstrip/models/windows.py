@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # new in PyTorch 2.7
+Pair = tuple[int, int]  # of the vertical and the horizontal axis
 
 
 def count_and_stride(length: int, extent: int) -> tuple[int, int]:
@@ -36,13 +37,13 @@ def count_and_stride(length: int, extent: int) -> tuple[int, int]:
     return count, extent - overlap + exact * (overlap % 2)
 
 
-def counts_and_strides(size: tuple[int, int], extent: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+def counts_and_strides(size: Pair, extent: Pair) -> tuple[Pair, Pair]:
     """Counts and strides of both axes for a map (H, W) no smaller than a window; a single window has stride 0."""
     axes = [count_and_stride(length, side) if length > side else (1, 0) for length, side in zip(size, extent)]
     return tuple(zip(*axes))
 
 
-def split_windows(x: Tensor, extent, counts, strides) -> Tensor:
+def split_windows(x: Tensor, extent: Pair, counts: Pair, strides: Pair) -> Tensor:
     """Cut (N, C, H, W), no smaller than a window, into (N * rows * columns, C, *extent)."""
     for dim, side, count, stride in zip((2, 3), extent, counts, strides):
         if x.shape[dim] > side:
@@ -52,7 +53,7 @@ def split_windows(x: Tensor, extent, counts, strides) -> Tensor:
     return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-def merge_windows(x: Tensor, size, counts, strides) -> Tensor:
+def merge_windows(x: Tensor, size: Pair, counts: Pair, strides: Pair) -> Tensor:
     """Merge windows into a map (N, C, *size); a token in two windows of an axis is their mean."""
     extent = x.shape[2:]
     x = x.unflatten(0, (-1, *counts)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)

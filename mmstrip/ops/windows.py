@@ -11,18 +11,19 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..models import windows
+from ..models.windows import Pair
 from .autograd import reference_gradients
 from .context import is_batched
 
 operators = torch.ops.mmstrip
 
 
-def split_windows(x: Tensor, extent, counts, strides) -> Tensor:
+def split_windows(x: Tensor, extent: Pair, counts: Pair, strides: Pair) -> Tensor:
     """:func:`mmstrip.models.windows.split_windows`."""
     return _Windows.apply(x, False, extent, counts, strides, False)
 
 
-def merge_windows(x: Tensor, size, counts, strides) -> Tensor:
+def merge_windows(x: Tensor, size: Pair, counts: Pair, strides: Pair) -> Tensor:
     """:func:`mmstrip.models.windows.merge_windows`."""
     return _Windows.apply(x, True, size, counts, strides, True)
 

@@ -95,7 +95,7 @@ def check_positive(**arguments: int | None) -> None:
         check(value is None or is_positive_int(value), name, value, 'a positive int')
 
 
-def to_python(value) -> str:
+def to_python(value: object) -> str:
     """A value as Python source that a config, and mmengine's dump of the config, evaluate to the same value.
 
     Raises:

@@ -9,6 +9,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
@@ -60,7 +61,7 @@ def _safetensors():
     return safetensors
 
 
-def read_checkpoint(path: str | Path, map_location='cpu', trusted: bool = False):
+def read_checkpoint(path: str | Path, map_location: str | torch.device = 'cpu', trusted: bool = False) -> Any:
     """Read a checkpoint without running code in it, and verify its checksums.
 
     Files of ``torch.save`` have checksums; safetensors and files from before PyTorch 1.6 have none. Histories and
@@ -212,7 +213,7 @@ def _unwrap(checkpoint: dict) -> dict:
     return dict({} if _is_state_dict(checkpoint) else checkpoint, state_dict=weights)
 
 
-def weights_in(checkpoint) -> dict:
+def weights_in(checkpoint: object) -> dict:
     """The state dict under 'state_dict' or 'model', or the checkpoint itself, without the prefix of torch.compile."""
     parts = [checkpoint.get(key) for key in ('state_dict', 'model')] if isinstance(checkpoint, dict) else []
     weights = next(filter(_is_state_dict, [*parts, checkpoint]), {})

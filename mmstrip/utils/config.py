@@ -53,11 +53,13 @@ def load_model_config(path: str, options: dict | None = None) -> Config:
 
     Raises:
         FileNotFoundError, ValueError: See :func:`load_config`.
-        ValueError: The config has no ``model``.
+        ValueError: The config has no ``model``, or it is no dict.
     """
     config = load_config(path, options)
     if not config.get('model'):
         raise ValueError(f'{path} has no model')
+    if not isinstance(config.model, dict):
+        raise ValueError(f'{path}: model must be a dict, but is {config.model!r}')
     init_default_scope(config.get('default_scope') or 'mmengine')
     return config
 
@@ -83,7 +85,7 @@ def _suggestion(path: Path) -> str:
     return f'; did you mean {" or ".join(close)}?' if close else ''
 
 
-def leaf_datasets(dataset, key: str) -> Iterator[tuple[str, dict]]:
+def leaf_datasets(dataset: object, key: str) -> Iterator[tuple[str, dict]]:
     """The datasets inside wrappers such as RepeatDataset and ConcatDataset, with their dotted keys."""
     if isinstance(dataset, (list, tuple)):
         for i, item in enumerate(dataset):

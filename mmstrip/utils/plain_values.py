@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def _is_plain_key(key) -> bool:
     return type(key) in _PLAIN or (type(key) is tuple and all(map(_is_plain_key, key)))
 
 
-def from_plain(value):
+def from_plain(value: object) -> Any:
     """Reverse :func:`to_plain`; dicts and lists are changed in place.
 
     Raises:

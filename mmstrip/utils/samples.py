@@ -4,7 +4,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import mmcv
 import numpy as np
@@ -87,7 +87,7 @@ def tiff_tags(path: str | Path) -> list[int]:
         return np.frombuffer(file.read(size * min(count, 2**16)), f'{order}u2')[:: size // 2].tolist()
 
 
-def read_sample(dataset: Dataset, index: int):
+def read_sample(dataset: Dataset, index: int) -> Any:
     """Return ``dataset[index]``. If that fails, examine the sample's files; label maps are always checked.
 
     Errors of a dataset without ``get_data_info`` stay as they are.
@@ -133,7 +133,7 @@ def count_images(dataset: Dataset) -> int:
     return min(len(dataset), sum(map(count_images, inner))) if inner else len(dataset)
 
 
-def image_files(batch) -> Iterator[str]:
+def image_files(batch: object) -> Iterator[str]:
     """Image files named in the data samples of a batch, nested in dicts and lists."""
     if isinstance(batch, (dict, list, tuple)):
         for part in batch.values() if isinstance(batch, dict) else batch:

@@ -142,6 +142,7 @@ def test_the_command(checkpoint, tmp_path):
         (dict(opset=12), {}, 'opset must be one that PyTorch supports for this model, such as 18, but got 12'),
         (dict(part='backbone', scores=True), {}, '--scores is for classifiers, but .*py exports a backbone'),
         (dict(part='neck'), {'model.neck': None}, 'ImageClassifier has no neck to export'),
+        (dict(part='neck'), {}, r'only maps \(N, C, H, W\) can be exported, but the neck gives \[\(1, 128\)\]'),
         (dict(shape=(16, 64)), {}, 'sides of --shape must be at least 32 pixels, but got 16 64'),
         (dict(shape=(32, 64), dynamic_size=True), {}, 'sides of --shape must be from 64 to 8192 pixels, but got 32 64'),
         ({}, {'model': None}, 'py has no model$'),

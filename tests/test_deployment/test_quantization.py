@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers import last_line
-from helpers.runs import CONFIG, call_tool
+from helpers.runs import CONFIG, call_tool, run_here
 from mmengine.fileio import load as load_file
 from onnx import numpy_helper
 
@@ -79,6 +79,9 @@ def test_what_cannot_be_quantized_or_tested_is_said(exported, tmp_path):
     assert (
         last_line(done.stdout) == f'Error: only onnx and openvino files can be quantized, but got {tmp_path}/maps.pt2'
     )
+    options = ['--cfg-options', 'train_dataloader.dataset.type=Foo']
+    with pytest.raises(SystemExit, match='^Error: Foo is not in the mmpretrain::dataset registry'):
+        run_here('deployment/quantize.py', 'model.onnx', CONFIG, tmp_path / 'out.onnx', *options)
     with zipfile.ZipFile(tmp_path / 'maps.pt2', 'w') as archive:
         about = dict(load(exported('classifier')).about, format='torch-export', task='backbone')
         archive.writestr('mmstrip.json', json.dumps(about))

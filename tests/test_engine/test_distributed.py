@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, forked_torchrun, rank_checks, run
-from helpers.runs import CONFIG, call_ranks, call_tool, start_tool
+from helpers.runs import CONFIG, call_ranks, call_tool, run_here, start_tool
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from mmstrip.datasets.digit_scenes import write_digit_scenes
@@ -178,3 +179,14 @@ def test_slurm_scripts_give_srun_the_tools_arguments(tmp_path):
     done = run('bash', '-c', f'{settings} tools/slurm_train.sh gpu job c.py out --amp')
     assert '--partition=gpu --job-name=job --gres=gpu:8 --ntasks=16' in done.stdout
     assert re.search(r'--qos high python -u .*/train.py c.py --work-dir out --amp --launcher slurm', done.stdout)
+
+
+def test_a_failed_process_leaves_one_traceback_at_most(monkeypatch):
+    """That of the process, which torchrun has printed; its own tells nothing."""
+
+    def fail() -> None:
+        raise ChildFailedError('train.py', {0: ProcessFailure(0, 42, 1, '<N/A>')})
+
+    monkeypatch.setattr('torch.distributed.run.main', fail)
+    with pytest.raises(SystemExit, match=r'train.py FAILED[^!]*exitcode *: 1 \(pid: 42\)'):
+        run_here('torchrun.py')

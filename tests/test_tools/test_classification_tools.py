@@ -1,6 +1,7 @@
 """The tools as users type them, on real digits with a small network."""
 
 import json
+import multiprocessing
 import re
 
 import mmengine
@@ -12,6 +13,7 @@ from helpers.runs import CONFIG as TINY_CONFIG
 from helpers.runs import call_tool, run_here
 from PIL import Image
 
+from mmstrip.engine.work_dir import lock_work_dir
 from mmstrip.utils.config import load_config
 
 
@@ -99,6 +101,8 @@ def test_training_and_testing_in_bfloat16(tmp_path):
 OTHER_ARCH = 'strip-mlp-tiny-light_1xb64_digits-32px.py'
 TRAIN, TEST = ['train.py', 'SMALL', '--work-dir', 'TMP'], ['test.py', 'SMALL', 'TRAINED', '--work-dir', 'TMP']
 THEIRS, OURS = ['test.py', 'SMALL', 'TMP/theirs.pth', *TEST[3:]], ['test.py', 'SMALL', 'TMP/ours.pth', *TEST[3:]]
+DAMAGED, OPTIONS = [*TRAIN[:2], '--work-dir', 'TMP/damaged', '--resume'], [*TRAIN, '--cfg-options']
+CIFAR10 = [f'train_dataloader.dataset.{option}' for option in ('type=CIFAR10', 'data_root=TMP', 'download=False')]
 NO_GPU = '--amp float16 needs a GPU, but none is available; use --amp bfloat16 on CPUs'
 
 
@@ -132,6 +136,21 @@ NO_GPU = '--amp float16 needs a GPU, but none is available; use --amp bfloat16 o
         ('--out must end in .pkl', [*TEST, '--out', 'TMP/out.json']),
         (NO_GPU, [*TRAIN, '--amp', 'float16']),
         (NO_GPU, [*TEST, '--amp', 'float16']),
+        ('--out must be a file, but .*/folder.pkl is a folder', [*TEST, '--out', 'TMP/folder.pkl']),
+        ("File exists: '.*/ours.pth'", [*TEST, '--show-dir', 'TMP/ours.pth']),
+        ("Not a directory: '.*/ours.pth/work'", [*TRAIN[:2], '--work-dir', 'TMP/ours.pth/work']),
+        ('.*/ours.pth cannot be resumed from: it has no optimizer state', [*TRAIN, '--resume', 'TMP/ours.pth']),
+        ('no checkpoint in .*/damaged can be read: .*/epoch_1.pth cannot be loaded: it is damaged', DAMAGED),
+        ('torchrun starts: RANK must be a number, but is not set', [*TRAIN, '--launcher', 'pytorch']),
+        ('srun starts: SLURM_PROCID must be a number, but is not set', [*TEST, '--launcher', 'slurm']),
+        ('Foo is not in the mmpretrain::dataset registry', [*OPTIONS, 'train_dataloader.dataset.type=Foo']),
+        ("unexpected keyword argument 'foo'", [*OPTIONS, 'model.backbone.foo=1']),
+        ('.*no optimizer is registered as .Foo', [*OPTIONS, 'optim_wrapper.optimizer.type=Foo']),
+        ('Invalid learning rate: -1', [*OPTIONS, 'optim_wrapper.optimizer.lr=-1']),
+        ("AdamW cannot be built: '<=' not supported", [*OPTIONS, 'optim_wrapper.optimizer.lr=abc']),
+        ('mmstrip.ResumableEpochLoop cannot be built: .*abc', [*OPTIONS, 'train_cfg.max_epochs=abc']),
+        ('custom_hooks must be a list of dicts, but got 3', [*OPTIONS, 'custom_hooks=3']),
+        ('Cannot find CIFAR10 dataset in TMP', [*OPTIONS, 'train_dataloader.dataset._delete_=True', *CIFAR10]),
     ],
 )
 def test_bad_input_is_named(words, command, trained, tmp_path):
@@ -140,6 +159,28 @@ def test_bad_input_is_named(words, command, trained, tmp_path):
     places = dict(SMALL=SMALL_CONFIG, TMP=tmp_path, TRAINED=trained[0] / 'epoch_4.pth')
     places['CONFIGS'] = ROOT / 'configs/strip_mlp'
     for name, place in places.items():
-        command = [re.sub(rf'\b{name}\b', str(place), word) for word in command]
-    with pytest.raises((SystemExit, ValueError), match=words):
+        words, *command = (re.sub(rf'\b{name}\b', str(place), word) for word in (words, *command))
+    (tmp_path / 'folder.pkl').mkdir()
+    (tmp_path / 'damaged').mkdir()
+    (tmp_path / 'damaged' / 'epoch_1.pth').write_text('nothing')
+    with pytest.raises(SystemExit, match=f'^Error: .*{words}'):
         run_here(*command)
+    assert (tmp_path / 'damaged' / 'epoch_1.pth').read_text() == 'nothing'
+
+
+def test_a_work_dir_in_use_is_refused(tmp_path):
+    with multiprocessing.get_context('fork').Pool(1) as pool:
+        pool.apply(lock_work_dir, [tmp_path])
+        with pytest.raises(SystemExit, match=f'^Error: {tmp_path} is in use by another training'):
+            run_here('train.py', TINY_CONFIG, '--work-dir', tmp_path)
+
+
+@pytest.mark.parametrize('place', ['StripMLP.__init__', 'StripMLP.forward'])
+@pytest.mark.parametrize('error', [RuntimeError, ValueError])
+def test_errors_of_the_program_keep_their_traceback(place, error, tmp_path, monkeypatch):
+    def fail(*_, **__) -> None:
+        raise error('a bug')
+
+    monkeypatch.setattr(f'mmstrip.models.{place}', fail)
+    with pytest.raises(error, match='a bug'):
+        run_here('train.py', TINY_CONFIG, '--work-dir', tmp_path, '--no-accelerate')

@@ -173,12 +173,12 @@ def test_broken_data_are_named(scenes, tmp_path):
     configs = {task: write_config(tmp_path / f'{task}.py', task, data) for task in CONFIGS}
     for labels in (data / 'labels' / 'train').iterdir():
         Image.fromarray(np.full((48, 48), 17, np.uint8)).save(labels)
-    with pytest.raises(ValueError, match=rf'{data}/labels/train/\d+.png must contain labels from 0 to 10'):
+    with pytest.raises(SystemExit, match=rf'^Error: {data}/labels/train/\d+.png must contain labels from 0 to 10'):
         run_here('train.py', configs['segmentation'], *work_dir)
     for image in (data / 'train').iterdir():
         image.unlink()
-    with pytest.raises(FileNotFoundError, match=rf'no image file at {data}/train/\d+.png'):
+    with pytest.raises(SystemExit, match=rf'^Error: no image file at {data}/train/\d+.png'):
         run_here('train.py', configs['detection'], *work_dir)
     (data / 'annotations' / 'train.json').write_text('{"images": [')
-    with pytest.raises(ValueError, match=f'{data}/annotations/train.json is not a COCO annotation file'):
+    with pytest.raises(SystemExit, match=f'^Error: {data}/annotations/train.json is not a COCO annotation file'):
         run_here('train.py', configs['detection'], *work_dir)

@@ -32,6 +32,7 @@ def test_flops_of_any_shape(config, options, words, capsys):
     [
         ('model = (', [], 'config.py cannot be read as a config: SyntaxError: .*never closed'),
         ('a = 1', [], 'config.py has no model$'),
+        (None, ['--cfg-options', 'model=3'], 'config.py: model must be a dict, but is 3$'),
         (None, ['--shape', '3'], r'the model fails on images \(3, 3, 3\): '),
         (None, ['--shape', '0'], r'must be positive, but got \(3, 0, 0\)'),
         (None, ['--cfg-options', 'model.type=Other'], 'Other cannot be built: Other is not in the '),

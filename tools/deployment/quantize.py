@@ -7,13 +7,13 @@ Example:
 """
 
 import argparse
-import sys
 import time
 
 from mmstrip.deployment.formats import files_of
 from mmstrip.deployment.quantization import calibration_pixels, quantize
 from mmstrip.engine.launch import check_data
 from mmstrip.utils.config import add_config_options, load_config
+from mmstrip.utils.errors import short_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,12 +32,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     start = time.perf_counter()
-    try:
+    with short_errors():
         config = load_config(args.config, args.cfg_options)
         check_data(config, ['train_dataloader'])
         error = quantize(args.file, args.out, calibration_pixels(config, args.images))
-    except (ImportError, OSError, ValueError) as reason:
-        sys.exit(f'Error: {reason}')
     size = sum(file.stat().st_size for file in files_of(args.out)) / 1e6
     print(f'{args.out}: {size:.1f} MB in {time.perf_counter() - start:.0f} s')
     print(f'Root mean square difference on calibration images: {error:.1%}')

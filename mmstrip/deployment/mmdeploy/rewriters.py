@@ -174,7 +174,7 @@ def roi_align(g, features, rois, output_size, spatial_scale, sampling_ratio, poo
     )
 
 
-def trace_detector(network: nn.Module, images: Tensor, names: list[str], opset: int | None = None):
+def trace_detector(network: nn.Module, images: Tensor, names: list[str], opset: int | None = None) -> onnx.ModelProto:
     """Convert a detector to ONNX.
 
     Args:

@@ -32,7 +32,9 @@ class BadImagesHook(Hook):
         if is_main_process():
             self.path.unlink(missing_ok=True)  # from an earlier run; its images may be repaired
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None, outputs: dict | None = None
+    ) -> None:
         if not self.path.is_file() or self.path.stat().st_size == self.seen:
             return
         text = self.path.read_text()

@@ -150,7 +150,9 @@ class SafeCheckpointHook(CheckpointHook):
         self.validated, self.batches_done = False, None
         super().after_train_epoch(runner)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None, outputs: dict | None = None
+    ) -> None:
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self.validated = by_epoch
         self.batches_done = dict(done=batch_idx + 1, of=len(runner.train_dataloader)) if by_epoch else None

@@ -23,7 +23,9 @@ class ETAHook(Hook):
         self.done = 0
         self.marks: deque[tuple[int, float]] = deque(maxlen=2)  # iterations done in this run, and when
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None, outputs: dict | None = None
+    ) -> None:
         now = time.monotonic()
         self.done += 1
         if self.marks:

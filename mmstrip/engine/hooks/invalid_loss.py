@@ -39,7 +39,9 @@ class InvalidLossHook(Hook):
     def __init__(self):
         self._steps: deque[_Step] = deque()
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None, outputs: dict | None = None
+    ) -> None:
         if outputs:
             rates = ', '.join(f'{rate:.3g}' for rate in sorted(set(_learning_rates(runner))))
             place = f'at iteration {runner.iter + 1} (epoch {runner.epoch + 1}), learning rate {rates}'

@@ -21,7 +21,9 @@ class LateLossesHook(RuntimeInfoHook):
         super().__init__()
         self._late: deque[tuple[list[str], HostCopy]] = deque()
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None, outputs: dict | None = None
+    ) -> None:
         if not self._late and not any(getattr(value, 'is_cuda', False) for value in (outputs or {}).values()):
             return super().after_train_iter(runner, batch_idx, data_batch, outputs)
         self._late.extend(copies_of(outputs or {}))
