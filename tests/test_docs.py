@@ -31,7 +31,17 @@ TOOLS += ['demo/app.py', *(f'benchmarks.{name}' for name in BENCHMARKS)]
 # Where a script of the shell puts the arguments of the tool that it starts.
 SCRIPTS = {'dist_train.sh': ('train.py', 2), 'dist_test.sh': ('test.py', 3), 'slurm_train.sh': ('train.py', 4)}
 FOREIGN_OPTIONS = {
-    *('--force-reinstall', '--inplace', '--no-build-isolation', '--no-cache-dir', '--no-deps', '--requeue', '--signal'),
+    *(
+        '--force-reinstall',
+        '--inplace',
+        '--no-build-isolation',
+        '--no-cache-dir',
+        '--no-deps',
+        '--no-isolation',
+        '--requeue',
+        '--signal',
+        '--wheel',
+    ),
     # The toolboxes' tools.
     *('--fuse-conv-bn', '--method', '--save-path', '--style', '--target-category', '--target-layers'),
 }
