@@ -42,7 +42,9 @@ def sentence_of(error: Exception) -> str:
         package = 'mmstrip' if file.startswith(sys.modules['mmstrip'].__path__[0]) else ''
         text = text.strip().rpartition('\n')[2].partition(': ')[2]
     refused = line.startswith('raise ') or isinstance(error, AssertionError)
-    if isinstance(error, OSError) or (refused and package in ('mmstrip', '__main__')):  # which is the tool
+    # By the operating system, about files: connections break when another process fails.
+    files = isinstance(error, OSError) and (error.errno or in_worker) and not isinstance(error, ConnectionError)
+    if files or (refused and package in ('mmstrip', '__main__')):  # which is the tool
         return text
     if any(frame.f_code.co_name == 'run' and isinstance(frame.f_locals.get('self'), BaseLoop) for frame in frames):
         return ''
