@@ -53,6 +53,7 @@ def main() -> None:
         shape=(args.shape[0], args.shape[-1]) if args.shape else None,
     )
     start = time.perf_counter()
+    print(f'Exporting to {args.out} ...', flush=True)
     try:
         error = export_model(args.config, args.checkpoint, args.out, settings, args.cfg_options, args.trust_checkpoints)
     except (ImportError, OSError, ValueError) as reason:
