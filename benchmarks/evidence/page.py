@@ -165,7 +165,7 @@ def _ablations_table(results: Results) -> str:
     claims = []
     for variant, (title, claim, paper) in ABLATIONS.items():
         differences = paired_differences(shared, _by_seed(results, variant))
-        ours = '{:+.2f} ± {:.2f}'.format(*interval(differences)) if len(differences) > 1 else ''
+        ours = '{:+.2f} ± {:.2f}'.format(*interval(differences)) if len(differences) > 2 else ''
         rows.append([title, *_ablation_row(results, variant), ours, paper])
         if claim and len(differences) == len(ABLATIONS_SEEDS):
             claims.append(f'- {claim[0].upper()}{claim[1:]}: {_verdict(*interval(differences))}.')
@@ -298,7 +298,7 @@ def _plot_caltech101(results: Results, images: Path) -> Path | None:
 def _plot_ablations(results: Results, images: Path) -> Path | None:
     shared = _by_seed(results, 'shared')
     differences = {title: paired_differences(shared, _by_seed(results, key)) for key, (title, *_) in ABLATIONS.items()}
-    rows = {title: (found, *interval(found)) for title, found in differences.items() if len(found) > 1}
+    rows = {title: (found, *interval(found)) for title, found in differences.items() if len(found) > 2}
     if not rows:
         return None
     path = images / 'results_ablations.png'
