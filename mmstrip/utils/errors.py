@@ -19,7 +19,7 @@ def short_errors() -> Iterator[None]:
     """Print an error that the user can mend without its traceback and exit with status 1, see :func:`sentence_of`."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of any kind: all but those of the user are raised again
         sentence = sentence_of(error)
         if not sentence:
             raise
