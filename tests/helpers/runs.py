@@ -166,6 +166,8 @@ def train_here(work_dir: Path, options: dict = {}, resume='auto', validate=False
 
     config = load_config(str(CONFIG), {**_SHORT, **options})
     config.work_dir, config.resume = str(work_dir), resume
+    # Two runs of one second would share their logger and message hub, which are named by it.
+    config.experiment_name = os.urandom(8).hex()
     if not validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     warnings: list[str] = []
@@ -177,7 +179,6 @@ def train_here(work_dir: Path, options: dict = {}, resume='auto', validate=False
         create(self, *args, **kwargs)
         self.addHandler(handler)
 
-    MMLogger._instance_dict.clear()  # names have the second of the start, and an equal name would not be created anew
     with mock.patch.object(MMLogger, '__init__', create_and_listen):
         runner = launch.train(config)
     return runner, '\n'.join(warnings)
