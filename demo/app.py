@@ -30,6 +30,7 @@ from mmstrip.deployment.formats import SUFFIXES
 from mmstrip.deployment.preprocessing import read_picture, size_of
 from mmstrip.utils.checkpoints import load_full_checkpoint, load_plain_weights_only
 from mmstrip.utils.config import load_config
+from mmstrip.utils.errors import short_errors
 
 try:
     import gradio as gr
@@ -291,7 +292,7 @@ def main() -> None:
 
 
 def serve(args: argparse.Namespace) -> None:
-    try:
+    with short_errors():
         opened = open_checkpoint(args.model, args.config, args.layer) if args.config else open_exported(args.model)
         check_prediction(opened[2], args.layer)
         block_network(args.host, args.port)
@@ -305,8 +306,6 @@ def serve(args: argparse.Namespace) -> None:
             run_history=False,
             footer_links=['api', 'gradio'],
         )
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'Error: {error}')
 
 
 if __name__ == '__main__':

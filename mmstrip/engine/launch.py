@@ -2,6 +2,8 @@
 
 import argparse
 import inspect
+import logging
+import multiprocessing
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -23,11 +25,11 @@ from .runner import runner_class
 from .work_dir import lock_work_dir, unlock_work_dirs
 
 _STARTERS = dict(pytorch='torchrun', slurm='srun', mpi='mpirun')
-# Environment variables that a launcher sets, the rank first.
+# Environment variables that a launcher sets, the rank and the number of processes first.
 _NUMBERS = dict(
-    pytorch=('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_PORT'),
+    pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT'),
     slurm=('SLURM_PROCID', 'SLURM_NTASKS'),
-    mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_SIZE'),
+    mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 )
 LAUNCHERS = ('none', *_STARTERS)
 
@@ -93,10 +95,11 @@ def build_runner(
         accelerate: Run Strip-MLP on its faster implementation (:func:`mmstrip.accelerate`). Defaults to True.
 
     Raises:
-        ValueError: The process was not started by the launcher; without CUDA, the launcher is not torchrun; or the
-            checkpoint to resume from cannot be read.
+        ValueError: The process was not started by the launcher; without CUDA, the launcher is not torchrun; a setting
+            has a value that does not exist; or the checkpoint to resume from cannot be read.
     """
     _rank(launcher)
+    _check_values(config)
     load_plain_weights_only(trust_checkpoints)
     make_resumable(config)
     set_accelerate(config, accelerate)
@@ -112,6 +115,24 @@ def build_runner(
     runner._resume = resumed is not None
     runner._load_from = resumed or config.get('load_from')
     return runner
+
+
+def _check_values(config: Config) -> None:
+    """Check settings whose errors would not name them."""
+    level, load_from = config.get('log_level', 'INFO'), config.get('load_from')
+    is_level = isinstance(level, int) or isinstance(logging.getLevelName(level), int)
+    seed = (config.get('randomness') or {}).get('seed')
+    is_seed = seed is None or (isinstance(seed, int) and 0 <= seed < 2**32)
+    start = ((config.get('env_cfg') or {}).get('mp_cfg') or {}).get('mp_start_method', 'fork')
+    methods = multiprocessing.get_all_start_methods()
+    for key, value, is_right, allowed in (
+        ('log_level', level, is_level, 'DEBUG, INFO, WARNING or ERROR'),
+        ('randomness.seed', seed, is_seed, 'an int from 0 to 2**32 - 1, or None'),
+        ('env_cfg.mp_cfg.mp_start_method', start, start in methods, f'one of {", ".join(methods)}'),
+        ('load_from', load_from, load_from is None or isinstance(load_from, str), 'a path'),
+    ):
+        if not is_right:
+            raise ValueError(f'{key} must be {allowed}, but is {value!r}')
 
 
 def set_accelerate(config: Config, accelerate: bool) -> None:
@@ -161,7 +182,7 @@ def _rank(launcher: str) -> int:
     """Rank of this process.
 
     Raises:
-        ValueError: The launcher's environment variables are missing or no numbers.
+        ValueError: The launcher's environment variables are missing, no numbers, or contradict each other.
     """
     if launcher == 'none' or torch.distributed.is_initialized():
         return get_rank()
@@ -172,7 +193,10 @@ def _rank(launcher: str) -> int:
                 f'--launcher {launcher} is for processes that {_STARTERS[launcher]} starts: {name} must be a number, '
                 f'but is {value or "not set"}'
             )
-    return int(os.environ[_NUMBERS[launcher][0]])
+    rank, world_size = (int(os.environ[name]) for name in _NUMBERS[launcher][:2])
+    if rank >= world_size:
+        raise ValueError(f'{_NUMBERS[launcher][0]} must be below the number of processes, {world_size}, but is {rank}')
+    return rank
 
 
 def _prepare_gloo(config: Config, launcher: str) -> None:

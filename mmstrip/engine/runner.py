@@ -1,7 +1,8 @@
 """mmengine's Runner with checks where it would fail silently."""
 
 import logging
-from functools import partial
+from collections.abc import Sequence
+from functools import partial, reduce
 
 import torch
 from mmengine.logging import print_log
@@ -40,6 +41,22 @@ def _checked(loop: BaseLoop, key: str) -> BaseLoop:
     return loop
 
 
+def _check_classes(loop: BaseLoop, model: nn.Module) -> None:
+    """Check that a model has an output for each class: on GPUs, some losses would compute a wrong value."""
+    dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    model = model.module if is_model_wrapper(model) else model
+    for name in ('head', 'decode_head', 'bbox_head', 'roi_head.bbox_head'):
+        head = reduce(lambda part, attribute: getattr(part, attribute, None), name.split('.'), model)
+        for part in head if isinstance(head, nn.ModuleList) else [head]:
+            count = getattr(part, 'num_classes', None)
+            if isinstance(classes, Sequence) and isinstance(count, int) and count < len(classes):
+                raise ValueError(
+                    f'model.{name}.num_classes must be at least {len(classes)}, the number of classes of '
+                    f'train_dataloader.dataset, but is {count}'
+                )
+
+
 def _read_samples(dataset: Dataset, indices: list) -> list:
     return [read_sample(dataset, index) for index in indices]
 
@@ -53,7 +70,8 @@ class _CheckedRunner:
       :class:`mmstrip.engine.sampler.SeededSampler` does this.
 
     Raises:
-        ValueError: A loader gives no batch, or the optim wrapper's constructor ignores mixed precision.
+        ValueError: A loader gives no batch, the training data have more classes than the model, or the optim wrapper's
+            constructor ignores mixed precision.
     """
 
     def build_dataloader(self, dataloader, *args, **kwargs) -> DataLoader:
@@ -122,6 +140,7 @@ class _CheckedRunner:
 
     def build_train_loop(self, loop):
         built = super().build_train_loop(loop)  # infinite samplers of other loops fill any batch
+        _check_classes(built, self.model)
         return _checked(built, 'train_dataloader') if isinstance(built, EpochBasedTrainLoop) else built
 
     def build_val_loop(self, loop):

@@ -61,7 +61,7 @@ def check_images(x: Tensor, in_channels: int) -> None:
     if x.dim() != 4 or x.shape[1] != in_channels or min(x.shape[2:]) < MIN_SIDE:
         raise ValueError(
             f'StripMLP takes images of shape (N, {in_channels}, H, W) with H and W at least {MIN_SIDE}, '
-            f'but got {tuple(x.shape)}'
+            f'but got {tuple(map(int, x.shape))}'
         )
 
 

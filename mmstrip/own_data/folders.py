@@ -215,8 +215,3 @@ def summarize(items: Iterable, limit: int = 3) -> str:
     """The first items as text, and how many more there are."""
     items = list(items)
     return ', '.join(map(str, items[:limit])) + (f' and {len(items) - limit} more' if len(items) > limit else '')
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal cannot print or would interpret."""
-    return ''.join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

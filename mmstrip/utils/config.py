@@ -3,11 +3,19 @@
 import argparse
 import difflib
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
+
+# Settings that are dicts if they are there.
+_DICTS = (
+    *(f'{stage}_{part}' for stage in ('train', 'val', 'test') for part in ('cfg', 'dataloader', 'dataloader.sampler')),
+    *('model', 'optim_wrapper', 'randomness', 'auto_scale_lr', 'env_cfg', 'env_cfg.mp_cfg', 'env_cfg.dist_cfg'),
+    *('default_hooks', 'default_hooks.checkpoint', 'default_hooks.runtime_info'),
+)
 
 
 class _KeyValues(DictAction):
@@ -30,7 +38,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
     Raises:
         FileNotFoundError: There is no such file; the error suggests similar names.
-        ValueError: The file cannot be read as a config, or ``options`` do not fit it.
+        ValueError: The file cannot be read as a config, ``options`` do not fit it, or a setting must be a dict.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'no config at {path}' + _suggestion(Path(path)))
@@ -45,7 +53,20 @@ def load_config(path: str, options: dict | None = None) -> Config:
             config.merge_from_dict(options)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f'--cfg-options do not fit {path}: {" ".join(map(str, error.args))[:200]}') from error
+    _check_kinds(config, path)
     return config
+
+
+def _check_kinds(config: Config, path: str) -> None:
+    """Check that dicts are dicts and pipelines lists."""
+    for key in _DICTS:
+        value = reduce(lambda parent, name: (parent or {}).get(name), key.split('.'), config)
+        if not isinstance(value or {}, dict):
+            raise ValueError(f'{path}: {key} must be a dict, but is {value!r}')
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        for key, dataset in leaf_datasets((config.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
+            if not isinstance(dataset.get('pipeline') or [], (list, tuple)):
+                raise ValueError(f'{path}: {key}.pipeline must be a list, but is {dataset["pipeline"]!r}')
 
 
 def load_model_config(path: str, options: dict | None = None) -> Config:
@@ -53,13 +74,11 @@ def load_model_config(path: str, options: dict | None = None) -> Config:
 
     Raises:
         FileNotFoundError, ValueError: See :func:`load_config`.
-        ValueError: The config has no ``model``, or it is no dict.
+        ValueError: The config has no ``model``.
     """
     config = load_config(path, options)
     if not config.get('model'):
         raise ValueError(f'{path} has no model')
-    if not isinstance(config.model, dict):
-        raise ValueError(f'{path}: model must be a dict, but is {config.model!r}')
     init_default_scope(config.get('default_scope') or 'mmengine')
     return config
 

@@ -11,7 +11,7 @@ from torch.distributed import DistNetworkError
 
 from .config import name_of
 
-_LIBRARIES = {'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'torch'}
+_LIBRARIES = {'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'torch', 'gradio'}
 
 
 @contextmanager
@@ -23,7 +23,12 @@ def short_errors() -> Iterator[None]:
         sentence = sentence_of(error)
         if not sentence:
             raise
-        sys.exit(f'Error: {sentence}')
+        sys.exit('\n'.join(map(printable, f'Error: {sentence}'.split('\n'))))
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal cannot print or would interpret."""
+    return ''.join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def sentence_of(error: Exception) -> str:

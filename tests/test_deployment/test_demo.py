@@ -34,7 +34,7 @@ DEMO = ROOT / 'demo' / 'app.py'
 @pytest.fixture(scope='module')
 def app():
     """The page's module, whose functions need no page."""
-    spec = spec_from_file_location('page', DEMO)
+    spec = spec_from_file_location('mmstrip.page', DEMO)  # its errors are the project's, as when it is run
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

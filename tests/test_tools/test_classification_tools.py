@@ -150,6 +150,13 @@ NO_GPU = '--amp float16 needs a GPU, but none is available; use --amp bfloat16 o
         ("AdamW cannot be built: '<=' not supported", [*OPTIONS, 'optim_wrapper.optimizer.lr=abc']),
         ('mmstrip.ResumableEpochLoop cannot be built: .*abc', [*OPTIONS, 'train_cfg.max_epochs=abc']),
         ('custom_hooks must be a list of dicts, but got 3', [*OPTIONS, 'custom_hooks=3']),
+        ('train_dataloader.sampler must be a dict, but is 3', [*OPTIONS, 'train_dataloader.sampler=3']),
+        ('val_dataloader.dataset.pipeline must be a list, but is 3', [*OPTIONS, 'val_dataloader.dataset.pipeline=3']),
+        ("log_level must be DEBUG, INFO, WARNING or ERROR, but is 'foo'", [*OPTIONS, 'log_level=foo']),
+        ("randomness.seed must be an int from 0 .*, but is 'abc'", [*OPTIONS, 'randomness.seed=abc']),
+        ("mp_start_method must be one of .*, but is 'foo'", [*OPTIONS, 'env_cfg.mp_cfg.mp_start_method=foo']),
+        ('load_from must be a path, but is 3', [*OPTIONS, 'load_from=3']),
+        ('model.head.num_classes must be at least 10, .*, but is 5', [*OPTIONS, 'model.head.num_classes=5']),
         ('Cannot find CIFAR10 dataset in TMP', [*OPTIONS, 'train_dataloader.dataset._delete_=True', *CIFAR10]),
     ],
 )

@@ -9,13 +9,13 @@ Example:
 """
 
 import argparse
-import sys
 
 from rich.console import Console
 from rich.table import Table
 
 from mmstrip.analysis.receptive_field import SHARES, compare_fields, find_images, load_backbone, read_images
 from mmstrip.utils.checkpoints import add_trust_option
+from mmstrip.utils.errors import short_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,15 +41,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     *models, folder = args.items
-    try:
+    with short_errors():
         images = read_images(find_images([folder], args.num_images), args.size)
         backbones = [
             load_backbone(text, None if weights == 'none' else weights, args.stage, args.trust_checkpoints)
             for text, weights in zip(models[::2], models[1::2])
         ]
         results = compare_fields(backbones, images, args.out)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'Error: {error}')
     table = Table(title=f'side in pixels (fraction of the image), {len(images)} images of {args.size} px')
     table.add_column('backbone')
     for head in ('stage', 'stride', *(f'{share:.0%}' for share in SHARES)):

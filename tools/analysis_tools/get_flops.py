@@ -5,10 +5,10 @@ Example:
 """
 
 import argparse
-import sys
 
 from mmstrip.analysis.complexity import analyze_complexity
 from mmstrip.utils.config import add_config_options, build_model, load_model_config
+from mmstrip.utils.errors import short_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,11 +31,9 @@ def main() -> None:
     args = parse_args()
     height, width = args.shape[0], args.shape[-1]
     shape, depth = (args.channels, height, width), args.depth if args.table else 0
-    try:
+    with short_errors():
         config = load_model_config(args.config, args.cfg_options)
         complexity = analyze_complexity(build_model(config.model), shape, depth)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'Error: {error}')
     if args.table:
         print(complexity.table)
     print(f'Input:  {args.channels} x {height} x {width}')

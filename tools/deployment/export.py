@@ -5,13 +5,13 @@ Example:
 """
 
 import argparse
-import sys
 import time
 
 from mmstrip.deployment import Export, export_model
 from mmstrip.deployment.formats import SUFFIXES, files_of
 from mmstrip.utils.checkpoints import add_trust_option
 from mmstrip.utils.config import add_config_options
+from mmstrip.utils.errors import short_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,10 +54,8 @@ def main() -> None:
     )
     start = time.perf_counter()
     print(f'Exporting to {args.out} ...', flush=True)
-    try:
+    with short_errors():
         error = export_model(args.config, args.checkpoint, args.out, settings, args.cfg_options, args.trust_checkpoints)
-    except (ImportError, OSError, ValueError) as reason:
-        sys.exit(f'Error: {reason}')
     size = sum(file.stat().st_size for file in files_of(args.out)) / 1e6
     print(f'{args.out}: {size:.1f} MB in {time.perf_counter() - start:.0f} s')
     if error is None:

@@ -7,13 +7,12 @@ Example:
 import argparse
 import inspect
 import shlex
-import sys
 from pathlib import Path
 
 from mmstrip.own_data import write_classification, write_detection, write_segmentation
 from mmstrip.own_data.detection import MODELS as DETECTORS
-from mmstrip.own_data.folders import printable
 from mmstrip.own_data.segmentation import MODELS as SEGMENTORS
+from mmstrip.utils.errors import printable, short_errors
 
 WRITERS = dict(classification=write_classification, detection=write_detection, segmentation=write_segmentation)
 MODELS = dict(detection=tuple(DETECTORS), segmentation=tuple(SEGMENTORS))
@@ -46,10 +45,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     options = vars(parse_args())
-    try:
+    with short_errors():
         written = WRITERS[options.pop('task')](**options)
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(printable(f'Error: {error}'))
     config, work_dir = shlex.quote(str(written.config)), Path('work_dirs') / written.config.stem
     checkpoint = f'"$(cat {shlex.quote(str(work_dir))}/last_checkpoint)"'
     print(*map(printable, [*written.found, f'wrote {config}']), '', sep='\n')

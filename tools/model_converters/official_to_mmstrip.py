@@ -5,10 +5,10 @@ Example:
 """
 
 import argparse
-import sys
 
 from mmstrip.converters.official import convert_official_checkpoint
 from mmstrip.utils.checkpoints import add_trust_option
+from mmstrip.utils.errors import short_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,10 +21,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with short_errors():
         result = convert_official_checkpoint(args.src, args.dst, args.trust_checkpoints)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'Error: {error}')
     skipped = f', {result.skipped} tensors outside the backbone skipped' if result.skipped else ''
     print(f'{args.dst}: Strip-MLP {result.arch} from {result.kind}, {len(result.state_dict)} tensors{skipped}')
     arguments = ', '.join(f'{name}={value!r}' for name, value in result.backbone.items())

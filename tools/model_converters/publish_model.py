@@ -5,10 +5,10 @@ Example:
 """
 
 import argparse
-import sys
 
 from mmstrip.converters.publish import publish_model
 from mmstrip.utils.checkpoints import add_trust_option
+from mmstrip.utils.errors import short_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,10 +23,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with short_errors():
         meta = publish_model(args.config, args.src, args.dst, args.half, args.trust_checkpoints)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'Error: {error}')
     classes = (meta.get('dataset_meta') or {}).get('classes') or ()
     print(f'{args.dst}: {meta["config"]}, names of {len(classes)} classes')
 

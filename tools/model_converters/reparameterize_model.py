@@ -5,10 +5,10 @@ Example:
 """
 
 import argparse
-import sys
 
 from mmstrip.converters.reparameterize import convert_to_deploy
 from mmstrip.utils.checkpoints import add_trust_option
+from mmstrip.utils.errors import short_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,10 +22,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with short_errors():
         error = convert_to_deploy(args.config, args.src, args.dst, args.trust_checkpoints)
-    except (ImportError, OSError, ValueError) as reason:
-        sys.exit(f'Error: {reason}')
     print(f'{args.dst}: deploy form; largest difference: {error:.1e} of the largest feature')
     print('Load it with --cfg-options model.backbone.deploy=True')
 
