@@ -235,7 +235,7 @@ def fit(counts: dict[str, int]) -> tuple[float, dict[str, tuple[float, float]]]:
 
 
 def report() -> Iterator[str]:
-    """Markdown: the fit, compiled blocks, and whole iterations with their bounds."""
+    """Markdown: the fit, whole iterations with their bounds, and last compiled blocks."""
     steps = {name: eager_step(name) for name in MEASURED}
     launch_ms, errors = fit({name: step.total for name, step in steps.items()} | OLDER)
     rows = []
@@ -244,14 +244,6 @@ def report() -> Iterator[str]:
         rows.append((name, f'{step.total:,}', f'{step.bytes / 1e9:.1f}', MEASURED[name], *wrong))
     yield f'One launch: {1e3 * launch_ms:.1f} microseconds.'
     yield markdown_table(('eager step', 'operations', 'GB', 'H200, ms', 'error of the fit', 'left out'), rows)
-    rows = []
-    for name, way in ((STRIP, 'accelerated'), (STRIP, 'compiled'), ('ConvNeXt-T', 'compiled')):
-        for stage in (0, 2):
-            counted = compiled_block(name, way, stage)
-            parts = [counted.kernels(phase) for phase in ('forward', 'backward')]
-            bound = f' (at most {BLOCK})' if way == 'accelerated' else ''
-            rows.append((name, way, stage + 1, *(f'{k} + {c}' for k, c in parts), f'{sum(map(sum, parts))}{bound}'))
-    yield markdown_table(('block', '', 'stage', 'forward: kernels + calls', 'backward', 'together'), rows)
     rows = []
     for name in MEASURED:
         flops = 3 * 2 * BATCH * analyze_complexity(speed.spec(name).build(), (3, 224, 224)).flops
@@ -263,6 +255,14 @@ def report() -> Iterator[str]:
             rows.append((name, way, f'{counted.total:,}', optimizer, f'{counted.bytes / 1e9:.1f}', times))
     rows.append((STRIP, 'accelerated, at most', f'{ITERATION:,}', OPTIMIZER, STEP_GB, ''))
     yield markdown_table(('iteration', '', 'launches', 'in the optimizer', 'GB', 'predicted, ms'), rows)
+    rows = []
+    for name, way in ((STRIP, 'accelerated'), (STRIP, 'compiled'), ('ConvNeXt-T', 'compiled')):
+        for stage in (0, 2):
+            counted = compiled_block(name, way, stage)
+            parts = [counted.kernels(phase) for phase in ('forward', 'backward')]
+            bound = f' (at most {BLOCK})' if way == 'accelerated' else ''
+            rows.append((name, way, stage + 1, *(f'{k} + {c}' for k, c in parts), f'{sum(map(sum, parts))}{bound}'))
+    yield markdown_table(('block', '', 'stage', 'forward: kernels + calls', 'backward', 'together'), rows)
 
 
 def parse_args() -> argparse.Namespace:
@@ -281,7 +281,7 @@ def main() -> None:
         parts.append(part)
         print(f'{part}\n', flush=True)
     if args.page:
-        fill(args.page, 'counted', '\n\n'.join(parts))
+        fill(args.page, 'counted', '\n\n'.join(parts[:-1]))  # blocks are of use to developers only
 
 
 if __name__ == '__main__':

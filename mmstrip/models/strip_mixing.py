@@ -21,8 +21,9 @@ class StripMLPLayer(nn.Module):
     """Strip MLP layer (Section 3.2): each token is a weighted sum of all tokens of a strip.
 
     A strip is the token's line (row or column) and the lines beside it. Channels are split into ``num_patches``
-    patches; channel ``i * num_patches + g`` belongs to patch g. The channels of a patch share its weights (Section
-    3.3). Over rows, with zeros outside the map::
+    channel patches; channel ``i * num_patches + g`` belongs to patch g. The channels of a patch share its weights, and
+    each patch has its own, because weights shared by all channels mix too little in the small maps of deep stages
+    (Section 3.3). Over rows, with zeros outside the map::
 
         y[i, g, h, w'] = bias[g, w'] + sum over k, w of weight[g, k, w', w] * x[i, g, h + k - strip_width // 2, w]
 

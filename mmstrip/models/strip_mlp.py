@@ -370,7 +370,18 @@ class StripMLP(BaseModule):
 def merge_maps(
     merging: nn.Module, cross_stage: nn.ModuleList, x: Tensor, earlier: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """The merged map plus cross-stage features; and the list of these features with the merged map."""
+    """Compute the input of a stage.
+
+    Args:
+        merging: Patch embedding or patch merging, with stride s.
+        cross_stage: One convolution per map of ``earlier``, with stride s.
+        x: Images, or the output of the previous stage, (N, C, H, W).
+        earlier: Merged maps of earlier stages, at the size of ``x``.
+
+    Returns:
+        The sum of ``merging(x)`` and the convolved earlier maps, (N, C', H / s, W / s); and the list of these earlier
+        maps followed by ``merging(x)``, which is ``earlier`` for the next stage.
+    """
     merged = merging(x)
     earlier = [conv(_nchw_on_gpus(feature)) for conv, feature in zip(cross_stage, earlier)]
     return sum(earlier, merged), [*earlier, merged]
