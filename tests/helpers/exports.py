@@ -32,6 +32,7 @@ SMALL_SCENES = {
     'model.decode_head.in_channels': [8] * 4,
     'model.decode_head.channels': 8,
 }
+STEMS = {**SMALL_SCENES, 'model.backbone': dict(_delete_=True, type='Stems'), 'model.neck.in_channels': [8] * 4}
 DETECTORS = {
     'RetinaNet': str(ROOT / 'configs/detection/retinanet_strip-mlp-nano_fpn_1xb8_digit-scenes.py'),
     'MaskRCNN': str(ROOT / 'configs/detection/mask-rcnn_strip-mlp-nano_fpn_1xb8_digit-scenes.py'),
@@ -77,15 +78,13 @@ EXPORTS = {
     'segmentor': (
         SCENES,
         {
-            **SMALL_SCENES,
-            'model.backbone': dict(_delete_=True, type='Stems'),
-            'model.neck.in_channels': [8] * 4,
+            **STEMS,
             'test_dataloader.dataset.pipeline': [*RESIZED, dict(type='PackSegInputs')],
         },
         dict(ANY, format='openvino', shape=(80, 112)),
         list('abcdefghijk'),
     ),
-    'maps': (SCENES, {**SMALL_SCENES, **PADDED}, dict(ANY, part='backbone', shape=(80, 112)), None),
+    'maps': (SCENES, {**STEMS, **PADDED}, dict(ANY, part='backbone', shape=(80, 112)), None),
     'neck': (DETECTORS['RetinaNet'], OPTIONS['RetinaNet'], dict(part='neck', shape=(64, 96)), None),
 }
 PAD_VALUE = 1.0  # after normalization

@@ -134,7 +134,6 @@ NO_GPU = '--amp float16 needs a GPU, but none is available; use --amp bfloat16 o
             [*TRAIN, '--cfg-options', 'model.backbone.strip_width=4'],
         ),
         ('--out must end in .pkl', [*TEST, '--out', 'TMP/out.json']),
-        (NO_GPU, [*TRAIN, '--amp', 'float16']),
         (NO_GPU, [*TEST, '--amp', 'float16']),
         ('--out must be a file, but .*/folder.pkl is a folder', [*TEST, '--out', 'TMP/folder.pkl']),
         ("File exists: '.*/ours.pth'", [*TEST, '--show-dir', 'TMP/ours.pth']),
@@ -182,8 +181,7 @@ def test_a_work_dir_in_use_is_refused(tmp_path):
             run_here('train.py', TINY_CONFIG, '--work-dir', tmp_path)
 
 
-@pytest.mark.parametrize('place', ['StripMLP.__init__', 'StripMLP.forward'])
-@pytest.mark.parametrize('error', [RuntimeError, ValueError])
+@pytest.mark.parametrize('place, error', [('StripMLP.__init__', ValueError), ('StripMLP.forward', RuntimeError)])
 def test_errors_of_the_program_keep_their_traceback(place, error, tmp_path, monkeypatch):
     def fail(*_, **__) -> None:
         raise error('a bug')
