@@ -174,6 +174,14 @@ def test_bad_input_is_named(words, command, trained, tmp_path):
     assert (tmp_path / 'damaged' / 'epoch_1.pth').read_text() == 'nothing'
 
 
+def test_a_rank_beyond_the_processes_is_refused(tmp_path, monkeypatch):
+    """Or it would wait for PyTorch's timeout."""
+    for name, value in dict(RANK=2, WORLD_SIZE=2, LOCAL_RANK=0, MASTER_PORT=1).items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(SystemExit, match='^Error: RANK must be below the number of processes, 2, but is 2$'):
+        run_here('train.py', TINY_CONFIG, '--work-dir', tmp_path, '--launcher', 'pytorch')
+
+
 def test_a_work_dir_in_use_is_refused(tmp_path):
     with multiprocessing.get_context('fork').Pool(1) as pool:
         pool.apply(lock_work_dir, [tmp_path])
