@@ -44,7 +44,8 @@ def _checked(loop: BaseLoop, key: str) -> BaseLoop:
 def _check_classes(loop: BaseLoop, model: nn.Module) -> None:
     """Check that a model has an output for each class: on GPUs, some losses would compute a wrong value."""
     dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    about = getattr(dataset, 'metainfo', None) or {}
+    classes = about.get('thing_classes') or about.get('classes')  # panoptic models find stuff by other heads
     model = model.module if is_model_wrapper(model) else model
     for name in ('head', 'decode_head', 'bbox_head', 'roi_head.bbox_head'):
         head = reduce(lambda part, attribute: getattr(part, attribute, None), name.split('.'), model)

@@ -1,6 +1,7 @@
 """Trainings unlike the toolboxes' usual ones: other batches, wrappers, layers and constructors."""
 
 import signal
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from benchmarks.evidence.clock import ClockHook
 from mmstrip.engine.launch import build_runner
 from mmstrip.engine.precision import set_train_amp
-from mmstrip.engine.runner import runner_class
+from mmstrip.engine.runner import _check_classes, runner_class
 from mmstrip.utils.config import load_config
 from mmstrip.utils.samples import image_files
 
@@ -181,6 +182,29 @@ def test_loaders_without_a_batch_are_refused(more, options, words, train, tmp_pa
     with pytest.raises(ValueError, match=f'^{words}$'):
         train(PLAIN + more, **options)
     assert not list(tmp_path.glob('work/*.pth'))
+
+
+@pytest.mark.parametrize(
+    'about, count, is_right',
+    [
+        (dict(classes=list('abc')), 3, True),
+        (dict(classes=list('abc')), 2, False),
+        (dict(classes=list('abc'), thing_classes=['a']), 1, True),
+        (dict(classes=list('abc'), thing_classes=['a', 'b']), 1, False),
+        ({}, 2, True),
+        (None, 2, True),
+    ],
+)
+def test_classes_beyond_those_of_a_cascade(about, count, is_right):
+    """Of the stages' heads; the name of the setting stands in the error."""
+    model = nn.Module()
+    model.roi_head = nn.Module()
+    model.roi_head.bbox_head = nn.ModuleList([nn.Module(), nn.Module()])
+    model.roi_head.bbox_head[1].num_classes = count
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=SimpleNamespace(metainfo=about)))
+    words = f'^model.roi_head.bbox_head.num_classes must be at least {count + 1}, .* but is {count}$'
+    with nullcontext() if is_right else pytest.raises(ValueError, match=words):
+        _check_classes(loop, model)
 
 
 def test_an_endless_sampler_fills_a_batch_from_fewer_images(train):
