@@ -41,8 +41,11 @@ def _checked(loop: BaseLoop, key: str) -> BaseLoop:
     return loop
 
 
-def _check_classes(loop: BaseLoop, model: nn.Module) -> None:
-    """Check that a model has an output for each class: on GPUs, some losses would compute a wrong value."""
+def _compare_classes(loop: BaseLoop, model: nn.Module) -> None:
+    """Warn of classes without an output: some losses ignore them, others fail on GPUs without a reason.
+
+    Not an error, because some models change the labels, such as RPN, or take classes from a text.
+    """
     dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
     about = getattr(dataset, 'metainfo', None) or {}
     classes = about.get('thing_classes') or about.get('classes')  # panoptic models find stuff by other heads
@@ -52,10 +55,8 @@ def _check_classes(loop: BaseLoop, model: nn.Module) -> None:
         for part in head if isinstance(head, nn.ModuleList) else [head]:
             count = getattr(part, 'num_classes', None)
             if isinstance(classes, Sequence) and isinstance(count, int) and count < len(classes):
-                raise ValueError(
-                    f'model.{name}.num_classes must be at least {len(classes)}, the number of classes of '
-                    f'train_dataloader.dataset, but is {count}'
-                )
+                words = f'model.{name}.num_classes is {count}, but train_dataloader.dataset has {len(classes)} classes'
+                print_log(words, logger='current', level=logging.WARNING)
 
 
 def _read_samples(dataset: Dataset, indices: list) -> list:
@@ -67,12 +68,12 @@ class _CheckedRunner:
 
     - On CPUs, several processes train with any model wrapper, and with BN in place of SyncBN.
     - ``--auto-scale-lr`` also scales the learning rate that is logged as ``base_lr``.
+    - A model with fewer outputs than the training data have classes is named in a warning.
     - Data errors name the file at fault, see :func:`mmstrip.utils.samples.read_sample`; in training,
       :class:`mmstrip.engine.sampler.SeededSampler` does this.
 
     Raises:
-        ValueError: A loader gives no batch, the training data have more classes than the model, or the optim wrapper's
-            constructor ignores mixed precision.
+        ValueError: A loader gives no batch, or the optim wrapper's constructor ignores mixed precision.
     """
 
     def build_dataloader(self, dataloader, *args, **kwargs) -> DataLoader:
@@ -141,7 +142,7 @@ class _CheckedRunner:
 
     def build_train_loop(self, loop):
         built = super().build_train_loop(loop)  # infinite samplers of other loops fill any batch
-        _check_classes(built, self.model)
+        _compare_classes(built, self.model)
         return _checked(built, 'train_dataloader') if isinstance(built, EpochBasedTrainLoop) else built
 
     def build_val_loop(self, loop):

@@ -171,10 +171,6 @@ def test_broken_data_are_named(scenes, tmp_path):
     shutil.copytree(scenes, data)
     work_dir = ['--work-dir', tmp_path / 'out']
     configs = {task: write_config(tmp_path / f'{task}.py', task, data) for task in CONFIGS}
-    for task, head in ('segmentation', 'decode_head'), ('detection', 'roi_head.bbox_head'):
-        key = f'model.{head}.num_classes'
-        with pytest.raises(SystemExit, match=f'^Error: {key} must be at least 1[01], .* but is 3$'):
-            run_here('train.py', configs[task], *work_dir, '--cfg-options', f'{key}=3')
     for labels in (data / 'labels' / 'train').iterdir():
         Image.fromarray(np.full((48, 48), 17, np.uint8)).save(labels)
     with pytest.raises(SystemExit, match=rf'^Error: {data}/labels/train/\d+.png must contain labels from 0 to 10'):
