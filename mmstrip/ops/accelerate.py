@@ -35,7 +35,7 @@ def accelerate(model: nn.Module, compile: bool | None = None) -> nn.Module:
     """Make the Strip-MLP in a model faster, in place; nothing changes but speed and rounding.
 
     The classes of its modules become subclasses, so parameters, names, state dict, hooks and copies stay the same. On
-    CPUs native operators compute in float32 and bfloat16; a module whose layers are replaced, hooked or parametrised
+    CPUs native operators compute in float32 and bfloat16; a module whose layers are replaced, hooked or parametrized
     runs the reference. On GPUs PyTorch compiles each block, and the steps between the stages, in the first forward
     pass, which takes a minute or so; blocks with hooks inside run the reference, and so do networks in FSDP2 or with
     SyncBN in several processes. So does everything that is compiled, traced, exported or transformed by others. The log
@@ -121,7 +121,7 @@ def change_classes(model: nn.Module, compile: bool | None = None) -> str:
     fast = f'{len(blocks) - len(slow)} of {len(blocks)} blocks' if blocks else f'{len(modules)} modules'
     said = f'{fast} {_what_runs()}'
     if slow:
-        said += f'; the reference elsewhere: {slow[0]} is replaced, wrapped, parametrised, hooked or of another type'
+        said += f'; the reference elsewhere: {slow[0]} is replaced, wrapped, parametrized, hooked or of another type'
     return said
 
 
