@@ -108,7 +108,7 @@ class TestTheCall:
         change(model.stages[2][1])
         said = accelerator.change_classes(model)
         assert said.startswith('4 of 5 blocks') and 'the reference elsewhere: stages.2.1' in said
-        assert f'{where} is replaced, wrapped, parametrised, hooked or of another type' in said
+        assert f'{where} is replaced, wrapped, parametrized, hooked or of another type' in said
 
     def test_on_other_devices_the_reference_runs(self, model):
         said = accelerator.change_classes(model.to('meta'))
