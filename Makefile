@@ -136,9 +136,9 @@ count: install
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
-# Processes of one core each, two more than there are, as some wait for others that they start. Files stay together, as
+# Processes of one core each, one more than there are, as some wait for others that they start. Files stay together, as
 # their tests share trained models, in the order of tests/conftest.py.
-PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(os.cpu_count() + 2, 6))')
+PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 4))')
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder \
 		--max-worker-restart 0
