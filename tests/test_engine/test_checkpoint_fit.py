@@ -23,10 +23,10 @@ def trained(tmp_path_factory):
 
 def test_a_head_of_other_classes_is_refused(trained):
     with pytest.raises(ValueError) as raised:
-        train_here(trained.work_dir, {'model.head.num_classes': 12})
+        train_here(trained.work_dir, {'model.head.num_classes': 7})
     assert str(raised.value) == (
         f'{trained.work_dir}/epoch_1.pth cannot be resumed with this config: head.fc.weight has shape (10, 128) in the '
-        'checkpoint, but (12, 128) in the model. To start a new training from its weights, set load_from to it and '
+        'checkpoint, but (7, 128) in the model. To start a new training from its weights, set load_from to it and '
         'leave out --resume'
     )
 
