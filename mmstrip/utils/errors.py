@@ -11,7 +11,7 @@ from torch.distributed import DistNetworkError
 
 from .config import name_of
 
-_LIBRARIES = {'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'torch', 'gradio'}
+_LIBRARIES = {'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'torch', 'gradio', 'PIL'}
 
 
 @contextmanager

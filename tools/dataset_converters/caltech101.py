@@ -5,9 +5,9 @@ Example:
 """
 
 import argparse
-import sys
 
 from mmstrip.datasets.caltech101 import SPLITS, write_caltech101_split, write_smaller_copy
+from mmstrip.utils.errors import short_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,12 +24,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with short_errors():
         meta = write_caltech101_split(args.root)
         if args.smaller_copy:
             meta = write_smaller_copy(args.root, args.smaller_copy, args.short_side)
-    except (OSError, ValueError) as error:
-        sys.exit(f'Error: {error}')
     for name in (*SPLITS, 'classes'):
         file = meta / f'{name}.txt'
         print(f'{file}: {len(file.read_text().splitlines()):,} lines')

@@ -5,9 +5,9 @@ Example:
 """
 
 import argparse
-import sys
 
 from mmstrip.datasets.digit_scenes import write_digit_scenes
+from mmstrip.utils.errors import short_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,10 +22,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with short_errors():
         write_digit_scenes(args.out, args.train, args.val, args.size, args.seed)
-    except (OSError, ValueError) as error:
-        sys.exit(f'Error: {error}')
     print(f'{args.out}: {args.train:,} training and {args.val:,} validation scenes')
 
 

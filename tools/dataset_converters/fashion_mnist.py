@@ -7,9 +7,9 @@ Example:
 """
 
 import argparse
-import sys
 
 from mmstrip.datasets.fashion_mnist import PACKAGE_FOLDER, unpack_fashion_mnist
+from mmstrip.utils.errors import short_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,10 +23,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with short_errors():
         counts = unpack_fashion_mnist(args.source, args.out)
-    except (OSError, ValueError) as error:
-        sys.exit(f'Error: {error}')
     print(f'{args.out}: {counts["train"]:,} training and {counts["t10k"]:,} test images')
 
 
