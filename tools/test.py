@@ -99,7 +99,7 @@ def augment_tests(config, path: str) -> None:
     missing = [key for key in ('tta_model', 'tta_pipeline') if not config.get(key)]
     if missing:
         raise ValueError(f'--tta needs tta_model and tta_pipeline, but {path} has no {" and no ".join(missing)}')
-    for _, dataset in leaf_datasets(config.test_dataloader.dataset, 'test_dataloader.dataset'):
+    for _, dataset in leaf_datasets(config, 'test_dataloader.dataset'):
         dataset.pipeline = config.tta_pipeline
     config.model = ConfigDict(**config.tta_model, module=config.model)
     # Checkpoints store averaged weights as the model's, but EMAHook would look for the wrapper's.
@@ -118,7 +118,7 @@ def set_detection_tta(config) -> None:
         raise ValueError('--tta: mmdet merges boxes only, but this model has a mask head')
     averaged = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
     config.setdefault('tta_model', dict(type='DetTTAModel', tta_cfg=averaged))
-    (_, dataset), *_ = leaf_datasets(config.test_dataloader.dataset, 'test_dataloader.dataset')
+    (_, dataset), *_ = leaf_datasets(config, 'test_dataloader.dataset')
     *loading, pack = dataset.pipeline
     # Unflipped first: mmdet's merged sample takes its ground truth, which PASCAL VOC metrics read, from the first view.
     flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]

@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmstrip.engine.launch import check_data, leave_group, parse_with_launcher, set_work_dir, train
 from mmstrip.engine.precision import add_amp_option, set_train_amp
-from mmstrip.utils.config import load_config
+from mmstrip.utils.config import load_config, setting
 from mmstrip.utils.errors import short_errors
 
 
@@ -53,9 +53,9 @@ def apply_args(config, args: argparse.Namespace) -> None:
     set_train_amp(config, args.amp)
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
-        ((config.get('default_hooks') or {}).get('checkpoint') or {}).pop('save_best', None)
+        (setting(config, 'default_hooks.checkpoint') or {}).pop('save_best', None)
     if args.auto_scale_lr:
-        if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
+        if setting(config, 'auto_scale_lr.base_batch_size') is None:
             raise ValueError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not set')
         config.auto_scale_lr.enable = True
 

@@ -147,7 +147,7 @@ def set_data_root(config: Config, data_root: str) -> None:
         return os.path.join(data_root, path[5:]) if isinstance(path, str) and path.startswith('data/') else path
 
     for name in LOADERS:
-        for _, dataset in leaf_datasets((config.get(name) or {}).get('dataset'), name):
+        for _, dataset in leaf_datasets(config, f'{name}.dataset'):
             if 'data_root' in dataset:
                 dataset.data_root = placed(dataset.data_root)
         evaluator = config.get(name.replace('dataloader', 'evaluator'))

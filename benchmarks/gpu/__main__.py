@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from mmstrip.utils.errors import short_errors
+
 from .page import fill_measured, tables
 from .runner import STEPS, errors_of, run_steps
 
@@ -34,11 +36,9 @@ def main() -> None:
     report = run_steps(names, args.out or Path('work_dirs/gpu') / card, args.minutes, args.dry_run)
     for kind, table in tables(report).items():
         print(f'\n{kind}\n\n{table}')
-    for page in args.pages:
-        try:
+    with short_errors():
+        for page in args.pages:
             fill_measured(page, report)
-        except ValueError as error:
-            sys.exit(f'Error: {error}')
     failed = [name for name in names if name in report['steps'] and errors_of(report['steps'][name])]
     if failed:
         sys.exit(f'Error: {len(failed)} steps have failed: {", ".join(failed)}')

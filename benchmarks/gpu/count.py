@@ -234,8 +234,8 @@ def fit(counts: dict[str, int]) -> tuple[float, dict[str, tuple[float, float]]]:
     return slope(), {name: (slope() * ratio - 1, slope(name) * ratio - 1) for name, ratio in ratios.items()}
 
 
-def report() -> Iterator[str]:
-    """Markdown: the fit, whole iterations with their bounds, and last compiled blocks."""
+def steps_and_iterations() -> Iterator[str]:
+    """Markdown: the fit, and whole iterations with their bounds."""
     steps = {name: eager_step(name) for name in MEASURED}
     launch_ms, errors = fit({name: step.total for name, step in steps.items()} | OLDER)
     rows = []
@@ -255,6 +255,10 @@ def report() -> Iterator[str]:
             rows.append((name, way, f'{counted.total:,}', optimizer, f'{counted.bytes / 1e9:.1f}', times))
     rows.append((STRIP, 'accelerated, at most', f'{ITERATION:,}', OPTIMIZER, STEP_GB, ''))
     yield markdown_table(('iteration', '', 'launches', 'in the optimizer', 'GB', 'predicted, ms'), rows)
+
+
+def blocks() -> str:
+    """A markdown table of compiled blocks."""
     rows = []
     for name, way in ((STRIP, 'accelerated'), (STRIP, 'compiled'), ('ConvNeXt-T', 'compiled')):
         for stage in (0, 2):
@@ -262,7 +266,7 @@ def report() -> Iterator[str]:
             parts = [counted.kernels(phase) for phase in ('forward', 'backward')]
             bound = f' (at most {BLOCK})' if way == 'accelerated' else ''
             rows.append((name, way, stage + 1, *(f'{k} + {c}' for k, c in parts), f'{sum(map(sum, parts))}{bound}'))
-    yield markdown_table(('block', '', 'stage', 'forward: kernels + calls', 'backward', 'together'), rows)
+    return markdown_table(('block', '', 'stage', 'forward: kernels + calls', 'backward', 'together'), rows)
 
 
 def parse_args() -> argparse.Namespace:
@@ -277,11 +281,12 @@ def main() -> None:
         sys.exit('Error: counting takes the CPU for a GPU, so hide the GPUs: CUDA_VISIBLE_DEVICES= make count')
     MMLogger.get_instance('mmengine', log_level='ERROR')
     parts = [f'Counted with PyTorch {torch.__version__}, {BATCH} images.']
-    for part in report():
+    for part in steps_and_iterations():
         parts.append(part)
         print(f'{part}\n', flush=True)
+    print(blocks())  # of use to developers only
     if args.page:
-        fill(args.page, 'counted', '\n\n'.join(parts[:-1]))  # blocks are of use to developers only
+        fill(args.page, 'counted', '\n\n'.join(parts))
 
 
 if __name__ == '__main__':

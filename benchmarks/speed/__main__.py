@@ -9,12 +9,13 @@ A model is a config file or a registered backbone with arguments, followed by it
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from mmstrip.utils.errors import short_errors
 
 from .measuring import DTYPES, MODES, Settings, allow_tf32
 from .profiling import costliest_operations
@@ -77,19 +78,17 @@ def main() -> None:
     allow_tf32(args.tf32)
     names = ('modes', 'batch', 'shapes', 'channels', 'dtype', 'device', 'rounds', 'warmup')
     settings = Settings(**{name: getattr(args, name) for name in names})
-    try:
+    with short_errors():
         specs = [Spec.parse(text) for text in args.models]
         if args.profile:
             for spec in specs:
                 show_profile(spec, settings)
             return
         report = run_benchmark(specs, settings)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'Error: {error}')
-    print_report(report)
-    if args.out:
-        save_report(report, args.out)
-        print(f'Saved in {args.out}')
+        print_report(report)
+        if args.out:
+            save_report(report, args.out)
+            print(f'Saved in {args.out}')
 
 
 if __name__ == '__main__':

@@ -4,7 +4,6 @@ pipelines, the toolboxes' and torchvision v2's. CPU time of one thread, in round
 
 import argparse
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from mmengine.config import Config
 from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
+
+from mmstrip.utils.errors import short_errors
 
 from ..machine import describe
 from ..results import markdown_table, write_json
@@ -177,11 +178,8 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            images = find_images(args.images, args.number) if args.images else make_images(Path(folder))
-        except FileNotFoundError as error:
-            sys.exit(f'Error: {error}')
+    with short_errors(), tempfile.TemporaryDirectory() as folder:
+        images = find_images(args.images, args.number) if args.images else make_images(Path(folder))
         samples = [annotate(image, Path(folder)) for image in images]
         results = {task: measure(task, samples, args.rounds) for task in args.tasks}
     print(f'{len(samples)} images, {args.rounds} rounds\n\n{table(results)}')

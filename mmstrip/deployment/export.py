@@ -250,8 +250,7 @@ def _output_names(network: Network, images: Tensor) -> list[str]:
 
 def _describe(network: Network, config, settings: Export, meta: dict) -> dict:
     """The description of a file: all that predictions need."""
-    data = leaf_datasets((config.get('test_dataloader') or {}).get('dataset'), 'test_dataloader.dataset')
-    _, dataset = next(data, (None, {}))
+    _, dataset = next(leaf_datasets(config, 'test_dataloader.dataset'), (None, {}))
     steps = _steps_of(dataset, settings.part)
     flip, mean, std = normalization(network.model)
     return dict(

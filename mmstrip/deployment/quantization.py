@@ -26,8 +26,7 @@ def calibration_pixels(config: Config, count: int) -> list[np.ndarray]:
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
     train, test = (
-        [leaf for _, leaf in leaf_datasets((config.get(key) or {}).get('dataset'), key)]
-        for key in ('train_dataloader', 'test_dataloader')
+        [leaf for _, leaf in leaf_datasets(config, f'{key}.dataset')] for key in ('train_dataloader', 'test_dataloader')
     )
     if not train or not test:
         raise ValueError(

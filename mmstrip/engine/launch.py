@@ -18,7 +18,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from ..utils.checkpoints import add_trust_option, load_plain_weights_only
-from ..utils.config import add_config_options, bare_name, dataset_class, leaf_datasets
+from ..utils.config import add_config_options, bare_name, dataset_class, leaf_datasets, setting
 from .resumable import make_resumable
 from .resume import choose_checkpoint
 from .runner import runner_class
@@ -32,6 +32,14 @@ _NUMBERS = dict(
     mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 )
 LAUNCHERS = ('none', *_STARTERS)
+# Settings that count epochs, iterations or files, with their lowest values; -1 stands for never or for all.
+_LOWEST = {
+    'train_cfg.val_begin': 0,
+    'train_cfg.val_interval': 1,
+    'default_hooks.checkpoint.interval': -1,
+    'default_hooks.checkpoint.max_keep_ckpts': -1,
+    'log_processor.window_size': 0,
+}
 
 
 def parse_with_launcher(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -65,7 +73,7 @@ def check_data(config: Config, loaders: Sequence[str]) -> None:
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
     for loader in loaders:
-        for key, dataset in leaf_datasets((config.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
+        for key, dataset in leaf_datasets(config, f'{loader}.dataset'):
             root = dataset.get('data_root')
             if root and '://' not in root and not Path(root).is_dir() and not _downloads(dataset):
                 raise FileNotFoundError(
@@ -121,9 +129,9 @@ def _check_values(config: Config) -> None:
     """Check settings whose errors would not name them."""
     level, load_from = config.get('log_level', 'INFO'), config.get('load_from')
     is_level = isinstance(level, int) or isinstance(logging.getLevelName(level), int)
-    seed = (config.get('randomness') or {}).get('seed')
+    seed = setting(config, 'randomness.seed')
     is_seed = seed is None or (isinstance(seed, int) and 0 <= seed < 2**32)
-    start = ((config.get('env_cfg') or {}).get('mp_cfg') or {}).get('mp_start_method', 'fork')
+    start = setting(config, 'env_cfg.mp_cfg.mp_start_method', 'fork')
     methods = multiprocessing.get_all_start_methods()
     for key, value, is_right, allowed in (
         ('log_level', level, is_level, 'DEBUG, INFO, WARNING or ERROR'),
@@ -133,6 +141,10 @@ def _check_values(config: Config) -> None:
     ):
         if not is_right:
             raise ValueError(f'{key} must be {allowed}, but is {value!r}')
+    for key, lowest in _LOWEST.items():
+        number = setting(config, key, lowest)
+        if not isinstance(number, (int, float)) or number < lowest:
+            raise ValueError(f'{key} must be a number of at least {lowest}, but is {number!r}')
 
 
 def set_accelerate(config: Config, accelerate: bool) -> None:
@@ -217,7 +229,7 @@ def _join_group(backend: str, config: Config) -> None:
     """Join the process group, under a prefix per restart: torchrun's store keeps the addresses of dead processes."""
     store, rank, world_size = next(torch.distributed.rendezvous('env://'))
     store = torch.distributed.PrefixStore(f'start_{_restarts()}', store)
-    seconds = ((config.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout')
+    seconds = setting(config, 'env_cfg.dist_cfg.timeout')
     timeout = None if seconds is None else timedelta(seconds=seconds)
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from ..utils.config import name_of
+from ..utils.config import name_of, setting
 
 _HOOKS = tuple(f'mmstrip.{name}Hook' for name in ('Seed', 'InvalidLoss', 'ETA', 'CheckpointFit', 'PlainCheckpoint'))
 _BAD_IMAGES_HOOK = 'mmstrip.BadImagesHook'
@@ -42,7 +42,7 @@ def make_resumable(config: Config) -> None:
             loader.pin_memory = False  # PyTorch would warn
         if loader.get('num_workers'):
             loader.setdefault('worker_init_fn', dict(type='mmstrip.block_sigterm_in_worker'))
-    sampler = (config.get('train_dataloader') or {}).get('sampler')
+    sampler = setting(config, 'train_dataloader.sampler')
     if sampler:
         sampler = sampler.sampler if sampler.type == 'mmstrip.SeededSampler' else sampler
         config.train_dataloader.sampler = dict(type='mmstrip.SeededSampler', sampler=sampler, bad_images=bad_images)

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from ..utils.checkpoints import read_checkpoint
+from ..utils.config import setting
 
 LAST = 'last_checkpoint'
 CHECKPOINTS = ('epoch_*.pth', 'iter_*.pth', 'interrupted.pth')
@@ -41,8 +42,8 @@ def choose_checkpoint(config: Config, trusted: bool = False) -> str | None:
     if config.get('load_from') and config.resume != 'auto':
         found = config.load_from, read_resumable(config.load_from, trusted)
     else:
-        hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
-        own = re.sub(r'\{.*?\}', '*', hook.get('filename_tmpl') or CHECKPOINTS[0])
+        template = setting(config, 'default_hooks.checkpoint.filename_tmpl') or CHECKPOINTS[0]
+        own = re.sub(r'\{.*?\}', '*', template)
         found = _newest(Path(config.work_dir), trusted, (*CHECKPOINTS, own))
     if found is None:
         start = config.get('load_from') or 'scratch'

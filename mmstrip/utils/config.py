@@ -3,7 +3,6 @@
 import argparse
 import difflib
 from collections.abc import Iterator
-from functools import reduce
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -60,11 +59,11 @@ def load_config(path: str, options: dict | None = None) -> Config:
 def _check_kinds(config: Config, path: str) -> None:
     """Check that dicts are dicts and pipelines lists."""
     for key in _DICTS:
-        value = reduce(lambda parent, name: (parent or {}).get(name), key.split('.'), config)
+        value = setting(config, key)
         if not isinstance(value or {}, dict):
             raise ValueError(f'{path}: {key} must be a dict, but is {value!r}')
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        for key, dataset in leaf_datasets((config.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
+        for key, dataset in leaf_datasets(config, f'{loader}.dataset'):
             if not isinstance(dataset.get('pipeline') or [], (list, tuple)):
                 raise ValueError(f'{path}: {key}.pipeline must be a list, but is {dataset["pipeline"]!r}')
 
@@ -104,15 +103,27 @@ def _suggestion(path: Path) -> str:
     return f'; did you mean {" or ".join(close)}?' if close else ''
 
 
-def leaf_datasets(dataset: object, key: str) -> Iterator[tuple[str, dict]]:
-    """The datasets inside wrappers such as RepeatDataset and ConcatDataset, with their dotted keys."""
+def setting(config: dict, key: str, default: object = None) -> object:
+    """The setting at a dotted key; ``default`` if it is missing. Dicts around it may be missing or None."""
+    *parents, name = key.split('.')
+    for parent in parents:
+        config = config.get(parent) or {}
+    return config.get(name, default)
+
+
+def leaf_datasets(config: dict, key: str) -> Iterator[tuple[str, dict]]:
+    """The datasets at a dotted key, inside wrappers such as RepeatDataset and ConcatDataset, with their own keys."""
+    yield from _leaves(setting(config, key), key)
+
+
+def _leaves(dataset: object, key: str) -> Iterator[tuple[str, dict]]:
     if isinstance(dataset, (list, tuple)):
         for i, item in enumerate(dataset):
-            yield from leaf_datasets(item, f'{key}.{i}')
+            yield from _leaves(item, f'{key}.{i}')
     elif isinstance(dataset, dict):
         inner = [name for name in ('dataset', 'datasets') if name in dataset]
         for name in inner:
-            yield from leaf_datasets(dataset[name], f'{key}.{name}')
+            yield from _leaves(dataset[name], f'{key}.{name}')
         if not inner:
             yield key, dataset
 

@@ -11,6 +11,8 @@ from torch.distributed import DistNetworkError
 
 from .config import name_of
 
+_BUILDERS = {'build_from_cfg', 'build_scheduler_from_cfg'}  # of mmengine
+_PROJECT = {'mmstrip', 'benchmarks', '__main__'}  # the last is the tool
 _LIBRARIES = {'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'torch', 'gradio', 'PIL'}
 
 
@@ -49,7 +51,7 @@ def sentence_of(error: Exception) -> str:
     refused = line.startswith('raise ') or isinstance(error, AssertionError)
     # By the operating system, about files: connections break when another process fails.
     files = isinstance(error, OSError) and (error.errno or in_worker) and not isinstance(error, ConnectionError)
-    if files or (refused and package in ('mmstrip', '__main__')):  # which is the tool
+    if files or (refused and package in _PROJECT):
         return text
     if any(frame.f_code.co_name == 'run' and isinstance(frame.f_locals.get('self'), BaseLoop) for frame in frames):
         return ''
@@ -57,7 +59,7 @@ def sentence_of(error: Exception) -> str:
         return text
     if package not in _LIBRARIES:
         return ''
-    builds = [frame for frame in frames if frame.f_code.co_name == 'build_from_cfg']
+    builds = [frame for frame in frames if frame.f_code.co_name in _BUILDERS]
     if refused or frames[-1:] == builds[-1:]:  # the type is not registered, or has no such argument
         return text
     return f'{name_of(builds[-1].f_locals["cfg"]["type"])} cannot be built: {text}' if builds else ''

@@ -95,7 +95,7 @@ def test_all_forms_of_a_model_are_timed_and_those_that_fail_are_named(monkeypatc
     rows = speed.inference('Strip-MLP-T', 1, dry=True)
     assert [row['model'] for row in rows] == ['Strip-MLP-T', 'Strip-MLP-T @deploy', 'Strip-MLP-T @reference']
     assert all(row['image'] == '64 x 64' and row['peak_mib'] >= 0 for row in rows), rows
-    assert all(row['images_per_second'] == pytest.approx(2e3 / row['ms'], rel=0.01) for row in rows)
+    assert all(row['images_per_second'] == pytest.approx(2e3 / row['ms'], rel=0.01, abs=0.06) for row in rows)
     monkeypatch.setattr('benchmarks.speed.measuring.Candidate.difference', lambda *_: bad(True))
     (row,) = speed.measure([speed.spec('Strip-MLP-T', True)], ['inference'], 1, True)
     assert row['error'] == 'ValueError: two is not three' and 'ms' not in row

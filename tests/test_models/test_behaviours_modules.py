@@ -192,7 +192,7 @@ def scaled_copy(module):
     return module
 
 
-def parametrise(tensor):
+def parametrized(tensor):
     return lambda module: parametrize.register_parametrization(module, tensor, Flipped())
 
 
@@ -257,10 +257,10 @@ CHANGES = {
         ('scaled copy', ('channel_mixing.fc2', 'channel_mixing', LSMM, 'strip_mixing', ''), scaled_copy),
         ('shared memory', ('',), share_first_rows),
         ('hidden channels cut off', ('channel_mixing',), cut_hidden_channels),
-        ('parametrized', ('channel_mixing.fc1', *DEPTHWISE[3:], NORM, f'{CGSMM}.row'), parametrise('weight')),
-        ('parametrized', ('channel_mixing.fc2', BATCH_NORMS[0]), parametrise('bias')),
-        ('parametrized', (f'{CGSMM}.position_column',), parametrise('table')),
-        ('parametrized', (GRN,), parametrise('gamma')),
+        ('parametrized', ('channel_mixing.fc1', *DEPTHWISE[3:], NORM, f'{CGSMM}.row'), parametrized('weight')),
+        ('parametrized', ('channel_mixing.fc2', BATCH_NORMS[0]), parametrized('bias')),
+        ('parametrized', (f'{CGSMM}.position_column',), parametrized('table')),
+        ('parametrized', (GRN,), parametrized('gamma')),
         ('a weight of another class', (*LINEAR, f'{CGSMM}.row'), with_a_weight_of_its_own),
         ('pruned', ('strip_mixing.project.0', 'channel_mixing.fc1', f'{CGSMM}.row'), pruned('weight')),
         ('patched', (*DEPTHWISE, 'strip_mixing.fuse'), constant_convolution),
