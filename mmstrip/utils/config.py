@@ -104,10 +104,12 @@ def _suggestion(path: Path) -> str:
 
 
 def setting(config: dict, key: str, default: object = None) -> object:
-    """The setting at a dotted key; ``default`` if it is missing. Dicts around it may be missing or None."""
+    """The setting at a dotted key; ``default`` if it is missing or what is around it is no dict."""
     *parents, name = key.split('.')
     for parent in parents:
-        config = config.get(parent) or {}
+        config = config.get(parent)
+        if not isinstance(config, dict):
+            return default
     return config.get(name, default)
 
 

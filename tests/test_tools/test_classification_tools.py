@@ -155,6 +155,7 @@ NO_GPU = '--amp float16 needs a GPU, but none is available; use --amp bfloat16 o
         ("randomness.seed must be an int from 0 .*, but is 'abc'", [*OPTIONS, 'randomness.seed=abc']),
         ("mp_start_method must be one of .*, but is 'foo'", [*OPTIONS, 'env_cfg.mp_cfg.mp_start_method=foo']),
         ('load_from must be a path, but is 3', [*OPTIONS, 'load_from=3']),
+        ('log processor should be a LogProcessor object or dict', [*OPTIONS, 'log_processor=3']),
         ('val_interval must be a number of at least 1, but is 0', [*OPTIONS, 'train_cfg.val_interval=0']),
         ("checkpoint.interval must be .*, but is 'a'", [*OPTIONS, 'default_hooks.checkpoint.interval=a']),
         ("OneCycleLR cannot be built: .*'abcabc", [*OPTIONS, 'param_scheduler.0.end=abc']),
